@@ -1,0 +1,21 @@
+"""spinverse: diffusion MRI signals from permeable membranes, and membranes from signals."""
+
+# isort: skip_file
+# ruff: noqa: E402
+from ._stack import load_stack
+
+load_stack()  # the DOLFINx wheel wants to be first
+
+__version__ = "0.1.0"
+
+from . import acquisition, mesh, units
+from .acquisition import Acquisition, Signals
+from .errors import InputError, SolverError, SpinverseError, StackError
+from .mesh import Mesh
+from .problem import BlochTorrey
+from .tissue import Permeability, Tissue
+
+__all__ = [
+    "Acquisition", "BlochTorrey", "InputError", "Mesh", "Permeability", "Signals", "SolverError",
+    "SpinverseError", "StackError", "Tissue", "acquisition", "mesh", "units",
+]

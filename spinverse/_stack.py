@@ -1,0 +1,249 @@
+"""Loads DOLFINx, PETSc, SLEPc and pyadjoint in the right order and checks that they fit.
+
+The PyPI wheel of DOLFINx wants ``import dolfinx_solver`` before any of its compiled modules;
+a DOLFINx of conda or of the system has no such module. :func:`load_stack` hides the difference
+and turns every stack that cannot run spinverse into one :class:`~spinverse.errors.StackError`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from dataclasses import dataclass
+from importlib import metadata
+from types import ModuleType
+
+from spinverse.errors import StackError
+
+DOLFINX_SERIES = "0.11"
+WHEEL = "dolfinx-solver-real"
+INSTALL_HINT = (
+    "install the wheel with `pip install 'spinverse[solver]'` (Linux, x86_64), "
+    "or use conda-forge with environment.yml"
+)
+
+# Launchers tell each process how many there are; read before MPI is initialised.
+# SLURM_NTASKS is not here: a batch script has it too, around serial programs.
+SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "MPI_LOCALNRANKS")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Versions of what spinverse runs on, as text.
+
+    Attributes:
+        dolfinx: Version of DOLFINx.
+        petsc: Version of PETSc.
+        slepc: Version of SLEPc.
+        pyadjoint: Version of pyadjoint-ad.
+        mpi: Name and version of the MPI library.
+        source: ``"wheel"`` for dolfinx-solver-real of PyPI, else ``"system"``.
+    """
+
+    dolfinx: str
+    petsc: str
+    slepc: str
+    pyadjoint: str
+    mpi: str
+    source: str
+
+    def describe(self) -> str:
+        """Return all of it in one line."""
+        return (
+            f"DOLFINx {self.dolfinx} ({self.source}), PETSc {self.petsc}, SLEPc {self.slepc}, "
+            f"pyadjoint {self.pyadjoint}, {self.mpi}"
+        )
+
+
+def launched_size(environment: Mapping[str, str]) -> int:
+    """Return the number of MPI processes that the launcher announces, 1 if there is none."""
+    for name in SIZE_VARIABLES:
+        value = environment.get(name, "")
+        if value.isdigit():
+            return int(value)
+    return 1
+
+
+def limit_threads(environment: MutableMapping[str, str]) -> bool:
+    """Give each rank of a parallel run one BLAS thread, unless the user has set a number.
+
+    BLAS reads these variables when it is loaded, so an ``import numpy`` before
+    ``import spinverse`` comes too early for numpy's own: set ``OMP_NUM_THREADS=1`` then.
+
+    Args:
+        environment: Usually ``os.environ``; changed in place.
+
+    Returns:
+        Whether anything was set.
+    """
+    if launched_size(environment) < 2 or any(name in environment for name in THREAD_VARIABLES):
+        return False
+    environment.update(dict.fromkeys(THREAD_VARIABLES, "1"))
+    return True
+
+
+def distributions_problem(names: Iterable[str]) -> str | None:
+    """Return what is wrong with the installed distributions, or None.
+
+    Args:
+        names: Normalised names (lower case, hyphens) of the installed distributions.
+    """
+    names = set(names)
+    if "dolfinx-solver-complex" in names:
+        return (
+            "dolfinx-solver-complex is installed, but spinverse needs real PETSc scalars: "
+            f"pip uninstall dolfinx-solver-complex, then pip install --force-reinstall {WHEEL}"
+        )
+    if WHEEL in names:
+        foreign = sorted(names & {"petsc", "petsc4py", "slepc", "slepc4py"})
+        if foreign:
+            return (
+                f"{', '.join(foreign)} from PyPI overwrote the PETSc inside {WHEEL}: "
+                f"pip uninstall {' '.join(foreign)}, then pip install --force-reinstall "
+                f"--no-deps {WHEEL}"
+            )
+    return None
+
+
+def dolfinx_problem(dolfinx: ModuleType) -> str | None:
+    """Return why this DOLFINx cannot be used, or None."""
+    version = str(getattr(dolfinx, "__version__", "unknown"))
+    if version.split(".")[:2] != DOLFINX_SERIES.split("."):
+        return f"DOLFINx {version} found, spinverse needs {DOLFINX_SERIES}.x: {INSTALL_HINT}"
+    for flag, part in (("has_petsc", "PETSc"), ("has_petsc4py", "petsc4py")):
+        if not getattr(dolfinx, flag, False):
+            return f"DOLFINx {version} was built without {part}: {INSTALL_HINT}"
+    return None
+
+
+def scalar_problem(scalar_type: type) -> str | None:
+    """Return why this ``PETSc.ScalarType`` cannot be used, or None."""
+    name = getattr(scalar_type, "__name__", str(scalar_type))
+    if name == "float64":
+        return None
+    return (
+        f"PETSc has scalars of type {name}, spinverse needs real float64 "
+        "(conda: petsc=*=real*; PyPI: dolfinx-solver-real)"
+    )
+
+
+def pyadjoint_problem(pyadjoint: ModuleType) -> str | None:
+    """Return why this pyadjoint cannot be used, or None."""
+    if hasattr(pyadjoint, "ReducedFunctional") and hasattr(pyadjoint, "OverloadedType"):
+        return None
+    return (
+        "pyadjoint is not the automatic-differentiation library (PyPI's `pyadjoint` is a "
+        "seismology package): pip uninstall pyadjoint, then pip install --force-reinstall "
+        "pyadjoint-ad"
+    )
+
+
+def launcher_problem(announced: int, actual: int) -> str | None:
+    """Return why N copies would each compute alone, or None.
+
+    Args:
+        announced: Ranks that the launcher announces, see :func:`launched_size`.
+        actual: Size of the world communicator.
+    """
+    if actual > 1 or announced < 2:
+        return None
+    return (
+        f"started as {announced} processes, but MPI sees only one: the launcher is of another "
+        f"MPI than mpi4py; use the mpiexec beside {sys.executable}"
+    )
+
+
+def installed_distributions() -> set[str]:
+    """Return the normalised names of the installed distributions."""
+    names = (distribution.metadata["Name"] for distribution in metadata.distributions())
+    return {name.lower().replace("_", "-").replace(".", "-") for name in names if name}
+
+
+def one_line(error: BaseException) -> str:
+    """Return an exception's message without line breaks."""
+    return " ".join(str(error).split())
+
+
+def _require(problem: str | None) -> None:
+    if problem is not None:
+        raise StackError(problem)
+
+
+def check_stack(import_module: Callable[[str], ModuleType], distributions: Iterable[str]) -> Stack:
+    """Import the stack in order and check each part; :func:`load_stack` is the usual entry.
+
+    Args:
+        import_module: Imports a module by name, as ``importlib.import_module`` does.
+        distributions: Normalised names of the installed distributions.
+
+    Returns:
+        The versions found.
+
+    Raises:
+        StackError: The first thing that is missing, foreign or of a wrong version or kind.
+    """
+
+    def get(name: str, missing: str) -> ModuleType:
+        try:
+            return import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is not None and name.split(".")[0] != error.name.split(".")[0]:
+                missing = f"{name} cannot be imported: {one_line(error)}"
+            raise StackError(missing) from error
+        except Exception as error:  # compiled modules raise more than ImportError
+            raise StackError(f"{name} cannot be imported: {one_line(error)}") from error
+
+    _require(distributions_problem(distributions))
+    source = "wheel"
+    try:
+        import_module("dolfinx_solver")
+    except ModuleNotFoundError as error:
+        if error.name != "dolfinx_solver":
+            raise StackError(f"dolfinx_solver cannot be imported: {one_line(error)}") from error
+        source = "system"
+    except Exception as error:  # its own refusal of a foreign PETSc
+        raise StackError(one_line(error)) from error
+
+    mpi = get("mpi4py.MPI", f"mpi4py is not installed: {INSTALL_HINT}")
+    _require(launcher_problem(launched_size(os.environ), mpi.COMM_WORLD.size))
+    dolfinx = get("dolfinx", f"DOLFINx is not installed: {INSTALL_HINT}")
+    _require(dolfinx_problem(dolfinx))
+    petsc = get("petsc4py.PETSc", f"petsc4py is not installed: {INSTALL_HINT}")
+    _require(scalar_problem(petsc.ScalarType))
+    slepc = get(
+        "slepc4py.SLEPc",
+        "slepc4py is not installed (conda: conda install -c conda-forge slepc4py; "
+        f"PyPI: it is part of {WHEEL})",
+    )
+    get("petsctools", "petsctools is not installed: pip install petsctools")
+    pyadjoint = get("pyadjoint", "pyadjoint is not installed: pip install pyadjoint-ad")
+    _require(pyadjoint_problem(pyadjoint))
+
+    return Stack(
+        dolfinx=str(dolfinx.__version__),
+        petsc=".".join(map(str, petsc.Sys.getVersion())),
+        slepc=".".join(map(str, slepc.Sys.getVersion())),
+        pyadjoint=str(getattr(pyadjoint, "__version__", "unknown")),
+        mpi=" ".join(mpi.Get_library_version().partition("\n")[0].replace(":", " ").split()),
+        source=source,
+    )
+
+
+@functools.cache
+def load_stack() -> Stack:
+    """Limit BLAS threads of parallel runs, import the stack in order, check it.
+
+    Must run before anything imports dolfinx, petsc4py or slepc4py; a second call is free.
+
+    Returns:
+        The versions found.
+
+    Raises:
+        StackError: The stack cannot run spinverse; the message is one line that says what to do.
+    """
+    limit_threads(os.environ)
+    return check_stack(importlib.import_module, installed_distributions())

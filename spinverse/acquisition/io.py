@@ -1,0 +1,374 @@
+"""Acquisitions and signals in files: a flat table with one measurement a row.
+
+Both formats, csv and npz, hold the same columns:
+
+    b (s/mm^2), direction_x, direction_y, direction_z, delta, Delta, TE (ms), waveform,
+    and for signals re, im, magnitude, normalised.
+
+``waveform`` is "PGSE" where delta, Delta and TE say everything. Other waveforms get a label, and
+their samples or parameters stand, as JSON, in a comment line of the csv, ``# waveform LABEL
+{...}``, or in the array ``waveform_definitions`` of the npz. Numbers are written so that reading
+gives back the same bits. Rows are counted from 0 in messages.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from spinverse.acquisition.signals import Signals
+from spinverse.acquisition.table import Acquisition
+from spinverse.acquisition.waveforms import PGSE, Waveform
+from spinverse.errors import InputError
+
+DIRECTION_COLUMNS = ("direction_x", "direction_y", "direction_z")
+REQUIRED_COLUMNS = ("b", *DIRECTION_COLUMNS, "delta", "Delta")
+ACQUISITION_COLUMNS = (*REQUIRED_COLUMNS, "TE", "waveform")
+VALUE_COLUMNS = ("re", "im", "magnitude", "normalised")
+
+# nan or an empty cell; of the last two, only where re and im are there
+_MAY_BE_MISSING = ("delta", "Delta", "TE", "magnitude", "normalised")
+_DEFINITIONS = "waveform_definitions"
+_COMMENT = "# waveform "
+_MATCH = 1e-6  # relative; of the unit for directions
+
+Columns = dict[str, np.ndarray]
+
+
+def write_acquisition(path: str | Path, acquisition: Acquisition) -> None:
+    """Write the table of measurements to ``path``, .csv or .npz.
+
+    The file appears complete or not at all.
+
+    Raises:
+        InputError: Another suffix, or a folder that does not exist.
+    """
+    _write(path, *_acquisition_columns(acquisition))
+
+
+def write_signals(path: str | Path, signals: Signals) -> None:
+    """Write measurements and signals to ``path``, .csv or .npz.
+
+    ``normalised`` is nan in all rows if a waveform has no signal at b = 0. The file appears
+    complete or not at all.
+
+    Raises:
+        InputError: Another suffix, or a folder that does not exist.
+    """
+    columns, definitions = _acquisition_columns(signals.acquisition)
+    try:
+        normalised = signals.normalised
+    except InputError:
+        normalised = np.full(len(signals), np.nan)
+    columns |= {
+        "re": signals.values.real,
+        "im": signals.values.imag,
+        "magnitude": signals.magnitude,
+        "normalised": normalised,
+    }
+    _write(path, columns, definitions)
+
+
+def read_acquisition(path: str | Path) -> Acquisition:
+    """Read the table of measurements from a .csv or .npz file.
+
+    Raises:
+        InputError: Missing file or column, a bad cell (row, column and value are named), or values
+            that Acquisition refuses.
+    """
+    return _acquisition(path, *_read(path))
+
+
+def read_signals(path: str | Path, expected: Acquisition | None = None) -> Signals:
+    """Read measurements and signals from a .csv or .npz file.
+
+    The signal is taken from ``re`` and ``im``, or else from ``magnitude``, or else from
+    ``normalised``.
+
+    Args:
+        path: The file.
+        expected: If given, the file must have these measurements in this order (to 1e-6; the
+            direction does not matter at b = 0, nor TE in a file without it), and the result
+            carries this acquisition.
+
+    Raises:
+        InputError: As ``read_acquisition``; no column with signals; a row that differs from
+            ``expected`` (names the first one).
+    """
+    columns, definitions = _read(path)
+    rows = columns["b"].size
+    if expected is not None and rows != len(expected):
+        raise InputError(
+            f"{path}: expected {len(expected)} rows as in the acquisition, found {rows}"
+        )
+    values = _values(path, columns)
+    acquisition = _acquisition(path, columns, definitions)
+    if expected is not None:
+        _check_same(path, acquisition, expected, with_echo_time="TE" in columns)
+        acquisition = expected
+    return Signals(acquisition, values)
+
+
+def _acquisition_columns(acquisition: Acquisition) -> tuple[Columns, dict[str, Waveform]]:
+    """The columns of a table, and the waveforms that the columns alone do not define."""
+    labels, definitions = [], {}
+    for k, waveform in enumerate(acquisition.waveforms):
+        # a class derived from PGSE is another waveform
+        label = "PGSE" if type(waveform) is PGSE else f"{waveform.name}-{k}"
+        if label != "PGSE":
+            definitions[label] = waveform
+        labels.append(label)
+    columns = {
+        "b": acquisition.b,
+        **dict(zip(DIRECTION_COLUMNS, acquisition.directions.T, strict=True)),
+        "delta": acquisition.delta,
+        "Delta": acquisition.Delta,
+        "TE": acquisition.echo_time,
+        "waveform": np.array(labels)[acquisition.waveform_index],
+    }
+    return columns, definitions
+
+
+def _acquisition(path, columns: Columns, definitions: dict[str, Waveform]) -> Acquisition:
+    """The table that the columns of a file describe."""
+    b, directions = columns["b"], np.column_stack([columns[name] for name in DIRECTION_COLUMNS])
+    labels = columns.get("waveform", np.full(b.size, "PGSE"))
+    for row, label in enumerate(labels):
+        if label != "PGSE" and label not in definitions:
+            raise InputError(
+                f"{path}: row {row}, column waveform: {str(label)!r} is not defined in the file, "
+                f"expected one of {', '.join(['PGSE', *definitions])}"
+            )
+    times = (columns["delta"], columns["Delta"], columns.get("TE"))
+    try:
+        return Acquisition.from_rows(
+            b, directions, *times, waveforms=[definitions.get(label) for label in labels]
+        )
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _values(path, columns: Columns) -> np.ndarray:
+    """The complex signal from the columns that the file has."""
+    if "re" in columns or "im" in columns:
+        for name in ("re", "im"):
+            if name not in columns:
+                raise InputError(f"{path}: column {name} is missing beside the other of re and im")
+        # not re + 1j * im, which would lose the sign of a zero
+        values = np.empty(columns["re"].size, dtype=complex)
+        values.real, values.imag = columns["re"], columns["im"]
+        used = ("re", "im")
+    else:
+        used = tuple(name for name in ("magnitude", "normalised") if name in columns)[:1]
+        if not used:
+            raise InputError(f"{path}: column re is missing (nor is there magnitude or normalised)")
+        values = columns[used[0]].astype(complex)
+    for name in used:
+        for row in np.flatnonzero(~np.isfinite(columns[name]))[:1]:
+            raise InputError(
+                f"{path}: row {row}, column {name} is {columns[name][row]}, expected a number"
+            )
+    return values
+
+
+def _check_same(path, found: Acquisition, expected: Acquisition, with_echo_time: bool) -> None:
+    """Raise InputError at the first row in which two tables of equal length differ."""
+
+    def close(a, b):
+        return np.isclose(a, b, rtol=_MATCH, atol=0.0, equal_nan=True)
+
+    same = {
+        "b": close(found.b, expected.b),
+        "direction": np.all(np.abs(found.directions - expected.directions) <= _MATCH, axis=1)
+        | ((found.b == 0.0) & (expected.b == 0.0)),
+        "delta": close(found.delta, expected.delta),
+        "Delta": close(found.Delta, expected.Delta),
+    }
+    if with_echo_time:
+        same["TE"] = close(found.echo_time, expected.echo_time)
+    # PGSE is all in the times above; other waveforms must be the same object of plain values
+    pairs = np.column_stack([found.waveform_index, expected.waveform_index])
+    distinct, inverse = np.unique(pairs, axis=0, return_inverse=True)
+    equal = [
+        _same_waveform(found.waveforms[i], expected.waveforms[j]) for i, j in distinct.tolist()
+    ]
+    same["waveform"] = np.array(equal)[inverse.ravel()]
+    wrong = ~np.all(list(same.values()), axis=0)
+    if not np.any(wrong):
+        return
+    row = int(np.argmax(wrong))
+    name = next(name for name, column in same.items() if not column[row])
+    raise InputError(
+        f"{path}: row {row}, {name} is {_cell(found, name, row)}, expected "
+        f"{_cell(expected, name, row)} as in the acquisition"
+    )
+
+
+def _same_waveform(found: Waveform, expected: Waveform) -> bool:
+    both_pgse = type(found) is PGSE and type(expected) is PGSE
+    return both_pgse or found == expected
+
+
+def _cell(acquisition: Acquisition, name: str, row: int) -> str:
+    """A cell of the table as text for a message."""
+    if name == "waveform":
+        return acquisition.waveforms[acquisition.waveform_index[row]].describe()
+    if name == "direction":
+        return str(acquisition.directions[row].tolist())
+    values = {"TE": "echo_time"}.get(name, name)
+    return repr(float(getattr(acquisition, values)[row]))
+
+
+def _format(path: str | Path) -> str:
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".csv", ".npz"):
+        raise InputError(f"{path}: suffix {suffix!r}, expected .csv or .npz")
+    return suffix
+
+
+def _write(path: str | Path, columns: Columns, definitions: dict[str, Waveform]) -> None:
+    texts = {name: json.dumps(waveform.to_dict()) for name, waveform in definitions.items()}
+    if _format(path) == ".npz":
+        arrays = dict(columns)
+        if texts:
+            arrays[_DEFINITIONS] = np.array([[name, text] for name, text in texts.items()])
+        _replace(path, lambda file: np.savez(file, **arrays))
+        return
+    lines = [f"{_COMMENT}{name} {text}" for name, text in texts.items()]
+    lines.append(",".join(columns))
+    cells = [
+        column.tolist() if column.dtype.kind == "U" else [repr(x) for x in column.tolist()]
+        for column in columns.values()
+    ]
+    lines += [",".join(row) for row in zip(*cells, strict=True)]
+    text = "\n".join(lines) + "\n"
+    _replace(path, lambda file: file.write(text.encode()))
+
+
+def _replace(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write to a temporary name beside ``path``, then rename: no reader meets half a file."""
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: the folder {path.parent} does not exist")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _read(path: str | Path) -> tuple[Columns, dict[str, Waveform]]:
+    """Columns and waveform definitions of a file; the required columns are there and finite."""
+    reader = _read_npz if _format(path) == ".npz" else _read_csv
+    if not Path(path).is_file():
+        raise InputError(f"{path}: there is no such file")
+    columns, texts = reader(path)
+    definitions = {}
+    for name, text in texts.items():
+        try:
+            definitions[name] = Waveform.from_dict(json.loads(text))
+        except (json.JSONDecodeError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{path}: waveform {name}: {error}") from None
+    for name in ("b", *DIRECTION_COLUMNS):
+        for row in np.flatnonzero(~np.isfinite(columns[name]))[:1]:
+            raise InputError(
+                f"{path}: row {row}, column {name} is {columns[name][row]}, expected a number"
+            )
+    return columns, definitions
+
+
+def _check_columns(path, names) -> None:
+    for name in REQUIRED_COLUMNS:
+        if name not in names:
+            raise InputError(f"{path}: column {name} is missing")
+
+
+def _read_npz(path) -> tuple[Columns, dict[str, str]]:
+    try:
+        # opened here, since np.load leaves a broken archive open
+        with Path(path).open("rb") as binary, np.load(binary, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path}: not an npz file of plain arrays ({error})") from None
+    _check_columns(path, arrays)
+    columns: Columns = {}
+    for name in (*ACQUISITION_COLUMNS, *VALUE_COLUMNS):
+        if name not in arrays:
+            continue
+        array, kinds = arrays[name], "U" if name == "waveform" else "fiu"
+        if array.shape != arrays["b"].shape or array.ndim != 1 or array.size == 0:
+            raise InputError(
+                f"{path}: column {name} has shape {array.shape}, expected one value for each row "
+                f"of b, whose shape is {arrays['b'].shape}"
+            )
+        if array.dtype.kind not in kinds:
+            wanted = "text" if name == "waveform" else "real numbers"
+            raise InputError(f"{path}: column {name} holds {array.dtype}, expected {wanted}")
+        columns[name] = array if name == "waveform" else array.astype(float)
+    definitions = arrays.get(_DEFINITIONS, np.empty((0, 2), dtype=str))
+    if definitions.ndim != 2 or definitions.shape[1] != 2:
+        raise InputError(
+            f"{path}: {_DEFINITIONS} has shape {definitions.shape}, expected (waveforms, 2)"
+        )
+    return columns, {str(name): str(text) for name, text in definitions}
+
+
+def _read_csv(path) -> tuple[Columns, dict[str, str]]:
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as text ({error})") from None
+    definitions: dict[str, str] = {}
+    table: list[tuple[int, list[str]]] = []
+    for number, line in enumerate(lines, start=1):
+        if line.startswith(_COMMENT):
+            name, _, text = line.removeprefix(_COMMENT).partition(" ")
+            definitions[name] = text
+        elif line.strip() and not line.startswith("#"):
+            table.append((number, [cell.strip() for cell in next(csv.reader([line]))]))
+    if not table:
+        raise InputError(f"{path}: the file is empty, expected a header line")
+    header, body = table[0][1], table[1:]
+    _check_columns(path, header)
+    if len(set(header)) < len(header):
+        twice = next(name for name in header if header.count(name) > 1)
+        raise InputError(f"{path}: column {twice} appears twice")
+    if not body:
+        raise InputError(f"{path}: no rows below the header")
+    for row, (number, cells) in enumerate(body):
+        if len(cells) != len(header):
+            raise InputError(
+                f"{path}: row {row} (line {number}) has {len(cells)} cells, expected {len(header)} "
+                "as in the header"
+            )
+    columns: Columns = {}
+    for k, name in enumerate(header):
+        if name == "waveform":
+            columns[name] = np.array([cells[k] for _, cells in body])
+        elif name in ACQUISITION_COLUMNS or name in VALUE_COLUMNS:
+            columns[name] = np.array(
+                [_number(path, row, line, name, cells[k]) for row, (line, cells) in enumerate(body)]
+            )
+    return columns, definitions
+
+
+def _number(path, row: int, line: int, name: str, cell: str) -> float:
+    if not cell and name in _MAY_BE_MISSING:
+        return float("nan")
+    try:
+        return float(cell)
+    except ValueError:
+        raise InputError(
+            f"{path}: row {row} (line {line}), column {name}: {cell!r} is not a number"
+        ) from None

@@ -1,0 +1,142 @@
+"""Lowest diffusion modes of the tissue: SLEPc shift-invert, MUMPS factor, MPI parallel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse
+from petsc4py import PETSc
+from slepc4py import SLEPc
+
+from ..errors import SolverError
+from ..problem import BlochTorrey
+
+# Modes are cut at the widest relative gap among this many candidates, so that no cluster of
+# equal eigenvalues is cut in two: the span, and the signals, would then depend on the ranks.
+CANDIDATES = 12
+
+
+@dataclass(frozen=True, eq=False)
+class Eigenmodes:
+    """Modes phi_k with (decay) phi_k = lambda_k (mass) phi_k, mass-orthonormal.
+
+    Attributes:
+        eigenvalues: ``(K,)`` ascending, 1/ms.
+        modes: ``(n_owned, K)`` values at the owned broken dofs, um^-3/2.
+        positions: ``(3, K, K)`` position operators Phi^T J_j Phi, um.
+        start: ``(K,)`` initial magnetisation in the modes.
+        receive: ``(K,)`` integral of each mode: the signal is receive . m.
+        reach: ``(3,)`` half-widths of the bounding box: a bound on |x|, um.
+    """
+
+    eigenvalues: np.ndarray
+    modes: np.ndarray
+    positions: np.ndarray
+    start: np.ndarray
+    receive: np.ndarray
+    reach: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.eigenvalues)
+
+    def truncated(self, number: int) -> Eigenmodes:
+        """The first ``number`` of them."""
+        return Eigenmodes(self.eigenvalues[:number], self.modes[:, :number],
+                          self.positions[:, :number, :number], self.start[:number],
+                          self.receive[:number], self.reach)
+
+
+def eigenmodes(problem: BlochTorrey, number: int,
+               options_prefix: str = "spinverse_eps_") -> Eigenmodes:
+    """The lowest modes at the problem's present permeability. Collective.
+
+    Args:
+        problem: the discrete problem.
+        number: how many; a few fewer or more come back, cut at a gap of the spectrum.
+        options_prefix: PETSc/SLEPc options with this prefix reach the solver.
+
+    Raises:
+        SolverError: if the factorisation fails or too few pairs converge.
+    """
+    size = problem.num_unknowns
+    wanted = min(number + CANDIDATES, size)
+    eps = SLEPc.EPS().create(problem.comm)
+    A, M = problem.decay_matrix(), problem.mass_matrix
+    eps.setOperators(A, M)
+    eps.setProblemType(SLEPc.EPS.ProblemType.GHEP)
+    eps.setDimensions(nev=wanted, ncv=min(size, max(2 * wanted, wanted + 24)))
+    eps.setTolerances(1e-11, 200)
+    eps.setTarget(0.0)
+    eps.setWhichEigenpairs(SLEPc.EPS.Which.TARGET_MAGNITUDE)
+    st = eps.getST()
+    st.setType(SLEPc.ST.Type.SINVERT)
+    # A is singular when nothing relaxes or leaves; a small negative shift keeps it definite.
+    extent = float(np.max(problem.mesh.bounds[1] - problem.mesh.bounds[0]))
+    st.setShift(-0.3 * float(np.max(problem.tissue.diffusivity, initial=1e-12)) / extent**2)
+    ksp = st.getKSP()
+    ksp.setType(PETSc.KSP.Type.PREONLY)
+    pc = ksp.getPC()
+    pc.setType(PETSc.PC.Type.CHOLESKY)
+    pc.setFactorSolverType(PETSc.Mat.SolverType.MUMPS)
+    eps.setOptionsPrefix(options_prefix)
+    # the same start vector whatever the ranks: the constant plus a ramp that no symmetry keeps
+    space = A.createVecRight()
+    first, last = space.getOwnershipRange()
+    if problem.prolongation is None:
+        seed = problem.space.tabulate_dof_coordinates()[: last - first]
+        space.setArray(1.0 + np.sin(seed @ np.array([0.7, 1.1, 1.9])))
+        eps.setInitialSpace([space])
+    eps.setFromOptions()
+    try:
+        eps.solve()
+    except PETSc.Error as error:
+        raise SolverError(f"eigenproblem of {size} unknowns: PETSc error {error.ierr} while "
+                          "factorising or iterating; fewer modes, or more memory?") from error
+    converged = eps.getConverged()
+    if converged < min(number, size):
+        reason = eps.getConvergedReason()
+        raise SolverError(f"eigenproblem: {converged} of {wanted} modes converged "
+                          f"(SLEPc reason {reason})")
+    values = np.array([eps.getEigenvalue(k).real for k in range(converged)])
+    order = np.argsort(values)[:wanted]
+    order = order[: _cut(values[order], min(number, size))]
+    owned = problem.space.dofmap.index_map.size_local
+    modes = np.empty((owned, len(order)), order="F")
+    column = A.createVecRight()
+    P = problem.prolongation
+    broken = P.createVecLeft() if P is not None else column
+    for place, k in enumerate(order):
+        eps.getEigenvector(k, column)
+        if P is not None:
+            P.mult(column, broken)
+        modes[:, place] = broken.array_r
+    for thing in (eps, column, space) if P is None else (eps, column, broken, space, A):
+        thing.destroy()
+    return _project(problem, np.maximum(values[order], 0.0), modes)
+
+
+def _cut(values: np.ndarray, number: int) -> int:
+    """How many of the sorted values to keep: at least ``number - CANDIDATES`` and not a cluster."""
+    if len(values) <= number:
+        return len(values)
+    first = max(1, number - CANDIDATES)
+    gaps = np.diff(values[first - 1:])
+    return first + int(np.argmax(gaps))
+
+
+def _project(problem: BlochTorrey, values: np.ndarray, modes: np.ndarray) -> Eigenmodes:
+    """Position operators, start and receive vectors, the same on every rank."""
+    K = len(values)
+    packed = np.zeros((3 * K + 2, K))
+    for j, J in enumerate(problem.local_positions):
+        packed[j * K: (j + 1) * K] = modes.T @ (J @ modes)
+    mass: scipy.sparse.csr_matrix = problem.local_mass
+    packed[3 * K] = (mass @ problem.initial) @ modes
+    packed[3 * K + 1] = (mass @ np.ones(len(modes))) @ modes
+    total = np.empty_like(packed)
+    problem.comm.Allreduce(packed, total)
+    X = total[: 3 * K].reshape(3, K, K)
+    reach = (problem.mesh.bounds[1] - problem.mesh.bounds[0]) / 2
+    return Eigenmodes(values, modes, 0.5 * (X + X.transpose(0, 2, 1)), total[3 * K],
+                      total[3 * K + 1], reach)

@@ -1,0 +1,41 @@
+"""The exceptions of spinverse, and how an error on one rank reaches all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class SpinverseError(Exception):
+    """Base class of every error that spinverse raises on purpose."""
+
+
+class InputError(SpinverseError, ValueError):
+    """Bad input of the user's: names the field, the value and what was expected."""
+
+
+class StackError(SpinverseError, ImportError):
+    """The installed DOLFINx / PETSc / SLEPc cannot run spinverse."""
+
+
+class SolverError(SpinverseError, RuntimeError):
+    """A solver failed: no factorisation, no convergence, not enough eigenpairs."""
+
+
+def on_root(comm, function: Callable[..., T], *args, **kwargs) -> T | None:
+    """Run ``function`` on rank 0 only; an exception there is raised on every rank.
+
+    Returns the function's value on rank 0 and ``None`` elsewhere. Collective over ``comm``.
+    """
+    value, error = None, None
+    if comm.rank == 0:
+        try:
+            value = function(*args, **kwargs)
+        except Exception as exception:  # noqa: BLE001 - handed on, on every rank
+            error = exception
+    error = comm.bcast(error, root=0)
+    if error is not None:
+        raise error
+    return value

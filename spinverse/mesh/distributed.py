@@ -1,0 +1,222 @@
+"""The mesh that is computed on: distributed cells, the facet submesh and its DG0 space."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import basix.ufl
+import dolfinx
+import numpy as np
+from dolfinx.mesh import CellType, GhostMode
+from mpi4py import MPI
+
+from ..errors import InputError
+from .data import MeshData
+
+
+class Mesh:
+    """A distributed tetrahedral mesh whose facets carry values.
+
+    Cells are partitioned with shared-facet ghosts, so that both sides of every owned facet are
+    on the rank. Facets form a submesh of their own; a facet is known everywhere by its vertex
+    triple in the numbering of the input, whatever the number of ranks.
+
+    Build one with `Mesh.from_data`, `spinverse.mesh.read` or the builders in
+    `spinverse.mesh`.
+
+    Attributes:
+        domain: the dolfinx mesh (coordinates in um).
+        facets: the dolfinx submesh of all facets, interior and outer.
+        facet_map: the entity map between the two, for ``entity_maps=[mesh.facet_map]``.
+        facet_space: DG0 on `facets`; value ``i`` belongs to owned facet ``i``.
+        facet_vertices: ``(nf, 3)`` vertex triples of the owned facets, ascending, input numbering.
+        facet_entities: ``(nf,)`` index of each owned facet in `domain`.
+        outer: ``(nf,)`` bool, True for facets on the outer boundary.
+        interface: ``(nf,)`` int32, tag of the known membrane on each owned facet, 0 for none.
+        cell_tags: ``(nc,)`` int32 tags of the cells on this rank, ghosts last.
+        input_cells: ``(nc,)`` index of each of these cells in the input.
+        name: for messages and reports.
+    """
+
+    def __init__(self, domain: dolfinx.mesh.Mesh, cell_tags_of_input: np.ndarray,
+                 interface_triples: np.ndarray, interface_tags: np.ndarray,
+                 input_vertices: np.ndarray, name: str = "mesh"):
+        self.domain, self.name = domain, name
+        topology = domain.topology
+        dim = topology.dim
+        for pair in ((dim - 1, dim), (dim, dim - 1), (dim - 1, 0), (dim, 0), (dim - 1, 1), (1, 0)):
+            topology.create_connectivity(*pair)
+        facet_index_map = topology.index_map(dim - 1)
+        owned = np.arange(facet_index_map.size_local, dtype=np.int32)
+        self.facets, self.facet_map, *_ = dolfinx.mesh.create_submesh(domain, dim - 1, owned)
+        submesh_cells = np.arange(len(owned), dtype=np.int32)
+        self.facet_entities = self.facet_map.sub_topology_to_topology(submesh_cells, False)
+        self.facet_space = dolfinx.fem.functionspace(self.facets, ("DG", 0))
+
+        nodes = dolfinx.mesh.entities_to_geometry(domain, dim - 1, self.facet_entities)
+        vertices = np.asarray(input_vertices)[domain.geometry.input_global_indices]
+        self.facet_vertices = np.sort(vertices[nodes].reshape(len(owned), -1), axis=1)
+        is_outer = np.zeros(facet_index_map.size_local + facet_index_map.num_ghosts, dtype=bool)
+        is_outer[dolfinx.mesh.exterior_facet_indices(topology)] = True
+        self.outer = is_outer[self.facet_entities]
+        self.input_cells = np.asarray(topology.original_cell_index, dtype=np.int64)
+        self.cell_tags = np.asarray(cell_tags_of_input, dtype=np.int32)[self.input_cells]
+        self.interface = np.zeros(len(owned), dtype=np.int32)
+        position = self.find_facets(interface_triples)
+        self.interface[position[position >= 0]] = np.asarray(interface_tags)[position >= 0]
+
+    @classmethod
+    def from_data(cls, data: MeshData | None, comm: MPI.Comm | None = None) -> Mesh:
+        """Distribute a mesh that rank 0 holds. Collective.
+
+        Args:
+            data: the mesh on rank 0; ignored on the other ranks.
+            comm: ``MPI.COMM_WORLD`` when nothing is said.
+        """
+        comm = MPI.COMM_WORLD if comm is None else comm
+        root = comm.rank == 0
+        points = data.points if root else np.empty((0, 3))
+        cells = data.tets.astype(np.int64) if root else np.empty((0, 4), dtype=np.int64)
+        small = comm.bcast((data.cell_tags, data.input_vertices[data.interface_facets],
+                            data.interface_tags, data.input_vertices, data.name) if root else None)
+        element = basix.ufl.element("Lagrange", CellType.tetrahedron.name, 1, shape=(3,))
+        partitioner = dolfinx.mesh.create_cell_partitioner(GhostMode.shared_facet, 2)
+        domain = dolfinx.mesh.create_mesh(comm, cells, element, points, partitioner=partitioner)
+        return cls(domain, *small)
+
+    @property
+    def comm(self) -> MPI.Comm:
+        return self.domain.comm
+
+    @property
+    def num_cells(self) -> int:
+        """Number of cells of the whole mesh."""
+        return self.domain.topology.index_map(self.domain.topology.dim).size_global
+
+    @property
+    def num_facets(self) -> int:
+        """Number of facets of the whole mesh, outer ones included."""
+        return self.facets.topology.index_map(self.facets.topology.dim).size_global
+
+    @property
+    def num_owned_facets(self) -> int:
+        return len(self.facet_vertices)
+
+    @property
+    def num_owned_cells(self) -> int:
+        return self.domain.topology.index_map(self.domain.topology.dim).size_local
+
+    @cached_property
+    def bounds(self) -> np.ndarray:
+        """Lower and upper corner of the bounding box, ``(2, 3)``, um."""
+        x = self.domain.geometry.x
+        low = x.min(axis=0) if len(x) else np.full(3, np.inf)
+        high = x.max(axis=0) if len(x) else np.full(3, -np.inf)
+        return np.array([_reduce(self.comm, low, MPI.MIN), _reduce(self.comm, high, MPI.MAX)])
+
+    @property
+    def centre(self) -> np.ndarray:
+        """Centre of the bounding box, ``(3,)``, um: the origin of the gradient."""
+        return self.bounds.mean(axis=0)
+
+    @cached_property
+    def facet_areas(self) -> np.ndarray:
+        """Area of each owned facet, ``(nf,)``, um^2."""
+        x = self.facet_corners
+        return 0.5 * np.linalg.norm(np.cross(x[:, 1] - x[:, 0], x[:, 2] - x[:, 0]), axis=1)
+
+    @cached_property
+    def facet_corners(self) -> np.ndarray:
+        """Corner coordinates of each owned facet, ``(nf, 3, 3)``, um."""
+        nodes = dolfinx.mesh.entities_to_geometry(
+            self.domain, self.domain.topology.dim - 1, self.facet_entities)
+        return self.domain.geometry.x[nodes].reshape(-1, 3, 3)
+
+    @cached_property
+    def cell_volumes(self) -> np.ndarray:
+        """Volume of each cell on this rank, ghosts last, ``(nc,)``, um^3."""
+        x = self.domain.geometry.x[self.domain.geometry.dofmap]
+        return np.abs(np.linalg.det(x[:, 1:] - x[:, :1])) / 6.0
+
+    @cached_property
+    def facet_cells(self) -> np.ndarray:
+        """Local cells on the two sides of each owned facet, ``(nf, 2)``; -1 is outside."""
+        dim = self.domain.topology.dim
+        links = self.domain.topology.connectivity(dim - 1, dim)
+        cells = np.full((self.num_owned_facets, 2), -1, dtype=np.int32)
+        first = links.offsets[self.facet_entities]
+        cells[:, 0] = links.array[first]
+        two = links.offsets[self.facet_entities + 1] - first == 2
+        cells[two, 1] = links.array[first[two] + 1]
+        return cells
+
+    def find_facets(self, triples: np.ndarray) -> np.ndarray:
+        """Owned facet of each vertex triple.
+
+        Args:
+            triples: ``(n, 3)`` vertex triples in the input numbering, any order within a row.
+
+        Returns:
+            ``(n,)`` index of the owned facet, -1 where the facet is not owned here.
+        """
+        triples = np.sort(np.asarray(triples, dtype=np.int64).reshape(-1, 3), axis=1)
+        keys, wanted = _rows(self.facet_vertices), _rows(triples)
+        order = np.argsort(keys)
+        if not len(keys):
+            return np.full(len(wanted), -1)
+        place = np.minimum(np.searchsorted(keys, wanted, sorter=order), len(keys) - 1)
+        found = order[place]
+        return np.where(keys[found] == wanted, found, -1)
+
+    def facet_function(self, values: np.ndarray, name: str = "permeability"):
+        """A DG0 function on the facet submesh from values of the owned facets, ``(nf,)``."""
+        function = dolfinx.fem.Function(self.facet_space, name=name)
+        function.x.array[: self.num_owned_facets] = values
+        return function
+
+    def gather_facets(self, *arrays: np.ndarray) -> tuple[np.ndarray, ...] | None:
+        """Vertex triples and facet values on rank 0, triples in lexicographic order. Collective.
+
+        For files and pictures: it gathers whole-mesh arrays on one rank.
+
+        Returns:
+            ``(triples, *arrays)`` on rank 0, ``None`` elsewhere.
+        """
+        parts = [self.comm.gather(np.asarray(a), root=0) for a in (self.facet_vertices, *arrays)]
+        if self.comm.rank:
+            return None
+        whole = [np.concatenate(part) for part in parts]
+        order = np.lexsort(whole[0].T[::-1])
+        return tuple(array[order] for array in whole)
+
+    def scatter_facets(self, triples: np.ndarray, values: np.ndarray, what: str) -> np.ndarray:
+        """Values of the owned facets from arrays known on every rank. Collective.
+
+        Raises:
+            InputError: if a facet of the mesh has no row in ``triples``.
+        """
+        row = np.arange(len(triples))
+        position = self.find_facets(triples)
+        local = np.full(self.num_owned_facets, -1)
+        local[position[position >= 0]] = row[position >= 0]
+        missing = self.comm.allreduce(int(np.count_nonzero(local < 0)))
+        if missing:
+            raise InputError(f"{what}: {missing} of the mesh's {self.num_facets} facets have no "
+                             "value; expected one row for every vertex triple")
+        return np.asarray(values)[local]
+
+    def __repr__(self) -> str:
+        return f"Mesh({self.name!r}, cells={self.num_cells}, facets={self.num_facets})"
+
+
+def _reduce(comm: MPI.Comm, local: np.ndarray, op: MPI.Op) -> np.ndarray:
+    result = np.empty_like(local)
+    comm.Allreduce(np.ascontiguousarray(local), result, op=op)
+    return result
+
+
+def _rows(triples: np.ndarray) -> np.ndarray:
+    """Rows of an integer array as comparable scalars."""
+    triples = np.ascontiguousarray(triples, dtype=np.int64)
+    kind = [(f"v{i}", np.int64) for i in range(triples.shape[1])]
+    return triples.view(kind).reshape(-1)

@@ -1,0 +1,211 @@
+"""Mesh files to and from :class:`MeshData`."""
+
+from __future__ import annotations
+
+import io
+import re
+import tempfile
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import numpy as np
+
+from spinverse.errors import InputError
+from spinverse.mesh.checks import RepairWarning, facets_of, find_facets, tet_volumes
+from spinverse.mesh.data import MeshData
+
+KEYS = ("points", "tets", "cell_tags", "interface_facets", "interface_tags")
+
+
+def read(path: str | Path, repair: bool = False) -> MeshData:
+    """Read and check a mesh file; coordinates are taken as um.
+
+    * ``.npz``: ``points (Nv, 3)``, ``tets (Nt, 4)``, optionally ``cell_tags (Nt,)``,
+      ``interface_facets (Nb, 3)``, ``interface_tags (Nb,)``; other keys are ignored.
+    * ``.msh``: gmsh 2.2 and 4.x with linear tetrahedra. Physical tags of tetrahedra become
+      cell tags (1 without physical groups). Triangles of a physical group become interface
+      facets with that tag if the group holds at least one interior facet: a membrane that
+      reaches the outer boundary keeps its outer part, while a group that only names outer
+      boundary is no membrane and is left out. Vertices of no tet (gmsh writes geometry
+      points) are dropped and the others renumbered in file order; that is the input
+      numbering from then on, and ``input_vertices`` holds the place of each in the file.
+
+    Args:
+        path: the file; its suffix says the format.
+        repair: swap two vertices of inverted tets and, in ``.npz`` too, drop vertices of no
+            tet (renumbering as above); a warning says what was done. Without it both are
+            errors in ``.npz``, and inverted tets are in ``.msh``.
+
+    Raises:
+        InputError: no such file, an unknown suffix, a file that cannot be parsed, a missing
+            array, no tetrahedra, or a defect found by :func:`checks.check_mesh`.
+
+    Warns:
+        RepairWarning: something was repaired.
+        UnitWarning: the size suggests that the coordinates are not in um.
+    """
+    path = Path(path)
+    readers = {".npz": _read_npz, ".msh": _read_msh}
+    if path.suffix.lower() not in readers:
+        raise InputError(f"mesh file '{path}': suffix is '{path.suffix}', expected "
+                         + " or ".join(readers))
+    if not path.is_file():
+        raise InputError(f"mesh file '{path}': no such file, expected a mesh")
+    data = readers[path.suffix.lower()](path)
+    return (_repaired(data) if repair else data).check()
+
+
+def write_npz(path: str | Path, data: MeshData) -> None:
+    """Write the arrays of ``data`` as compressed ``.npz``, as :func:`read` takes them."""
+    path = _target(path, ".npz")
+    np.savez_compressed(path, **{key: getattr(data, key) for key in KEYS})
+
+
+def write_msh(path: str | Path, data: MeshData) -> None:
+    """Write ``data`` as gmsh 2.2 (binary), cell and interface tags as physical tags.
+
+    Raises:
+        InputError: a suffix other than ``.msh``, or meshio is not installed.
+    """
+    path = _target(path, ".msh")
+    meshio = _meshio()
+    cells, tags = [("tetra", data.tets)], [data.cell_tags]
+    if len(data.interface_facets):
+        cells.append(("triangle", data.interface_facets))
+        tags.append(data.interface_tags)
+    mesh = meshio.Mesh(data.points, cells,
+                       cell_data={"gmsh:physical": tags, "gmsh:geometrical": tags})
+    meshio.write(path, mesh, file_format="gmsh22", binary=True)
+
+
+def _read_npz(path: Path) -> MeshData:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in KEYS if key in file.files}
+    except Exception as error:  # zip, pickle and header errors have no common base
+        raise InputError(f"mesh file '{path}': cannot be read as .npz "
+                         f"({_one_line(error)}), expected a numpy archive") from None
+    for key in ("points", "tets"):
+        if key not in arrays:
+            raise InputError(f"mesh file '{path}': key '{key}' is missing, expected "
+                             "'points' and 'tets'")
+    return MeshData(name=path.name, **arrays)
+
+
+def _read_msh(path: Path) -> MeshData:
+    meshio = _meshio()
+    try:
+        # meshio prints remarks of its own; the named format keeps it from sys.exit on errors
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            mesh = _parse_msh(meshio, path)
+    except Exception as error:  # the parser raises whatever the bytes lead to
+        expected = "format 2.2 or 4.x"
+        if "'gmsh:physical'" in str(error):  # meshio cannot read a mixture in 4.x
+            expected = "cells in physical groups only (save with Mesh.SaveAll = 0)"
+        raise InputError(f"mesh file '{path}': cannot be read as gmsh .msh "
+                         f"({_one_line(error)}), expected {expected}") from None
+    physical = mesh.cell_data.get("gmsh:physical", [np.zeros(len(b.data), int)
+                                                    for b in mesh.cells])
+    tets, cell_tags = _blocks(mesh, physical, "tetra", 4)
+    triangles, triangle_tags = _blocks(mesh, physical, "triangle", 3)
+    if not len(tets):
+        others = sorted({b.type for b in mesh.cells})
+        raise InputError(f"mesh file '{path}': holds no tetrahedra (it holds "
+                         f"{', '.join(others) or 'nothing'}), expected linear ones")
+    if not cell_tags.any():
+        cell_tags = None
+    tagged = triangle_tags != 0
+    data = MeshData(mesh.points, tets, cell_tags, triangles[tagged], triangle_tags[tagged],
+                    name=path.name)
+    return _used_only(_membranes_only(data))
+
+
+def _parse_msh(meshio, path: Path):
+    """meshio takes the version "4" for 4.1, but gmsh writes it for 4.0."""
+    content = path.read_bytes()
+    header = re.match(rb"\$MeshFormat\s+4(?= [01] )", content)
+    if not header:
+        return meshio.gmsh.read(path)
+    with tempfile.TemporaryDirectory() as folder:  # meshio reads from true files only
+        copy = Path(folder) / path.name
+        copy.write_bytes(header[0] + b".0" + content[header.end():])
+        return meshio.gmsh.read(copy)
+
+
+def _blocks(mesh, physical, kind: str, width: int) -> tuple[np.ndarray, np.ndarray]:
+    rows, tags = [np.empty((0, width), np.int64)], [np.empty(0, np.int64)]
+    for block, tag in zip(mesh.cells, physical, strict=True):
+        if block.type == kind:
+            rows.append(np.asarray(block.data, np.int64))
+            tags.append(np.asarray(tag, np.int64))
+    return np.concatenate(rows), np.concatenate(tags)
+
+
+def _membranes_only(data: MeshData) -> MeshData:
+    """Leave out triangles of groups that lie on the outer boundary altogether."""
+    facets, pairs = facets_of(data.tets, data.name)
+    place = find_facets(facets, data.interface_facets)
+    # triangles that are no facets stay, for the check to name them
+    outer = (place >= 0) & (pairs[place, 1] < 0)
+    keep = np.isin(data.interface_tags, data.interface_tags[~outer])
+    return MeshData(data.points, data.tets, data.cell_tags, data.interface_facets[keep],
+                    data.interface_tags[keep], data.name, data.input_vertices)
+
+
+def _used_only(data: MeshData) -> MeshData:
+    """Drop the vertices of no tet and renumber the others in their order."""
+    if data.tets.size and not 0 <= data.tets.min() <= data.tets.max() < len(data.points):
+        return data  # for the check to name
+    used = np.zeros(len(data.points), bool)
+    used[data.tets] = True
+    triples = data.interface_facets
+    lost = ~used[np.clip(triples, 0, len(used) - 1)] | (triples < 0) | (triples >= len(used))
+    if lost.any():
+        first = lost.any(axis=1).argmax()
+        raise InputError(f"mesh '{data.name}': interface facet {first} "
+                         f"{tuple(triples[first].tolist())} is no facet of the mesh, expected "
+                         "the vertices of one")
+    number = np.cumsum(used) - 1
+    return MeshData(data.points[used], number[data.tets], data.cell_tags, number[triples],
+                    data.interface_tags, data.name, data.input_vertices[used])
+
+
+def _repaired(data: MeshData) -> MeshData:
+    """Positive orientation and no unused vertices, with a warning that counts both."""
+    fixed = _used_only(data)
+    tets = fixed.tets
+    done = []
+    if len(fixed.points) < len(data.points):
+        done.append(f"{len(data.points) - len(fixed.points)} vertices of no tet dropped, "
+                    "the others renumbered")
+    in_range = len(tets) and 0 <= tets.min() <= tets.max() < len(fixed.points)
+    inverted = tet_volumes(fixed.points, tets) < 0 if in_range else np.zeros(len(tets), bool)
+    if inverted.any():
+        tets = tets.copy()
+        tets[inverted] = tets[inverted][:, [0, 1, 3, 2]]
+        done.append(f"{inverted.sum()} inverted tets turned")
+    if done:
+        warnings.warn(f"mesh '{data.name}': " + "; ".join(done), RepairWarning, stacklevel=3)
+    return MeshData(fixed.points, tets, fixed.cell_tags, fixed.interface_facets,
+                    fixed.interface_tags, fixed.name, fixed.input_vertices)
+
+
+def _target(path: str | Path, suffix: str) -> Path:
+    path = Path(path)
+    if path.suffix.lower() != suffix:
+        raise InputError(f"mesh file '{path}': suffix is '{path.suffix}', expected {suffix}")
+    return path
+
+
+def _meshio():
+    try:
+        import meshio
+    except ImportError:
+        raise InputError("meshio is not installed, expected it for .msh files: "
+                         "pip install 'spinverse[mesh]'") from None
+    return meshio
+
+
+def _one_line(error: Exception) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]

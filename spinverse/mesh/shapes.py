@@ -1,0 +1,217 @@
+"""Solid shapes that say which points they hold; builders use them to tag cells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf, isfinite
+
+import numpy as np
+
+from spinverse.errors import InputError
+
+
+def shown(value) -> str:
+    """``value`` on one line of bounded length, for messages."""
+    return " ".join(repr(value).split())[:80]
+
+
+def vector(owner: str, key: str, value) -> tuple[float, float, float]:
+    """Three finite numbers.
+
+    Raises:
+        InputError: anything else; the line names ``owner`` and ``key``.
+    """
+    try:
+        array = np.asarray(value, dtype=float)
+    except (TypeError, ValueError):
+        array = np.empty(0)
+    if array.shape != (3,) or not np.isfinite(array).all():
+        raise InputError(f"{owner}: {key} is {shown(value)}, expected three finite numbers")
+    return tuple(float(v) for v in array)
+
+
+def positive(owner: str, key: str, value, infinite: bool = False) -> float:
+    """A positive length, um, finite unless ``infinite`` allows otherwise.
+
+    Raises:
+        InputError: anything else; the line names ``owner`` and ``key``.
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if not number > 0 or not (infinite or isfinite(number)):
+        raise InputError(f"{owner}: {key} is {shown(value)}, expected a positive length in um")
+    return number
+
+
+def _axis(owner: str, value) -> tuple[float, float, float]:
+    axis = np.array(vector(owner, "axis", value))
+    length = np.linalg.norm(axis)
+    if not length > 0:
+        raise InputError(f"{owner}: axis is {shown(value)}, expected a vector that is not zero")
+    return tuple(float(v) for v in axis / length)
+
+
+def _text(row) -> str:
+    return "(" + ", ".join(f"{v:g}" for v in row) + ")"
+
+
+def _points(points) -> np.ndarray:
+    array = np.asarray(points, dtype=float)
+    if array.ndim != 2 or array.shape[1] != 3:
+        raise InputError(f"contains: points have shape {array.shape}, expected (n, 3)")
+    return array
+
+
+@dataclass(frozen=True)
+class Ball:
+    """A ball.
+
+    Attributes:
+        radius: um.
+        centre: (x, y, z), um.
+
+    Raises:
+        InputError: a radius that is not positive, a centre that is not three numbers.
+    """
+
+    radius: float
+    centre: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    def __post_init__(self):
+        object.__setattr__(self, "radius", positive("Ball", "radius", self.radius))
+        object.__setattr__(self, "centre", vector("Ball", "centre", self.centre))
+
+    def contains(self, points: np.ndarray) -> np.ndarray:
+        """Which of ``points (n, 3)`` um are inside or on the surface, ``(n,)`` bool."""
+        return np.linalg.norm(_points(points) - self.centre, axis=1) <= self.radius
+
+    def describe(self) -> str:
+        """One line for reports."""
+        return f"ball of radius {self.radius:g} um at {_text(self.centre)} um"
+
+
+@dataclass(frozen=True)
+class Cylinder:
+    """A circular cylinder.
+
+    Attributes:
+        radius: um.
+        height: um, inf for one without ends.
+        axis: direction, of any length; kept as a unit vector.
+        centre: (x, y, z) of its middle, um.
+
+    Raises:
+        InputError: lengths that are not positive, a zero axis, a bad centre.
+    """
+
+    radius: float
+    height: float = inf
+    axis: tuple[float, float, float] = (0.0, 0.0, 1.0)
+    centre: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    def __post_init__(self):
+        object.__setattr__(self, "radius", positive("Cylinder", "radius", self.radius))
+        object.__setattr__(self, "height", positive("Cylinder", "height", self.height, True))
+        object.__setattr__(self, "axis", _axis("Cylinder", self.axis))
+        object.__setattr__(self, "centre", vector("Cylinder", "centre", self.centre))
+
+    def contains(self, points: np.ndarray) -> np.ndarray:
+        """Which of ``points (n, 3)`` um are inside or on the surface, ``(n,)`` bool."""
+        offset = _points(points) - self.centre
+        along = offset @ np.array(self.axis)
+        across = np.linalg.norm(offset - np.outer(along, self.axis), axis=1)
+        return (across <= self.radius) & (np.abs(along) <= self.height / 2)
+
+    def describe(self) -> str:
+        """One line for reports."""
+        height = "endless" if self.height == inf else f"height {self.height:g} um"
+        return (f"cylinder of radius {self.radius:g} um, {height}, along {_text(self.axis)} "
+                f"at {_text(self.centre)} um")
+
+
+@dataclass(frozen=True)
+class BentTube:
+    """All points within a radius of a polyline; its ends and bends are round.
+
+    Attributes:
+        radius: um.
+        path: the polyline's points, ``(n, 3)`` um, n >= 2, kept as a tuple of tuples.
+
+    Raises:
+        InputError: a radius that is not positive, fewer than two points, repeated points.
+    """
+
+    radius: float
+    path: tuple[tuple[float, float, float], ...]
+
+    def __post_init__(self):
+        object.__setattr__(self, "radius", positive("BentTube", "radius", self.radius))
+        rows = self.path if np.ndim(self.path) else ()
+        path = tuple(vector("BentTube", f"path[{i}]", p) for i, p in enumerate(rows))
+        if len(path) < 2:
+            raise InputError(f"BentTube: path has {len(path)} points, expected at least 2")
+        for i in range(1, len(path)):
+            if path[i] == path[i - 1]:
+                raise InputError(f"BentTube: path[{i}] repeats path[{i - 1}] {_text(path[i])}, "
+                                 "expected different points")
+        object.__setattr__(self, "path", path)
+
+    def contains(self, points: np.ndarray) -> np.ndarray:
+        """Which of ``points (n, 3)`` um are inside or on the surface, ``(n,)`` bool."""
+        points, path = _points(points), np.array(self.path)
+        nearest = np.full(len(points), inf)
+        for start, end in zip(path[:-1], path[1:], strict=True):
+            leg = end - start
+            share = np.clip((points - start) @ leg / (leg @ leg), 0, 1)
+            gap = np.linalg.norm(points - start - np.outer(share, leg), axis=1)
+            nearest = np.minimum(nearest, gap)
+        return nearest <= self.radius
+
+    def describe(self) -> str:
+        """One line for reports."""
+        length = np.linalg.norm(np.diff(self.path, axis=0), axis=1).sum()
+        return (f"tube of radius {self.radius:g} um along {len(self.path)} points "
+                f"({length:.4g} um) from {_text(self.path[0])} to {_text(self.path[-1])} um")
+
+
+@dataclass(frozen=True)
+class Torus:
+    """A torus.
+
+    Attributes:
+        major_radius: of the circle in the tube's middle, um.
+        minor_radius: of the tube, um, below ``major_radius``.
+        axis: normal of the circle's plane, of any length; kept as a unit vector.
+        centre: (x, y, z), um.
+
+    Raises:
+        InputError: radii that are not positive or do not leave a hole, a bad axis or centre.
+    """
+
+    major_radius: float
+    minor_radius: float
+    axis: tuple[float, float, float] = (0.0, 0.0, 1.0)
+    centre: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    def __post_init__(self):
+        for key in ("major_radius", "minor_radius"):
+            object.__setattr__(self, key, positive("Torus", key, getattr(self, key)))
+        if self.minor_radius >= self.major_radius:
+            raise InputError(f"Torus: minor_radius is {self.minor_radius:g} um, expected less "
+                             f"than major_radius {self.major_radius:g} um")
+        object.__setattr__(self, "axis", _axis("Torus", self.axis))
+        object.__setattr__(self, "centre", vector("Torus", "centre", self.centre))
+
+    def contains(self, points: np.ndarray) -> np.ndarray:
+        """Which of ``points (n, 3)`` um are inside or on the surface, ``(n,)`` bool."""
+        offset = _points(points) - self.centre
+        along = offset @ np.array(self.axis)
+        across = np.linalg.norm(offset - np.outer(along, self.axis), axis=1)
+        return np.hypot(across - self.major_radius, along) <= self.minor_radius
+
+    def describe(self) -> str:
+        """One line for reports."""
+        return (f"torus of radii {self.major_radius:g} and {self.minor_radius:g} um around "
+                f"{_text(self.axis)} at {_text(self.centre)} um")

@@ -1,0 +1,189 @@
+"""Tissue: diffusivity, relaxation and density per cell, permeability per facet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from .errors import InputError
+from .mesh.distributed import Mesh
+
+PerCell = "float | Mapping[int, float] | np.ndarray"
+
+
+@dataclass(frozen=True, eq=False)
+class Permeability:
+    """Permeability of every owned facet.
+
+    Attributes:
+        mesh: the mesh.
+        values: ``(nf,)`` um/ms, in [0, inf]. On interior facets ``inf`` ties the two sides
+            exactly. On outer facets 0 reflects; inf is not allowed there.
+    """
+
+    mesh: Mesh
+    values: np.ndarray
+
+    def __post_init__(self):
+        values = np.array(self.values, dtype=float)
+        expected = (self.mesh.num_owned_facets,)
+        if values.shape != expected:
+            raise InputError(f"permeability: shape {values.shape}, expected {expected}: "
+                             "one value for each facet that this rank owns")
+        bad = np.isnan(values) | (values < 0)
+        open_wall = self.mesh.outer & np.isinf(values)
+        worst = self.mesh.comm.allgather((values[bad].tolist()[:1], int(open_wall.sum())))
+        for wrong, _ in worst:
+            if wrong:
+                raise InputError(f"permeability: {wrong[0]:g} um/ms, expected a value in [0, inf]")
+        if any(count for _, count in worst):
+            raise InputError("permeability: inf on an outer facet, expected a finite value "
+                             "(0 reflects)")
+        object.__setattr__(self, "values", values)
+
+    @classmethod
+    def on(cls, mesh: Mesh, membrane: float | Mapping[int, float], elsewhere: float = np.inf,
+           outer: float = 0.0) -> Permeability:
+        """One permeability on the known membrane, another elsewhere.
+
+        Args:
+            mesh: a mesh that knows its interface facets.
+            membrane: um/ms on interface facets; or a value for each interface tag.
+            elsewhere: um/ms on the other interior facets; ``inf`` ties them.
+            outer: um/ms on outer facets. 0 reflects, and then interface facets that lie on the
+                outer boundary reflect too; with a positive value (absorbing) they are membrane.
+        """
+        values = np.where(mesh.outer, float(outer), float(elsewhere))
+        tags = membrane if isinstance(membrane, Mapping) else None
+        present = set().union(*mesh.comm.allgather(set(np.unique(mesh.interface).tolist()))) - {0}
+        if tags is not None and (missing := sorted(present - {int(tag) for tag in tags})):
+            raise InputError(f"permeability: no value for interface tag {missing[0]}, "
+                             f"expected one for each of {sorted(present)}")
+        for tag in present:
+            there = (mesh.interface == tag) & (~mesh.outer | (outer > 0))
+            values[there] = float(tags[tag] if tags is not None else membrane)
+        return cls(mesh, values)
+
+    @classmethod
+    def uniform(cls, mesh: Mesh, value: float, outer: float = 0.0) -> Permeability:
+        """The same permeability, um/ms, on every interior facet."""
+        return cls(mesh, np.where(mesh.outer, float(outer), float(value)))
+
+    @property
+    def tied(self) -> np.ndarray:
+        """Owned facets whose two sides are one, ``(nf,)`` bool."""
+        return np.isinf(self.values)
+
+
+@dataclass(frozen=True, eq=False)
+class Tissue:
+    """What the spins live in.
+
+    Args:
+        mesh: the mesh.
+        diffusivity: um^2/ms; a number, a symmetric positive ``(3, 3)`` tensor, ``{tag: either}``,
+            or an array ``(Nt,)`` or ``(Nt, 3, 3)`` over the cells of the input.
+        T2: ms, ``inf`` for none; a number, ``{tag: number}`` or ``(Nt,)``.
+        density: initial magnetisation per volume; as T2.
+        permeability: a `Permeability`, or one number for all interior facets (outer: reflecting).
+
+    Raises:
+        InputError: naming the field, the value and what was expected.
+    """
+
+    mesh: Mesh
+    diffusivity: object = 2.0
+    T2: object = np.inf
+    density: object = 1.0
+    permeability: object = np.inf
+
+    def __post_init__(self):
+        mesh = self.mesh
+        permeability = self.permeability
+        if not isinstance(permeability, Permeability):
+            permeability = Permeability.uniform(mesh, permeability)
+        D = _per_cell(mesh, "diffusivity", self.diffusivity, tensor=True)
+        T2 = _per_cell(mesh, "T2", self.T2)
+        density = _per_cell(mesh, "density", self.density)
+        _check(mesh, "diffusivity", "um^2/ms, finite and positive", D,
+               np.isfinite(D).reshape(len(D), -1).all(axis=1) & (_smallest_eigenvalue(D) > 0))
+        _check(mesh, "T2", "ms, positive (inf for none)", T2, T2 > 0)
+        _check(mesh, "density", "finite and not negative", density,
+               np.isfinite(density) & (density >= 0))
+        for field, value in (("diffusivity", D), ("T2", T2), ("density", density),
+                             ("permeability", permeability)):
+            object.__setattr__(self, field, value)
+
+    def with_permeability(self, values: np.ndarray) -> Tissue:
+        """The same tissue with other facet permeabilities, ``(nf,)`` um/ms."""
+        return Tissue(self.mesh, _Local(self.diffusivity), _Local(self.T2), _Local(self.density),
+                      Permeability(self.mesh, values))
+
+
+@dataclass(frozen=True)
+class _Local:
+    """Values already laid out over the cells of this rank."""
+
+    values: np.ndarray
+
+
+def _per_cell(mesh: Mesh, field: str, value, tensor: bool = False) -> np.ndarray:
+    """Values over the cells of this rank, ghosts included: ``(nc,)`` or ``(nc, 3, 3)``."""
+    if isinstance(value, _Local):
+        return value.values
+    number = len(mesh.cell_tags)
+    shapes = ((), (3, 3)) if tensor else ((),)
+    if isinstance(value, Mapping):
+        entries = {int(tag): np.asarray(v, dtype=float) for tag, v in value.items()}
+        local = set(np.unique(mesh.cell_tags).tolist())
+        present = sorted(set().union(*mesh.comm.allgather(local)))
+        for tag in present:
+            if tag not in entries:
+                raise InputError(f"{field}: no value for cell tag {tag}, "
+                                 f"expected one for each of {present}")
+        if any(v.shape == (3, 3) for v in entries.values()):
+            entries = {tag: v if v.ndim == 2 else v * np.eye(3) for tag, v in entries.items()}
+        shape = next(iter(entries.values())).shape
+        _known_shape(field, shape, shapes)
+        result = np.zeros((number, *shape))
+        for tag in present:
+            result[mesh.cell_tags == tag] = entries[tag]
+        return result
+    array = np.asarray(value, dtype=float)
+    if array.shape in shapes:
+        return np.broadcast_to(array, (number, *array.shape)).copy()
+    if array.ndim and len(array) == mesh.num_cells:
+        _known_shape(field, array.shape[1:], shapes)
+        return array[mesh.input_cells]
+    raise InputError(f"{field}: shape {array.shape}, expected a number"
+                     f"{', a (3, 3) tensor' if tensor else ''}, one value for each cell tag, "
+                     f"or one for each of the {mesh.num_cells} cells")
+
+
+def _known_shape(field: str, shape: tuple, shapes: tuple) -> None:
+    if shape not in shapes:
+        raise InputError(f"{field}: shape {shape} per cell, expected "
+                         + " or ".join("a number" if s == () else str(s) for s in shapes))
+
+
+def _smallest_eigenvalue(D: np.ndarray) -> np.ndarray:
+    if D.ndim == 1:
+        return D
+    symmetric = np.abs(D - D.transpose(0, 2, 1)).max(axis=(1, 2), initial=0.0)
+    scale = np.abs(D).max(axis=(1, 2), initial=0.0)
+    smallest = np.linalg.eigvalsh(np.nan_to_num(D, nan=-1.0, posinf=-1.0, neginf=-1.0))[:, 0]
+    return np.where(symmetric <= 1e-12 * scale, smallest, -np.inf)
+
+
+def _check(mesh: Mesh, field: str, expected: str, values: np.ndarray, good: np.ndarray) -> None:
+    """Raise the same error on every rank for the first bad cell."""
+    bad = np.flatnonzero(~good)[:1]
+    found = [(int(mesh.input_cells[i]), np.array2string(values[i], separator=", "))
+             for i in bad] if values.ndim > 1 else [
+             (int(mesh.input_cells[i]), f"{values[i]:g}") for i in bad]
+    everywhere = [item for part in mesh.comm.allgather(found) for item in part]
+    if everywhere:
+        cell, value = min(everywhere)
+        raise InputError(f"{field}: {value} in cell {cell}, expected {expected}")

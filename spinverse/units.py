@@ -1,0 +1,67 @@
+"""Units: what the user and the files say, and what the equations use.
+
+Inside the package lengths are um, times ms, angles rad. b-values are in s/mm^2 and gradients in
+mT/m wherever a person or a file gives them; each conversion is made here and only here.
+Every function takes a number or an array and returns the same shape.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+#: Gyromagnetic ratio of the proton, rad/s/T (CODATA 2018).
+GAMMA = 2.6752218744e8
+
+#: The same in internal units: rad/(ms um) for each mT/m. 1 mT/m = 1e-3 T/m, and
+#: 1 rad/(s m) = 1e-9 rad/(ms um).
+GAMMA_INTERNAL = GAMMA * 1e-12
+
+
+def b_to_internal(b):
+    """b-value from s/mm^2 to ms/um^2 (1000 s/mm^2 = 1 ms/um^2)."""
+    return np.divide(b, 1000.0)
+
+
+def b_from_internal(b):
+    """b-value from ms/um^2 to s/mm^2."""
+    return np.multiply(b, 1000.0)
+
+
+def permeability_to_internal(permeability):
+    """Permeability from m/s to um/ms (1e-5 m/s = 0.01 um/ms)."""
+    return np.multiply(permeability, 1000.0)
+
+
+def permeability_from_internal(permeability):
+    """Permeability from um/ms to m/s."""
+    return np.divide(permeability, 1000.0)
+
+
+def gradient_to_internal(gradient):
+    """Gradient strength G in mT/m to g = gamma G in rad/(ms um)."""
+    return np.multiply(gradient, GAMMA_INTERNAL)
+
+
+def gradient_from_internal(gradient):
+    """g = gamma G in rad/(ms um) to the gradient strength G in mT/m."""
+    return np.divide(gradient, GAMMA_INTERNAL)
+
+
+def describe_b(b: float) -> str:
+    """Text for a b-value given in s/mm^2, for instance ``1000 s/mm^2 (1 ms/um^2)``."""
+    return f"{b:g} s/mm^2 ({b_to_internal(b):g} ms/um^2)"
+
+
+def describe_permeability(permeability: float) -> str:
+    """Text for a permeability given in um/ms, for instance ``0.01 um/ms (1e-05 m/s)``."""
+    return f"{permeability:g} um/ms ({permeability_from_internal(permeability):g} m/s)"
+
+
+def describe_diffusivity(diffusivity: float) -> str:
+    """Text for a diffusivity given in um^2/ms, for instance ``2 um^2/ms (0.002 mm^2/s)``."""
+    return f"{diffusivity:g} um^2/ms ({diffusivity / 1000.0:g} mm^2/s)"
+
+
+def describe_gradient(gradient: float) -> str:
+    """Text for g given in rad/(ms um), for instance ``0.0267522 rad/(ms um) (100 mT/m)``."""
+    return f"{gradient:g} rad/(ms um) ({gradient_from_internal(gradient):g} mT/m)"

@@ -1,0 +1,102 @@
+"""Runs Python programs under mpiexec from a test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# What a launcher leaves in the environment; a nested one must not see it.
+LAUNCHER_PREFIXES = ("PMI_", "PMIX_", "MPI_LOCAL", "HYDI_", "HYDRA_", "OMPI_COMM", "OMPI_MCA_ess")
+
+
+def find_mpiexec() -> str:
+    """Return the path of mpiexec: the one beside this Python, else the first on PATH."""
+    beside = Path(sys.executable).with_name("mpiexec")
+    found = str(beside) if beside.exists() else shutil.which("mpiexec")
+    if found is None:
+        raise FileNotFoundError(f"no mpiexec beside {sys.executable} nor on PATH")
+    return found
+
+
+def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return an environment for a new MPI run: no outer launcher, one BLAS thread per rank."""
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER_PREFIXES)
+    }
+    environment.update(
+        OMP_NUM_THREADS="1",
+        OPENBLAS_NUM_THREADS="1",
+        # Open MPI refuses root and more ranks than cores unless told; MPICH ignores these.
+        OMPI_ALLOW_RUN_AS_ROOT="1",
+        OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
+        OMPI_MCA_rmaps_base_oversubscribe="1",
+        PRTE_MCA_rmaps_default_mapping_policy=":oversubscribe",
+    )
+    paths = [str(ROOT), environment.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    environment.update(extra or {})
+    return environment
+
+
+def run_mpi(
+    n: int,
+    *arguments: str | Path,
+    timeout: float = 120.0,
+    env: Mapping[str, str] | None = None,
+    cwd: str | Path | None = None,
+    check: bool = True,
+) -> str | subprocess.CompletedProcess[str]:
+    """Run ``python arguments...`` under ``mpiexec -n n`` and return its output.
+
+    Args:
+        n: Number of ranks.
+        *arguments: What follows the interpreter: a script and its arguments, ``"-m", "module"``
+            or ``"-c", "code"``.
+        timeout: Seconds until the run is ended and the test fails.
+        env: Variables added to the environment.
+        cwd: Working directory.
+        check: Raise on a non-zero exit code and return the output; else return the
+            ``CompletedProcess`` whatever the exit code.
+
+    Returns:
+        Standard output of all ranks, or the completed process if ``check`` is false.
+
+    Raises:
+        AssertionError: The run failed or took too long; the message has its output.
+    """
+    command = [find_mpiexec(), "-n", str(n), sys.executable, *map(str, arguments)]
+    process = subprocess.Popen(
+        command,
+        env=clean_environment(env),
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        stdout, stderr = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # the launcher passes it on; SIGKILL could leave ranks behind
+        try:
+            stdout, stderr = process.communicate(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            stdout, stderr = process.communicate()
+        raise AssertionError(
+            f"no end after {timeout} s: {' '.join(command)}\n{stdout}\n{stderr}"
+        ) from None
+    run = subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+    if not check:
+        return run
+    if run.returncode != 0:
+        raise AssertionError(
+            f"exit code {run.returncode}: {' '.join(command)}\n{run.stdout}\n{run.stderr}"
+        )
+    return run.stdout
