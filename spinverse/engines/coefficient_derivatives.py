@@ -1,0 +1,93 @@
+"""Derivatives of the weak form with respect to its coefficients, summed over time steps.
+
+Each class sums weight * d a(stage, adjoint) / d(coefficient), with the stage and the adjoint as
+`PairSystem.expand` left them.
+"""
+
+from __future__ import annotations
+
+import dolfinx
+import numpy as np
+import scipy.sparse
+import ufl
+
+from ..errors import InputError
+from .pair_system import PairSystem
+
+
+class OfPermeability:
+    """By facet jumps: Q(kappa) = T^T diag(kappa) T, without assembling anything."""
+
+    def __init__(self, system: PairSystem):
+        self._system = system
+        self._jumps: scipy.sparse.csr_matrix = system.problem.traces.jump_matrix()
+
+    def reset(self) -> None:
+        self._sum = np.zeros(self._jumps.shape[0])
+
+    def add(self, weight: float) -> None:
+        Y = self._jumps @ self._system.stage.x.array.reshape(-1, 2)
+        mu = self._jumps @ self._system.adjoint.x.array.reshape(-1, 2)
+        self._sum += weight * np.einsum("rc,rc->r", Y, mu)
+
+    def result(self) -> np.ndarray:
+        problem = self._system.problem
+        facets = problem.mesh.num_owned_facets
+        gradient = self._sum.reshape(facets, -1).sum(axis=1) if facets else np.zeros(0)
+        gradient[problem.tied] = 0.0
+        return gradient
+
+
+class OfFunction:
+    """By ``ufl.derivative``: any dolfinx Function of the weak form."""
+
+    def __init__(self, system: PairSystem, function: dolfinx.fem.Function):
+        form = system.operator(system.stage, system.adjoint)
+        if not any(function is c for c in form.coefficients()):
+            raise InputError(f"coefficient: {function.name!r} is not in the weak form")
+        self._system, self._function = system, function
+        self._form = system.problem.compile(ufl.derivative(form, function))
+        self._part = dolfinx.fem.create_vector(function.function_space)
+
+    def reset(self) -> None:
+        self._sum = np.zeros_like(self._part.array)
+
+    def add(self, weight: float) -> None:
+        self._part.array[:] = 0.0
+        dolfinx.fem.assemble_vector(self._part.array, self._form)
+        self._sum += weight * self._part.array
+
+    def result(self) -> np.ndarray:
+        self._part.array[:] = self._sum
+        self._part.scatter_reverse(dolfinx.la.InsertMode.add)
+        dofmap = self._function.function_space.dofmap
+        gradient = self._part.array[: dofmap.index_map.size_local * dofmap.index_map_bs].copy()
+        if self._function is self._system.problem.kappa:
+            gradient[self._system.problem.tied] = 0.0
+        return gradient
+
+
+class OfConstant:
+    """By ``ufl.diff``: a Constant of the weak form, component by component."""
+
+    def __init__(self, system: PairSystem, constant: dolfinx.fem.Constant):
+        form = system.operator(system.stage, system.adjoint)
+        if not any(constant is c for c in form.constants()):
+            raise InputError(f"coefficient: {constant!s} is not in the weak form")
+        self._comm, self._shape = system.comm, np.shape(constant.value)
+        zero = ufl.variable(dolfinx.fem.Constant(system.problem.mesh.domain, 0.0))
+        self._forms = []
+        for unit in np.eye(max(1, int(np.prod(self._shape)))):
+            direction = ufl.as_tensor(unit.reshape(self._shape).tolist()) if self._shape else 1.0
+            moved = ufl.replace(form, {constant: constant + zero * direction})
+            self._forms.append(system.problem.compile(
+                ufl.algorithms.expand_derivatives(ufl.diff(moved, zero))))
+
+    def reset(self) -> None:
+        self._sum = np.zeros(len(self._forms))
+
+    def add(self, weight: float) -> None:
+        self._sum += [weight * dolfinx.fem.assemble_scalar(form) for form in self._forms]
+
+    def result(self) -> np.ndarray:
+        return self._comm.allreduce(self._sum).reshape(self._shape)
