@@ -1,0 +1,235 @@
+"""From signals to permeabilities, stage by stage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from pyadjoint import Control, Tape, continue_annotation, pause_annotation, set_working_tape
+
+from ..acquisition import Signals
+from ..adjoint import FacetField, mapped, scalar, simulated_signals
+from ..engines.matrix_formalism import MatrixFormalism
+from ..engines.time_stepping import TimeStepping
+from ..errors import InputError
+from ..mesh.distributed import Mesh
+from ..problem import BlochTorrey
+from ..tissue import Permeability, Tissue
+from . import stages as stage_presets
+from .controls import CONTROLS, FromLog
+from .facet_graph import FacetGraph
+from .misfit import NormalisedMagnitude
+from .optimise import BacktrackingFunctional, Clock, StopStage, minimise
+from .priors import make_prior
+from .stages import Adam, Stage
+
+BOUNDARIES = ("reflecting", "absorbing")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One iteration: what the line on the screen and the row of history.csv say."""
+
+    stage: str
+    iteration: int
+    loss: float
+    data: float
+    priors: dict
+    gradient: float
+    step: float
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Reconstruction:
+    """What came out.
+
+    Attributes:
+        mesh: the mesh.
+        permeability: ``(nf,)`` um/ms of the owned facets.
+        tissue: the tissue with this permeability.
+        predicted: signals of all measurements at the end.
+        data_misfit: mean square of normalised magnitudes over all measurements.
+        history: one `Progress` an iteration.
+        endings: why each stage ended.
+        seconds: by phase.
+        modes: number of modes at the end (matrix formalism), else 0.
+        evaluations: of the loss.
+    """
+
+    mesh: Mesh
+    permeability: np.ndarray
+    tissue: Tissue
+    predicted: Signals
+    data_misfit: float
+    history: list[Progress]
+    endings: dict[str, str]
+    seconds: dict[str, float]
+    modes: int
+    evaluations: int = 0
+    unknown: np.ndarray = field(default=None)
+
+
+def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage] | str = "default", *,
+                diffusivity=2.0, T2=np.inf, density=1.0, boundary: str = "absorbing",
+                start: float | np.ndarray = 1.0, permeability_range=(0.01, 100.0),
+                engine: str = "matrix_formalism", modes: int | str = "auto",
+                tolerance: float = 1e-5, time_step: float = 0.25,
+                progress: Callable[[Progress], None] | None = None,
+                after_stage: Callable[[int, np.ndarray], None] | None = None) -> Reconstruction:
+    """Find the permeability of every facet from signals. Collective.
+
+    Args:
+        mesh: the mesh; what it knows of a true membrane is not looked at.
+        signals: the measurements; magnitudes normalised by |S(b = 0)| of the same sequence count.
+        stages: a list of `Stage`, or the name of a preset ("default", "published").
+        diffusivity, T2, density: as in `Tissue`; they are known.
+        boundary: "absorbing": outer facets are unknown too; "reflecting": they are closed.
+        start: permeability to start from, um/ms, a number or ``(nf,)``.
+        permeability_range: smallest and largest permeability, um/ms.
+        engine: "matrix_formalism" or "time_stepping".
+        modes, tolerance: of the matrix formalism.
+        time_step: ms, of time stepping.
+        progress: called after every iteration, on every rank.
+        after_stage: called with the stage's number and the permeability when a stage ends.
+
+    Raises:
+        InputError: for arguments that make no sense; SolverError: if the first solve fails.
+    """
+    if isinstance(stages, str):
+        if stages not in stage_presets.PRESETS:
+            raise InputError(f"stages: {stages!r}, expected one of "
+                             f"{', '.join(stage_presets.PRESETS)} or a list of stages")
+        stages = stage_presets.PRESETS[stages]()
+    if boundary not in BOUNDARIES:
+        raise InputError(f"boundary: {boundary!r}, expected one of {', '.join(BOUNDARIES)}")
+    low, high = permeability_range
+    if not 0 < low < high < np.inf:
+        raise InputError(f"permeability_range: {permeability_range}, expected 0 < low < high, um/ms")
+    clock, history, endings = Clock(), [], {}
+    begin = time.perf_counter()
+    unknown = np.ones(mesh.num_owned_facets, bool) if boundary == "absorbing" else ~mesh.outer
+    fixed = np.zeros(mesh.num_owned_facets)
+    kappa = np.where(unknown, np.clip(np.broadcast_to(start, unknown.shape), low, high), fixed)
+    tissue = Tissue(mesh, diffusivity, T2, density, Permeability(mesh, kappa))
+    graph = None
+    acquisition, measured = signals.acquisition, signals.normalised
+    scale = np.empty(len(acquisition))
+    for index in range(len(acquisition.waveforms)):
+        rows = acquisition.waveform_index == index
+        scale[rows] = signals.magnitude[rows & (acquisition.b == 0)].mean()
+    evaluations = 0
+
+    for number, stage in enumerate(stages):
+        rows = stage.rows(acquisition)
+        control_type = CONTROLS[stage.control](low, high)
+        if stage.priors and graph is None:
+            with clock("set-up"):
+                graph = FacetGraph(mesh, unknown)
+        with clock("set-up"):
+            problem = BlochTorrey(tissue.with_permeability(kappa))
+            solver = _Timed(_engine(engine, problem, acquisition.select(rows), modes, tolerance,
+                                    time_step), clock)
+        misfit = NormalisedMagnitude(measured[rows], scale[rows],
+                                     stage.row_weights(acquisition)[rows])
+        from_log = FromLog(unknown, fixed)
+        parts = _Parts(misfit, {name: make_prior(name, graph, unknown) for name in stage.priors},
+                       stage)
+
+        set_working_tape(Tape())
+        continue_annotation()
+        try:
+            control = FacetField(mesh, np.where(unknown, control_type.control(kappa), 0.0))
+            z = mapped(control, control_type)
+            predicted = simulated_signals(mapped(z, from_log), solver)
+            loss = scalar(predicted, parts.data)
+            for prior in parts.priors:
+                loss = loss + scalar(z, prior)
+        finally:
+            pause_annotation()
+        functional = BacktrackingFunctional(loss, Control(control))
+
+        def monitor(iteration, value, gradient, step, stage=stage, parts=parts):
+            item = Progress(stage.name, iteration, value, parts.data.last,
+                            {p.name: p.last for p in parts.priors}, gradient, step,
+                            time.perf_counter() - begin)
+            history.append(item)
+            if progress is not None:
+                progress(item)
+            parts.ramp(iteration + 1)
+            if parts.data.last <= stage.stop_at:
+                raise StopStage(f"data misfit below {stage.stop_at:g}")
+
+        control, endings[stage.name] = minimise(stage, functional, control, control_type.bounds,
+                                                monitor)
+        kappa = from_log.value(control_type.value(control.values))
+        evaluations += solver.calls
+        if after_stage is not None:
+            after_stage(number, kappa)
+
+    final = tissue.with_permeability(kappa)
+    with clock("final signals"):
+        engine_of_all = _engine(engine, BlochTorrey(final), acquisition, modes, tolerance, time_step)
+        predicted = Signals(acquisition, engine_of_all.signals())
+    residual = np.abs(predicted.values) / scale - measured
+    clock.seconds["total"] = time.perf_counter() - begin
+    return Reconstruction(mesh, kappa, final, predicted, float(np.mean(residual**2)), history,
+                          endings, clock.seconds, len(getattr(engine_of_all, "basis", ())),
+                          evaluations, unknown)
+
+
+class _Parts:
+    """The terms of a stage's loss, remembering their last values for the history."""
+
+    def __init__(self, misfit, priors: dict, stage: Stage):
+        self.stage = stage
+        self.data = _Weighted("data", misfit, stage.misfit_weight)
+        weights = stage.prior_weights(0)
+        self.priors = [_Weighted(name, prior, weights[name]) for name, prior in priors.items()]
+
+    def ramp(self, iteration: int) -> None:
+        # a quasi-Newton memory needs one function: ramps move with Adam only
+        if isinstance(self.stage.optimiser, Adam):
+            weights = self.stage.prior_weights(iteration)
+            for prior in self.priors:
+                prior.weight = weights[prior.name]
+
+
+class _Weighted:
+    """A weighted term of the loss; `last` is its value before weighting."""
+
+    def __init__(self, name, operation, weight):
+        self.name, self.operation, self.weight, self.last = name, operation, weight, np.nan
+
+    def value(self, x):
+        self.last = self.operation.value(x)
+        return self.weight * self.last
+
+    def pull_back(self, x, adjoint):
+        return self.operation.pull_back(x, self.weight * adjoint)
+
+
+class _Timed:
+    """An engine whose two halves are timed."""
+
+    def __init__(self, engine, clock: Clock):
+        self.engine, self.clock, self.problem, self.calls = engine, clock, engine.problem, 0
+
+    def signals(self, permeability, remember=False):
+        self.calls += 1
+        with self.clock("forward"):
+            return self.engine.signals(permeability, remember)
+
+    def gradient(self, adjoint):
+        with self.clock("gradient"):
+            return self.engine.gradient(adjoint)
+
+
+def _engine(name, problem, acquisition, modes, tolerance, time_step):
+    if name == "matrix_formalism":
+        return MatrixFormalism(problem, acquisition, modes, tolerance)
+    if name == "time_stepping":
+        return TimeStepping(problem, acquisition, time_step)
+    raise InputError(f"engine: {name!r}, expected matrix_formalism or time_stepping")

@@ -1,0 +1,148 @@
+"""A reconstruction as data: a list of stages, each with its measurements, priors and optimiser."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..acquisition import Acquisition
+from ..errors import InputError
+from .controls import CONTROLS
+from .priors import PRIORS
+
+
+@dataclass(frozen=True)
+class TAO:
+    """A bounded optimiser of PETSc/TAO through pyadjoint.
+
+    Attributes:
+        type: TAO's name: "bqnls", "blmvm", "bncg", ...
+        options: further PETSc options, without the prefix.
+    """
+
+    type: str = "blmvm"
+    options: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam (Kingma & Ba 2015) as the published method runs it (DESIGN section 9).
+
+    Attributes:
+        learning_rate: of a cycle, after its warm-up.
+        warm_up: steps over which the rate rises.
+        cycle: steps after which the schedule starts anew.
+        final: factor that the cosine decay ends at.
+        clip: largest gradient norm.
+    """
+
+    learning_rate: float = 0.6
+    warm_up: int = 50
+    cycle: int = 200
+    final: float = 0.1
+    clip: float = 1.0
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step, counted from 0."""
+        place = step % self.cycle
+        if place < self.warm_up:
+            return self.learning_rate * (place + 1) / self.warm_up
+        share = (place - self.warm_up) / max(1, self.cycle - self.warm_up)
+        return self.learning_rate * (self.final + (1 - self.final)
+                                     * 0.5 * (1 + np.cos(np.pi * share)))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a reconstruction.
+
+    Attributes:
+        name: for the history.
+        iterations: at most so many.
+        sequences: "all", or which ones, counted from the longest diffusion time: ``(0,)``.
+        b_max: leave out larger b-values, s/mm^2.
+        weights: weight of each sequence, from the longest; 1 where nothing is said.
+        control: "log" (bounded) or "squashed" (the published one).
+        priors: weight of each prior, or (first, last) of a linear ramp over the stage.
+        optimiser: `TAO` or `Adam`.
+        misfit_weight: what the misfit is multiplied by in the loss.
+        stop_at: stop when the data misfit (mean square) falls below.
+    """
+
+    name: str
+    iterations: int = 50
+    sequences: str | tuple[int, ...] = "all"
+    b_max: float = np.inf
+    weights: tuple[float, ...] = ()
+    control: str = "log"
+    priors: dict = field(default_factory=dict)
+    optimiser: TAO | Adam = field(default_factory=TAO)
+    misfit_weight: float = 100.0
+    stop_at: float = 0.0
+
+    def __post_init__(self):
+        if self.control not in CONTROLS:
+            raise InputError(f"stage {self.name!r}: control {self.control!r}, "
+                             f"expected one of {', '.join(CONTROLS)}")
+        for name in self.priors:
+            if name not in PRIORS:
+                raise InputError(f"stage {self.name!r}: prior {name!r}, "
+                                 f"expected one of {', '.join(PRIORS)}")
+        if self.iterations < 1:
+            raise InputError(f"stage {self.name!r}: iterations {self.iterations}, "
+                             "expected at least 1")
+
+    def rows(self, acquisition: Acquisition) -> np.ndarray:
+        """Rows of the table that this stage looks at, ``(n,)``."""
+        rank = sequence_ranks(acquisition)
+        chosen = acquisition.b <= self.b_max
+        if self.sequences != "all":
+            count = len(acquisition.waveforms)
+            # a table with fewer sequences than the preset knows: the shortest stands in
+            wanted = {min(int(number), count - 1) for number in self.sequences}
+            chosen &= np.isin(rank[acquisition.waveform_index], sorted(wanted))
+        if not (chosen & (acquisition.b > 0)).any():
+            raise InputError(f"stage {self.name!r}: sequences {self.sequences!r} up to b = "
+                             f"{self.b_max:g} s/mm^2 choose no measurement with b > 0")
+        return np.flatnonzero(chosen)
+
+    def row_weights(self, acquisition: Acquisition) -> np.ndarray:
+        """Weight of every row of the (whole) table, ``(N,)``."""
+        rank = sequence_ranks(acquisition)[acquisition.waveform_index]
+        weights = np.ones(len(acquisition.waveforms))
+        weights[: len(self.weights)] = self.weights[: len(weights)]
+        return weights[rank]
+
+    def prior_weights(self, iteration: int) -> dict[str, float]:
+        """Weight of each prior at an iteration of this stage."""
+        share = min(1.0, iteration / max(1, self.iterations - 1))
+        return {name: float(np.interp(share, [0, 1], np.broadcast_to(weight, 2)))
+                for name, weight in self.priors.items()}
+
+
+def sequence_ranks(acquisition: Acquisition) -> np.ndarray:
+    """Rank of each waveform by diffusion time, 0 the longest."""
+    times = np.array([waveform.diffusion_time for waveform in acquisition.waveforms])
+    ranks = np.empty(len(times), dtype=int)
+    ranks[np.argsort(-times, kind="stable")] = np.arange(len(times))
+    return ranks
+
+
+def default() -> list[Stage]:
+    """Long diffusion times first, then all of them together; bounded quasi-Newton."""
+    return [Stage("long", iterations=25, sequences=(0,)),
+            Stage("long+middle", iterations=25, sequences=(0, 1)),
+            Stage("all", iterations=120, stop_at=1e-8)]
+
+
+def published() -> list[Stage]:
+    """The published schedule: 200 Adam steps on the longest sequence, 200 on the second."""
+    priors = dict(control="squashed", optimiser=Adam(), iterations=200)
+    return [Stage("10/60", sequences=(0,), **priors,
+                  priors={"continuity": 2.0, "manifold": (0.0, 1.0)}),
+            Stage("10/20", sequences=(1,), **priors,
+                  priors={"continuity": 2.0, "manifold": (1.0, 2.0)})]
+
+
+PRESETS = {"default": default, "published": published}
