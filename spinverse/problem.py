@@ -70,13 +70,18 @@ class BlochTorrey:
         return FacetTraces(self.mesh, self.space)
 
     @cached_property
+    def jump_matrix(self) -> scipy.sparse.csr_matrix:
+        """T with Q(kappa) = T^T diag(kappa) T: see `FacetTraces.jump_matrix`."""
+        return self.traces.jump_matrix()
+
+    @cached_property
     def prolongation(self) -> PETSc.Mat | None:
-        """P from the tied space to the broken scalar one; None when nothing is tied."""
+        """P from the tied space to the broken scalar one; None when nothing is tied. Collective."""
         return tie(self.mesh, self.space, self.traces, self.tied)
 
     @property
     def num_unknowns(self) -> int:
-        """Complex unknowns of the whole problem, tied facets taken into account."""
+        """Complex unknowns of the whole problem, tied facets taken into account. Collective."""
         if self.prolongation is None:
             return self.space.dofmap.index_map.size_global
         return self.prolongation.getSize()[1]

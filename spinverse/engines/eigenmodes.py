@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse
+from mpi4py import MPI
 from petsc4py import PETSc
 from slepc4py import SLEPc
 
@@ -73,20 +74,25 @@ def eigenmodes(problem: BlochTorrey, number: int,
     st.setType(SLEPc.ST.Type.SINVERT)
     # A is singular when nothing relaxes or leaves; a small negative shift keeps it definite.
     extent = float(np.max(problem.mesh.bounds[1] - problem.mesh.bounds[0]))
-    st.setShift(-0.3 * float(np.max(problem.tissue.diffusivity, initial=1e-12)) / extent**2)
+    fastest = problem.comm.allreduce(
+        float(np.max(problem.tissue.diffusivity, initial=1e-12)), op=MPI.MAX)
+    st.setShift(-0.3 * fastest / extent**2)
     ksp = st.getKSP()
     ksp.setType(PETSc.KSP.Type.PREONLY)
     pc = ksp.getPC()
     pc.setType(PETSc.PC.Type.CHOLESKY)
     pc.setFactorSolverType(PETSc.Mat.SolverType.MUMPS)
     eps.setOptionsPrefix(options_prefix)
-    # the same start vector whatever the ranks: the constant plus a ramp that no symmetry keeps
-    space = A.createVecRight()
-    first, last = space.getOwnershipRange()
-    if problem.prolongation is None:
-        seed = problem.space.tabulate_dof_coordinates()[: last - first]
-        space.setArray(1.0 + np.sin(seed @ np.array([0.7, 1.1, 1.9])))
-        eps.setInitialSpace([space])
+    # the same start vector whatever the ranks: a wave that shares no symmetry with the mesh
+    column = A.createVecRight()
+    x = problem.space.tabulate_dof_coordinates()[: problem.local_mass.shape[0]]
+    wave = 1.0 + np.sin(x @ np.array([0.7, 1.1, 1.9]))
+    P = problem.prolongation
+    broken = P.createVecLeft() if P is not None else column
+    broken.setArray(wave)
+    if P is not None:
+        P.multTranspose(broken, column)
+    eps.setInitialSpace([column])
     eps.setFromOptions()
     try:
         eps.solve()
@@ -103,15 +109,12 @@ def eigenmodes(problem: BlochTorrey, number: int,
     order = order[: _cut(values[order], min(number, size))]
     owned = problem.space.dofmap.index_map.size_local
     modes = np.empty((owned, len(order)), order="F")
-    column = A.createVecRight()
-    P = problem.prolongation
-    broken = P.createVecLeft() if P is not None else column
     for place, k in enumerate(order):
         eps.getEigenvector(k, column)
         if P is not None:
             P.mult(column, broken)
         modes[:, place] = broken.array_r
-    for thing in (eps, column, space) if P is None else (eps, column, broken, space, A):
+    for thing in (eps, column) if P is None else (eps, column, broken, A):
         thing.destroy()
     return _project(problem, np.maximum(values[order], 0.0), modes)
 

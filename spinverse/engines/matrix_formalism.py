@@ -18,9 +18,8 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 
+import dolfinx
 import numpy as np
-import scipy.sparse
-from mpi4py import MPI
 
 from ..acquisition.table import Acquisition
 from ..errors import InputError
@@ -75,6 +74,7 @@ class MatrixFormalism:
         by_cost = sorted(range(len(self._groups)), key=lambda i: (-self._groups[i].cost, i))
         self._mine = by_cost[problem.comm.rank:: problem.comm.size]
         self._tape: list[tuple] = []
+        self._taped: Eigenmodes | None = None
 
     def signals(self, permeability: np.ndarray | None = None, remember: bool = False) -> np.ndarray:
         """Complex signals, ``(N,)``, um^3 times density, the same on every rank. Collective.
@@ -94,7 +94,7 @@ class MatrixFormalism:
     def evolve(self, remember: bool = False) -> np.ndarray:
         """Signals in the present modes. Collective."""
         if remember:
-            self._tape = []
+            self._tape, self._taped = [], self.basis
         return self._sum([self._evolve_group(self.basis, self._groups[i], remember)
                           for i in self._mine], self._mine)
 
@@ -110,7 +110,7 @@ class MatrixFormalism:
         Returns:
             ``(nf,)``, zero on tied facets; after ``signals(..., remember=True)``.
         """
-        basis = self.basis
+        basis = self._taped
         K = len(basis)
         G = np.zeros((K, K))
         gaps = defaultdict(lambda: np.zeros((K, K)))
@@ -120,7 +120,7 @@ class MatrixFormalism:
             G += gaps[gap] * _divided_differences(basis.eigenvalues, gap)
         total = np.empty_like(G)
         self.problem.comm.Allreduce(0.5 * (G + G.T), total)
-        return self._contract(total)
+        return self._contract(basis, total)
 
     # ---- one group ----------------------------------------------------------------------------
 
@@ -151,7 +151,7 @@ class MatrixFormalism:
         return (left.conj() * decay * right).sum(axis=0)
 
     def _pull_back(self, group, adjoint, left, right, forward, G, gaps):
-        basis = self.basis
+        basis = self._taped
         w = adjoint[group.rows]
         for gap in set(group.gap):
             chosen = np.flatnonzero(np.array(group.gap) == gap)
@@ -176,11 +176,10 @@ class MatrixFormalism:
             result[self._groups[index].rows] = part
         return self.problem.comm.allreduce(result)
 
-    def _contract(self, G: np.ndarray) -> np.ndarray:
+    def _contract(self, basis: Eigenmodes, G: np.ndarray) -> np.ndarray:
         """sum_ab G_ab int_F [phi_a][phi_b] for every owned facet."""
         problem = self.problem
-        jumps = _jump_matrix(problem)
-        W = jumps @ _with_ghosts(problem, self.basis.modes)
+        W = problem.jump_matrix @ _with_ghosts(problem, basis.modes)
         per_row = np.einsum("ra,ra->r", W @ G, W)
         facets = problem.mesh.num_owned_facets
         gradient = per_row.reshape(facets, -1).sum(axis=1) if facets else np.zeros(0)
@@ -286,19 +285,11 @@ def _divided_differences(eigenvalues: np.ndarray, duration: float) -> np.ndarray
     return np.where(small, smooth, direct)
 
 
-def _jump_matrix(problem: BlochTorrey) -> scipy.sparse.csr_matrix:
-    if not hasattr(problem, "_jumps"):
-        problem._jumps = problem.traces.jump_matrix()
-    return problem._jumps
-
-
 def _with_ghosts(problem: BlochTorrey, modes: np.ndarray) -> np.ndarray:
     """Values at owned dofs followed by those at ghosts, ``(nd, K)``."""
     index_map = problem.space.dofmap.index_map
     if problem.comm.size == 1:
         return modes
-    import dolfinx
-
     K = modes.shape[1]
     vector = dolfinx.la.vector(index_map, K)
     vector.array[: modes.size] = np.ascontiguousarray(modes).ravel()

@@ -31,7 +31,7 @@ class FacetTraces:
     def __init__(self, mesh: Mesh, space: dolfinx.fem.FunctionSpace):
         self.mesh, self.space = mesh, space
         self._cells = mesh.facet_cells
-        geometry_nodes = mesh.domain.geometry.dofmap
+        geometry_nodes = mesh.domain.geometry.dofmaps[0]
         facet_nodes = np.sort(dolfinx.mesh.entities_to_geometry(
             mesh.domain, 2, mesh.facet_entities).reshape(-1, 3), axis=1)
         # position of the facet's three nodes within each side's cell: (nf, 2, 3)

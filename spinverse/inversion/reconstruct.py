@@ -78,7 +78,9 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage] | str = "defau
                 engine: str = "matrix_formalism", modes: int | str = "auto",
                 tolerance: float = 1e-5, time_step: float = 0.25,
                 progress: Callable[[Progress], None] | None = None,
-                after_stage: Callable[[int, np.ndarray], None] | None = None) -> Reconstruction:
+                after_stage: Callable[[int, np.ndarray], None] | None = None,
+                after_iteration: Callable[[int, int, np.ndarray], None] | None = None,
+                ) -> Reconstruction:
     """Find the permeability of every facet from signals. Collective.
 
     Args:
@@ -94,6 +96,8 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage] | str = "defau
         time_step: ms, of time stepping.
         progress: called after every iteration, on every rank.
         after_stage: called with the stage's number and the permeability when a stage ends.
+        after_iteration: called with the stage's number, the iteration and the permeability that
+            was evaluated last, ``(nf,)`` um/ms: for checkpoints.
 
     Raises:
         InputError: for arguments that make no sense; SolverError: if the first solve fails.
@@ -151,13 +155,17 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage] | str = "defau
             pause_annotation()
         functional = BacktrackingFunctional(loss, Control(control))
 
-        def monitor(iteration, value, gradient, step, stage=stage, parts=parts):
+        def monitor(iteration, value, gradient, step, stage=stage, parts=parts, number=number,
+                    problem=problem):
             item = Progress(stage.name, iteration, value, parts.data.last,
                             {p.name: p.last for p in parts.priors}, gradient, step,
                             time.perf_counter() - begin)
             history.append(item)
             if progress is not None:
                 progress(item)
+            if after_iteration is not None:
+                last = problem.kappa.x.array[: mesh.num_owned_facets]
+                after_iteration(number, iteration, last.copy())
             parts.ramp(iteration + 1)
             if parts.data.last <= stage.stop_at:
                 raise StopStage(f"data misfit below {stage.stop_at:g}")

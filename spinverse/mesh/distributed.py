@@ -135,7 +135,7 @@ class Mesh:
     @cached_property
     def cell_volumes(self) -> np.ndarray:
         """Volume of each cell on this rank, ghosts last, ``(nc,)``, um^3."""
-        x = self.domain.geometry.x[self.domain.geometry.dofmap]
+        x = self.domain.geometry.x[self.domain.geometry.dofmaps[0]]
         return np.abs(np.linalg.det(x[:, 1:] - x[:, :1])) / 6.0
 
     @cached_property

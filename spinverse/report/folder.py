@@ -1,0 +1,264 @@
+"""A run's folder: what is in it, and how it appears all at once.
+
+``simulate`` writes into a sibling of its folder and renames that. ``reconstruct`` makes its
+folder when all inputs have been read, so that an interrupted run can be resumed; every file in
+it appears complete or not at all, ``summary.json`` last.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..acquisition import Signals
+from ..acquisition.io import write_signals
+from ..errors import InputError, on_root
+from ..inversion import Progress
+from ..mesh import Mesh
+
+SUMMARY, HISTORY, CHECKPOINT = "summary.json", "history.csv", "checkpoint/latest.npz"
+_ROWS = "# measurements "
+
+
+# ---- making the folder ----------------------------------------------------------------------
+
+def check_output(path: Path, force: bool = False, resume: bool = False) -> None:
+    """Raise InputError if ``path`` cannot become the folder of this run.
+
+    An existing folder must be empty, be resumed, or be forced; only a folder of a run is ever
+    overwritten.
+    """
+    if path.exists() and not path.is_dir():
+        raise InputError(f"-o {path}: is a file, expected a folder")
+    if path.is_dir() and any(path.iterdir()) and not resume:
+        if not force:
+            raise InputError(f"-o {path}: exists and is not empty, expected a new folder "
+                             "(or --force to overwrite it)")
+        if not any((path / name).exists() for name in (SUMMARY, HISTORY, CHECKPOINT)):
+            raise InputError(f"-o {path}: holds no spinverse run, expected one for --force")
+    above = next(p for p in path.absolute().parents if p.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise InputError(f"-o {path}: {above} is no folder that can be written to")
+
+
+def make(path: Path) -> None:
+    """Make the folder; what was there before goes."""
+    if path.exists():
+        old = _sibling(path, "old")
+        path.rename(old)
+        shutil.rmtree(old)
+    (path / CHECKPOINT).parent.mkdir(parents=True)
+
+
+def remove(path: Path) -> None:
+    """Remove a folder that this run made, and folders above that it leaves empty."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def appearing(path: Path):
+    """Yield a temporary sibling of ``path`` that takes its place when the block ends well."""
+    made = [p for p in path.absolute().parents if not p.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _sibling(path, "partial")
+    partial.mkdir()
+    try:
+        yield partial
+        if path.exists():
+            old = _sibling(path, "old")
+            path.rename(old)
+            partial.rename(path)
+            shutil.rmtree(old)
+        else:
+            partial.rename(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        for folder in made:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        raise
+
+
+def _sibling(path: Path, kind: str) -> Path:
+    return path.with_name(f"{path.name}.{kind}-{os.getpid()}")
+
+
+def replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Call ``write`` with a temporary name that keeps the suffix, then rename to ``path``."""
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# ---- files ----------------------------------------------------------------------------------
+
+def sha256(path: Path) -> str:
+    """Hash of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_summary(folder: Path, summary: dict) -> None:
+    """``summary.json``: strict JSON, so inf and nan are strings."""
+    text = json.dumps(_plain(summary), indent=2) + "\n"
+    replace(folder / SUMMARY, lambda path: path.write_text(text))
+
+
+def write_table(path: Path, signals: Signals, **more: np.ndarray) -> None:
+    """The csv of `acquisition.io.write_signals` with further columns and the number of rows.
+
+    The number stands in a comment, by which `check_rows` notices a file that lost some.
+    """
+    def write(temporary: Path) -> None:
+        write_signals(temporary, signals)
+        lines = temporary.read_text().splitlines()
+        first = next(i for i, line in enumerate(lines) if not line.startswith("#"))
+        table = [",".join([lines[first], *more])]
+        for row, line in enumerate(lines[first + 1:]):
+            table.append(",".join([line, *(repr(float(column[row])) for column in more.values())]))
+        text = [f"{_ROWS}{len(signals)}", *lines[:first], *table]
+        temporary.write_text("\n".join(text) + "\n")
+
+    replace(path, write)
+
+
+def check_rows(path: Path) -> None:
+    """Raise InputError if a csv table says how many measurements it has and has another number."""
+    if path.suffix.lower() != ".csv":
+        return
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        lines = [line.strip() for line in file if line.strip()]
+    said = next((line.removeprefix(_ROWS) for line in lines if line.startswith(_ROWS)), "")
+    found = sum(not line.startswith("#") for line in lines) - 1
+    if said.isdigit() and int(said) != found:
+        raise InputError(f"{path}: {found} rows, expected {said} as its first line says")
+
+
+class History:
+    """``history.csv``, one row an iteration, appended as the run goes.
+
+    Args:
+        path: the file.
+        priors: names of the priors of all stages, a column each.
+        keep: rows of an earlier part of the run.
+    """
+
+    def __init__(self, path: Path, priors: list[str], keep: list[dict] = ()):
+        self.path = path
+        self.columns = ["stage", "iteration", "loss", "data", *priors, "gradient_norm", "step",
+                        "seconds"]
+        self.rows = list(keep)
+        text = [",".join(self.columns), *map(self._line, self.rows)]
+        replace(path, lambda temporary: temporary.write_text("\n".join(text) + "\n"))
+
+    def add(self, item: Progress) -> None:
+        """Append an iteration."""
+        row = {"stage": item.stage, "iteration": item.iteration, "loss": item.loss,
+               "data": item.data, **item.priors, "gradient_norm": item.gradient,
+               "step": item.step, "seconds": item.seconds}
+        self.rows.append(row)
+        with self.path.open("a") as file:
+            file.write(self._line(row) + "\n")
+
+    def _line(self, row: dict) -> str:
+        return ",".join(str(row.get(name, "")) for name in self.columns)
+
+
+def read_history(path: Path) -> list[dict]:
+    """Rows of a ``history.csv``, numbers as numbers, without empty cells."""
+    with path.open(newline="") as file:
+        return [{key: value if key == "stage" else int(value) if key == "iteration"
+                 else float(value) for key, value in row.items() if value}
+                for row in csv.DictReader(file)]
+
+
+# ---- checkpoints ----------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a reconstruction is.
+
+    Attributes:
+        stage: number of the stage to go on with.
+        iteration: iterations of it that are done.
+        triples, permeability: ``(Nf, 3)`` and ``(Nf,)`` um/ms of the whole mesh.
+        stages: names of all stages.
+        inputs: sha256 of the mesh and signals files, by name.
+    """
+
+    stage: int
+    iteration: int
+    triples: np.ndarray
+    permeability: np.ndarray
+    stages: tuple[str, ...]
+    inputs: dict[str, str]
+
+
+def save_checkpoint(folder: Path, mesh: Mesh, permeability: np.ndarray, stage: int,
+                    iteration: int, stages: list[str], inputs: dict[str, str]) -> None:
+    """Write ``checkpoint/latest.npz``. Collective."""
+    whole = mesh.gather_facets(permeability)
+
+    def write(path: Path) -> None:
+        np.savez(path, stage=stage, iteration=iteration, facets=whole[0],
+                 permeability_um_per_ms=whole[1], stages=np.array(stages),
+                 inputs=json.dumps(inputs))
+
+    on_root(mesh.comm, replace, folder / CHECKPOINT, write)
+
+
+def load_checkpoint(folder: Path, stages: list[str], inputs: dict[str, str]) -> Checkpoint | None:
+    """The checkpoint of a folder, None where there is none yet.
+
+    Raises:
+        InputError: it cannot be read, or belongs to other stages or inputs.
+    """
+    path = folder / CHECKPOINT
+    if not path.is_file():
+        if folder.is_dir() and any(folder.iterdir()) and not (folder / HISTORY).is_file():
+            raise InputError(f"-o {folder}: holds no spinverse run, expected one for --resume")
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = Checkpoint(int(file["stage"]), int(file["iteration"]), file["facets"],
+                               file["permeability_um_per_ms"],
+                               tuple(map(str, file["stages"])), json.loads(str(file["inputs"])))
+    except Exception as error:  # zip, key and header errors have no common base
+        raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())}), "
+                         "expected a checkpoint") from None
+    if list(found.stages) != list(stages):
+        raise InputError(f"--resume: the run in {folder} has stages {', '.join(found.stages)}, "
+                         f"expected {', '.join(stages)} as in the run file")
+    for name, value in inputs.items():
+        if found.inputs.get(name) != value:
+            raise InputError(f"--resume: {name} is not what the run in {folder} began with, "
+                             "expected the same input")
+    return found
+
+
+def _plain(value):
+    """Anything of ours as what strict JSON can say."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

@@ -1,0 +1,207 @@
+"""Figures of a run, written without a display. Matplotlib is an optional extra.
+
+Every function writes one file; each raises ImportError where matplotlib is not installed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ..acquisition import Acquisition
+
+MEASURED, PREDICTED = "#333333", "#0072b2"
+TERMS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+DPI = 150
+
+
+def _figure(*size, **kwargs):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, **kwargs)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def signals(path: Path, acquisition: Acquisition, predicted: np.ndarray,
+            measured: np.ndarray | None = None) -> None:
+    """Signals by b, a panel for each sequence; against measured ones also as a scatter.
+
+    Args:
+        path: file to write.
+        acquisition: the measurements.
+        predicted: ``(N,)`` normalised magnitudes.
+        measured: ``(N,)`` normalised magnitudes, if there are any.
+    """
+    count = len(acquisition.waveforms)
+    extra = measured is not None
+    columns = min(count + extra, 4)
+    lines = -(-(count + extra) // columns)
+    figure = _figure(3.6 * columns + 0.4, 3.4 * lines + 0.5, layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    span = max(float(np.ptp(acquisition.b)), 1.0)
+    top = float(np.max([predicted, predicted if measured is None else measured]))
+    for index, (waveform, axis) in enumerate(zip(acquisition.waveforms, axes, strict=False)):
+        rows = np.flatnonzero(acquisition.waveform_index == index)
+        b = acquisition.b[rows]
+        sets = [("simulated" if measured is None else "predicted", predicted, PREDICTED, "o", 0.0)]
+        if measured is not None:
+            # side by side, or one would hide the other
+            sets = [("measured", measured, MEASURED, "s", -0.008),
+                    ("predicted", predicted, PREDICTED, "o", 0.008)]
+        for label, values, colour, marker, shift in sets:
+            axis.plot(b + shift * span, values[rows], marker, color=colour, markersize=2.6,
+                      alpha=0.55, markeredgewidth=0, label=label)
+            levels = np.unique(b)
+            means = [values[rows][b == level].mean() for level in levels]
+            axis.plot(levels + shift * span, means, color=colour, linewidth=1.0,
+                      linestyle="-" if marker == "o" else "--")
+        axis.set_title(_sequence(waveform), fontsize=10)
+        axis.set_xlabel("b (s/mm²)")
+        axis.set_ylim(min(0.0, float(np.min(predicted))), 1.05 * max(top, 1e-12))
+        axis.set_ylabel("|S| / |S(b = 0)|" if index % columns == 0 else "")
+        axis.tick_params(labelsize=8)
+    handles, labels = axes[0].get_legend_handles_labels()
+    axes[0].legend(handles, labels, fontsize=8, frameon=False, markerscale=2, loc="best",
+                   title="dots: directions, line: mean", title_fontsize=7)
+    if measured is not None:
+        _scatter(axes[count], acquisition, measured, predicted)
+    for axis in axes[count + extra:]:
+        axis.set_axis_off()
+    figure.savefig(path, dpi=DPI)
+
+
+def _scatter(axis, acquisition, measured, predicted) -> None:
+    low = float(min(measured.min(), predicted.min(), 0.0))
+    high = 1.03 * float(max(measured.max(), predicted.max()))
+    axis.plot([low, high], [low, high], color="0.6", linewidth=0.8, zorder=0)
+    for index, waveform in enumerate(acquisition.waveforms):
+        rows = acquisition.waveform_index == index
+        axis.plot(measured[rows], predicted[rows], "o", markersize=2.6, alpha=0.6,
+                  markeredgewidth=0, color=TERMS[index % len(TERMS)], label=_sequence(waveform))
+    error = float(np.mean((measured - predicted) ** 2))
+    axis.set_title(f"mean square difference {error:.2e}", fontsize=10)
+    axis.set_xlabel("measured |S| / |S(b = 0)|")
+    axis.set_ylabel("predicted")
+    axis.set(xlim=(low, high), ylim=(low, high))
+    axis.set_aspect("equal")
+    axis.tick_params(labelsize=8)
+    if len(acquisition.waveforms) <= 6:
+        axis.legend(fontsize=7, frameon=False, markerscale=2, loc="upper left")
+
+
+def _sequence(waveform) -> str:
+    if hasattr(waveform, "delta") and hasattr(waveform, "Delta"):
+        return f"{waveform.name}, δ/Δ = {waveform.delta:g}/{waveform.Delta:g} ms"
+    return f"{waveform.name}, TE = {waveform.echo_time:g} ms"
+
+
+def losses(path: Path, rows: list[dict]) -> None:
+    """Loss, data term and prior terms by iteration; stages are marked.
+
+    Args:
+        path: file to write.
+        rows: of history.csv, in order.
+    """
+    figure = _figure(7.5, 4.2, layout="constrained")
+    axis = figure.subplots()
+    x = np.arange(len(rows))
+    names = [key for key in dict.fromkeys(key for row in rows for key in row)
+             if key not in ("stage", "iteration", "loss", "data", "gradient_norm", "step",
+                            "seconds")]
+
+    def line(name, **style):
+        y = np.array([row.get(name, np.nan) for row in rows], dtype=float)
+        axis.plot(x, np.where(y > 0, y, np.nan), **style)
+
+    line("loss", color=MEASURED, linewidth=1.6, label="loss (weighted sum)")
+    line("data", color=TERMS[0], linewidth=1.4, label="data: mean square of normalised signals")
+    for name, colour in zip(names, (TERMS * len(names))[1:], strict=False):
+        line(name, color=colour, linewidth=1.0, linestyle="--", label=f"prior: {name}")
+    axis.set_yscale("log")
+    starts = [i for i, row in enumerate(rows) if not i or row["stage"] != rows[i - 1]["stage"]]
+    for number, start in enumerate(starts):
+        if number:
+            axis.axvline(start - 0.5, color="0.7", linewidth=0.8)
+        end = starts[number + 1] if number + 1 < len(starts) else len(rows)
+        # at two heights, so that the names of short stages do not meet
+        axis.annotate(rows[start]["stage"], ((start + end - 1) / 2, 1.0),
+                      xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=8,
+                      color="0.3", xytext=(0, 3 + 10 * (number % 2)), textcoords="offset points",
+                      annotation_clip=False)
+    axis.set_xlim(-0.5, max(len(rows) - 0.5, 0.5))
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.set_xlabel("iteration (all stages)")
+    axis.set_ylabel("terms of the loss")
+    axis.grid(axis="y", color="0.92")
+    axis.legend(fontsize=8, frameon=False, loc="upper right")
+    figure.savefig(path, dpi=DPI)
+
+
+def interface(path: Path, corners: np.ndarray, permeability: np.ndarray, found: np.ndarray,
+              true: np.ndarray | None, bounds: np.ndarray) -> None:
+    """The found interface in its box, beside the true one where that is known; same view.
+
+    Args:
+        path: file to write.
+        corners: ``(nf, 3, 3)`` corners of all facets, um.
+        permeability: ``(nf,)`` um/ms.
+        found: ``(nf,)`` bool.
+        true: ``(nf,)`` bool, or None.
+        bounds: ``(2, 3)`` corners of the box, um.
+    """
+    from matplotlib import cm, colors
+
+    panels = 1 if true is None else 2
+    figure = _figure(4.8 * panels + 1.0, 5.0)
+    width = 0.88 / panels
+    values = np.log10(np.maximum(permeability[found], 1e-12)) if found.any() else np.zeros(1)
+    low, high = float(values.min()), float(values.max())
+    if high - low < 0.5:
+        low, high = (low + high) / 2 - 0.25, (low + high) / 2 + 0.25
+    scale = cm.ScalarMappable(colors.Normalize(low, high), "viridis")
+    if true is not None:
+        axis = figure.add_axes((0.0, 0.02, width, 0.88), projection="3d")
+        _facets(axis, corners[true], np.tile((0.62, 0.66, 0.72, 0.85), (int(true.sum()), 1)),
+                bounds)
+        axis.set_title(f"true: {true.sum()} facets", fontsize=11)
+    axis = figure.add_axes((0.88 - width, 0.02, width, 0.88), projection="3d")
+    _facets(axis, corners[found], scale.to_rgba(values, alpha=0.85), bounds)
+    title = f"found: {found.sum()} facets"
+    if true is not None:
+        title += f" ({(found & true).sum()} true, {(found & ~true).sum()} false)"
+    axis.set_title(title, fontsize=11)
+    bar = figure.colorbar(scale, cax=figure.add_axes((0.90, 0.22, 0.018, 0.5)))
+    bar.set_label("log10 permeability (µm/ms)", fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    figure.savefig(path, dpi=DPI)
+
+
+def _facets(axis, corners, colours, bounds) -> None:
+    from mpl_toolkits.mplot3d.art3d import Line3DCollection, Poly3DCollection
+
+    if len(corners):
+        normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+        normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-300)
+        # facets have no sides: light by the angle alone
+        light = 0.6 + 0.4 * np.abs(normal @ np.array([0.4, -0.5, 0.77]))
+        colours = np.concatenate([np.asarray(colours)[:, :3] * light[:, None],
+                                  np.asarray(colours)[:, 3:]], axis=1)
+        axis.add_collection3d(Poly3DCollection(corners, facecolors=colours,
+                                               edgecolors=(0, 0, 0, 0.45), linewidths=0.4))
+    unit = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
+    box = bounds[0] + unit * (bounds[1] - bounds[0])
+    edges = [(i, j) for i in range(8) for j in range(i) if np.abs(unit[i] - unit[j]).sum() == 1]
+    axis.add_collection3d(Line3DCollection([box[[i, j]] for i, j in edges], colors="0.6",
+                                           linewidths=0.7))
+    axis.set(xlim=bounds[:, 0], ylim=bounds[:, 1], zlim=bounds[:, 2])
+    axis.set_box_aspect(bounds[1] - bounds[0], zoom=0.95)
+    axis.view_init(elev=22, azim=-58)
+    for name in "xyz":
+        getattr(axis, f"set_{name}label")(f"{name} (µm)", fontsize=9)
+    axis.tick_params(labelsize=7, pad=0)
+    axis.grid(False)
+    for pane in (axis.xaxis, axis.yaxis, axis.zaxis):
+        pane.set_pane_color((1, 1, 1, 0))

@@ -1,0 +1,181 @@
+"""What a run says on the terminal: rank 0 speaks, the others are silent."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Mapping
+from contextlib import contextmanager
+
+import numpy as np
+
+from .. import __version__
+from .._stack import load_stack
+from ..config import KnownTissue, PermeabilitySection
+from ..inversion import TAO, Progress, Reconstruction, Stage
+from ..mesh import Mesh
+from ..units import describe_diffusivity, describe_permeability
+
+
+class Screen:
+    """Lines on standard output, and a progress bar where that is a terminal.
+
+    Args:
+        comm: communicator; ranks other than 0 print nothing.
+        quiet: print warnings and errors only.
+    """
+
+    def __init__(self, comm, quiet: bool = False):
+        self.speaks = comm.rank == 0
+        self.quiet = quiet or not self.speaks
+        self._bar = self._task = None
+
+    def say(self, *lines: str) -> None:
+        """Print lines."""
+        if self.quiet:
+            return
+        for line in lines:
+            if self._bar is None:
+                print(line, flush=True)
+            else:
+                self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def warn(self, *messages) -> None:
+        """Print each warning as one line on standard error."""
+        for message in messages if self.speaks else ():
+            print(f"spinverse: warning: {one_line(message)}", file=sys.stderr, flush=True)
+
+    @contextmanager
+    def held_warnings(self):
+        """Collect warnings of the block; show them when it ends well, each once."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("always", UserWarning)
+            yield
+        self.warn(*dict.fromkeys(str(item.message) for item in caught))
+
+    @contextmanager
+    def progress_bar(self, total: int, done: int = 0):
+        """A bar over iterations, below the lines, where standard output is a terminal."""
+        if self.quiet or not sys.stdout.isatty():
+            yield
+            return
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeElapsedColumn,
+        )
+        from rich.progress import (
+            Progress as Bar,
+        )
+
+        self._bar = Bar(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+                        TimeElapsedColumn(), TextColumn("misfit {task.fields[misfit]}"),
+                        transient=True)
+        self._task = self._bar.add_task("starting", total=total, completed=done, misfit="-")
+        try:
+            with self._bar:
+                yield
+        finally:
+            self._bar = None
+
+    def iteration(self, item: Progress, done: int) -> None:
+        """One line for an iteration.
+
+        Args:
+            item: the iteration.
+            done: iterations so far, of all stages, for the bar.
+        """
+        priors = "".join(f"  {name} {value:9.3e}" for name, value in item.priors.items())
+        self.say(f"{item.stage:>14} {item.iteration:4d}  loss {item.loss:10.4e}"
+                 f"  data {item.data:10.4e}{priors}  |g| {item.gradient:9.3e}"
+                 f"  step {item.step:9.3e}  {item.seconds:8.1f} s")
+        if self._bar is not None:
+            self._bar.update(self._task, description=item.stage, completed=done,
+                             misfit=f"{item.data:.3e}")
+
+
+def one_line(message) -> str:
+    """A message without line breaks; an exception without one gives its name."""
+    return " ".join(str(message).split()) or type(message).__name__
+
+
+# ---- what was understood, for a person to notice a wrong unit -------------------------------
+
+def count(mesh: Mesh, chosen: np.ndarray) -> int:
+    """Number of chosen facets of the whole mesh. Collective."""
+    return mesh.comm.allreduce(int(np.count_nonzero(chosen)))
+
+
+def versions(comm: MPI.Comm) -> str:
+    return (f"spinverse {__version__} on {comm.size} rank{'s' * (comm.size > 1)}; "
+            f"{load_stack().describe()}")
+
+
+def _describe(value, describe) -> str:
+    if isinstance(value, Mapping):
+        return "; ".join(f"tag {tag}: {_describe(v, describe)}" for tag, v in value.items())
+    return describe(value) if np.ndim(value) == 0 else f"tensor {value} um^2/ms"
+
+
+def describe_mesh(mesh: Mesh) -> list[str]:
+    volume = mesh.comm.allreduce(float(mesh.cell_volumes[: mesh.num_owned_cells].sum()))
+    size = " x ".join(f"{a:.4g}" for a in np.ptp(mesh.bounds, axis=0))
+    return [f"mesh: {mesh.name}: {mesh.num_cells} cells, {mesh.num_facets} facets "
+            f"({count(mesh, mesh.outer)} outer, {count(mesh, mesh.interface > 0)} of a known "
+            f"membrane), {size} um, volume {volume:.6g} um^3"]
+
+
+def describe_tissue(tissue: KnownTissue) -> list[str]:
+    def time_constant(value):
+        return "none" if np.isinf(value) else f"{value:g} ms"
+
+    return [f"diffusivity: {_describe(tissue.diffusivity_um2_per_ms, describe_diffusivity)}",
+            f"T2: {_describe(tissue.T2_ms, time_constant)}; density "
+            f"{_describe(tissue.density, lambda v: f'{v:g}')}; outer boundary {tissue.boundary}"]
+
+
+def describe_known_permeability(section: PermeabilitySection) -> str:
+    if section.file is not None:
+        return f"permeability: of {section.file}"
+
+    def words(value):
+        return "inf (both sides one)" if np.isinf(value) else describe_permeability(value)
+
+    parts = (("membrane", None), ("elsewhere", np.inf), ("outer", 0.0))
+    values = [(name, section.value(name, default)) for name, default in parts]
+    return "permeability: " + "; ".join(f"{name} {_describe(value, words)}"
+                                        for name, value in values if value is not None)
+
+
+def describe_engine(run) -> str:
+    if run.engine == "time_stepping":
+        return f"engine: time stepping, steps up to {run.time_step_ms:g} ms"
+    modes = f"as many as {run.tolerance:g} needs" if run.modes == "auto" else run.modes
+    return f"engine: matrix formalism, modes: {modes}"
+
+
+def describe_stage(number: int, stage: Stage) -> str:
+    words = [f"{stage.iterations} iterations", f"sequences {stage.sequences}"]
+    if np.isfinite(stage.b_max):
+        words.append(f"b up to {stage.b_max:g} s/mm^2")
+    optimiser = stage.optimiser
+    words.append(f"TAO {optimiser.type}" if isinstance(optimiser, TAO) else "Adam")
+    words += [f"{name} {weight}" for name, weight in stage.priors.items()]
+    return f"stage {number + 1}: {stage.name}: {', '.join(words)}"
+
+
+def describe_result(result: Reconstruction, rule: dict, number: int,
+                    figures: dict | None) -> list[str]:
+    """What was found, in words."""
+    lines = [f"final data misfit {result.data_misfit:.3e} (mean square of normalised signals)"]
+    cut = f" at {describe_permeability(rule['cut_um_per_ms'])}" if "cut_um_per_ms" in rule else ""
+    lines.append(f"membrane: {number} facets by the rule {rule['rule']}{cut}")
+    if figures is None:
+        lines.append("the true membrane is not known, so there are no metrics")
+    else:
+        for name, value in figures.items():
+            lines.append(f"  {name.replace('_', ' ')}: {value:.4g}"
+                         if isinstance(value, float) else f"  {name.replace('_', ' ')}: {value}")
+    return lines

@@ -1,0 +1,52 @@
+"""From tissue and acquisition to signals."""
+
+from __future__ import annotations
+
+from .acquisition import Acquisition, Signals
+from .engines.matrix_formalism import MatrixFormalism
+from .engines.time_stepping import TimeStepping
+from .errors import InputError
+from .problem import BlochTorrey
+from .tissue import Tissue
+
+ENGINES = ("matrix_formalism", "time_stepping")
+
+
+def make_engine(problem: BlochTorrey, acquisition: Acquisition, engine: str = "matrix_formalism",
+                modes: int | str = "auto", tolerance: float = 1e-5,
+                time_step: float = 0.1) -> MatrixFormalism | TimeStepping:
+    """The engine of a name; see `simulate` for the arguments.
+
+    Raises:
+        InputError: an unknown name, or arguments that the engine refuses.
+    """
+    if engine == "matrix_formalism":
+        return MatrixFormalism(problem, acquisition, modes, tolerance)
+    if engine == "time_stepping":
+        return TimeStepping(problem, acquisition, time_step)
+    raise InputError(f"engine: {engine!r}, expected one of {', '.join(ENGINES)}")
+
+
+def simulate(tissue: Tissue, acquisition: Acquisition, engine: str = "matrix_formalism",
+             degree: int = 1, modes: int | str = "auto", tolerance: float = 1e-5,
+             time_step: float = 0.1) -> Signals:
+    """Simulate every measurement. Collective.
+
+    Args:
+        tissue: what the spins live in.
+        acquisition: the measurements.
+        engine: "matrix_formalism" (all measurements from one eigenproblem) or "time_stepping".
+        degree: polynomial degree within a cell.
+        modes: of the matrix formalism: a number, or "auto" for as many as ``tolerance`` needs.
+        tolerance: of the matrix formalism: wanted absolute error of the normalised signals.
+        time_step: of time stepping: longest step, ms.
+
+    Returns:
+        Signals, um^3 times density, the same on every rank.
+
+    Raises:
+        InputError: an argument that makes no sense; SolverError: a solver failed.
+    """
+    problem = BlochTorrey(tissue, degree)
+    solver = make_engine(problem, acquisition, engine, modes, tolerance, time_step)
+    return Signals(acquisition, solver.signals())
