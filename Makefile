@@ -77,12 +77,19 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 demo: $(STAMP)
-	$(BIN)/python -m spinverse simulate demos/sphere_simulate.yaml -o results/sphere/target
-	$(BIN)/python -m spinverse reconstruct demos/sphere_reconstruct.yaml \
+	@$(BIN)/python -m spinverse simulate demos/sphere_simulate.yaml --force \
+	    -o results/sphere/target
+	@$(BIN)/python -m spinverse reconstruct demos/sphere_reconstruct.yaml --force \
 	    -o results/sphere/reconstruction
 
 published-sphere: $(STAMP)
-	$(BIN)/python -m spinverse reconstruct demos/published_sphere.yaml -o results/published_sphere
+	@test -f ../shared/benchmark/018_sphere_10r_in_grid_20x20.npz || { \
+	    echo "../shared/benchmark/018_sphere_10r_in_grid_20x20.npz is not there: the published" >&2; \
+	    echo "meshes are no part of this project; put the folder shared beside it." >&2; exit 1; }
+	@$(BIN)/python -m spinverse simulate demos/published_sphere_simulate.yaml --force \
+	    -o results/published_sphere/target
+	@$(BIN)/python -m spinverse reconstruct demos/published_sphere_reconstruct.yaml --force \
+	    -o results/published_sphere/reconstruction
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -22,7 +22,7 @@ from . import __version__, config
 from ._stack import load_stack
 from .acquisition import Acquisition, Signals
 from .acquisition.io import read_acquisition, read_signals, write_signals
-from .errors import InputError, StackError, on_root
+from .errors import InputError, SpinverseError, StackError, on_root
 from .inversion import TAO, Stage, reconstruct
 from .inversion.optimise import Clock
 from .mesh import Mesh
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
         argv: arguments without the program's name; ``sys.argv`` when nothing is said.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    comm = MPI.COMM_WORLD
+    comm, watch = MPI.COMM_WORLD, MPI.COMM_WORLD.Dup()
     try:
         if "--" in argv:
             _set_petsc_options(argv[argv.index("--") + 1:])
@@ -101,15 +101,25 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except SystemExit as end:  # --help and --version
         return int(end.code or 0)
-    except KeyboardInterrupt:
-        return _fail(comm, 130, "interrupted (--resume continues a reconstruction)")
-    except (InputError, StackError) as error:
-        return _fail(comm, 2, one_line(error))
-    except Exception as error:  # noqa: BLE001 - the last net
-        kind = "" if type(error).__module__.startswith("spinverse") else f"{type(error).__name__}: "
-        if "--debug" in argv:
-            return _fail(comm, 1, traceback.format_exc())
-        return _fail(comm, 1, f"{kind}{one_line(error)} (--debug shows where)")
+    except (Exception, KeyboardInterrupt) as error:
+        return _fail(watch, *_exit(error, "--debug" in argv))
+    finally:
+        watch.Free()
+
+
+def _exit(error: BaseException, debug: bool) -> tuple[int, str]:
+    """Exit code and what to say."""
+    cause = error
+    while isinstance(cause, PETSc.Error) and cause.__cause__ is not None:
+        cause = cause.__cause__  # an exception that passed through a callback of PETSc
+    if isinstance(cause, InputError | StackError):
+        return 2, one_line(cause)
+    if isinstance(cause, KeyboardInterrupt):
+        return 130, "interrupted (--resume continues a reconstruction)"
+    if debug:
+        return 1, "".join(traceback.format_exception(error))
+    kind = "" if isinstance(cause, SpinverseError) else f"{type(cause).__name__}: "
+    return 1, f"{kind}{one_line(cause)} (--debug shows where)"
 
 
 def _fail(comm: MPI.Comm, code: int, message: str) -> int:
@@ -345,12 +355,14 @@ def _reconstruct(arguments, comm: MPI.Comm) -> None:
     low, high = tissue.permeability_range_um_per_ms
     screen.say(versions(comm), *describe_mesh(mesh), *describe_tissue(tissue),
                f"unknown permeability: {describe_permeability(low)} to "
-               f"{describe_permeability(high)}, start {describe_permeability(tissue.start_um_per_ms)}",
+               f"{describe_permeability(high)}, start "
+               f"{describe_permeability(tissue.start_um_per_ms)}",
                *(f"acquisition: {line}" for line in signals.acquisition.describe()),
                describe_engine(run),
                *(describe_stage(i, stage) for i, stage in enumerate(stages)))
     if arguments.resume:
-        screen.say(f"resumed at stage {first + 1}, iteration {done}" if first or done else
+        screen.say("resumed: all stages are done" if not rest else
+                   f"resumed at stage {rest[0].name}, iteration {done}" if first or done else
                    "nothing to resume, starting from the beginning")
     names = [stage.name for stage in stages]
     fresh = not (arguments.resume and (out / folder.HISTORY).is_file())
@@ -393,11 +405,9 @@ def _reconstruct(arguments, comm: MPI.Comm) -> None:
                 tolerance=run.tolerance, time_step=run.time_step_ms, progress=progress,
                 after_stage=after_stage, after_iteration=after_iteration, **known)
         _write_results(arguments, run, comm, screen, clock, inputs, signals, result, log)
-    except InputError:
-        if fresh:
-            comm.Barrier()
-            if comm.rank == 0:
-                folder.remove(out)
+    except BaseException:
+        if fresh and comm.rank == 0 and not (out / folder.CHECKPOINT).is_file():
+            folder.remove(out)  # nothing in it to go on from
         raise
 
 
@@ -434,20 +444,22 @@ def _found(rule: config.InterfaceSection, mesh: Mesh, result, boundary: str):
 
 
 def _write_results(arguments, run, comm, screen, clock, inputs, signals, result, log) -> None:
-    from .interface import export, metrics
+    from .interface import export
+    from .interface.metrics import metrics
 
     mesh, out = result.mesh, arguments.output
     with clock("interface"):
         found, labels, rule = _found(run.interface, mesh, result, run.tissue.boundary)
         truth_known = count(mesh, mesh.interface > 0) > 0
-        figures = metrics.metrics(mesh, found, result.permeability, result.unknown,
-                                  run.tissue.boundary) if truth_known else None
+        figures = metrics(mesh, found, result.permeability, result.unknown,
+                          run.tissue.boundary) if truth_known else None
         number = count(mesh, found)
     scale = _reference(signals)
     with clock("write results"):
-        export.write_permeability(out / "permeability.npz", mesh, result.permeability, found=found)
+        export.write_permeability(out / "permeability.npz", mesh, result.permeability,
+                                  membrane=found)
         export.write_vtu(out / "permeability.vtu", mesh,
-                         {"permeability": result.permeability, "found": found.astype(float)})
+                         {"permeability": result.permeability, "membrane": found})
         export.write_stl(out / "interface.stl", mesh, found, labels)
         whole = mesh.gather_facets(mesh.facet_corners, result.permeability, found,
                                    mesh.interface > 0)
@@ -470,9 +482,9 @@ def _write_results(arguments, run, comm, screen, clock, inputs, signals, result,
         mesh.bounds  # noqa: B018 - collective at its first use
         notes = _everywhere(comm, write)
     clock.seconds |= {f"reconstruct: {key}": value for key, value in result.seconds.items()}
-    last = result.history[-1].loss if result.history else None
     summary = _summary(arguments, run, comm, inputs, clock)
-    summary |= {"final_loss": last, "data_misfit": result.data_misfit, "modes": result.modes,
+    loss = log.rows[-1]["loss"] if log is not None and log.rows else None
+    summary |= {"final_loss": loss, "data_misfit": result.data_misfit, "modes": result.modes,
                 "evaluations": result.evaluations, "stage_endings": result.endings,
                 "interface": {**rule, "facets": number}, "metrics": figures}
     on_root(comm, folder.write_summary, out, summary)

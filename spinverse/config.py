@@ -427,7 +427,8 @@ def read(path: str | Path, model: type[_Run]) -> _Run:
 
 def explain(error: ValidationError, model: type[BaseModel], data) -> str:
     """One line for the first of pydantic's errors; a wrong key comes before what it misses."""
-    errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    # of the branches of a union the one that came furthest was meant
+    errors = sorted(error.errors(), key=lambda e: (e["type"] != "extra_forbidden", -len(e["loc"])))
     first = errors[0]
     if isinstance((first.get("ctx") or {}).get("error"), InputError):
         return str(first["ctx"]["error"])

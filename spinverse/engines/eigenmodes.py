@@ -66,7 +66,7 @@ def eigenmodes(problem: BlochTorrey, number: int,
     A, M = problem.decay_matrix(), problem.mass_matrix
     eps.setOperators(A, M)
     eps.setProblemType(SLEPc.EPS.ProblemType.GHEP)
-    eps.setDimensions(nev=wanted, ncv=min(size, max(2 * wanted, wanted + 24)))
+    eps.setDimensions(nev=wanted, ncv=min(size, max(7 * wanted // 5, wanted + 24)))
     eps.setTolerances(1e-11, 200)
     eps.setTarget(0.0)
     eps.setWhichEigenpairs(SLEPc.EPS.Which.TARGET_MAGNITUDE)
@@ -96,8 +96,8 @@ def eigenmodes(problem: BlochTorrey, number: int,
     eps.setFromOptions()
     try:
         eps.solve()
-    except PETSc.Error as error:
-        raise SolverError(f"eigenproblem of {size} unknowns: PETSc error {error.ierr} while "
+    except (PETSc.Error, SystemError) as error:  # slepc4py wraps some PETSc errors
+        raise SolverError(f"eigenproblem of {size} unknowns, {wanted} modes: PETSc failed while "
                           "factorising or iterating; fewer modes, or more memory?") from error
     converged = eps.getConverged()
     if converged < min(number, size):

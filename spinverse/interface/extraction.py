@@ -28,6 +28,10 @@ _BINS = 50
 # A mode is a compartment's when facets, not gradients, dissipate more than this share of it.
 _LEAK_SHARE = 0.5
 
+# Scattered facets of low permeability slow free diffusion too and dissipate up to about 0.6 of
+# it. Behind a gap of the rates as wide as this, a mode must be a clear case.
+_RATE_GAP, _CLEAR_SHARE = 5.0, 0.8
+
 # Directions of feature space with less than this share of the largest cell are not a compartment.
 _INDEPENDENT = 1e-3
 
@@ -140,11 +144,8 @@ def compartments(tissue: Tissue, boundary_absorbing: bool,
     problem.coefficients.R2.x.array[:] = 0.0  # relaxation would hide how slow a mode is
     modes = eigenmodes(problem, 16 + max_compartments)
     rates = modes.eigenvalues
-    share = 1.0 - _gradient_energies(problem, modes.modes) / np.maximum(rates, 1e-300)
-    slow = share > _LEAK_SHARE
-    if not boundary_absorbing:
-        slow[0] = True  # the constant: nothing leaves
-    chosen = np.flatnonzero(slow)[:max_compartments]
+    share = 1.0 - _gradient_energies(problem, modes.modes) / np.maximum(rates, 1e-12)
+    chosen = _slow(rates, share, boundary_absorbing)[:max_compartments]
     cells = problem.space.dofmap.list[: mesh.num_owned_cells]
     features = modes.modes[:, chosen][cells].mean(axis=1)
     labels, retained = _classify(mesh, features, boundary_absorbing)
@@ -164,6 +165,20 @@ def spread_cells(mesh: Mesh, values: np.ndarray) -> np.ndarray:
     vector.array[: index_map.size_local] = values
     vector.scatter_forward()
     return vector.array.astype(np.asarray(values).dtype)
+
+
+def _slow(rates: np.ndarray, share: np.ndarray, absorbing: bool) -> np.ndarray:
+    """Indices of the modes of compartments; ``share`` is what facets dissipate of each."""
+    chosen, last = [], None
+    for k in range(len(rates)):
+        if k == 0 and not absorbing:
+            chosen.append(k)  # the constant: nothing leaves
+            continue
+        behind = last is not None and rates[k] > _RATE_GAP * last
+        if share[k] > (_CLEAR_SHARE if behind else _LEAK_SHARE):
+            chosen.append(k)
+            last = rates[k]
+    return np.array(chosen, dtype=int)
 
 
 def _gradient_energies(problem: BlochTorrey, modes: np.ndarray) -> np.ndarray:

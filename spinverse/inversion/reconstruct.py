@@ -92,7 +92,10 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage] | str = "defau
         start: permeability to start from, um/ms, a number or ``(nf,)``.
         permeability_range: smallest and largest permeability, um/ms.
         engine: "matrix_formalism" or "time_stepping".
-        modes, tolerance: of the matrix formalism.
+        modes: of the matrix formalism during the stages; "auto": a quarter of the number of
+            cells. While walls are half closed everywhere, many more would be needed for exact
+            signals; they cost much and steer nothing.
+        tolerance: of the final signals, which have as many modes as that needs.
         time_step: ms, of time stepping.
         progress: called after every iteration, on every rank.
         after_stage: called with the stage's number and the permeability when a stage ends.
@@ -112,6 +115,7 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage] | str = "defau
     low, high = permeability_range
     if not 0 < low < high < np.inf:
         raise InputError(f"permeability_range: {permeability_range}, expected 0 < low < high, um/ms")
+    stage_modes = max(96, mesh.num_cells // 4) if modes == "auto" else modes
     clock, history, endings = Clock(), [], {}
     begin = time.perf_counter()
     unknown = np.ones(mesh.num_owned_facets, bool) if boundary == "absorbing" else ~mesh.outer
@@ -134,7 +138,7 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage] | str = "defau
                 graph = FacetGraph(mesh, unknown)
         with clock("set-up"):
             problem = BlochTorrey(tissue.with_permeability(kappa))
-            solver = _Timed(_engine(engine, problem, acquisition.select(rows), modes, tolerance,
+            solver = _Timed(_engine(engine, problem, acquisition.select(rows), stage_modes, tolerance,
                                     time_step), clock)
         misfit = NormalisedMagnitude(measured[rows], scale[rows],
                                      stage.row_weights(acquisition)[rows])

@@ -27,7 +27,7 @@ from ..inversion import Progress
 from ..mesh import Mesh
 
 SUMMARY, HISTORY, CHECKPOINT = "summary.json", "history.csv", "checkpoint/latest.npz"
-_ROWS = "# measurements "
+_ROWS = "measurements"  # a column of signals.csv: how many rows the table has
 
 
 # ---- making the folder ----------------------------------------------------------------------
@@ -61,7 +61,7 @@ def make(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a folder that this run made, and folders above that it leaves empty."""
+    """Remove a folder that this run made."""
     shutil.rmtree(path, ignore_errors=True)
 
 
@@ -118,19 +118,19 @@ def write_summary(folder: Path, summary: dict) -> None:
 
 
 def write_table(path: Path, signals: Signals, **more: np.ndarray) -> None:
-    """The csv of `acquisition.io.write_signals` with further columns and the number of rows.
+    """The csv of `acquisition.io.write_signals` with further columns, ``(N,)`` each.
 
-    The number stands in a comment, by which `check_rows` notices a file that lost some.
+    The last one is the number of rows, by which `check_rows` notices a file that lost some.
     """
     def write(temporary: Path) -> None:
         write_signals(temporary, signals)
         lines = temporary.read_text().splitlines()
         first = next(i for i, line in enumerate(lines) if not line.startswith("#"))
-        table = [",".join([lines[first], *more])]
+        table = [*lines[:first], ",".join([lines[first], *more, _ROWS])]
         for row, line in enumerate(lines[first + 1:]):
-            table.append(",".join([line, *(repr(float(column[row])) for column in more.values())]))
-        text = [f"{_ROWS}{len(signals)}", *lines[:first], *table]
-        temporary.write_text("\n".join(text) + "\n")
+            cells = (repr(float(column[row])) for column in more.values())
+            table.append(",".join([line, *cells, str(len(signals))]))
+        temporary.write_text("\n".join(table) + "\n")
 
     replace(path, write)
 
@@ -139,12 +139,11 @@ def check_rows(path: Path) -> None:
     """Raise InputError if a csv table says how many measurements it has and has another number."""
     if path.suffix.lower() != ".csv":
         return
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        lines = [line.strip() for line in file if line.strip()]
-    said = next((line.removeprefix(_ROWS) for line in lines if line.startswith(_ROWS)), "")
-    found = sum(not line.startswith("#") for line in lines) - 1
-    if said.isdigit() and int(said) != found:
-        raise InputError(f"{path}: {found} rows, expected {said} as its first line says")
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(line for line in file if line.strip() and line[0] != "#"))
+    said = rows[0].get(_ROWS) if rows else None
+    if said is not None and said.strip() != str(len(rows)):
+        raise InputError(f"{path}: {len(rows)} rows, expected {said} as its column {_ROWS} says")
 
 
 class History:

@@ -107,21 +107,26 @@ def losses(path: Path, rows: list[dict]) -> None:
     """
     figure = _figure(7.5, 4.2, layout="constrained")
     axis = figure.subplots()
-    x = np.arange(len(rows))
+    x = np.arange(len(rows), dtype=float)
     names = [key for key in dict.fromkeys(key for row in rows for key in row)
              if key not in ("stage", "iteration", "loss", "data", "gradient_norm", "step",
                             "seconds")]
 
+    starts = [i for i, row in enumerate(rows) if not i or row["stage"] != rows[i - 1]["stage"]]
+
     def line(name, **style):
         y = np.array([row.get(name, np.nan) for row in rows], dtype=float)
-        axis.plot(x, np.where(y > 0, y, np.nan), **style)
+        # stages have losses of their own: no line from one to the next
+        axis.plot(np.insert(x, starts, x[starts] - 0.5),
+                  np.insert(np.where(y > 0, y, np.nan), starts, np.nan), **style)
 
     line("loss", color=MEASURED, linewidth=1.6, label="loss (weighted sum)")
     line("data", color=TERMS[0], linewidth=1.4, label="data: mean square of normalised signals")
     for name, colour in zip(names, (TERMS * len(names))[1:], strict=False):
         line(name, color=colour, linewidth=1.0, linestyle="--", label=f"prior: {name}")
     axis.set_yscale("log")
-    starts = [i for i, row in enumerate(rows) if not i or row["stage"] != rows[i - 1]["stage"]]
+    short = any(b - a < 0.12 * len(rows)
+                for a, b in zip(starts, [*starts[1:], len(rows)], strict=True))
     for number, start in enumerate(starts):
         if number:
             axis.axvline(start - 0.5, color="0.7", linewidth=0.8)
@@ -129,8 +134,8 @@ def losses(path: Path, rows: list[dict]) -> None:
         # at two heights, so that the names of short stages do not meet
         axis.annotate(rows[start]["stage"], ((start + end - 1) / 2, 1.0),
                       xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=8,
-                      color="0.3", xytext=(0, 3 + 10 * (number % 2)), textcoords="offset points",
-                      annotation_clip=False)
+                      color="0.3", xytext=(0, 3 + 10 * (number % 2) * short),
+                      textcoords="offset points", annotation_clip=False)
     axis.set_xlim(-0.5, max(len(rows) - 0.5, 0.5))
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_xlabel("iteration (all stages)")
@@ -180,6 +185,7 @@ def interface(path: Path, corners: np.ndarray, permeability: np.ndarray, found: 
 
 
 def _facets(axis, corners, colours, bounds) -> None:
+    from matplotlib.ticker import MaxNLocator
     from mpl_toolkits.mplot3d.art3d import Line3DCollection, Poly3DCollection
 
     if len(corners):
@@ -201,6 +207,8 @@ def _facets(axis, corners, colours, bounds) -> None:
     axis.view_init(elev=22, azim=-58)
     for name in "xyz":
         getattr(axis, f"set_{name}label")(f"{name} (µm)", fontsize=9)
+        # ticks at the corners would meet
+        getattr(axis, f"{name}axis").set_major_locator(MaxNLocator(4, prune="both"))
     axis.tick_params(labelsize=7, pad=0)
     axis.grid(False)
     for pane in (axis.xaxis, axis.yaxis, axis.zaxis):

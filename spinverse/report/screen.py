@@ -108,7 +108,8 @@ def count(mesh: Mesh, chosen: np.ndarray) -> int:
     return mesh.comm.allreduce(int(np.count_nonzero(chosen)))
 
 
-def versions(comm: MPI.Comm) -> str:
+def versions(comm) -> str:
+    """Versions and ranks in a line."""
     return (f"spinverse {__version__} on {comm.size} rank{'s' * (comm.size > 1)}; "
             f"{load_stack().describe()}")
 
@@ -120,6 +121,7 @@ def _describe(value, describe) -> str:
 
 
 def describe_mesh(mesh: Mesh) -> list[str]:
+    """The size of the mesh. Collective."""
     volume = mesh.comm.allreduce(float(mesh.cell_volumes[: mesh.num_owned_cells].sum()))
     size = " x ".join(f"{a:.4g}" for a in np.ptp(mesh.bounds, axis=0))
     return [f"mesh: {mesh.name}: {mesh.num_cells} cells, {mesh.num_facets} facets "
@@ -128,6 +130,7 @@ def describe_mesh(mesh: Mesh) -> list[str]:
 
 
 def describe_tissue(tissue: KnownTissue) -> list[str]:
+    """Diffusivity, T2, density, boundary."""
     def time_constant(value):
         return "none" if np.isinf(value) else f"{value:g} ms"
 
@@ -137,6 +140,7 @@ def describe_tissue(tissue: KnownTissue) -> list[str]:
 
 
 def describe_known_permeability(section: PermeabilitySection) -> str:
+    """Permeability of a simulation, in both units."""
     if section.file is not None:
         return f"permeability: of {section.file}"
 
@@ -150,6 +154,7 @@ def describe_known_permeability(section: PermeabilitySection) -> str:
 
 
 def describe_engine(run) -> str:
+    """Engine and accuracy."""
     if run.engine == "time_stepping":
         return f"engine: time stepping, steps up to {run.time_step_ms:g} ms"
     modes = f"as many as {run.tolerance:g} needs" if run.modes == "auto" else run.modes
@@ -157,6 +162,7 @@ def describe_engine(run) -> str:
 
 
 def describe_stage(number: int, stage: Stage) -> str:
+    """A stage of a reconstruction in a line."""
     words = [f"{stage.iterations} iterations", f"sequences {stage.sequences}"]
     if np.isfinite(stage.b_max):
         words.append(f"b up to {stage.b_max:g} s/mm^2")
@@ -175,7 +181,18 @@ def describe_result(result: Reconstruction, rule: dict, number: int,
     if figures is None:
         lines.append("the true membrane is not known, so there are no metrics")
     else:
-        for name, value in figures.items():
-            lines.append(f"  {name.replace('_', ' ')}: {value:.4g}"
-                         if isinstance(value, float) else f"  {name.replace('_', ' ')}: {value}")
+        missed, false = figures["false_negatives"], figures["false_positives"]
+        lines.append(f"against the true membrane (interior facets): {figures['true']} true, "
+                     f"{missed} of them missed, {false} false; precision "
+                     f"{_shown(figures['precision'])}, recall {_shown(figures['recall'])}, "
+                     f"F1 {_shown(figures['f1'])}, IoU {_shown(figures['iou'])}")
+        words = {"bad_edges_percent": "bad edges (%)", "chamfer": "Chamfer (um^2)",
+                 "adjusted_rand_index": "adjusted Rand index of the cells", "auc": "AUC",
+                 "best_f1": "best F1 of any threshold"}
+        lines.append("; ".join(f"{words[name]} {_shown(figures[name])}" for name in words
+                               if name in figures))
     return lines
+
+
+def _shown(value) -> str:
+    return "undefined" if value is None else f"{value:.4g}"

@@ -1,0 +1,285 @@
+"""The command line: run folders, exit codes, one line for bad input, the same under MPI."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from mpi import run_mpi
+
+from spinverse import cli
+from spinverse.acquisition.io import read_signals
+from spinverse.mesh import Ball, tagged_grid, write_npz
+from spinverse.report import folder
+
+PGSE = """acquisition:
+  pgse: {b_s_per_mm2: [0, 2000], directions: 3, delta_ms: [5, 10], Delta_ms: [10, 30]}
+"""
+SIMULATE = """mesh: {file: ball.npz}
+tissue:
+  diffusivity_um2_per_ms: 2.0
+  boundary: absorbing
+  permeability: {membrane_m_per_s: 1.0e-5, elsewhere_m_per_s: 0.1, outer_m_per_s: 0.1}
+modes: 40
+""" + PGSE
+RECONSTRUCT = """mesh: {file: ball.npz}
+tissue: {boundary: absorbing}
+signals: {file: target/signals.csv}
+stages:
+  - {name: long, iterations: 2, sequences: [0]}
+  - {name: all, iterations: 4, priors: {continuity: 0.1}}
+modes: 40
+"""
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A folder with a mesh and two run files."""
+    write_npz(tmp_path / "ball.npz", tagged_grid(Ball(7.0), length=20.0, cells=2))
+    (tmp_path / "simulate.yaml").write_text(SIMULATE)
+    (tmp_path / "reconstruct.yaml").write_text(RECONSTRUCT)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory):
+    """The simulated signals, once for all tests."""
+    where = tmp_path_factory.mktemp("signals")
+    write_npz(where / "ball.npz", tagged_grid(Ball(7.0), length=20.0, cells=2))
+    (where / "simulate.yaml").write_text(SIMULATE)
+    assert simulate(where, "-q") == 0
+    return where / "target"
+
+
+@pytest.fixture
+def ready(place, target):
+    """The folder with the signals in it."""
+    (place / "target").mkdir()
+    shutil.copy(target / "signals.csv", place / "target")
+    return place
+
+
+def simulate(place, *more, config="simulate.yaml", out="target"):
+    return cli.main(["simulate", str(place / config), "-o", str(place / out), *more])
+
+
+def reconstruct(place, *more, config="reconstruct.yaml", out="found"):
+    return cli.main(["reconstruct", str(place / config), "-o", str(place / out), *more])
+
+
+def refused(capsys, code: int = 2) -> str:
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("spinverse: ")
+    return lines[0]
+
+
+def test_from_mesh_to_signals_to_membranes(place, capsys):
+    assert simulate(place) == 0
+    said = capsys.readouterr().out
+    assert "96 cells, 216 facets (48 outer, 24 of a known membrane)" in said
+    assert "membrane 0.01 um/ms (1e-05 m/s)" in said
+    assert said.splitlines()[-1] == f"results in {place / 'target'}"
+    target = place / "target"
+    signals = read_signals(target / "signals.csv")
+    assert signals == read_signals(target / "signals.npz")
+    assert len(signals) == 12
+    assert {path.name for path in target.iterdir()} >= {"signals.csv", "signals.npz",
+                                                        "summary.json"}
+
+    assert reconstruct(place) == 0
+    said = capsys.readouterr().out
+    assert sum(line.split()[:1] == ["all"] for line in said.splitlines()) == 5
+    found = place / "found"
+    for name in ("summary.json", "history.csv", "permeability.npz", "permeability.vtu",
+                 "signals.csv", "interface.stl", "checkpoint/latest.npz"):
+        assert (found / name).is_file(), name
+    assert not [path for path in found.rglob(".*")]
+    summary = json.loads((found / "summary.json").read_text())
+    assert set(summary["inputs"]) == {"config", "mesh", "signals"}
+    assert summary["metrics"] is not None
+    assert summary["ranks"] == len(summary["peak_memory_per_rank"]) == 1
+    history = folder.read_history(found / "history.csv")
+    assert [row["stage"] for row in history] == ["long"] * 3 + ["all"] * 5
+    assert history[-1]["data"] < history[0]["data"]
+    assert "continuity" in history[-1] and "continuity" not in history[0]
+    table = np.genfromtxt(found / "signals.csv", delimiter=",", names=True, dtype=None,
+                          encoding="utf-8")
+    np.testing.assert_allclose(table["measured_normalised"], signals.normalised)
+    misfit = np.mean((table["measured_normalised"] - table["predicted_normalised"]) ** 2)
+    assert misfit == pytest.approx(summary["data_misfit"])
+
+
+def test_permeability_of_a_reconstruction_can_be_simulated(ready):
+    place = ready
+    assert reconstruct(place, "-q") == 0
+    again = SIMULATE.replace(
+        "{membrane_m_per_s: 1.0e-5, elsewhere_m_per_s: 0.1, outer_m_per_s: 0.1}",
+        "{file: found/permeability.npz}")
+    (place / "again.yaml").write_text(again)
+    assert simulate(place, "-q", config="again.yaml", out="again") == 0
+    ours, theirs = (read_signals(place / name / "signals.csv") for name in ("again", "found"))
+    np.testing.assert_allclose(ours.values, theirs.values, rtol=1e-8, atol=1e-8)
+
+
+def test_an_interrupted_run_is_resumed(ready, capsys, monkeypatch):
+    place = ready
+    monkeypatch.setattr(cli, "CHECKPOINT_EVERY", 2)
+    say = cli.Screen.iteration
+
+    def power_cut(self, item, done):
+        say(self, item, done)
+        if (item.stage, item.iteration) == ("all", 3):
+            raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cli.Screen, "iteration", power_cut)
+        assert reconstruct(place, "-q") == 1
+    assert "RuntimeError: power cut" in refused(capsys)
+    found = place / "found"
+    assert (found / "checkpoint" / "latest.npz").is_file()
+    assert not (found / "summary.json").exists()
+    assert reconstruct(place, "-q") == 2  # there is a run
+    assert "--force" in refused(capsys)
+
+    assert reconstruct(place, "--resume") == 0
+    assert "resumed at stage all, iteration 2" in capsys.readouterr().out
+    rows = [(row["stage"], row["iteration"]) for row in folder.read_history(found / "history.csv")]
+    assert rows[:6] == [("long", 0), ("long", 1), ("long", 2), ("all", 0), ("all", 1), ("all", 2)]
+    assert rows[-1] == ("all", 4)
+    assert reconstruct(place, "--resume", "-q") == 0  # nothing left to do
+
+    other = RECONSTRUCT.replace("name: long", "name: longest")
+    (place / "other.yaml").write_text(other)
+    assert reconstruct(place, "--resume", config="other.yaml") == 2
+    assert "has stages long, all" in refused(capsys)
+
+
+def test_output_folder(place, capsys):
+    (place / "target").mkdir()
+    (place / "target" / "thesis.tex").write_text("...")
+    assert simulate(place) == 2
+    assert "not empty" in refused(capsys)
+    assert simulate(place, "--force") == 2  # not a run of ours
+    assert "holds no spinverse run" in refused(capsys)
+    assert simulate(place, "-q", out="deep/run") == 0
+    assert simulate(place, "-q", "--force", out="deep/run") == 0
+    assert [path.name for path in (place / "deep").iterdir()] == ["run"]
+
+
+def inverted(place):
+    data = tagged_grid(Ball(7.0), length=20.0, cells=2)
+    tets = data.tets.copy()
+    tets[5] = tets[5][[1, 0, 2, 3]]
+    np.savez(place / "bad.npz", points=data.points, tets=tets)
+
+
+@pytest.mark.parametrize("old, new, message", [
+    ("ball.npz", "no.npz", "no.npz': no such file"),
+    ("ball.npz", "bad.npz", "inverted"),
+    ("tissue", "tisue", "tisue: unknown key, did you mean tissue?"),
+    ("ms: 2.0", "ms: -2.0", "tissue: diffusivity: -2 in cell"),
+    ("delta_ms: [5, 10], ", "", "delta: missing"),
+    ("delta_ms: [5, 10]", "delta_ms: [5, -10]", "delta"),
+    ("1.0e-5", "-1.0e-5", "permeability: -0.01 um/ms"),
+    (" outer_m_per_s: 0.1", "", "permeability.outer_m_per_s: 0 with boundary absorbing"),
+    ("absorbing", "reflecting", "expected boundary: absorbing"),
+    ("membrane_m_per_s: 1.0e-5, ", "", "permeability.membrane_m_per_s: missing"),
+    ("modes: 40", "modes: many", "modes: 'many', expected"),
+])
+def test_bad_simulations(place, capsys, old, new, message):
+    inverted(place)
+    assert old in SIMULATE
+    (place / "bad.yaml").write_text(SIMULATE.replace(old, new, 1))
+    before = sorted(place.rglob("*"))
+    assert simulate(place, config="bad.yaml", out="deep/target") == 2
+    assert message in refused(capsys)
+    assert sorted(place.rglob("*")) == before
+
+
+def one_row_less(place):
+    path = place / "target" / "signals.csv"
+    path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
+
+
+@pytest.mark.parametrize("text, damage, message", [
+    (RECONSTRUCT, one_row_less, "11 rows, expected 12"),
+    (RECONSTRUCT + PGSE, one_row_less, "expected 12 rows as in the acquisition, found 11"),
+    (RECONSTRUCT + PGSE.replace("2000", "2001"), None, "b is 2000.0, expected 2001.0"),
+    (RECONSTRUCT.replace("signals.csv", "no.csv"), None, "no.csv: there is no such file"),
+    (RECONSTRUCT.replace("absorbing", "absorbing, diffusivity_um2_per_ms: 0"), None,
+     "diffusivity: 0 in cell"),
+    (RECONSTRUCT.replace("absorbing", "absorbing, start_um_per_ms: 1e5"), None,
+     "start_um_per_ms: 100000, expected a value from 0.01 to 100"),
+    (RECONSTRUCT.replace("[0]}", "[0], b_max_s_per_mm2: 10}"), None, "choose no measurement"),
+    (RECONSTRUCT.replace("[0]}", "[0], optimiser: {tao: {type: best}}}"), None,
+     "optimiser 'best', expected a type of TAO"),
+])
+def test_bad_reconstructions(ready, capsys, text, damage, message):
+    place = ready
+    if damage is not None:
+        damage(place)
+    (place / "bad.yaml").write_text(text)
+    before = sorted(place.rglob("*"))
+    assert reconstruct(place, config="bad.yaml") == 2
+    assert message in refused(capsys)
+    assert sorted(place.rglob("*")) == before
+
+
+@pytest.mark.parametrize("arguments", [
+    [], ["simulate"], ["invert", "a.yaml"], ["simulate", "a.yaml", "-o", "b", "--fast"],
+    ["simulate", "no/a.yaml", "-o", "b"], ["simulate", "a.yaml", "-o", "b", "--", "pc_type"],
+])
+def test_wrong_usage(arguments, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2
+    refused(capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_version_and_help(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("spinverse ")
+    assert cli.main(["simulate", "--help"]) == 0
+
+
+def test_petsc_options_follow_two_dashes(place):
+    from petsc4py import PETSc
+
+    assert simulate(place, "-q", "--", "-spinverse_test_option", "7") == 0
+    assert PETSc.Options().getInt("spinverse_test_option") == 7
+
+
+def test_without_matplotlib(place, capsys, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    assert simulate(place) == 0
+    assert "no figure signals.png" in capsys.readouterr().out
+    assert not (place / "target" / "figures").exists()
+
+
+def test_the_command_is_the_same_on_two_ranks(place):
+    for n in (1, 2):
+        run_mpi(n, "-m", "spinverse", "simulate", place / "simulate.yaml", "-o",
+                place / f"target-{n}", "-q")
+    one, two = (read_signals(place / f"target-{n}" / "signals.csv") for n in (1, 2))
+    assert one.acquisition == two.acquisition
+    np.testing.assert_allclose(one.values, two.values, rtol=1e-9, atol=1e-9 * abs(one.values[0]))
+
+    text = RECONSTRUCT.replace("target/", "target-1/")
+    (place / "reconstruct.yaml").write_text(text)
+    for n in (1, 2):
+        said = run_mpi(n, "-m", "spinverse", "reconstruct", place / "reconstruct.yaml", "-o",
+                       place / f"found-{n}")
+        assert said.count("results in") == 1
+    one, two = (read_signals(place / f"found-{n}" / "signals.csv") for n in (1, 2))
+    np.testing.assert_allclose(one.normalised, two.normalised, rtol=1e-5)
+
+    run = run_mpi(2, "-m", "spinverse", "simulate", place / "no.yaml", "-o", place / "bad",
+                  check=False)
+    assert run.returncode == 2
+    assert [line for line in run.stderr.splitlines() if line.startswith("spinverse:")] \
+        == run.stderr.splitlines()
+    assert len(run.stderr.splitlines()) == 1
+    assert not (place / "bad").exists()
