@@ -416,7 +416,8 @@ def _known_tissue(run, arguments, mesh: Mesh) -> tuple[dict, config.UnknownTissu
     tissue = run.tissue
     known = {"diffusivity": tissue.diffusivity_um2_per_ms, "T2": tissue.T2_ms,
              "density": tissue.density, "boundary": tissue.boundary,
-             "permeability_range": tissue.permeability_range_um_per_ms}
+             "permeability_range": tissue.permeability_range_um_per_ms,
+             "normalisation": run.signals.normalisation}
     with _named(f"{arguments.config}: tissue"):
         Tissue(mesh, known["diffusivity"], known["T2"], known["density"])
         low, high = known["permeability_range"]

@@ -265,6 +265,7 @@ class AcquisitionSection(Section):
 
 class SignalsSection(Section):
     file: FilePath
+    normalisation: Literal["measured", "own"] = "measured"
 
 
 class TAOSection(Section):
@@ -302,6 +303,9 @@ class StageSection(Section):
     optimiser: OptimiserSection | None = None
     misfit_weight: Positive = Stage.misfit_weight
     stop_at: Number = Stage.stop_at
+    every: Annotated[int, Field(ge=1)] = Stage.every
+    restart_um_per_ms: Positive | None = Stage.restart
+    skip_below: Number = Stage.skip_below
 
     def stage(self) -> Stage:
         """The stage, or the InputError that it raises."""
@@ -312,8 +316,8 @@ class StageSection(Section):
             optimiser = Adam(**self.optimiser.adam.model_dump())
         rest = {key: getattr(self, key) for key in (
             "name", "iterations", "sequences", "weights", "control", "priors", "misfit_weight",
-            "stop_at")}
-        return Stage(b_max=self.b_max_s_per_mm2, optimiser=optimiser, **rest)
+            "stop_at", "every", "skip_below")}
+        return Stage(b_max=self.b_max_s_per_mm2, restart=self.restart_um_per_ms, optimiser=optimiser, **rest)
 
 
 class InterfaceSection(Section):

@@ -15,14 +15,20 @@ class NormalisedMagnitude:
         measured: ``(N,)`` normalised magnitudes.
         scale: ``(N,)`` what |S| is divided by: the measured |S(b = 0)| of the same sequence.
         weights: ``(N,)``, not negative; their sum is divided out.
+        references: ``(N, n)`` or None: with it ``scale`` is ignored, and |S| is divided by
+            ``references @ |S|``, the predicted |S(b = 0)| of the same sequence. For signals in
+            arbitrary units, which say nothing of the amount of magnetisation.
     """
 
     measured: np.ndarray
     scale: np.ndarray
     weights: np.ndarray
+    references: np.ndarray | None = None
 
     def residual(self, signals: np.ndarray) -> np.ndarray:
-        return np.abs(signals) / self.scale - self.measured
+        """Predicted minus measured normalised magnitude, ``(N,)``."""
+        magnitude = np.abs(signals)
+        return magnitude / self._scale(magnitude) - self.measured
 
     def value(self, signals: np.ndarray) -> float:
         return float(self.weights @ self.residual(signals) ** 2 / self.weights.sum())
@@ -30,5 +36,18 @@ class NormalisedMagnitude:
     def pull_back(self, signals: np.ndarray, adjoint: float) -> np.ndarray:
         magnitude = np.abs(signals)
         phase = np.divide(signals, magnitude, out=np.zeros_like(signals), where=magnitude > 0)
-        factor = 2 * self.weights / self.weights.sum() * self.residual(signals) / self.scale
-        return adjoint * factor * phase
+        scale = self._scale(magnitude)
+        slope = 2 * self.weights / self.weights.sum() * self.residual(signals) / scale
+        if self.references is not None:
+            slope = slope - self.references.T @ (slope * magnitude / scale)
+        return adjoint * slope * phase
+
+    def _scale(self, magnitude: np.ndarray) -> np.ndarray:
+        return self.scale if self.references is None else self.references @ magnitude
+
+
+def references(acquisition) -> np.ndarray:
+    """``(N, N)`` weights that average |S(b = 0)| over the rows of each row's sequence."""
+    same = acquisition.waveform_index[:, None] == acquisition.waveform_index[None, :]
+    free = same & (acquisition.b == 0)[None, :]
+    return free / free.sum(axis=1, keepdims=True)

@@ -20,12 +20,13 @@ from ..tissue import Permeability, Tissue
 from . import stages as stage_presets
 from .controls import CONTROLS, FromLog
 from .facet_graph import FacetGraph
-from .misfit import NormalisedMagnitude
+from .misfit import NormalisedMagnitude, references
 from .optimise import BacktrackingFunctional, Clock, StopStage, minimise
 from .priors import make_prior
 from .stages import Adam, Stage
 
 BOUNDARIES = ("reflecting", "absorbing")
+NORMALISATIONS = ("measured", "own")
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ class Reconstruction:
 
 
 def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage] | str = "default", *,
-                diffusivity=2.0, T2=np.inf, density=1.0, boundary: str = "absorbing",
+                diffusivity=2.0, T2=np.inf, density=1.0, boundary: str = "reflecting",
+                normalisation: str = "measured",
                 start: float | np.ndarray = 1.0, permeability_range=(0.01, 100.0),
                 engine: str = "matrix_formalism", modes: int | str = "auto",
                 tolerance: float = 1e-5, time_step: float = 0.25,
@@ -89,6 +91,9 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage] | str = "defau
         stages: a list of `Stage`, or the name of a preset ("default", "published").
         diffusivity, T2, density: as in `Tissue`; they are known.
         boundary: "absorbing": outer facets are unknown too; "reflecting": they are closed.
+        normalisation: what a predicted |S| is divided by: "measured", the measured |S(b = 0)| of
+            the same sequence, when signals are in um^3 times density as `simulate` gives them; or
+            "own", the predicted one, when they are in arbitrary units.
         start: permeability to start from, um/ms, a number or ``(nf,)``.
         permeability_range: smallest and largest permeability, um/ms.
         engine: "matrix_formalism" or "time_stepping".
@@ -112,6 +117,9 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage] | str = "defau
         stages = stage_presets.PRESETS[stages]()
     if boundary not in BOUNDARIES:
         raise InputError(f"boundary: {boundary!r}, expected one of {', '.join(BOUNDARIES)}")
+    if normalisation not in NORMALISATIONS:
+        raise InputError(f"normalisation: {normalisation!r}, expected one of "
+                         f"{', '.join(NORMALISATIONS)}")
     low, high = permeability_range
     if not 0 < low < high < np.inf:
         raise InputError(f"permeability_range: {permeability_range}, expected 0 < low < high, um/ms")
@@ -128,20 +136,29 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage] | str = "defau
     for index in range(len(acquisition.waveforms)):
         rows = acquisition.waveform_index == index
         scale[rows] = signals.magnitude[rows & (acquisition.b == 0)].mean()
+    if normalisation == "measured":
+        _check_amount(scale, tissue)
     evaluations = 0
 
+    best = np.inf
     for number, stage in enumerate(stages):
+        if stage.restart is not None and best <= stage.skip_below:
+            endings[stage.name] = f"left out: data misfit {best:.1e} already"
+            continue
         rows = stage.rows(acquisition)
         control_type = CONTROLS[stage.control](low, high)
+        origin = kappa if stage.restart is None else np.where(
+            unknown, np.clip(stage.restart, low, high), fixed)
         if stage.priors and graph is None:
             with clock("set-up"):
                 graph = FacetGraph(mesh, unknown)
         with clock("set-up"):
-            problem = BlochTorrey(tissue.with_permeability(kappa))
-            solver = _Timed(_engine(engine, problem, acquisition.select(rows), stage_modes, tolerance,
-                                    time_step), clock)
-        misfit = NormalisedMagnitude(measured[rows], scale[rows],
-                                     stage.row_weights(acquisition)[rows])
+            problem = BlochTorrey(tissue.with_permeability(origin))
+            solver = _Timed(_engine(engine, problem, acquisition.select(rows), stage_modes,
+                                    tolerance, time_step), clock)
+        misfit = NormalisedMagnitude(
+            measured[rows], scale[rows], stage.row_weights(acquisition)[rows],
+            references(acquisition.select(rows)) if normalisation == "own" else None)
         from_log = FromLog(unknown, fixed)
         parts = _Parts(misfit, {name: make_prior(name, graph, unknown) for name in stage.priors},
                        stage)
@@ -149,7 +166,7 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage] | str = "defau
         set_working_tape(Tape())
         continue_annotation()
         try:
-            control = FacetField(mesh, np.where(unknown, control_type.control(kappa), 0.0))
+            control = FacetField(mesh, np.where(unknown, control_type.control(origin), 0.0))
             z = mapped(control, control_type)
             predicted = simulated_signals(mapped(z, from_log), solver)
             loss = scalar(predicted, parts.data)
@@ -158,6 +175,10 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage] | str = "defau
         finally:
             pause_annotation()
         functional = BacktrackingFunctional(loss, Control(control))
+        if stage.restart is not None and np.isinf(best) and np.ndim(start):
+            # a result to start from was given: what a scout finds has to beat it
+            functional(FacetField(mesh, np.where(unknown, control_type.control(kappa), 0.0)))
+            best = parts.data.last
 
         def monitor(iteration, value, gradient, step, stage=stage, parts=parts, number=number,
                     problem=problem):
@@ -167,17 +188,21 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage] | str = "defau
             history.append(item)
             if progress is not None:
                 progress(item)
-            if after_iteration is not None:
+            if after_iteration is not None and stage.restart is None:
                 last = problem.kappa.x.array[: mesh.num_owned_facets]
                 after_iteration(number, iteration, last.copy())
             parts.ramp(iteration + 1)
             if parts.data.last <= stage.stop_at:
                 raise StopStage(f"data misfit below {stage.stop_at:g}")
 
-        control, endings[stage.name] = minimise(stage, functional, control, control_type.bounds,
-                                                monitor)
-        kappa = from_log.value(control_type.value(control.values))
+        control, ending = minimise(stage, functional, control, control_type.bounds, monitor)
+        functional(control)
         evaluations += solver.calls
+        if stage.restart is not None and parts.data.last >= best:
+            endings[stage.name] = f"{ending}; fits worse ({parts.data.last:.1e}), dropped"
+        else:
+            endings[stage.name], best = ending, parts.data.last
+            kappa = from_log.value(control_type.value(control.values))
         if after_stage is not None:
             after_stage(number, kappa)
 
@@ -185,11 +210,22 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage] | str = "defau
     with clock("final signals"):
         engine_of_all = _engine(engine, BlochTorrey(final), acquisition, modes, tolerance, time_step)
         predicted = Signals(acquisition, engine_of_all.signals())
-    residual = np.abs(predicted.values) / scale - measured
+    residual = NormalisedMagnitude(
+        measured, scale, np.ones(len(measured)),
+        references(acquisition) if normalisation == "own" else None).residual(predicted.values)
     clock.seconds["total"] = time.perf_counter() - begin
     return Reconstruction(mesh, kappa, final, predicted, float(np.mean(residual**2)), history,
                           endings, clock.seconds, len(getattr(engine_of_all, "basis", ())),
                           evaluations, unknown)
+
+
+def _check_amount(scale: np.ndarray, tissue: Tissue) -> None:
+    """|S(b = 0)| cannot exceed what was there, and is hardly a thousandth of it."""
+    amount = BlochTorrey(tissue).magnetisation_at_start
+    worst = scale[np.argmax(np.abs(np.log(scale / amount)))]
+    if not 1e-3 * amount <= worst <= 1.05 * amount:
+        raise InputError(f"signals: |S(b = 0)| is {worst:.4g}, but the mesh holds {amount:.4g} um^3 "
+                         "times density; expected signals in these units, or normalisation: own")
 
 
 class _Parts:

@@ -69,6 +69,10 @@ class Stage:
         optimiser: `TAO` or `Adam`.
         misfit_weight: what the misfit is multiplied by in the loss.
         stop_at: stop when the data misfit (mean square) falls below.
+        restart: um/ms; start anew from this uniform permeability, and keep what there was if
+            that fits better. Stages that restart are compared by their data misfit, so they
+            should look at the same measurements.
+        skip_below: leave the stage out when the data misfit is below this already.
     """
 
     name: str
@@ -82,6 +86,8 @@ class Stage:
     optimiser: TAO | Adam = field(default_factory=TAO)
     misfit_weight: float = 100.0
     stop_at: float = 0.0
+    restart: float | None = None
+    skip_below: float = 0.0
 
     def __post_init__(self):
         if self.control not in CONTROLS:
@@ -136,16 +142,15 @@ def sequence_ranks(acquisition: Acquisition) -> np.ndarray:
 
 
 def default() -> list[Stage]:
-    """Search with sign-normalised steps, long diffusion times first; then converge with TAO.
+    """Scouts on a third of the directions from several starts; the best one goes on with all.
 
-    Quasi-Newton steps alone close the cell that the steepest facets suggest and stay there; Adam
-    moves all facets alike, and found the cell from the same start on every sphere that was tried.
+    A cell that closes in the wrong place does not open again, and which start avoids that differs
+    from target to target; the data misfit tells, long before it has converged.
     """
-    def search(name, rate, sequences):
-        return Stage(name, iterations=50, sequences=sequences, every=3, control="squashed",
-                     optimiser=Adam(rate, warm_up=10, cycle=50))
-    return [search("long", 0.6, (0,)), search("long+middle", 0.4, (0, 1)),
-            Stage("all", iterations=150, stop_at=1e-7)]
+    def scout(start):
+        return Stage(f"scout {start:g}", iterations=45, every=3, restart=start, stop_at=1e-5,
+                     skip_below=2e-4)
+    return [scout(1.0), scout(0.3), scout(0.1), Stage("all", iterations=150, stop_at=1e-7)]
 
 
 def published() -> list[Stage]:
