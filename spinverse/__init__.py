@@ -13,9 +13,12 @@ from .acquisition import Acquisition, Signals
 from .errors import InputError, SolverError, SpinverseError, StackError
 from .mesh import Mesh
 from .problem import BlochTorrey
+from .inversion import Reconstruction, Stage, reconstruct, stages
+from .simulate import simulate
 from .tissue import Permeability, Tissue
 
 __all__ = [
     "Acquisition", "BlochTorrey", "InputError", "Mesh", "Permeability", "Signals", "SolverError",
-    "SpinverseError", "StackError", "Tissue", "acquisition", "mesh", "units",
+    "Reconstruction", "SpinverseError", "StackError", "Stage", "Tissue", "acquisition", "mesh",
+    "reconstruct", "simulate", "stages", "units",
 ]

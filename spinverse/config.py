@@ -306,6 +306,7 @@ class StageSection(Section):
     every: Annotated[int, Field(ge=1)] = Stage.every
     restart_um_per_ms: Positive | None = Stage.restart
     skip_below: Number = Stage.skip_below
+    patience: Annotated[int, Field(ge=1)] = Stage.patience
 
     def stage(self) -> Stage:
         """The stage, or the InputError that it raises."""
@@ -316,7 +317,8 @@ class StageSection(Section):
             optimiser = Adam(**self.optimiser.adam.model_dump())
         rest = {key: getattr(self, key) for key in (
             "name", "iterations", "sequences", "weights", "control", "priors", "misfit_weight",
-            "stop_at", "every", "skip_below")}
+            "stop_at", "every", "skip_below",
+            "patience")}
         return Stage(b_max=self.b_max_s_per_mm2, restart=self.restart_um_per_ms, optimiser=optimiser, **rest)
 
 

@@ -13,9 +13,9 @@ from dolfinx.fem import petsc as fem_petsc
 from petsc4py import PETSc
 
 from . import forms
-from .engines.traces import FacetTraces, tie
 from .errors import InputError
 from .tissue import Tissue
+from .traces import FacetTraces, tie
 
 
 class BlochTorrey:

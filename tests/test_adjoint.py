@@ -87,11 +87,12 @@ def functional(problem, engine, control="log", priors=PRIORS):
 @pytest.mark.mpi
 @pytest.mark.parametrize("name", ENGINES)
 def test_taylor_of_a_whole_loss(comm, name):
-    problem = make(comm)
+    problem = make(comm, cells=(1, 1, 1))
     # the gate of the continuity prior is not differentiated: see test_priors
-    J, start = functional(problem, engine_of(name, problem, pgse()),
+    few = pgse().select([2])  # little to solve: ranks may outnumber the cores
+    J, start = functional(problem, engine_of(name, problem, few, 2.0),
                           priors=("manifold", "binarisation"))
-    assert taylor_rate(J, start) > 1.9
+    assert taylor_rate(J, start, steps=2) > 1.9
 
 
 @pytest.mark.parametrize("name", ENGINES)
@@ -124,7 +125,7 @@ def test_taylor_rate_sees_a_wrong_derivative():
     assert taylor_rate(ReducedFunctional(loss, Control(field)), field) < 1.2
 
 
-def test_signals_of_the_one_sided_waveform_are_complex():
+def test_signals_of_a_waveform_without_symmetry_are_complex():
     problem = make()
     for name in ENGINES:
         signals = engine_of(name, problem, refocused()).signals()

@@ -140,11 +140,7 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage] | str = "defau
         _check_amount(scale, tissue)
     evaluations = 0
 
-    best = np.inf
     for number, stage in enumerate(stages):
-        if stage.restart is not None and best <= stage.skip_below:
-            endings[stage.name] = f"left out: data misfit {best:.1e} already"
-            continue
         rows = stage.rows(acquisition)
         control_type = CONTROLS[stage.control](low, high)
         origin = kappa if stage.restart is None else np.where(
@@ -175,13 +171,16 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage] | str = "defau
         finally:
             pause_annotation()
         functional = BacktrackingFunctional(loss, Control(control))
-        if stage.restart is not None and np.isinf(best) and np.ndim(start):
-            # a result to start from was given: what a scout finds has to beat it
+        best = np.inf
+        if stage.restart is not None:
             functional(FacetField(mesh, np.where(unknown, control_type.control(kappa), 0.0)))
             best = parts.data.last
+            if best <= stage.skip_below:
+                endings[stage.name] = f"left out: data misfit {best:.1e} already"
+                continue
 
         def monitor(iteration, value, gradient, step, stage=stage, parts=parts, number=number,
-                    problem=problem):
+                    problem=problem, losses=[]):  # noqa: B006 - one list a stage
             item = Progress(stage.name, iteration, value, parts.data.last,
                             {p.name: p.last for p in parts.priors}, gradient, step,
                             time.perf_counter() - begin)
@@ -192,6 +191,10 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage] | str = "defau
                 last = problem.kappa.x.array[: mesh.num_owned_facets]
                 after_iteration(number, iteration, last.copy())
             parts.ramp(iteration + 1)
+            losses.append(value)
+            if (not isinstance(stage.optimiser, Adam) and len(losses) > stage.patience
+                    and value > 0.99 * losses[-1 - stage.patience]):
+                raise StopStage("no longer improving")
             if parts.data.last <= stage.stop_at:
                 raise StopStage(f"data misfit below {stage.stop_at:g}")
 
@@ -201,7 +204,7 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage] | str = "defau
         if stage.restart is not None and parts.data.last >= best:
             endings[stage.name] = f"{ending}; fits worse ({parts.data.last:.1e}), dropped"
         else:
-            endings[stage.name], best = ending, parts.data.last
+            endings[stage.name] = ending
             kappa = from_log.value(control_type.value(control.values))
         if after_stage is not None:
             after_stage(number, kappa)

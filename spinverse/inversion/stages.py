@@ -69,10 +69,10 @@ class Stage:
         optimiser: `TAO` or `Adam`.
         misfit_weight: what the misfit is multiplied by in the loss.
         stop_at: stop when the data misfit (mean square) falls below.
-        restart: um/ms; start anew from this uniform permeability, and keep what there was if
-            that fits better. Stages that restart are compared by their data misfit, so they
-            should look at the same measurements.
-        skip_below: leave the stage out when the data misfit is below this already.
+        restart: um/ms; start anew from this uniform permeability, and go on with the result only
+            if it fits this stage's measurements better than what there was.
+        skip_below: leave a stage that restarts out when what there is fits better than this.
+        patience: a TAO stage ends when the loss has not fallen by 1 % over so many iterations.
     """
 
     name: str
@@ -88,6 +88,7 @@ class Stage:
     stop_at: float = 0.0
     restart: float | None = None
     skip_below: float = 0.0
+    patience: int = 20
 
     def __post_init__(self):
         if self.control not in CONTROLS:
@@ -142,15 +143,19 @@ def sequence_ranks(acquisition: Acquisition) -> np.ndarray:
 
 
 def default() -> list[Stage]:
-    """Scouts on a third of the directions from several starts; the best one goes on with all.
+    """Search, long diffusion times first; a second start if that did not fit; then converge.
 
-    A cell that closes in the wrong place does not open again, and which start avoids that differs
-    from target to target; the data misfit tells, long before it has converged.
+    A cell that closes in the wrong place does not open again. Sign-normalised steps (Adam) and
+    bounded quasi-Newton steps (TAO) take different ways from the same start; the data misfit
+    tells which one was right long before it has converged. Both look at a third of the directions.
     """
-    def scout(start):
-        return Stage(f"scout {start:g}", iterations=45, every=3, restart=start, stop_at=1e-5,
-                     skip_below=2e-4)
-    return [scout(1.0), scout(0.3), scout(0.1), Stage("all", iterations=150, stop_at=1e-7)]
+    def search(name, rate, sequences):
+        return Stage(name, iterations=50, sequences=sequences, every=3, control="squashed",
+                     optimiser=Adam(rate, warm_up=10, cycle=50))
+    return [search("long", 0.6, (0,)), search("long+middle", 0.4, (0, 1)),
+            Stage("second start", iterations=45, every=3, restart=1.0, skip_below=2e-4,
+                  stop_at=1e-5),
+            Stage("all", iterations=150, stop_at=1e-7)]
 
 
 def published() -> list[Stage]:

@@ -15,7 +15,7 @@ import scipy.sparse
 from mpi4py import MPI
 from petsc4py import PETSc
 
-from ..mesh.distributed import Mesh
+from .mesh.distributed import Mesh
 
 _CORNERS = np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
 
