@@ -24,7 +24,7 @@ from .acquisition import Acquisition, Signals
 from .acquisition.io import read_acquisition, read_signals, write_signals
 from .errors import InputError, SpinverseError, StackError, on_root
 from .inversion import TAO, Stage, reconstruct
-from .inversion.optimise import Clock
+from .inversion.clock import Clock
 from .mesh import Mesh
 from .problem import BlochTorrey
 from .report import folder

@@ -317,9 +317,9 @@ class StageSection(Section):
             optimiser = Adam(**self.optimiser.adam.model_dump())
         rest = {key: getattr(self, key) for key in (
             "name", "iterations", "sequences", "weights", "control", "priors", "misfit_weight",
-            "stop_at", "every", "skip_below",
-            "patience")}
-        return Stage(b_max=self.b_max_s_per_mm2, restart=self.restart_um_per_ms, optimiser=optimiser, **rest)
+            "stop_at", "every", "skip_below", "patience")}
+        return Stage(b_max=self.b_max_s_per_mm2, restart=self.restart_um_per_ms,
+                     optimiser=optimiser, **rest)
 
 
 class InterfaceSection(Section):

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
-
-T = TypeVar("T")
 
 
 class SpinverseError(Exception):
@@ -24,7 +21,7 @@ class SolverError(SpinverseError, RuntimeError):
     """A solver failed: no factorisation, no convergence, not enough eigenpairs."""
 
 
-def on_root(comm, function: Callable[..., T], *args, **kwargs) -> T | None:
+def on_root[T](comm, function: Callable[..., T], *args, **kwargs) -> T | None:
     """Run ``function`` on rank 0 only; an exception there is raised on every rank.
 
     Returns the function's value on rank 0 and ``None`` elsewhere. Collective over ``comm``.

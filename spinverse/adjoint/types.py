@@ -84,7 +84,8 @@ class FacetField(_Array):
 
     def _ad_to_petsc(self, vec=None):
         if vec is None:
-            vec = PETSc.Vec().createMPI((len(self.values), self.mesh.num_facets), comm=self.mesh.comm)
+            size = (len(self.values), self.mesh.num_facets)
+            vec = PETSc.Vec().createMPI(size, comm=self.mesh.comm)
         vec.setArray(self.values)
         return vec
 

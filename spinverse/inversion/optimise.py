@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -22,14 +21,23 @@ class StopStage(Exception):
 class BacktrackingFunctional(ReducedFunctional):
     """A reduced functional for which a failed solve is J = inf, so that a line search backs off."""
 
-    failures = 0
+    failures, failed = 0, False
 
     def __call__(self, values):
+        self.failed = False
         try:
             return super().__call__(values)
         except SolverError:
-            self.failures += 1
+            self.failures, self.failed = self.failures + 1, True
             return AdjFloat(np.inf)
+
+    def derivative(self, *args, **kwargs):
+        if not self.failed:
+            try:
+                return super().derivative(*args, **kwargs)
+            except SolverError:
+                self.failures, self.failed = self.failures + 1, True
+        return self.controls[0].control._ad_init_zero()
 
 
 def minimise(stage: Stage, functional: ReducedFunctional, start: FacetField,
@@ -120,14 +128,15 @@ _REASONS = {3: "gradient small enough", 4: "gradient small enough", 5: "gradient
 
 def _adam(stage, functional, start, bounds, monitor):
     optimiser: Adam = stage.optimiser
-    control = start._ad_copy()
+    control = good = start._ad_copy()
     first, second = np.zeros(len(control)), np.zeros(len(control))
     for iteration in range(stage.iterations):
         loss = float(functional(control))
         gradient = functional.derivative().values
         norm = np.sqrt(start.mesh.comm.allreduce(float(gradient @ gradient)))
-        if not np.isfinite(loss):
-            return control, "the solver failed"
+        if functional.failed:
+            return good, "the solver failed"
+        good = control
         if norm > optimiser.clip:
             gradient = gradient * (optimiser.clip / norm)
         first = 0.9 * first + 0.1 * gradient
@@ -147,25 +156,3 @@ def _adam(stage, functional, start, bounds, monitor):
 def _norm(a: FacetField, b: FacetField) -> float:
     difference = a.values - b.values
     return float(np.sqrt(a.mesh.comm.allreduce(float(difference @ difference), op=MPI.SUM)))
-
-
-class Clock:
-    """Seconds by phase."""
-
-    def __init__(self):
-        self.seconds: dict[str, float] = {}
-
-    def __call__(self, phase: str):
-        return _Lap(self, phase)
-
-
-class _Lap:
-    def __init__(self, clock: Clock, phase: str):
-        self.clock, self.phase = clock, phase
-
-    def __enter__(self):
-        self.start = time.perf_counter()
-
-    def __exit__(self, *_):
-        spent = time.perf_counter() - self.start
-        self.clock.seconds[self.phase] = self.clock.seconds.get(self.phase, 0.0) + spent

@@ -13,15 +13,16 @@ from ..acquisition import Signals
 from ..adjoint import FacetField, mapped, scalar, simulated_signals
 from ..engines.matrix_formalism import MatrixFormalism
 from ..engines.time_stepping import TimeStepping
-from ..errors import InputError
+from ..errors import InputError, SolverError
 from ..mesh.distributed import Mesh
 from ..problem import BlochTorrey
 from ..tissue import Permeability, Tissue
 from . import stages as stage_presets
+from .clock import Clock
 from .controls import CONTROLS, FromLog
 from .facet_graph import FacetGraph
 from .misfit import NormalisedMagnitude, references
-from .optimise import BacktrackingFunctional, Clock, StopStage, minimise
+from .optimise import BacktrackingFunctional, StopStage, minimise
 from .priors import make_prior
 from .stages import Adam, Stage
 
@@ -122,7 +123,8 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage] | str = "defau
                          f"{', '.join(NORMALISATIONS)}")
     low, high = permeability_range
     if not 0 < low < high < np.inf:
-        raise InputError(f"permeability_range: {permeability_range}, expected 0 < low < high, um/ms")
+        raise InputError(f"permeability_range: {permeability_range}, "
+                         "expected 0 < low < high, um/ms")
     stage_modes = max(96, mesh.num_cells // 4) if modes == "auto" else modes
     clock, history, endings = Clock(), [], {}
     begin = time.perf_counter()
@@ -199,7 +201,8 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage] | str = "defau
                 raise StopStage(f"data misfit below {stage.stop_at:g}")
 
         control, ending = minimise(stage, functional, control, control_type.bounds, monitor)
-        functional(control)
+        if not np.isfinite(float(functional(control))):
+            raise SolverError(f"stage {stage.name!r}: the solver failed at the stage's result")
         evaluations += solver.calls
         if stage.restart is not None and parts.data.last >= best:
             endings[stage.name] = f"{ending}; fits worse ({parts.data.last:.1e}), dropped"
@@ -211,7 +214,8 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage] | str = "defau
 
     final = tissue.with_permeability(kappa)
     with clock("final signals"):
-        engine_of_all = _engine(engine, BlochTorrey(final), acquisition, modes, tolerance, time_step)
+        engine_of_all = _engine(engine, BlochTorrey(final), acquisition, modes, tolerance,
+                                time_step)
         predicted = Signals(acquisition, engine_of_all.signals())
     residual = NormalisedMagnitude(
         measured, scale, np.ones(len(measured)),
@@ -227,8 +231,9 @@ def _check_amount(scale: np.ndarray, tissue: Tissue) -> None:
     amount = BlochTorrey(tissue).magnetisation_at_start
     worst = scale[np.argmax(np.abs(np.log(scale / amount)))]
     if not 1e-3 * amount <= worst <= 1.05 * amount:
-        raise InputError(f"signals: |S(b = 0)| is {worst:.4g}, but the mesh holds {amount:.4g} um^3 "
-                         "times density; expected signals in these units, or normalisation: own")
+        raise InputError(f"signals: |S(b = 0)| is {worst:.4g}, but the mesh holds {amount:.4g} "
+                         "um^3 times density; expected signals in these units, or "
+                         "normalisation: own")
 
 
 class _Parts:

@@ -55,7 +55,7 @@ class Mesh:
 
         nodes = dolfinx.mesh.entities_to_geometry(domain, dim - 1, self.facet_entities)
         vertices = np.asarray(input_vertices)[domain.geometry.input_global_indices]
-        self.facet_vertices = np.sort(vertices[nodes].reshape(len(owned), -1), axis=1)
+        self.facet_vertices = np.sort(vertices[nodes].reshape(-1, 3), axis=1)
         is_outer = np.zeros(facet_index_map.size_local + facet_index_map.num_ghosts, dtype=bool)
         is_outer[dolfinx.mesh.exterior_facet_indices(topology)] = True
         self.outer = is_outer[self.facet_entities]
