@@ -13,7 +13,7 @@ from ..acquisition import Signals
 from ..adjoint import FacetField, mapped, scalar, simulated_signals
 from ..engines.matrix_formalism import MatrixFormalism
 from ..engines.time_stepping import TimeStepping
-from ..errors import InputError, SolverError
+from ..errors import InputError
 from ..mesh.distributed import Mesh
 from ..problem import BlochTorrey
 from ..tissue import Permeability, Tissue
@@ -201,12 +201,12 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage] | str = "defau
                 raise StopStage(f"data misfit below {stage.stop_at:g}")
 
         control, ending = minimise(stage, functional, control, control_type.bounds, monitor)
-        if not np.isfinite(float(functional(control))):
-            raise SolverError(f"stage {stage.name!r}: the solver failed at the stage's result")
+        reached = float(functional(control))
         evaluations += solver.calls
-        if stage.restart is not None and parts.data.last >= best:
+        if stage.restart is not None and np.isfinite(reached) and parts.data.last >= best:
             endings[stage.name] = f"{ending}; fits worse ({parts.data.last:.1e}), dropped"
         else:
+            # where the last solve failed, the stage's own last good point stands
             endings[stage.name] = ending
             kappa = from_log.value(control_type.value(control.values))
         if after_stage is not None:
