@@ -7,6 +7,9 @@ BIN       := $(VENV)/bin
 STAMP     := $(VENV)/.complete
 EXTRAS    := solver,mesh,plot,dev
 MPI_RANKS := 2 3 4
+# what 4 ranks run: on two cores they are slow, so mesh, engines and gradients only
+CORE_TESTS := $(addprefix tests/test_,mesh_distributed.py matrix_formalism.py time_stepping.py \
+              adjoint.py priors.py)
 PYTEST_ARGS :=
 
 # One BLAS thread per rank; a foreign PYTHONPATH would shadow the environment's packages.
@@ -94,8 +97,9 @@ published-sphere: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 	@set -e; for n in $(MPI_RANKS); do echo "MPI tests with $$n ranks"; \
+	    test $$n -lt 4 && files= || files="$(CORE_TESTS)"; \
 	    $(BIN)/mpiexec -n $$n $(BIN)/python -m pytest -q -m "mpi and not slow" \
-	        -p no:cacheprovider $(PYTEST_ARGS); done
+	        -p no:cacheprovider $(PYTEST_ARGS) $$files; done
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -490,7 +490,13 @@ def _write_results(arguments, run, comm, screen, clock, inputs, signals, result,
                 "interface": {**rule, "facets": number}, "metrics": figures}
     on_root(comm, folder.write_summary, out, summary)
     screen.say(*notes, *(f"stage {name}: {why}" for name, why in result.endings.items()),
-               *describe_result(result, rule, number, figures), f"results in {out}")
+               *describe_result(result, rule, number, figures), *_picture(out),
+               f"results in {out}")
+
+
+def _picture(out: Path) -> list[str]:
+    picture = out / "figures" / "interface.png"
+    return [f"picture in {picture}"] if picture.is_file() else []
 
 
 def _reference(signals: Signals) -> np.ndarray:

@@ -155,7 +155,7 @@ def default() -> list[Stage]:
     return [search("long", 0.6, (0,)), search("long+middle", 0.4, (0, 1)),
             Stage("second start", iterations=45, every=3, restart=1.0, skip_below=2e-4,
                   stop_at=1e-5),
-            Stage("all", iterations=150, stop_at=1e-7)]
+            Stage("all", iterations=150, stop_at=3e-7, patience=12)]
 
 
 def published() -> list[Stage]:
