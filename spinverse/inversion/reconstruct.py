@@ -11,11 +11,10 @@ from pyadjoint import Control, Tape, continue_annotation, pause_annotation, set_
 
 from ..acquisition import Signals
 from ..adjoint import FacetField, mapped, scalar, simulated_signals
-from ..engines.matrix_formalism import MatrixFormalism
-from ..engines.time_stepping import TimeStepping
 from ..errors import InputError
 from ..mesh.distributed import Mesh
 from ..problem import BlochTorrey
+from ..simulate import make_engine
 from ..tissue import Permeability, Tissue
 from . import stages as stage_presets
 from .clock import Clock
@@ -152,8 +151,8 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage] | str = "defau
                 graph = FacetGraph(mesh, unknown)
         with clock("set-up"):
             problem = BlochTorrey(tissue.with_permeability(origin))
-            solver = _Timed(_engine(engine, problem, acquisition.select(rows), stage_modes,
-                                    tolerance, time_step), clock)
+            solver = _Timed(make_engine(problem, acquisition.select(rows), engine, stage_modes,
+                                        tolerance, time_step), clock)
         misfit = NormalisedMagnitude(
             measured[rows], scale[rows], stage.row_weights(acquisition)[rows],
             references(acquisition.select(rows)) if normalisation == "own" else None)
@@ -214,8 +213,8 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage] | str = "defau
 
     final = tissue.with_permeability(kappa)
     with clock("final signals"):
-        engine_of_all = _engine(engine, BlochTorrey(final), acquisition, modes, tolerance,
-                                time_step)
+        engine_of_all = make_engine(BlochTorrey(final), acquisition, engine, modes, tolerance,
+                                    time_step)
         predicted = Signals(acquisition, engine_of_all.signals())
     residual = NormalisedMagnitude(
         measured, scale, np.ones(len(measured)),
@@ -281,11 +280,3 @@ class _Timed:
     def gradient(self, adjoint):
         with self.clock("gradient"):
             return self.engine.gradient(adjoint)
-
-
-def _engine(name, problem, acquisition, modes, tolerance, time_step):
-    if name == "matrix_formalism":
-        return MatrixFormalism(problem, acquisition, modes, tolerance)
-    if name == "time_stepping":
-        return TimeStepping(problem, acquisition, time_step)
-    raise InputError(f"engine: {name!r}, expected matrix_formalism or time_stepping")
