@@ -168,7 +168,8 @@ def test_wrong_stages(wrong, message):
     ({"boundary": "open"}, "boundary: 'open', expected one of reflecting, absorbing"),
     ({"permeability_range": (1.0, 0.1)}, "permeability_range: .* expected 0 < low < high"),
     ({"permeability_range": (0.0, 1.0)}, "permeability_range: .* expected 0 < low < high"),
-    ({"engine": "random_walk"}, "engine: 'random_walk', expected matrix_formalism or time_step"),
+    ({"engine": "random_walk"},
+     "engine: 'random_walk', expected one of matrix_formalism, time_stepping"),
 ])
 def test_wrong_arguments(wrong, message):
     facets = grid()
