@@ -15,6 +15,7 @@ from spinverse.acquisition.signals import Signals
 from spinverse.acquisition.table import Acquisition
 from spinverse.acquisition.waveforms import PGSE, Sampled
 from spinverse.errors import InputError
+from spinverse.inversion.misfit import references
 
 HEADER = "b,direction_x,direction_y,direction_z,delta,Delta"
 TRIANGLES = Sampled([0, 1 / 3, 1, 2], [0, 1.0, -0.6, 0])
@@ -67,6 +68,18 @@ def test_normalised_names_the_waveform_without_reference():
         _ = signals.select((table.b > 0) | (table.Delta == 20)).normalised
     with pytest.raises(InputError, match="zero signal at b = 0"):
         _ = Signals(table, np.where(table.b > 0, 1.0, 0.0)).normalised
+
+
+def test_a_waveform_without_b0_takes_those_of_its_echo_time():
+    tables = [Acquisition.pgse([0, 1000], 1, delta=10, Delta=20, echo_time=40),
+              Acquisition.ogse([1000], 1, delta=10, Delta=20, periods=2, echo_time=40)]
+    signals = Signals(Acquisition.concatenate(tables), [4, 2, 1])
+    np.testing.assert_allclose(signals.reference, [4, 4, 4])
+    np.testing.assert_allclose(signals.normalised, [1, 0.5, 0.25])
+    np.testing.assert_allclose(references(signals.acquisition) @ signals.magnitude, [4, 4, 4])
+    tables[1] = Acquisition.ogse([1000], 1, delta=10, Delta=20, periods=2, echo_time=41)
+    with pytest.raises(InputError, match="cos.*no row with b = 0.*nor is there one with its echo"):
+        _ = Signals(Acquisition.concatenate(tables), [4, 2, 1]).normalised
 
 
 def test_signals_select_and_equality(signals):

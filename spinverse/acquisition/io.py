@@ -15,15 +15,16 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import zipfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
+from spinverse.acquisition.bids import read_bids
+from spinverse.acquisition.camino import is_scheme, read_camino
+from spinverse.acquisition.files import read_lines, replace
+from spinverse.acquisition.fsl import read_fsl
 from spinverse.acquisition.signals import Signals
 from spinverse.acquisition.table import Acquisition
 from spinverse.acquisition.waveforms import PGSE, Waveform
@@ -77,13 +78,46 @@ def write_signals(path: str | Path, signals: Signals) -> None:
     _write(path, columns, definitions)
 
 
-def read_acquisition(path: str | Path) -> Acquisition:
-    """Read the table of measurements from a .csv or .npz file.
+def read_acquisition(
+    path: str | Path, bvec: str | Path | None = None, *, delta=None, Delta=None, echo_time=None
+) -> Acquisition:
+    """Read the table of measurements from a file.
+
+    The name says which: .csv and .npz as described above, .scheme (or any file that starts with
+    VERSION:) by ``read_camino``, .bval and .bvec of one name, .json, .nii and .nii.gz by
+    ``read_bids``, and files called bvals or bval with bvecs or bvec beside them by ``read_fsl``.
+
+    Args:
+        path: The file.
+        bvec: The file of directions, if ``path`` is a bval file and it is not beside it under the
+            same name.
+        delta: Pulse length in ms, one or (N,); needed for FSL files, and for BIDS where the sidecar
+            does not have it.
+        Delta: Pulse separation in ms, one or (N,); as ``delta``.
+        echo_time: TE in ms, one or (N,); Delta + delta unless given or in the file.
 
     Raises:
-        InputError: Missing file or column, a bad cell (row, column and value are named), or values
-            that Acquisition refuses.
+        InputError: Missing file or column, a bad cell (row, column and value are named), times
+            that are missing, or given for a file that has its own, or values that Acquisition
+            refuses.
     """
+    path = Path(path)
+    times = {"delta": delta, "Delta": Delta, "echo_time": echo_time}
+    if bvec is not None:
+        return read_fsl(path, bvec, **times)
+    if path.name in ("bvals", "bval"):
+        return read_fsl(path, path.with_name(path.name.replace("val", "vec")), **times)
+    if path.name.endswith((".bval", ".bvec", ".json", ".nii", ".nii.gz")):
+        return read_bids(path, **times)
+    if path.suffix == ".scheme" or (path.suffix not in (".csv", ".npz") and is_scheme(path)):
+        return read_camino(path, **times)
+    if path.suffix.lower() not in (".csv", ".npz"):
+        raise InputError(
+            f"{path}: suffix {path.suffix!r}, expected .csv, .npz, .scheme, .bval or .json"
+        )
+    for name, value in times.items():
+        if value is not None:
+            raise InputError(f"{path}: {name}: given, but a {path.suffix} file has its own")
     return _acquisition(path, *_read(path))
 
 
@@ -240,7 +274,7 @@ def _write(path: str | Path, columns: Columns, definitions: dict[str, Waveform])
         arrays = dict(columns)
         if texts:
             arrays[_DEFINITIONS] = np.array([[name, text] for name, text in texts.items()])
-        _replace(path, lambda file: np.savez(file, **arrays))
+        replace(path, lambda file: np.savez(file, **arrays))
         return
     lines = [f"{_COMMENT}{name} {text}" for name, text in texts.items()]
     lines.append(",".join(columns))
@@ -250,22 +284,7 @@ def _write(path: str | Path, columns: Columns, definitions: dict[str, Waveform])
     ]
     lines += [",".join(row) for row in zip(*cells, strict=True)]
     text = "\n".join(lines) + "\n"
-    _replace(path, lambda file: file.write(text.encode()))
-
-
-def _replace(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write to a temporary name beside ``path``, then rename: no reader meets half a file."""
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: the folder {path.parent} does not exist")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    replace(path, lambda file: file.write(text.encode()))
 
 
 def _read(path: str | Path) -> tuple[Columns, dict[str, Waveform]]:
@@ -325,10 +344,7 @@ def _read_npz(path) -> tuple[Columns, dict[str, str]]:
 
 
 def _read_csv(path) -> tuple[Columns, dict[str, str]]:
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as text ({error})") from None
+    lines = read_lines(path)
     definitions: dict[str, str] = {}
     table: list[tuple[int, list[str]]] = []
     for number, line in enumerate(lines, start=1):

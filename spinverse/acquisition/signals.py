@@ -18,6 +18,9 @@ class Signals:
         acquisition: The measurements, N rows.
         values: Complex signals, shape (N,); magnitude data have a zero imaginary part. The array is
             a read-only copy.
+        estimated_error: of simulated ones: the engine's estimate of the largest absolute error
+            of S / S(b=0, t=0) that modes and steps leave on the given mesh (the mesh's own error
+            comes on top); nan where there is none.
 
     Raises:
         InputError: Another number of values than of measurements, or a value that is not finite.
@@ -25,6 +28,7 @@ class Signals:
 
     acquisition: Acquisition
     values: np.ndarray
+    estimated_error: float = np.nan
 
     def __post_init__(self) -> None:
         try:
@@ -59,26 +63,28 @@ class Signals:
         return np.abs(self.values)
 
     @property
-    def normalised(self) -> np.ndarray:
-        """|S| over the mean |S(b=0)| of the same waveform, shape (N,).
+    def reference(self) -> np.ndarray:
+        """Mean |S(b=0)| that each row is normalised by, shape (N,).
+
+        Of the same waveform, or else of the same echo time (``Acquisition.reference_rows``).
 
         Raises:
-            InputError: A waveform has no row with b = 0, or no signal there; names the waveform.
+            InputError: There is no such row, or no signal there; names the waveform.
         """
-        magnitude, index = self.magnitude, self.acquisition.waveform_index
-        reference = np.zeros(len(self.acquisition.waveforms))
-        for k, waveform in enumerate(self.acquisition.waveforms):
-            rows = (index == k) & (self.acquisition.b == 0.0)
-            if not np.any(rows):
-                raise InputError(
-                    f"normalised: {waveform.describe()} has no row with b = 0 to divide by"
-                )
-            reference[k] = np.mean(magnitude[rows])
-            if reference[k] == 0.0:
+        mean = np.zeros(len(self.acquisition.waveforms))
+        for k in np.unique(self.acquisition.waveform_index):
+            waveform = self.acquisition.waveforms[k]
+            mean[k] = np.mean(self.magnitude[self.acquisition.reference_rows(k)])
+            if mean[k] == 0.0:
                 raise InputError(f"normalised: {waveform.describe()} has zero signal at b = 0")
-        return magnitude / reference[index]
+        return mean[self.acquisition.waveform_index]
+
+    @property
+    def normalised(self) -> np.ndarray:
+        """|S| over `reference`, shape (N,), with its errors."""
+        return self.magnitude / self.reference
 
     def select(self, rows) -> Signals:
         """The rows that a mask (N,), a slice or indices choose, in that order."""
         rows = self.acquisition.row_numbers(rows)
-        return Signals(self.acquisition.select(rows), self.values[rows])
+        return Signals(self.acquisition.select(rows), self.values[rows], self.estimated_error)

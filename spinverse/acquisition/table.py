@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from spinverse.acquisition.directions import fibonacci_directions
-from spinverse.acquisition.waveforms import PGSE, Waveform
+from spinverse.acquisition import description, sequences
+from spinverse.acquisition.sequences import floats as _floats
+from spinverse.acquisition.waveforms import (
+    PGSE,
+    CosOGSE,
+    DoublePGSE,
+    Sampled,
+    SampledGradient,
+    SinOGSE,
+    TrapezoidPGSE,
+    Waveform,
+)
 from spinverse.errors import InputError
-from spinverse.units import b_to_internal, describe_b, gradient_from_internal
+from spinverse.units import (
+    b_from_internal,
+    b_to_internal,
+    gradient_from_internal,
+    gradient_to_internal,
+)
 
 UNIT_TOLERANCE = 1e-6
-
-# Beyond these a unit was probably mistaken; no scanner comes near them.
-_LARGEST_GRADIENT = 5000.0  # mT/m
-_SMALLEST_TOP_B = 20.0  # s/mm^2
-_LARGEST_B = 1e6  # s/mm^2
-_SMALLEST_DELTA, _LARGEST_DELTA = 0.1, 1000.0  # ms
-
-
-def _floats(field: str, values) -> np.ndarray:
-    """A fresh float array, or the InputError that names ``field``."""
-    try:
-        return np.array(values, dtype=float)
-    except (TypeError, ValueError):
-        raise InputError(f"{field}: expected numbers, got {values!r:.60}") from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +39,9 @@ class Acquisition:
 
     Attributes:
         b: b-values in s/mm^2, shape (N,).
-        directions: Unit vectors, shape (N, 3); where b = 0 any finite vector will do.
+        directions: Unit vectors, shape (N, 3); where b = 0 any finite vector will do. A row whose
+            waveform is vector valued has that of its first gradient, whatever was passed, and
+            physics does not use it.
         waveform_index: Which waveform each row uses, shape (N,), int.
         waveforms: The distinct gradient waveforms.
 
@@ -62,12 +65,15 @@ class Acquisition:
             raise InputError(f"b: row {row} is {b[row]:g}, expected a finite value >= 0 in s/mm^2")
         for row in np.flatnonzero(~np.all(np.isfinite(directions), axis=1))[:1]:
             raise InputError(f"directions: row {row} is {directions[row]}, expected finite numbers")
+        index, waveforms = self._distinct_waveforms(b.size)
+        for k, waveform in enumerate(waveforms):
+            if waveform.vector:
+                directions[index == k] = waveform.first_direction
         norms = np.linalg.norm(directions, axis=1)
         for row in np.flatnonzero((b > 0.0) & (np.abs(norms - 1.0) > UNIT_TOLERANCE))[:1]:
             raise InputError(
                 f"directions: row {row} has length {norms[row]:.9g}, expected a unit vector"
             )
-        index, waveforms = self._distinct_waveforms(b.size)
         for array in (b, directions, index):
             array.setflags(write=False)
         object.__setattr__(self, "b", b)
@@ -97,27 +103,50 @@ class Acquisition:
         return renumber[index], tuple(position)
 
     @classmethod
-    def product(cls, waveforms: Sequence[Waveform], b, directions) -> Acquisition:
+    def product(cls, waveforms, b, directions=None) -> Acquisition:
         """Every waveform with every b-value and every direction; the last varies fastest.
 
         Args:
-            waveforms: Gradient waveforms.
+            waveforms: A gradient waveform, or several.
             b: b-value or list of them, s/mm^2.
             directions: A number of Fibonacci directions, or unit vectors of shape (n, 3) or (3,).
+                None for vector waveforms, which bring theirs.
 
         Raises:
-            InputError: As the class, and for directions of another shape.
+            InputError: As the class; directions of another shape, missing for a scalar waveform or
+                given for a vector one.
         """
+        waveforms = sequences.as_waveforms(waveforms)
         b = np.atleast_1d(_floats("b", b))
-        if np.ndim(directions) == 0:
-            vectors = fibonacci_directions(directions)
-        else:
-            vectors = np.atleast_2d(_floats("directions", directions))
-            if vectors.ndim != 2 or vectors.shape[1] != 3:
-                raise InputError(f"directions: shape {vectors.shape}, expected (n, 3)")
-        waveforms = tuple(waveforms)
-        w, i, j = np.indices((len(waveforms), b.size, len(vectors))).reshape(3, -1)
-        return cls(b.ravel()[i], vectors[j], w, waveforms)
+        return cls._outer(waveforms, np.broadcast_to(b, (len(waveforms), b.size)), directions)
+
+    @classmethod
+    def from_gradient(cls, waveforms, gradient, directions=None) -> Acquisition:
+        """As ``product``, with the gradient strength in place of b.
+
+        Args:
+            waveforms: A gradient waveform, or several.
+            gradient: Strongest gradient of the waveform in mT/m (the length of the vector), or list
+                of them.
+            directions: As in ``product``.
+
+        Raises:
+            InputError: As ``product``; a strength that is negative or not finite.
+        """
+        waveforms = sequences.as_waveforms(waveforms)
+        gradient = np.atleast_1d(_floats("gradient", gradient))
+        for value in gradient[~(np.isfinite(gradient) & (gradient >= 0.0))][:1]:
+            raise InputError(f"gradient: {value:g}, expected a finite strength >= 0 in mT/m")
+        return cls._outer(
+            waveforms, np.array([b_of_gradient(w, gradient) for w in waveforms]), directions
+        )
+
+    @classmethod
+    def _outer(cls, waveforms, b, directions) -> Acquisition:
+        """Waveforms x b x directions with b-values of shape (waveforms, levels)."""
+        vectors = sequences.unit_vectors(waveforms, directions)
+        w, i, j = np.indices((*b.shape, len(vectors))).reshape(3, -1)
+        return cls(b[w, i], vectors[j], w, waveforms)
 
     @classmethod
     def pgse(cls, b, directions, delta=None, Delta=None, echo_time=None) -> Acquisition:
@@ -134,25 +163,138 @@ class Acquisition:
             InputError: ``delta`` or ``Delta`` missing, lists of different length, or any value that
                 PGSE or the table refuses.
         """
-        missing = " and ".join(n for n, v in (("delta", delta), ("Delta", Delta)) if v is None)
-        if missing:
-            raise InputError(f"{missing}: missing, expected the time or times of the pulses in ms")
-        times = [
-            _floats("delta", delta),
-            _floats("Delta", Delta),
-            _floats("echo_time", np.nan if echo_time is None else echo_time),
-        ]
-        try:
-            pairs = np.broadcast_arrays(*(np.atleast_1d(time) for time in times))
-        except ValueError:
-            sizes = " and ".join(str(time.size) for time in times[: 2 if echo_time is None else 3])
-            raise InputError(
-                f"delta, Delta, echo_time: {sizes} values, expected lists of equal length or one"
-            ) from None
-        if pairs[0].ndim != 1:
-            raise InputError("delta, Delta, echo_time: expected numbers or flat lists")
-        waveforms = [_pgse(*pair) for pair in zip(*pairs, strict=True)]
+        waveforms = sequences.make(PGSE, echo_time, delta=delta, Delta=Delta)
         return cls.product(waveforms, b, directions)
+
+    @classmethod
+    def trapezoid(
+        cls, b, directions, delta=None, Delta=None, ramp=None, echo_time=None
+    ) -> Acquisition:
+        """PGSE with ramps, see ``TrapezoidPGSE``: sequences x b x directions.
+
+        Args:
+            b, directions: As in ``pgse``.
+            delta: Pulse length or lengths without the fall, ms.
+            Delta: Pulse separation or separations, ms.
+            ramp: Time or times of a rise or fall, ms.
+            echo_time: TE in ms; Delta + delta + ramp if not given.
+
+        Raises:
+            InputError: A time missing, lists of different length, or a value that is refused.
+        """
+        waveforms = sequences.make(TrapezoidPGSE, echo_time, delta=delta, Delta=Delta, ramp=ramp)
+        return cls.product(waveforms, b, directions)
+
+    @classmethod
+    def ogse(
+        cls, b, directions, delta=None, Delta=None, periods=None, kind="cos", echo_time=None
+    ) -> Acquisition:
+        """Oscillating gradients, see ``CosOGSE`` and ``SinOGSE``: sequences x b x directions.
+
+        Args:
+            b, directions: As in ``pgse``.
+            delta: Pulse length or lengths, ms.
+            Delta: Pulse separation or separations, ms.
+            periods: Whole number or numbers of periods in a pulse.
+            kind: "cos" or "sin".
+            echo_time: TE in ms; Delta + delta if not given.
+
+        Raises:
+            InputError: A time or ``periods`` missing, another ``kind``, lists of different length,
+                or a value that is refused.
+        """
+        kinds = {"cos": CosOGSE, "sin": SinOGSE}
+        if kind not in kinds:
+            raise InputError(f"kind = {kind!r}: expected one of {', '.join(kinds)}")
+        waveforms = sequences.make(
+            kinds[kind], echo_time, delta=delta, Delta=Delta, periods=periods
+        )
+        return cls.product(waveforms, b, directions)
+
+    @classmethod
+    def double_pgse(
+        cls,
+        b,
+        directions,
+        delta=None,
+        Delta=None,
+        mixing_time=None,
+        parallel=True,
+        second_directions=None,
+        echo_time=None,
+    ) -> Acquisition:
+        """Double PGSE, see ``DoublePGSE``: sequences x b x directions, the last varies fastest.
+
+        b is that of both pairs together.
+
+        Args:
+            b, directions: As in ``pgse``; the directions are those of the first pair.
+            delta: Pulse length or lengths, ms.
+            Delta: Separation or separations of the pulses of a pair, ms.
+            mixing_time: From the start of the second pulse to the start of the third, ms, one or
+                several; the pause between the pairs plus delta.
+            parallel: True (+ - + -) or False (+ - - +), one or several.
+            second_directions: Directions of the second pair, unit vectors (n, 3), one for each of
+                ``directions`` or one for all; the same unless given.
+            echo_time: TE in ms; 2 Delta + mixing_time + delta if not given.
+
+        Raises:
+            InputError: A time missing, lists of different length, or a value that is refused.
+        """
+        waveforms = sequences.make(
+            DoublePGSE, echo_time, delta=delta, Delta=Delta, mixing_time=mixing_time,
+            parallel=parallel,
+        )  # fmt: skip
+        if second_directions is None:
+            return cls.product(waveforms, b, directions)
+        b = np.atleast_1d(_floats("b", b))
+        first = sequences.unit_vectors(waveforms, directions)
+        table, each = sequences.second_pairs(waveforms, first, second_directions)
+        w, i, j = np.indices((len(waveforms), b.size, len(first))).reshape(3, -1)
+        return cls(b[i], first[j], each[w, j], table)
+
+    @classmethod
+    def sampled(
+        cls,
+        b=None,
+        directions=None,
+        times=None,
+        values=None,
+        gradient=None,
+        refocusing_times=(),
+        echo_time=None,
+    ) -> Acquisition:
+        """One sampled waveform: strengths x directions, the last varies fastest.
+
+        Give ``b`` or ``gradient``, and ``values`` says the shape only; with neither of them
+        ``values`` are in mT/m.
+
+        Args:
+            b: b-value or list of them, s/mm^2.
+            directions: As in ``pgse`` for ``values`` of shape (n,); None for (n, 3).
+            times: Times of the samples in ms, shape (n,), from 0; linear in between, and the same
+                time twice is a jump.
+            values: Samples, shape (n,), or (n, 3) in the laboratory frame.
+            gradient: Strongest gradient in mT/m, or list of them.
+            refocusing_times: Times of 180-degree pulses in ms, if ``values`` is the physical
+                gradient; the effective one changes its sign there.
+            echo_time: TE in ms; the last of ``times`` if not given.
+
+        Raises:
+            InputError: ``times`` or ``values`` missing, both of ``b`` and ``gradient``, or a value
+                that is refused.
+        """
+        if times is None or values is None:
+            raise InputError("times and values: missing, expected the samples of the waveform")
+        if b is not None and gradient is not None:
+            raise InputError("b and gradient: both are given, expected one of them")
+        kind = SampledGradient if np.ndim(values) == 2 else Sampled
+        waveform = kind(times, values, refocusing_times, echo_time)
+        if b is not None:
+            return cls.product(waveform, b, directions)
+        return cls.from_gradient(
+            waveform, waveform.peak if gradient is None else gradient, directions
+        )
 
     @classmethod
     def from_rows(
@@ -161,7 +303,8 @@ class Acquisition:
         """Measurements row by row, as tables in files have them.
 
         Rows with b = 0 may leave delta or Delta out (nan); they then belong to the table's only
-        sequence (to the only one with their TE, if that is given).
+        sequence (to the only one with their TE, if that is given; to the first one of several that
+        have the same TE).
 
         Args:
             b: b-values in s/mm^2, shape (N,).
@@ -177,23 +320,8 @@ class Acquisition:
                 any value that PGSE or the table refuses; names the row.
         """
         b = np.atleast_1d(_floats("b", b))
-        delta = _column("delta", delta, b.size)
-        Delta = _column("Delta", Delta, b.size)
-        echo_time = _column("echo_time", echo_time, b.size)
-        given = [None] * b.size if waveforms is None else list(waveforms)
-        if len(given) != b.size:
-            raise InputError(f"waveforms: {len(given)} rows, expected {b.size} as in b")
-        made: dict[tuple, PGSE] = {}
-        position: dict[Waveform, int] = {}
-        index = np.full(b.size, -1)
-        for row, waveform in enumerate(given):
-            if waveform is None:
-                waveform = _row_pgse(row, b[row], delta[row], Delta[row], echo_time[row], made)
-            if waveform is not None:
-                index[row] = position.setdefault(waveform, len(position))
-        for row in np.flatnonzero(index < 0):
-            index[row] = position[_only_waveform(row, echo_time[row], position)]
-        return cls(b, directions, index, tuple(position))
+        index, made = sequences.of_rows(b, delta, Delta, echo_time, waveforms)
+        return cls(b, directions, index, made)
 
     @classmethod
     def concatenate(cls, tables: Iterable[Acquisition]) -> Acquisition:
@@ -217,6 +345,30 @@ class Acquisition:
         return Acquisition(
             self.b[rows], self.directions[rows], self.waveform_index[rows], self.waveforms
         )
+
+    def reference_rows(self, waveform: int) -> np.ndarray:
+        """Rows that the signals of a waveform are normalised by, row numbers.
+
+        Its rows with b = 0; where it has none, all rows with b = 0 and the same echo time, for the
+        shape of a gradient of strength 0 does not matter.
+
+        Args:
+            waveform: its place in ``waveforms``.
+
+        Raises:
+            InputError: There are none; names the waveform.
+        """
+        unweighted = self.b == 0.0
+        rows = np.flatnonzero(unweighted & (self.waveform_index == waveform))
+        if not rows.size:
+            echo_time = self.waveforms[waveform].echo_time
+            rows = np.flatnonzero(unweighted & np.isclose(self.echo_time, echo_time, rtol=1e-9))
+        if not rows.size:
+            raise InputError(
+                f"normalised: {self.waveforms[waveform].describe()} has no row with b = 0 to "
+                "divide by, nor is there one with its echo time"
+            )
+        return rows
 
     def row_numbers(self, rows) -> np.ndarray:
         """A mask (N,), a slice or indices as an array of row numbers.
@@ -252,20 +404,38 @@ class Acquisition:
         return np.array(list(values), dtype=float)[self.waveform_index]
 
     @property
-    def _amplitude(self) -> np.ndarray:
-        """g = gamma G in rad/(ms um), from b = g^2 b_factor."""
+    def strength(self) -> np.ndarray:
+        """g = gamma G in rad/(ms um), shape (N,), from b = g^2 b_factor; f(t) multiplies it."""
         return np.sqrt(b_to_internal(self.b) / self._per_row(w.b_factor for w in self.waveforms))
 
     @property
     def gradient(self) -> np.ndarray:
-        """g times the direction in rad/(ms um), shape (N, 3); f(t) multiplies it."""
-        return self._amplitude[:, None] * self.directions
+        """g times the direction in rad/(ms um), shape (N, 3); a scalar f(t) multiplies it."""
+        return self.strength[:, None] * self.directions
 
     @property
     def gradient_strength_mT_m(self) -> np.ndarray:
         """Strongest gradient of each row in mT/m, shape (N,)."""
         peak = self._per_row(w.peak for w in self.waveforms)
-        return gradient_from_internal(self._amplitude * peak)
+        return gradient_from_internal(self.strength * peak)
+
+    @property
+    def b_tensors(self) -> np.ndarray:
+        """b-tensors in s/mm^2, shape (N, 3, 3); the trace is b."""
+        tensors = np.zeros((len(self), 3, 3))
+        for k, waveform in enumerate(self.waveforms):
+            rows = self.waveform_index == k
+            if waveform.vector:
+                tensors[rows] = waveform.b_tensor_factor() / waveform.b_factor
+            else:
+                unit = self.directions[rows]
+                tensors[rows] = unit[:, :, None] * unit[:, None, :]
+        return self.b[:, None, None] * tensors
+
+    @property
+    def diffusion_time(self) -> np.ndarray:
+        """Effective diffusion time in ms, shape (N,)."""
+        return self._per_row(w.diffusion_time for w in self.waveforms)
 
     @property
     def delta(self) -> np.ndarray:
@@ -284,81 +454,10 @@ class Acquisition:
 
     def describe(self) -> list[str]:
         """Lines that tell a person what was understood, with warnings about likely wrong units."""
-        strength = self.gradient_strength_mT_m
-        lines = [f"{len(self)} measurements, {len(self.waveforms)} gradient waveform(s)"]
-        for k, waveform in enumerate(self.waveforms):
-            rows = self.waveform_index == k
-            lines.append(
-                f"{waveform.describe()}: diffusion time {waveform.diffusion_time:.4g} ms, "
-                f"{np.count_nonzero(rows)} rows, gradient up to {strength[rows].max():.4g} mT/m"
-            )
-        levels = np.unique(self.b)
-        if levels.size <= 12:
-            lines.append(f"b {', '.join(f'{b:g}' for b in levels)} s/mm^2")
-        else:
-            lines.append(f"b {levels.size} values, {levels[0]:g} to {levels[-1]:g} s/mm^2")
-        lines.append(f"largest b {describe_b(levels[-1])}")
-        return lines + self._unit_warnings(strength.max(), levels[-1])
-
-    def _unit_warnings(self, strength: float, top: float) -> list[str]:
-        """A line for each figure that looks as if a unit was mistaken."""
-        lines = []
-        if strength > _LARGEST_GRADIENT:
-            lines.append(f"warning: gradient {strength:.4g} mT/m is far beyond any scanner")
-        if 0.0 < top < _SMALLEST_TOP_B:
-            lines.append(f"warning: largest b {top:g} s/mm^2 is tiny, was it meant in ms/um^2?")
-        if top > _LARGEST_B:
-            lines.append(f"warning: largest b {top:g} s/mm^2 is huge, is it in s/mm^2?")
-        for delta in np.unique(self.delta[np.isfinite(self.delta)]):
-            if delta < _SMALLEST_DELTA:
-                lines.append(f"warning: delta {delta:g} ms is very short, was it meant in s?")
-            if delta > _LARGEST_DELTA:
-                lines.append(f"warning: delta {delta:g} ms is very long, was it meant in us?")
-        return lines
+        return description.lines(self)
 
 
-def _pgse(delta: float, Delta: float, echo_time: float) -> PGSE:
-    """PGSE of plain floats; a TE that is nan means the default."""
-    return PGSE(float(delta), float(Delta), None if np.isnan(echo_time) else float(echo_time))
-
-
-def _column(field: str, values, rows: int) -> np.ndarray:
-    """``values`` (None, one number, or one a row) as shape (rows,), nan where missing."""
-    array = _floats(field, np.nan if values is None else values)
-    if array.ndim == 0:
-        return np.full(rows, float(array))
-    if array.shape != (rows,):
-        raise InputError(f"{field}: shape {array.shape}, expected one number or ({rows},)")
-    return array
-
-
-def _row_pgse(
-    row: int, b: float, delta: float, Delta: float, echo_time: float, made: dict[tuple, PGSE]
-) -> PGSE | None:
-    """The PGSE of a row, from ``made`` if it is there; None if a b = 0 row lacks its times."""
-    missing = " and ".join(n for n, t in (("delta", delta), ("Delta", Delta)) if np.isnan(t))
-    if missing and b == 0.0:
-        return None
-    if missing:
-        raise InputError(f"{missing}: missing in row {row}, where b = {b:g}")
-    key = (delta, Delta, None if np.isnan(echo_time) else echo_time)  # nan never equals itself
-    if key not in made:
-        try:
-            made[key] = _pgse(delta, Delta, echo_time)
-        except InputError as error:
-            raise InputError(f"row {row}: {error}") from None
-    return made[key]
-
-
-def _only_waveform(row: int, echo_time: float, waveforms: Iterable[Waveform]) -> Waveform:
-    """The waveform that a b = 0 row without timing can only mean."""
-    fits = [
-        waveform
-        for waveform in waveforms
-        if np.isnan(echo_time) or np.isclose(waveform.echo_time, echo_time, rtol=1e-6, atol=0.0)
-    ]
-    if len(fits) != 1:
-        raise InputError(
-            f"delta and Delta: missing in row {row} (b = 0), where {len(fits)} sequences would fit"
-        )
-    return fits[0]
+def b_of_gradient(waveform: Waveform, gradient):
+    """b in s/mm^2 of a waveform whose strongest gradient is ``gradient`` mT/m (any shape)."""
+    g = gradient_to_internal(gradient) / waveform.peak
+    return b_from_internal(g**2 * waveform.b_factor)

@@ -1,0 +1,146 @@
+"""Diffusion acquisitions in BIDS: bval and bvec files with a JSON sidecar.
+
+EchoTime (s) is BIDS. Of the pulse timing, what is in use has several names:
+
+    delta: DiffusionGradientDuration, GradientDuration, SmallDelta
+    Delta: DiffusionGradientSeparation, GradientSeparation, BigDelta, LargeDelta
+
+each one number or one a volume. BIDS times are in seconds, but sidecars with these in ms are about;
+a separation of 1 or more is taken as ms, for no sequence waits a second.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spinverse.acquisition.files import read_lines, replace, require_times
+from spinverse.acquisition.fsl import read_fsl, write_fsl
+from spinverse.acquisition.table import Acquisition
+from spinverse.acquisition.waveforms import PGSE
+from spinverse.errors import InputError
+
+DELTA_FIELDS = ("DiffusionGradientDuration", "GradientDuration", "SmallDelta")
+SEPARATION_FIELDS = ("DiffusionGradientSeparation", "GradientSeparation", "BigDelta", "LargeDelta")
+_FIRST_MS = 1.0
+
+
+def read_bids(
+    path: str | Path,
+    delta=None,
+    Delta=None,
+    echo_time=None,
+    time_unit: str | None = None,
+    b0_threshold: float = 0.0,
+) -> Acquisition:
+    """Read an acquisition from ``NAME.bval``, ``NAME.bvec`` and ``NAME.json``.
+
+    Args:
+        path: Any of the three, or NAME.nii or NAME.nii.gz beside them.
+        delta: Pulse length in ms, one or (N,); in place of the sidecar's.
+        Delta: Pulse separation in ms, one or (N,); in place of the sidecar's.
+        echo_time: TE in ms, one or (N,); in place of the sidecar's EchoTime.
+        time_unit: "s" or "ms" of the sidecar's pulse times; found from the separation unless given.
+            EchoTime is always in s.
+        b0_threshold: b up to this many s/mm^2 counts as 0.
+
+    Raises:
+        InputError: ``delta`` or ``Delta`` neither given nor in the sidecar, a field that is no
+            time, or as ``read_fsl``. A missing sidecar is an error only if it is needed.
+    """
+    if time_unit not in (None, "s", "ms"):
+        raise InputError(f"time_unit = {time_unit!r}: expected 's' or 'ms'")
+    stem = _stem(path)
+    sidecar = stem.with_name(stem.name + ".json")
+    found = _sidecar(sidecar) if sidecar.is_file() else {}
+    length = _times(sidecar, found, DELTA_FIELDS)
+    separation = _times(sidecar, found, SEPARATION_FIELDS)
+    if time_unit is None:
+        judge = separation if separation is not None else length
+        time_unit = "ms" if judge is not None and np.max(judge) >= _FIRST_MS else "s"
+    scale = 1000.0 if time_unit == "s" else 1.0
+    delta = length * scale if delta is None and length is not None else delta
+    Delta = separation * scale if Delta is None and separation is not None else Delta
+    if echo_time is None:
+        echo = _times(sidecar, found, ("EchoTime",))
+        echo_time = None if echo is None else 1000.0 * echo
+    names = f"{' or '.join(DELTA_FIELDS)}, and {' or '.join(SEPARATION_FIELDS)}"
+    where = "the sidecar has" if found else "there is no sidecar with"
+    require_times(sidecar, delta, Delta, f"{where} no such fields ({names})")
+    bval, bvec = (stem.with_name(stem.name + suffix) for suffix in (".bval", ".bvec"))
+    return read_fsl(bval, bvec, delta, Delta, echo_time, b0_threshold=b0_threshold)
+
+
+def write_bids(path: str | Path, acquisition: Acquisition) -> None:
+    """Write NAME.bval, NAME.bvec and the times to NAME.json, where they are in s.
+
+    Fields of a sidecar that is there are kept.
+
+    Args:
+        path: NAME with any of the three suffixes.
+        acquisition: PGSE only.
+
+    Raises:
+        InputError: Another waveform, or a folder that does not exist.
+    """
+    for waveform in acquisition.waveforms:
+        if type(waveform) is not PGSE:
+            raise InputError(f"{path}: {waveform.describe()}: BIDS has fields for PGSE only")
+    stem = _stem(path)
+    sidecar = stem.with_name(stem.name + ".json")
+    fields = _sidecar(sidecar) if sidecar.is_file() else {}
+    for name in (*DELTA_FIELDS, *SEPARATION_FIELDS):
+        fields.pop(name, None)
+    columns = {
+        "EchoTime": acquisition.echo_time,
+        DELTA_FIELDS[0]: acquisition.delta,
+        SEPARATION_FIELDS[0]: acquisition.Delta,
+    }
+    for name, column in columns.items():
+        seconds = (column / 1000.0).tolist()
+        fields[name] = seconds[0] if len(acquisition.waveforms) == 1 else seconds
+    write_fsl(
+        stem.with_name(stem.name + ".bval"), stem.with_name(stem.name + ".bvec"), acquisition
+    )
+    text = json.dumps(fields, indent=2) + "\n"
+    replace(sidecar, lambda file: file.write(text.encode()))
+
+
+def _stem(path: str | Path) -> Path:
+    """NAME of NAME.bval, NAME.bvec, NAME.json, NAME.nii or NAME.nii.gz."""
+    path = Path(path)
+    for suffix in (".bval", ".bvec", ".json", ".nii", ".nii.gz"):
+        if path.name.endswith(suffix):
+            return path.with_name(path.name.removesuffix(suffix))
+    raise InputError(
+        f"{path}: suffix {path.suffix!r}, expected .bval, .bvec, .json, .nii or .nii.gz"
+    )
+
+
+def _sidecar(path: Path) -> dict[str, Any]:
+    try:
+        fields = json.loads("\n".join(read_lines(path)))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: not JSON ({error})") from None
+    if not isinstance(fields, dict):
+        raise InputError(f"{path}: expected a JSON object of fields")
+    return fields
+
+
+def _times(path: Path, fields: dict[str, Any], names: tuple[str, ...]) -> np.ndarray | None:
+    """The first of the fields that is there, as an array; None if none is."""
+    name = next((name for name in names if name in fields), None)
+    if name is None:
+        return None
+    try:
+        array = np.array(fields[name], dtype=float)
+    except (TypeError, ValueError):
+        array = np.array(np.nan)
+    if array.ndim > 1 or array.size == 0 or not np.all(np.isfinite(array) & (array > 0.0)):
+        raise InputError(
+            f"{path}: {name} = {fields[name]!r:.60}: expected a positive time or one a volume"
+        )
+    return array

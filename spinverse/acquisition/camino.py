@@ -1,0 +1,261 @@
+"""Camino scheme files: STEJSKALTANNER, BVECTOR and GRADIENT_WAVEFORM.
+
+Camino is in SI units: s, T/m, s/m^2. A measurement is a line,
+
+    STEJSKALTANNER      x y z |G| DELTA delta TE
+    BVECTOR             x y z b
+    GRADIENT_WAVEFORM   K dt G1x G1y G1z ... GKx GKy GKz
+
+below ``VERSION: NAME``; lines that start with # are remarks. Samples of a GRADIENT_WAVEFORM are
+held for dt each and are the effective gradient, with the 180-degree pulses folded into the sign.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from spinverse.acquisition.files import (
+    numbers,
+    read_lines,
+    replace,
+    require_times,
+    tidy_directions,
+)
+from spinverse.acquisition.samples import held
+from spinverse.acquisition.table import Acquisition, b_of_gradient
+from spinverse.acquisition.waveforms import PGSE, Sampled, SampledGradient, Waveform
+from spinverse.errors import InputError
+from spinverse.units import gradient_from_internal
+
+_VERSIONS = {
+    "STEJSKALTANNER": "STEJSKALTANNER",
+    "1": "STEJSKALTANNER",
+    "BVECTOR": "BVECTOR",
+    "2": "BVECTOR",
+    "GRADIENT_WAVEFORM": "GRADIENT_WAVEFORM",
+}
+_ROUNDED = 1e-6  # of the peak: two shapes that differ less are one
+_ROUNDED_AREA = 1e-3  # of int |G|: a rest that rounding may leave
+_MICROSECOND = 1e-3  # ms
+
+
+def read_camino(path: str | Path, delta=None, Delta=None, echo_time=None) -> Acquisition:
+    """Read an acquisition from a Camino scheme file.
+
+    Measurements of a GRADIENT_WAVEFORM along a line become a scalar waveform with a direction,
+    others a vector one. Shapes that differ by less than 1e-6 of the peak are one waveform. A rest
+    of up to 1e-3 of the area, as rounded samples leave, is taken off the samples in proportion.
+
+    Args:
+        path: The scheme file.
+        delta: Pulse length in ms; for BVECTOR only, which needs it.
+        Delta: Pulse separation in ms; for BVECTOR only, which needs it.
+        echo_time: TE in ms; for BVECTOR only, Delta + delta unless given.
+
+    Raises:
+        InputError: No scheme file of these versions, a bad line (named), ``delta`` or ``Delta``
+            missing for a BVECTOR scheme or given for another one.
+    """
+    version, rows = _scheme(path)
+    given = [n for n, t in (("delta", delta), ("Delta", Delta), ("TE", echo_time)) if t is not None]
+    if version == "BVECTOR":
+        require_times(path, delta, Delta, "a BVECTOR scheme holds b and directions only")
+    elif given:
+        raise InputError(f"{path}: {given[0]}: given, but a {version} scheme has its own")
+    try:
+        if version == "GRADIENT_WAVEFORM":
+            return _waveforms(path, rows)
+        table = _columns(path, version, rows)
+        if version == "BVECTOR":
+            b = table[:, 3] * 1e-6
+            vectors = tidy_directions(path, b, table[:, :3])
+            return Acquisition.from_rows(b, vectors, delta, Delta, echo_time)
+        return _pulses(path, table)
+    except InputError as error:
+        text = str(error)
+        raise InputError(text if text.startswith(str(path)) else f"{path}: {text}") from None
+
+
+def write_camino(
+    path: str | Path, acquisition: Acquisition, version: str | None = None, step: float = 0.01
+) -> None:
+    """Write a Camino scheme file; it appears complete or not at all.
+
+    Args:
+        path: The scheme file.
+        acquisition: The measurements.
+        version: STEJSKALTANNER or GRADIENT_WAVEFORM; the first if all waveforms are PGSE, unless
+            given.
+        step: dt of a GRADIENT_WAVEFORM in ms, about; the samples are the means over it, so that the
+            areas are exact. Piecewise constant waveforms whose breakpoints are whole microseconds
+            take the largest dt that fits them all.
+
+    Raises:
+        InputError: Another version, a waveform that STEJSKALTANNER cannot hold, or a folder that
+            does not exist.
+    """
+    pulses = all(type(waveform) is PGSE for waveform in acquisition.waveforms)
+    version = version or ("STEJSKALTANNER" if pulses else "GRADIENT_WAVEFORM")
+    if version not in ("STEJSKALTANNER", "GRADIENT_WAVEFORM"):
+        raise InputError(
+            f"version = {version!r}: expected STEJSKALTANNER or GRADIENT_WAVEFORM"
+        )
+    lines = [f"VERSION: {version}"]
+    if version == "STEJSKALTANNER":
+        if not pulses:
+            raise InputError(f"{path}: a STEJSKALTANNER scheme holds PGSE only")
+        G = acquisition.gradient_strength_mT_m * 1e-3
+        vectors = np.where(acquisition.b[:, None] > 0.0, acquisition.directions, 0.0)
+        times = np.column_stack([acquisition.Delta, acquisition.delta, acquisition.echo_time])
+        table = np.column_stack([vectors, G, times * 1e-3])
+        lines += [" ".join(map(repr, row)) for row in table.tolist()]
+    else:
+        slices = [_slices(waveform, step) for waveform in acquisition.waveforms]
+        G = gradient_from_internal(acquisition.strength) * 1e-3
+        for row, k in enumerate(acquisition.waveform_index):
+            dt, means = slices[k]
+            if means.ndim == 1:
+                means = means[:, None] * acquisition.directions[row]
+            cells = " ".join(f"{value:.12g}" for value in (G[row] * means).ravel() + 0.0)
+            lines.append(f"{len(means)} {dt * 1e-3:.12g} {cells}")
+    text = "\n".join(lines) + "\n"
+    replace(path, lambda file: file.write(text.encode()))
+
+
+def is_scheme(path: str | Path) -> bool:
+    """Whether a file says VERSION: in its first line that is not empty or a remark."""
+    try:
+        with Path(path).open("rb") as file:
+            lines = file.read(4096).decode("utf-8-sig", errors="replace").splitlines()
+    except OSError:
+        return False
+    lines = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    return bool(lines) and lines[0].startswith("VERSION:")
+
+
+def _scheme(path) -> tuple[str, list[tuple[int, list[float]]]]:
+    """Version, and the numbers of each line with the line's number."""
+    lines = [(k, line.split()) for k, line in enumerate(read_lines(path), start=1)]
+    lines = [(k, cells) for k, cells in lines if cells and not cells[0].startswith("#")]
+    if not lines or not lines[0][1][0].startswith("VERSION:"):
+        raise InputError(f"{path}: expected a first line 'VERSION: NAME' as in Camino schemes")
+    name = "".join(lines[0][1]).removeprefix("VERSION:")
+    if name not in _VERSIONS:
+        raise InputError(f"{path}: VERSION {name}: expected one of {', '.join(_VERSIONS)}")
+    rows = [(k, numbers(path, k, cells)) for k, cells in lines[1:]]
+    if not rows:
+        raise InputError(f"{path}: no measurements below VERSION")
+    for k, values in rows:
+        if not all(math.isfinite(value) for value in values):
+            raise InputError(f"{path}: line {k}: expected finite numbers")
+    return _VERSIONS[name], rows
+
+
+def _columns(path, version: str, rows) -> np.ndarray:
+    names = "x y z b" if version == "BVECTOR" else "x y z |G| DELTA delta TE"
+    count = len(names.split())
+    for k, values in rows:
+        if len(values) != count:
+            raise InputError(f"{path}: line {k}: {len(values)} numbers, expected {count}: {names}")
+    return np.array([values for _, values in rows])
+
+
+def _pulses(path, table: np.ndarray) -> Acquisition:
+    """The PGSE of a STEJSKALTANNER scheme."""
+    G = table[:, 3] * 1e3
+    times = np.where(table[:, 4:] > 0.0, table[:, 4:] * 1e3, np.nan)
+    Delta, delta, echo_time = times.T
+    for row in np.flatnonzero(G < 0.0)[:1]:
+        raise InputError(f"{path}: row {row} has |G| = {table[row, 3]:g} T/m, expected >= 0")
+    vectors = tidy_directions(path, G, table[:, :3])
+    for row in np.flatnonzero((G > 0.0) & (np.isnan(Delta) | np.isnan(delta)))[:1]:
+        raise InputError(
+            f"{path}: row {row} has DELTA = {table[row, 4]:g} s and delta = {table[row, 5]:g} s, "
+            "expected positive times where |G| > 0"
+        )
+    # b needs the waveforms, which b = 0 makes as well
+    shapes = Acquisition.from_rows((G > 0.0).astype(float), vectors, delta, Delta, echo_time)
+    b = np.zeros(G.size)
+    for k, waveform in enumerate(shapes.waveforms):
+        rows = shapes.waveform_index == k
+        b[rows] = b_of_gradient(waveform, G[rows])
+    return Acquisition(b, vectors, shapes.waveform_index, shapes.waveforms)
+
+
+def _waveforms(path, rows) -> Acquisition:
+    """The waveforms of a GRADIENT_WAVEFORM scheme."""
+    known: list[tuple[float, np.ndarray, Waveform]] = []
+    b, vectors, index = np.zeros(len(rows)), np.zeros((len(rows), 3)), np.full(len(rows), -1)
+    durations = np.zeros(len(rows))
+    for row, (line, values) in enumerate(rows):
+        K = values[0]
+        if len(values) < 5 or K != int(K) or len(values) != 2 + 3 * int(K) or values[1] <= 0.0:
+            raise InputError(
+                f"{path}: line {line}: {len(values)} numbers, expected K dt and 3 K gradients"
+            )
+        dt, G = values[1] * 1e3, np.array(values[2:]).reshape(-1, 3) * 1e3
+        durations[row] = K * dt
+        if not np.any(G):
+            continue
+        peak, shape, vectors[row] = _shape(path, line, G)
+        for k, (step, other, _) in enumerate(known):
+            if step == dt and other.shape == shape.shape:
+                if np.max(np.abs(other - shape)) <= _ROUNDED:
+                    index[row] = k
+                    break
+        else:
+            kind = Sampled if shape.ndim == 1 else SampledGradient
+            index[row] = len(known)
+            known.append((dt, shape, kind(*held(dt, shape))))
+        b[row] = b_of_gradient(known[index[row]][2], peak)
+    # without gradient only TE matters
+    for row in np.flatnonzero(index < 0):
+        fits = [
+            k for k, (_, _, w) in enumerate(known) if np.isclose(w.echo_time, durations[row], 1e-9)
+        ]
+        if not fits:
+            raise InputError(
+                f"{path}: line {rows[row][0]}: no gradient, and no other measurement lasts "
+                f"{durations[row]:g} ms"
+            )
+        index[row] = fits[0]
+    return Acquisition(b, vectors, index, tuple(waveform for _, _, waveform in known))
+
+
+def _shape(path, line: int, G: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+    """Peak, shape (K,) or (K, 3) of largest length 1, and direction (3,) of samples (K, 3)."""
+    area = np.sum(np.abs(G), axis=0)
+    rest = np.sum(G, axis=0)
+    if np.max(np.abs(rest)) > _ROUNDED_AREA * np.sum(area):
+        raise InputError(
+            f"{path}: line {line}: the gradients add up to {rest.tolist()} of {area.tolist()}, "
+            "expected 0 (fold the 180-degree pulse into the sign)"
+        )
+    G = G - np.abs(G) * np.divide(rest, area, out=np.zeros(3), where=area > 0.0)
+    sizes = np.linalg.norm(G, axis=1)
+    peak = float(np.max(sizes))
+    direction = G[int(np.argmax(sizes))] / peak
+    first = int(np.argmax(sizes > _ROUNDED * peak))
+    direction = direction * np.sign(G[first] @ direction or 1.0)
+    along = G @ direction
+    if np.max(np.abs(G - along[:, None] * direction)) > _ROUNDED * peak:
+        return peak, G / peak, direction
+    return peak, along / peak, direction
+
+
+def _slices(waveform: Waveform, step: float) -> tuple[float, np.ndarray]:
+    """dt in ms and the means of f over the slices, shape (K,) or (K, 3)."""
+    if not (np.isfinite(step) and step > 0.0):
+        raise InputError(f"step = {step!r}: expected a positive time in ms")
+    count = max(math.ceil(waveform.echo_time / step * (1.0 - 1e-12)), 1)
+    if waveform.piecewise_constant:
+        ticks = np.asarray(waveform.breakpoints) / _MICROSECOND
+        if np.max(np.abs(ticks - np.round(ticks))) < 1e-6:
+            common = math.gcd(*np.round(ticks).astype(int).tolist())
+            count = int(round(ticks[-1])) // common
+    edges = np.linspace(0.0, waveform.echo_time, count + 1)
+    dt = waveform.echo_time / count
+    return dt, np.diff(waveform.integral(edges), axis=0) / dt

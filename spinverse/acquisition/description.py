@@ -1,0 +1,70 @@
+"""What was understood of an acquisition, in words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from spinverse.units import describe_b
+
+if TYPE_CHECKING:
+    from spinverse.acquisition.table import Acquisition
+
+# Beyond these a unit was probably mistaken; no scanner comes near them.
+_LARGEST_GRADIENT = 5000.0  # mT/m
+_SMALLEST_TOP_B = 20.0  # s/mm^2
+_LARGEST_B = 1e6  # s/mm^2
+_SHORTEST, _LONGEST = 0.1, 1000.0  # ms, of delta
+_SHORTEST_TE, _LONGEST_TE = 0.5, 5000.0  # ms, of waveforms without delta
+
+
+def lines(acquisition: Acquisition) -> list[str]:
+    """A line for the table, one a waveform, two for b, and one a warning."""
+    strength = acquisition.gradient_strength_mT_m
+    text = [f"{len(acquisition)} measurements, {len(acquisition.waveforms)} gradient waveform(s)"]
+    for k, waveform in enumerate(acquisition.waveforms):
+        rows = acquisition.waveform_index == k
+        text.append(
+            f"{waveform.describe()}: diffusion time {waveform.diffusion_time:.4g} ms, "
+            f"{np.count_nonzero(rows)} rows, gradient up to {strength[rows].max():.4g} mT/m"
+            f"{_shape(waveform)}"
+        )
+    levels = np.unique(acquisition.b)
+    if levels.size <= 12:
+        text.append(f"b {', '.join(f'{b:g}' for b in levels)} s/mm^2")
+    else:
+        text.append(f"b {levels.size} values, {levels[0]:g} to {levels[-1]:g} s/mm^2")
+    text.append(f"largest b {describe_b(levels[-1])}")
+    return text + _unit_warnings(acquisition, strength.max(), levels[-1])
+
+
+def _shape(waveform) -> str:
+    """The b-tensor's eigenvalues over b, for a vector waveform."""
+    if not waveform.vector:
+        return ""
+    shares = np.linalg.eigvalsh(waveform.b_tensor_factor())[::-1] / waveform.b_factor
+    return f", b-tensor {', '.join(f'{max(share, 0.0):.2g}' for share in shares)} of b"
+
+
+def _unit_warnings(acquisition: Acquisition, strength: float, top: float) -> list[str]:
+    """A line for each figure that looks as if a unit was mistaken."""
+    text = []
+    if strength > _LARGEST_GRADIENT:
+        text.append(f"warning: gradient {strength:.4g} mT/m is far beyond any scanner")
+    if 0.0 < top < _SMALLEST_TOP_B:
+        text.append(f"warning: largest b {top:g} s/mm^2 is tiny, was it meant in ms/um^2?")
+    if top > _LARGEST_B:
+        text.append(f"warning: largest b {top:g} s/mm^2 is huge, is it in s/mm^2?")
+    for delta in np.unique(acquisition.delta[np.isfinite(acquisition.delta)]):
+        if delta < _SHORTEST:
+            text.append(f"warning: delta {delta:g} ms is very short, was it meant in s?")
+        if delta > _LONGEST:
+            text.append(f"warning: delta {delta:g} ms is very long, was it meant in us?")
+    others = acquisition.echo_time[~np.isfinite(acquisition.delta)]
+    for echo_time in np.unique(others):
+        if echo_time < _SHORTEST_TE:
+            text.append(f"warning: TE {echo_time:g} ms is very short, were the times in s?")
+        if echo_time > _LONGEST_TE:
+            text.append(f"warning: TE {echo_time:g} ms is very long, were the times in us?")
+    return text

@@ -1,0 +1,98 @@
+"""What the readers and writers of all formats share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from spinverse.errors import InputError
+
+ROUNDED_UNIT = 0.01  # a direction may be this far from a unit vector in a file
+_EXACT_UNIT = 1e-12
+
+
+def replace(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write to a temporary name beside ``path``, then rename: no reader meets half a file.
+
+    Raises:
+        InputError: The folder does not exist.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: the folder {path.parent} does not exist")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """Lines of a text file without their ends and without a byte-order mark.
+
+    Raises:
+        InputError: No such file, or no text.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: there is no such file")
+    try:
+        return Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as text ({error})") from None
+
+
+def numbers(path: str | Path, line: int, cells: list[str]) -> list[float]:
+    """The numbers of a line, counted from 1, or the InputError that names the cell."""
+    values = []
+    for cell in cells:
+        try:
+            values.append(float(cell))
+        except ValueError:
+            raise InputError(f"{path}: line {line}: {cell!r} is not a number") from None
+    return values
+
+
+def tidy_directions(source, b: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """Directions of a file as unit vectors, shape (N, 3).
+
+    Vectors within 1 % of unit length are normalised, and those of rows with b = 0 are set to zero
+    unless they are unit vectors.
+
+    Raises:
+        InputError: A row with b > 0 has no direction or one of another length.
+    """
+    vectors = np.array(vectors, dtype=float)
+    norms = np.linalg.norm(vectors, axis=1)
+    for row in np.flatnonzero((b > 0.0) & ~(np.abs(norms - 1.0) <= ROUNDED_UNIT))[:1]:
+        raise InputError(
+            f"{source}: row {row} has b = {b[row]:g} and a direction of length {norms[row]:.6g}, "
+            f"expected a unit vector (to {ROUNDED_UNIT:.0%})"
+        )
+    usable = np.abs(norms - 1.0) <= ROUNDED_UNIT
+    rounded = usable & (np.abs(norms - 1.0) > _EXACT_UNIT)
+    vectors[rounded] /= norms[rounded, None]
+    vectors[~usable] = 0.0
+    return vectors
+
+
+def require_times(source, delta, Delta, holds: str) -> None:
+    """Raise InputError unless ``delta`` and ``Delta`` are there.
+
+    Args:
+        source: The file, for the message.
+        delta, Delta: What was found, or None.
+        holds: What such a file does or does not say, for the message.
+    """
+    missing = " and ".join(n for n, v in (("delta", delta), ("Delta", Delta)) if v is None)
+    if missing:
+        raise InputError(
+            f"{source}: {missing}: missing, {holds}; expected delta (pulse length) and Delta "
+            "(pulse separation) in ms; TE is optional and Delta + delta unless given"
+        )
