@@ -10,7 +10,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from spinverse.mesh.builders import tagged_grid
-from spinverse.mesh.checks import facets_of, find_facets, quality, tet_volumes
+from spinverse.mesh.checks import cell_volumes, facets_of, find_facets, quality
 from spinverse.mesh.data import MeshData
 from spinverse.mesh.readers import write_npz
 from spinverse.mesh.shapes import Ball
@@ -37,14 +37,14 @@ def facts(data: MeshData) -> dict:
         of the ``outside_parts``; ``bad_edges`` of the interface (not shared by two of its
         facets); ``quality``, the lowest radius ratio.
     """
-    facets, pairs = facets_of(data.tets)
-    volumes = tet_volumes(data.points, data.tets)
+    facets, pairs = facets_of(data.cells)
+    volumes = cell_volumes(data.points, data.cells)
     inside = data.cell_tags == 1
     place = find_facets(facets, data.interface_facets)
     edges = data.interface_facets[:, [[0, 1], [0, 2], [1, 2]]].reshape(-1, 2)
     _, degree = np.unique(edges, axis=0, return_counts=True)
     return {
-        "vertices": len(data.points), "cells": len(data.tets), "facets": len(facets),
+        "vertices": len(data.points), "cells": len(data.cells), "facets": len(facets),
         "outer": int((pairs[:, 1] < 0).sum()), "volume": float(volumes.sum()),
         "inside": int(inside.sum()), "inside_volume": float(volumes[inside].sum()),
         "interface": len(place), "touching": int((pairs[place, 1] < 0).sum()),

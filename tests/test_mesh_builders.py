@@ -5,31 +5,18 @@ from math import pi
 
 import numpy as np
 import pytest
+from built import check_interfaces, held
 
 from spinverse.errors import InputError, SolverError
 from spinverse.mesh import builders
 from spinverse.mesh.builders import box, cylinders, slabs, sphere_in_box, spheres, tagged_grid
-from spinverse.mesh.checks import facets_of, find_facets, quality, tet_volumes
+from spinverse.mesh.checks import cell_volumes, facets_of, quality
 from spinverse.mesh.shapes import Ball, BentTube, Cylinder, Torus
 
 
 @pytest.fixture
 def gmsh():
     return pytest.importorskip("gmsh", exc_type=ImportError)
-
-
-def layer_volumes(data) -> np.ndarray:
-    return np.bincount(data.cell_tags, weights=tet_volumes(data.points, data.tets))[1:]
-
-
-def check_interfaces(data) -> None:
-    """The interface is exactly what lies between different tags, with the lower tag."""
-    facets, pairs = facets_of(data.tets)
-    tags = np.where(pairs < 0, -1, data.cell_tags[pairs])
-    place = find_facets(facets, data.interface_facets)
-    between = np.flatnonzero((pairs[:, 1] >= 0) & (tags[:, 0] != tags[:, 1]))
-    assert sorted(place) == between.tolist()
-    assert (tags[place].min(axis=1) == data.interface_tags).all()
 
 
 def edge_degrees(triples) -> np.ndarray:
@@ -39,14 +26,14 @@ def edge_degrees(triples) -> np.ndarray:
 
 def test_box_structured():
     data = box((2, 3, 4), cells=(2, 3, 5), centre=(1, 2, 3))
-    assert len(data.tets) == 6 * 30 and len(data.points) == 3 * 4 * 6
+    assert len(data.cells) == 6 * 30 and len(data.points) == 3 * 4 * 6
     np.testing.assert_allclose([data.points.min(0), data.points.max(0)], [[0, .5, 1], [2, 3.5, 5]])
-    np.testing.assert_allclose(tet_volumes(data.points, data.tets), 24 / 180)
+    np.testing.assert_allclose(cell_volumes(data.points, data.cells), 24 / 180)
 
 
 def test_box_unstructured(gmsh):
     data = box((10, 8, 6), size=2.5, centre=(0, 0, 1))
-    np.testing.assert_allclose(layer_volumes(data), [480])
+    np.testing.assert_allclose(held(data), [480])
     np.testing.assert_allclose(data.points[:, 2].max(), 4)
     assert quality(data).min() > 0.2
 
@@ -54,8 +41,8 @@ def test_box_unstructured(gmsh):
 @pytest.mark.parametrize("how", [{"cells_per_layer": [2, 1, 3]}, {"size": 1.0}])
 def test_slabs(how):
     data = slabs([2, 1, 3], width=0.5, **how)
-    assert len(data.tets) == 36 and len(data.interface_facets) == 4
-    np.testing.assert_allclose(layer_volumes(data), [0.5, 0.25, 0.75])
+    assert len(data.cells) == 36 and len(data.interface_facets) == 4
+    np.testing.assert_allclose(held(data), [0.5, 0.25, 0.75])
     check_interfaces(data)
     x = data.points[data.interface_facets][:, :, 0]
     np.testing.assert_allclose(x[data.interface_tags == 1], -1)
@@ -63,7 +50,7 @@ def test_slabs(how):
 
 
 def test_slabs_across_and_single():
-    assert len(slabs([1, 1], 2, cells_across=3).tets) == 6 * 4 * 9
+    assert len(slabs([1, 1], 2, cells_across=3).cells) == 6 * 4 * 9
     assert len(slabs([5], 4).interface_facets) == 0
 
 
@@ -71,7 +58,7 @@ def test_slabs_across_and_single():
 def test_sphere_in_box(gmsh, centre):
     data = sphere_in_box(5, (16, 16, 18), 4, size_interface=2, centre=centre)
     ball = 4 / 3 * pi * 125
-    np.testing.assert_allclose(layer_volumes(data), [ball, 16 * 16 * 18 - ball], rtol=1e-10)
+    np.testing.assert_allclose(held(data), [ball, 16 * 16 * 18 - ball], rtol=1e-10)
     check_interfaces(data)
     assert (edge_degrees(data.interface_facets) == 2).all()
     radii = np.linalg.norm(data.points[data.interface_facets] - centre, axis=2)
@@ -84,7 +71,7 @@ def test_sphere_in_box(gmsh, centre):
 def test_spheres(gmsh):
     data = spheres([3, 4, 6], 2, centre=(1, 2, 3))
     exact = np.diff(4 / 3 * pi * np.array([0, 3, 4, 6.0])**3)
-    np.testing.assert_allclose(layer_volumes(data), exact, rtol=1e-10)
+    np.testing.assert_allclose(held(data), exact, rtol=1e-10)
     check_interfaces(data)
     assert set(data.interface_tags) == {1, 2} and quality(data).min() > 0.1
     assert len(spheres([3], 2).interface_facets) == 0
@@ -93,7 +80,7 @@ def test_spheres(gmsh):
 def test_unmatched_volume_converges_at_second_order(gmsh):
     """Without matching a faceted ball lacks volume in proportion to size squared."""
     ball = 4 / 3 * pi * 27
-    lacking = [1 - layer_volumes(spheres([3], h, match_volume=False))[0] / ball for h in (2, 1)]
+    lacking = [1 - held(spheres([3], h, match_volume=False))[0] / ball for h in (2, 1)]
     assert 0 < lacking[1] < lacking[0] / 2.5
 
 
@@ -101,7 +88,7 @@ def test_unmatched_volume_converges_at_second_order(gmsh):
 def test_size_is_met(gmsh, size):
     """Also above a tenth of the diagonal, where gmsh would take its own."""
     data = box((12, 12, 12), size=size)
-    facets, pairs = facets_of(data.tets)
+    facets, pairs = facets_of(data.cells)
     area = 6 * 144 / (pairs[:, 1] < 0).sum()
     assert 0.6 < np.sqrt(area * 4 / 3**0.5) / size < 1.2
 
@@ -109,7 +96,7 @@ def test_size_is_met(gmsh, size):
 def test_cylinders(gmsh):
     data = cylinders([3, 4, 6], 2.0, 1.5, layers=2)
     exact = np.diff(2 * pi * np.array([0, 3, 4, 6.0])**2)
-    np.testing.assert_allclose(layer_volumes(data), exact, rtol=1e-10)
+    np.testing.assert_allclose(held(data), exact, rtol=1e-10)
     check_interfaces(data)
     np.testing.assert_allclose(np.unique(data.points[:, 2].round(12)), [-1, 0, 1])
     assert quality(data).min() > 0.15
@@ -121,10 +108,10 @@ def test_tagged_grid(pattern, shape, request):
     if pattern == "gmsh":
         request.getfixturevalue("gmsh")
     data = tagged_grid(shape, 16, cells=4, pattern=pattern)
-    np.testing.assert_allclose(tet_volumes(data.points, data.tets).sum(), 16**3)
-    inside = shape.contains(data.points[data.tets].mean(axis=1))
+    np.testing.assert_allclose(cell_volumes(data.points, data.cells).sum(), 16**3)
+    inside = shape.contains(data.points[data.cells].mean(axis=1))
     assert (data.cell_tags == np.where(inside, 1, 2)).all()
-    facets, pairs = facets_of(data.tets)
+    facets, pairs = facets_of(data.cells)
     expected = [f for f, (a, b) in zip(facets.tolist(), pairs, strict=True)
                 if inside[a] != (b >= 0 and inside[b])]
     assert data.interface_facets.tolist() == expected
@@ -136,13 +123,13 @@ def test_bcc_counts():
     """4 tets around each square that two cubes share, 2 on each outer square."""
     for n in (1, 2, 4):
         data = tagged_grid(Ball(100), 10, cells=n)
-        assert len(data.tets) == 4 * 3 * n * n * (n - 1) + 2 * 6 * n * n
-    assert len(tagged_grid(Ball(10), 26.667, size=6.5).tets) == 768
+        assert len(data.cells) == 4 * 3 * n * n * (n - 1) + 2 * 6 * n * n
+    assert len(tagged_grid(Ball(10), 26.667, size=6.5).cells) == 768
 
 
 def test_same_call_same_mesh(gmsh):
     one, two = (sphere_in_box(3, (10, 10, 10), 3, size_interface=2) for _ in range(2))
-    assert (one.points == two.points).all() and (one.tets == two.tets).all()
+    assert (one.points == two.points).all() and (one.cells == two.cells).all()
 
 
 def test_gmsh_is_silent_and_left_as_found(gmsh, capfd):

@@ -7,7 +7,7 @@ import pytest
 
 from spinverse.errors import InputError
 from spinverse.mesh.builders import box
-from spinverse.mesh.checks import UnitWarning, facets_of, find_facets, quality, tet_volumes
+from spinverse.mesh.checks import UnitWarning, cell_volumes, facets_of, find_facets, quality
 from spinverse.mesh.data import MeshData
 
 CORNER = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], float)
@@ -17,7 +17,7 @@ TET = np.array([[0, 1, 2, 3]])
 def two_tets(**changes) -> MeshData:
     """Two tets on either side of the facet (1, 2, 3)."""
     arrays = {"points": np.vstack([CORNER, [1.0, 1.0, 1.0]]),
-              "tets": np.array([[0, 1, 2, 3], [1, 2, 3, 4]]), "name": "two"}
+              "cells": np.array([[0, 1, 2, 3], [1, 2, 3, 4]]), "name": "two"}
     return MeshData(**(arrays | changes))
 
 
@@ -31,8 +31,8 @@ def fails(data: MeshData, *parts: str) -> None:
 
 
 def test_defaults_and_types():
-    data = two_tets(tets=[[0, 1, 2, 3], [1, 2, 3, 4]], points=two_tets().points.tolist()).check()
-    assert data.points.dtype == np.float64 and data.tets.dtype == np.int64
+    data = two_tets(cells=[[0, 1, 2, 3], [1, 2, 3, 4]], points=two_tets().points.tolist()).check()
+    assert data.points.dtype == np.float64 and data.cells.dtype == np.int64
     assert data.cell_tags.dtype == np.int32 and data.cell_tags.tolist() == [1, 1]
     assert data.interface_facets.shape == (0, 3) and data.interface_facets.dtype == np.int64
     assert data.interface_tags.shape == (0,) and data.interface_tags.dtype == np.int32
@@ -48,15 +48,15 @@ def test_triples_are_sorted_and_input_is_left_alone():
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"points": np.zeros((5, 2))}, "points has shape (5, 2), expected (N, 3)"),
-    ({"tets": np.zeros((2, 3), int)}, "tets has shape (2, 3), expected (N, 4)"),
-    ({"tets": np.zeros((2, 4))}, "tets has type float64, expected integers"),
+    ({"cells": np.zeros((2, 5), int)}, "cells has shape (2, 5), expected (N, 4)"),
+    ({"cells": np.zeros((2, 4))}, "cells has type float64, expected integers"),
     ({"points": np.zeros((5, 3), complex)}, "points has type complex128, expected real"),
     ({"cell_tags": [1]}, "cell_tags has shape (1,), expected (2,)"),
     ({"cell_tags": [1.5, 2.0]}, "cell_tags has type float64"),
     ({"cell_tags": [1, 2**40]}, "cell_tags[1] does not fit"),
     ({"interface_facets": [[1, 2]]}, "interface_facets has shape (1, 2), expected (N, 3)"),
     ({"interface_facets": [[1, 2, 3]], "interface_tags": [1, 2]}, "interface_tags has shape"),
-    ({"tets": [[0, 1, 2, 3], [1, 2]]}, "tets is ragged"),
+    ({"cells": [[0, 1, 2, 3], [1, 2]]}, "cells is ragged"),
 ])
 def test_bad_shapes_and_types(changes, message):
     with pytest.raises(InputError) as caught:
@@ -66,8 +66,8 @@ def test_bad_shapes_and_types(changes, message):
 
 def test_volumes_facets_and_quality():
     data = two_tets().check()
-    np.testing.assert_allclose(tet_volumes(data.points, data.tets), [1 / 6, 1 / 3])
-    facets, pairs = facets_of(data.tets)
+    np.testing.assert_allclose(cell_volumes(data.points, data.cells), [1 / 6, 1 / 3])
+    facets, pairs = facets_of(data.cells)
     assert facets.tolist() == [[0, 1, 2], [0, 1, 3], [0, 2, 3], [1, 2, 3], [1, 2, 4],
                                [1, 3, 4], [2, 3, 4]]
     assert pairs.tolist() == [[0, -1], [0, -1], [0, -1], [0, 1], [1, -1], [1, -1], [1, -1]]
@@ -79,9 +79,9 @@ def test_volumes_facets_and_quality():
 
 def test_facet_counts_of_a_grid():
     data = box((1, 1, 1), cells=(3, 4, 5))
-    facets, pairs = facets_of(data.tets)
+    facets, pairs = facets_of(data.cells)
     outer = 4 * (12 + 15 + 20)
-    assert (pairs[:, 1] < 0).sum() == outer and 2 * len(facets) - outer == 4 * len(data.tets)
+    assert (pairs[:, 1] < 0).sum() == outer and 2 * len(facets) - outer == 4 * len(data.cells)
     assert (pairs[:, 0] >= 0).all() and (pairs[pairs[:, 1] >= 0] @ [1, -1] < 0).all()
     assert (find_facets(facets, facets[::-1]) == np.arange(len(facets))[::-1]).all()
 
@@ -103,11 +103,11 @@ def test_vertex_out_of_range(vertex):
 
 
 def test_repeated_vertex():
-    fails(two_tets(tets=[[0, 1, 2, 3], [1, 2, 2, 4]]), "tet 1 repeats a vertex", "(1, 2, 2, 4)")
+    fails(two_tets(cells=[[0, 1, 2, 3], [1, 2, 2, 4]]), "tet 1 repeats a vertex", "(1, 2, 2, 4)")
 
 
 def test_duplicated_tet():
-    fails(two_tets(tets=[[0, 1, 2, 3], [1, 2, 3, 4], [2, 0, 1, 3]]), "tet 2 duplicates tet 0")
+    fails(two_tets(cells=[[0, 1, 2, 3], [1, 2, 3, 4], [2, 0, 1, 3]]), "tet 2 duplicates tet 0")
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
@@ -123,13 +123,13 @@ def test_thin_tets_are_fine():
 
 
 def test_inverted_tets():
-    fails(two_tets(tets=[[0, 1, 2, 3], [2, 1, 3, 4]]), "1 of 2 tets are inverted", "first tet 1",
+    fails(two_tets(cells=[[0, 1, 2, 3], [2, 1, 3, 4]]), "1 of 2 tets are inverted", "first tet 1",
           "-0.333333 um^3")
 
 
 def test_unreferenced_vertex():
     points = np.vstack([CORNER, [[5, 5, 5], [6, 6, 6]]])
-    fails(MeshData(points, TET), "2 of 6 vertices belong to no tet", "vertex 4")
+    fails(MeshData(points, TET), "2 of 6 vertices belong to no cell", "vertex 4")
 
 
 def test_coincident_vertices():
@@ -142,7 +142,7 @@ def test_coincident_vertices():
 def test_facet_of_three_tets():
     points = np.vstack([two_tets().points, [2.0, 2.0, 2.0]])
     tets = [[0, 1, 2, 3], [1, 2, 3, 4], [1, 2, 3, 5]]
-    fails(two_tets(points=points, tets=tets), "facet (1, 2, 3) belongs to 3 tets")
+    fails(two_tets(points=points, cells=tets), "facet (1, 2, 3) belongs to 3 tets")
 
 
 def joined(left: MeshData, right: MeshData) -> MeshData:
@@ -150,7 +150,7 @@ def joined(left: MeshData, right: MeshData) -> MeshData:
     points = np.vstack([left.points, right.points])
     _, first, number = np.unique(points.round(9), axis=0, return_index=True,
                                  return_inverse=True)
-    tets = np.vstack([left.tets, right.tets + len(left.points)])
+    tets = np.vstack([left.cells, right.cells + len(left.points)])
     return MeshData(points[first], number.reshape(-1)[tets], name="joined")
 
 
@@ -164,7 +164,7 @@ def test_mismatched_diagonals():
     left = box((1, 1, 1), cells=(1, 1, 1))
     right = box((1, 1, 1), cells=(1, 1, 1), centre=(1, 0, 0))
     joined(left, right).check()
-    mirrored = MeshData(right.points * [1, -1, 1], right.tets[:, [0, 1, 3, 2]])
+    mirrored = MeshData(right.points * [1, -1, 1], right.cells[:, [0, 1, 3, 2]])
     fails(joined(left, mirrored), "overlap", "conforming")
 
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.mpi
 def ball_data() -> MeshData:
     data = mesh.tagged_grid(Ball(radius=3.0), 10.0, cells=2)
     tags = 1 + np.arange(len(data.interface_facets)) % 3
-    return MeshData(data.points, data.tets, data.cell_tags, data.interface_facets, tags)
+    return MeshData(data.points, data.cells, data.cell_tags, data.interface_facets, tags)
 
 
 def one_brick() -> MeshData:
@@ -50,7 +50,7 @@ def pattern(triples) -> np.ndarray:
 
 def test_every_facet_is_owned_once(comm, both):
     data, grid = both
-    expected, pairs = facets_of(data.tets)
+    expected, pairs = facets_of(data.cells)
     triples = together(comm, grid.facet_vertices)
     order = np.lexsort(triples.T[::-1])
     assert np.array_equal(triples[order], expected)
@@ -63,9 +63,9 @@ def test_cells_and_their_tags(comm, both):
     data, grid = both
     owned = grid.num_owned_cells
     assert np.array_equal(np.sort(together(comm, grid.input_cells[:owned])),
-                          np.arange(len(data.tets)))
+                          np.arange(len(data.cells)))
     assert np.array_equal(grid.cell_tags, data.cell_tags[grid.input_cells])
-    corners = data.points[data.tets[grid.input_cells]]
+    corners = data.points[data.cells[grid.input_cells]]
     volumes = np.abs(np.linalg.det(corners[:, 1:] - corners[:, :1])) / 6
     assert np.allclose(grid.cell_volumes, volumes, rtol=1e-12)
 
@@ -81,7 +81,7 @@ def test_interface_tags_land_on_their_facets(comm, both):
 
 def test_both_cells_of_every_facet_are_here(comm, both):
     data, grid = both
-    triples, pairs = facets_of(data.tets)
+    triples, pairs = facets_of(data.cells)
     known = {tuple(t): set(pair.tolist()) for t, pair in zip(triples.tolist(), pairs, strict=True)}
     for triple, cells in zip(grid.facet_vertices.tolist(), grid.facet_cells, strict=True):
         found = {int(grid.input_cells[c]) if c >= 0 else -1 for c in cells}
@@ -98,7 +98,7 @@ def test_geometry(comm, both):
 
 def test_find_facets(comm, both):
     data, grid = both
-    triples, _ = facets_of(data.tets)
+    triples, _ = facets_of(data.cells)
     place = grid.find_facets(triples[:, [2, 0, 1]])
     owners = comm.allreduce((place >= 0).astype(int), op=MPI.SUM)
     assert np.array_equal(owners, np.ones(len(triples), int))
@@ -112,7 +112,7 @@ def test_gather_and_scatter(comm, both):
     gathered = grid.gather_facets(pattern(grid.facet_vertices), grid.outer)
     assert (gathered is None) == (comm.rank > 0)
     triples, values, outer = comm.bcast(gathered)
-    assert np.array_equal(triples, facets_of(data.tets)[0])
+    assert np.array_equal(triples, facets_of(data.cells)[0])
     assert np.array_equal(values, pattern(triples)) and outer.dtype == bool
     shuffled = np.random.default_rng(0).permutation(len(triples))
     back = grid.scatter_facets(triples[shuffled], values[shuffled], "values")
@@ -132,7 +132,7 @@ def test_facet_integrals_are_those_of_the_input(comm, both):
     found = [comm.allreduce(dolfinx.fem.assemble_scalar(
         dolfinx.fem.form(form, entity_maps=[grid.facet_map])))
         for form in (kappa("+") * dS, kappa * ds, kappa("+") * ufl.jump(cell) ** 2 * dS)]
-    triples, pairs = facets_of(data.tets)
+    triples, pairs = facets_of(data.cells)
     x = data.points[triples]
     weight = pattern(triples) * 0.5 * np.linalg.norm(
         np.cross(x[:, 1] - x[:, 0], x[:, 2] - x[:, 0]), axis=1)
@@ -146,7 +146,7 @@ def test_numbers_of_a_file_that_leaves_vertices_out(comm):
     data = None
     if comm.rank == 0:
         brick = one_brick()
-        data = MeshData(brick.points, brick.tets, interface_facets=facets_of(brick.tets)[0][3:4],
+        data = MeshData(brick.points, brick.cells, interface_facets=facets_of(brick.cells)[0][3:4],
                         interface_tags=[7], input_vertices=10 + 3 * np.arange(8))
     grid = mesh.Mesh.from_data(data, comm)
     wanted = comm.bcast(10 + 3 * data.interface_facets if comm.rank == 0 else None)

@@ -8,7 +8,22 @@ from mpi4py import MPI
 
 from ..errors import on_root
 from . import builders, readers, shapes
-from .builders import box, cylinders, slabs, sphere_in_box, spheres, tagged_grid
+from .builders import (
+    bent_axon,
+    box,
+    cylinders,
+    disks,
+    intervals,
+    l_cell,
+    packed_cylinders,
+    packed_spheres,
+    slabs,
+    sphere_in_box,
+    spheres,
+    tagged_grid,
+    torus,
+    twisted_axons,
+)
 from .checks import RepairWarning, UnitWarning
 from .data import MeshData
 from .distributed import Mesh
@@ -17,8 +32,9 @@ from .shapes import Ball, BentTube, Cylinder, Torus
 
 __all__ = [
     "Ball", "BentTube", "Cylinder", "Mesh", "MeshData", "RepairWarning", "Torus", "UnitWarning",
-    "box", "build", "builders", "cylinders", "read", "shapes", "slabs", "sphere_in_box",
-    "spheres", "tagged_grid", "write_msh", "write_npz",
+    "bent_axon", "box", "build", "builders", "cylinders", "disks", "intervals", "l_cell",
+    "packed_cylinders", "packed_spheres", "read", "shapes", "slabs", "sphere_in_box", "spheres",
+    "tagged_grid", "torus", "twisted_axons", "write_msh", "write_npz",
 ]
 
 

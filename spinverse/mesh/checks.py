@@ -1,8 +1,9 @@
-"""Checks of a tetrahedral mesh, and the facet and volume helpers they stand on."""
+"""Checks of a simplex mesh, and the facet and volume helpers they stand on."""
 
 from __future__ import annotations
 
 import warnings
+from math import factorial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 FLAT = 1e-10  # |6 V| / (longest edge)^3 of a tet that counts as flat; a regular one has 0.71
 COINCIDENT = 1e-9  # of the box diagonal
 ON_FACET = 1e-6  # of the facet's longest edge, and in barycentric coordinates
+_CELLS = {3: "tet", 2: "triangle", 1: "interval"}  # by dimension
 SMALLEST, LARGEST = 0.1, 1e5  # um, box diagonals that look like micrometres
 
 
@@ -27,91 +29,108 @@ class RepairWarning(UserWarning):
     """A reader changed the mesh because the caller asked for a repair."""
 
 
-def tet_volumes(points: np.ndarray, tets: np.ndarray) -> np.ndarray:
-    """Signed volumes, ``(Nt,)`` um^3; positive where vertices 0, 1, 2, 3 are right-handed."""
-    a, b, c = (points[tets[:, i]] - points[tets[:, 0]] for i in (1, 2, 3))
-    return np.einsum("ij,ij->i", np.cross(a, b), c) / 6
+def cell_volumes(points: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    """Signed volumes, ``(Nt,)`` um^d; positive where the vertices are right-handed.
+
+    Args:
+        points: ``(Nv, 3)``; triangles lie in z = 0, intervals on the x axis.
+        cells: ``(Nt, d + 1)``.
+    """
+    dim = cells.shape[1] - 1
+    edges = (points[cells[:, 1:]] - points[cells[:, :1]])[..., :dim]
+    return np.linalg.det(edges) / factorial(dim)
 
 
-def facets_of(tets: np.ndarray, name: str = "mesh") -> tuple[np.ndarray, np.ndarray]:
+def facets_of(cells: np.ndarray, name: str = "mesh") -> tuple[np.ndarray, np.ndarray]:
     """The facets of a mesh and the cells on their two sides.
 
     Args:
-        tets: vertices of each tetrahedron, ``(Nt, 4)``.
+        cells: vertices of each cell, ``(Nt, d + 1)``.
         name: of the mesh, for the message.
 
     Returns:
-        facets: ``(Nf, 3)`` int64, each row ascending, rows unique in lexicographic order.
+        facets: ``(Nf, d)`` int64, each row ascending, rows unique in lexicographic order.
         cell_pairs: ``(Nf, 2)`` int64, the lower cell first; -1 for the outside, second.
 
     Raises:
-        InputError: a facet belongs to more than two tets.
+        InputError: a facet belongs to more than two cells.
     """
-    tets = np.asarray(tets, dtype=np.int64)
-    ascending = np.sort(tets, axis=1)
-    triples = ascending[:, [[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]]].reshape(-1, 3)
-    cells = np.repeat(np.arange(len(tets)), 4)
-    order = np.lexsort((cells, triples[:, 2], triples[:, 1], triples[:, 0]))
-    triples, cells = triples[order], cells[order]
-    new = np.ones(len(triples), bool)
-    new[1:] = (triples[1:] != triples[:-1]).any(axis=1)
+    vertices = np.asarray(cells, dtype=np.int64)
+    width = vertices.shape[1]
+    ascending = np.sort(vertices, axis=1)
+    without = [[j for j in range(width) if j != i] for i in range(width)]
+    facets = ascending[:, without].reshape(-1, width - 1)
+    cells = np.repeat(np.arange(len(vertices)), width)
+    order = np.lexsort((cells, *facets.T[::-1]))
+    facets, cells = facets[order], cells[order]
+    new = np.ones(len(facets), bool)
+    new[1:] = (facets[1:] != facets[:-1]).any(axis=1)
     starts = np.flatnonzero(new)
-    counts = np.diff(np.append(starts, len(triples)))
+    counts = np.diff(np.append(starts, len(facets)))
     if (counts > 2).any():
         first = counts.argmax()
-        raise InputError(f"mesh '{name}': facet {_triple(triples[starts[first]])} belongs to "
-                         f"{counts[first]} tets, expected at most 2")
+        raise InputError(f"mesh '{name}': facet {_triple(facets[starts[first]])} belongs to "
+                         f"{counts[first]} {_CELLS[width - 1]}s, expected at most 2")
     pairs = np.full((len(starts), 2), -1, dtype=np.int64)
     pairs[:, 0] = cells[starts]
     pairs[counts == 2, 1] = cells[starts[counts == 2] + 1]
-    return triples[starts], pairs
+    return facets[starts], pairs
 
 
-def find_facets(facets: np.ndarray, triples: np.ndarray) -> np.ndarray:
-    """Row of each triple in the unique ascending ``facets`` of :func:`facets_of`, or -1.
+def find_facets(facets: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Place of each row in the unique ascending ``facets`` of :func:`facets_of`, or -1.
 
     Args:
-        facets: ``(Nf, 3)``.
-        triples: ``(n, 3)``, any order within a row.
+        facets: ``(Nf, d)``.
+        rows: ``(n, d)``, vertices in any order within a row.
     """
-    triples = np.sort(np.asarray(triples, dtype=np.int64).reshape(-1, 3), axis=1)
-    if not len(facets) or not len(triples):
-        return np.full(len(triples), -1, dtype=np.int64)
-    base = max(facets.max(), triples.max()) + 1
-    # two steps, as base**3 would overflow int64 from two million vertices on
-    pair_code = facets[:, 0] * base + facets[:, 1]
-    pairs = np.unique(pair_code)
-    codes = np.searchsorted(pairs, pair_code) * base + facets[:, 2]
-    wanted_pair = triples[:, 0] * base + triples[:, 1]
-    row = np.minimum(np.searchsorted(pairs, wanted_pair), len(pairs) - 1)
-    wanted = row * base + triples[:, 2]
-    place = np.minimum(np.searchsorted(codes, wanted), len(codes) - 1)
-    found = (pairs[row] == wanted_pair) & (codes[place] == wanted) & (triples[:, 0] >= 0)
-    return np.where(found, place, -1)
+    width = np.shape(facets)[1]
+    rows = np.sort(np.asarray(rows, dtype=np.int64).reshape(-1, width), axis=1)
+    if not len(facets) or not len(rows):
+        return np.full(len(rows), -1, dtype=np.int64)
+    base = max(facets.max(), rows.max()) + 1
+    code, wanted = facets[:, 0], rows[:, 0]
+    for column in range(1, width):
+        # in steps, as base**3 would overflow int64 from two million vertices on
+        prefixes = np.unique(code)
+        place = np.minimum(np.searchsorted(prefixes, wanted), len(prefixes) - 1)
+        unknown = prefixes[place] != wanted
+        code = np.searchsorted(prefixes, code) * base + facets[:, column]
+        wanted = np.where(unknown | (rows[:, column] < 0), -1, place * base + rows[:, column])
+    place = np.minimum(np.searchsorted(code, wanted), len(code) - 1)
+    return np.where(code[place] == wanted, place, -1)
 
 
 def quality(data: MeshData) -> np.ndarray:
-    """Radius ratio 3 r_in / r_circ of each tet, ``(Nt,)``: 1 regular, 0 flat."""
-    p0 = data.points[data.tets[:, 0]]
-    a, b, c = (data.points[data.tets[:, i]] - p0 for i in (1, 2, 3))
+    """Radius ratio d r_in / r_circ of each cell, ``(Nt,)``: 1 regular, 0 flat (intervals: 1)."""
+    corners = data.points[data.cells]
+    tiny = np.finfo(float).tiny
+    if data.dim == 1:
+        return np.ones(len(corners))
+    if data.dim == 2:
+        a, b, c = (np.linalg.norm(corners[:, i] - corners[:, i - 1], axis=1) for i in range(3))
+        # r_in = area / s, r_circ = a b c / (4 area), s half the perimeter
+        area = np.abs(cell_volumes(data.points, data.cells))
+        return 16 * area**2 / np.maximum((a + b + c) * a * b * c, tiny)
+    a, b, c = (corners[:, i] - corners[:, 0] for i in (1, 2, 3))
     ab, bc, ca = np.cross(a, b), np.cross(b, c), np.cross(c, a)
     six_v = np.abs(np.einsum("ij,ij->i", ab, c))
     doubled_areas = sum(np.linalg.norm(n, axis=1) for n in (ab, bc, ca, ab + bc + ca))
     # r_in = 3 V / areas; r_circ = |a^2 (b x c) + b^2 (c x a) + c^2 (a x b)| / (12 V)
     squares = [np.einsum("ij,ij->i", x, x)[:, None] for x in (a, b, c)]
     moment = np.linalg.norm(squares[0] * bc + squares[1] * ca + squares[2] * ab, axis=1)
-    return 6 * six_v**2 / np.maximum(doubled_areas * moment, np.finfo(float).tiny)
+    return 6 * six_v**2 / np.maximum(doubled_areas * moment, tiny)
 
 
 def check_mesh(data: MeshData) -> None:
     """Raise on the first defect of a mesh.
 
-    In this order: no tets; points not finite; vertex numbers out of range; a tet with
-    repeated vertices; duplicated tets; flat tets (``|6 V|`` at most 1e-10 of the cube of the
-    tet's own longest edge, so the test knows no unit and no mesh size); no volume; inverted
-    tets; vertices of no tet; coincident vertices (1e-9 of the box diagonal); a facet of more
-    than two tets; hanging nodes and mismatched diagonals on the boundary; interface facets
-    that are no facets, or given twice.
+    In this order: no cells; points not finite, or off the plane or axis of a mesh of lower
+    dimension; vertex numbers out of range; a cell with repeated vertices; duplicated cells; flat
+    cells (``|d! V|`` at most 1e-10 of the d-th power of the cell's own longest edge, so the test
+    knows no unit and no mesh size); no volume; inverted cells; vertices of no cell; coincident
+    vertices (1e-9 of the box diagonal); a facet of more than two cells; hanging nodes and
+    mismatched diagonals on the boundary; interface facets that are no facets, or given twice.
 
     Raises:
         InputError: in one line, with the mesh's name, the entity and what was expected.
@@ -121,10 +140,11 @@ def check_mesh(data: MeshData) -> None:
     """
     where = f"mesh '{data.name}'"
     diagonal = _check_arrays(data, where)
-    _check_tets(data, where)
+    _check_cells(data, where)
     _check_vertices(data, where, diagonal)
-    facets, pairs = facets_of(data.tets, data.name)
-    _check_boundary(data.points, facets[pairs[:, 1] < 0], where)
+    facets, pairs = facets_of(data.cells, data.name)
+    if data.dim > 1:
+        _check_boundary(data.points, facets[pairs[:, 1] < 0], where)
     _check_interface(data, facets, where)
     if not SMALLEST <= diagonal <= LARGEST:
         warnings.warn(f"{where}: box diagonal is {diagonal:.3g} um, expected "
@@ -133,15 +153,21 @@ def check_mesh(data: MeshData) -> None:
 
 
 def _check_arrays(data: MeshData, where: str) -> float:
-    points, tets = data.points, data.tets
-    if not len(tets):
+    points, cells = data.points, data.cells
+    if not len(cells):
         raise InputError(f"{where}: holds no tetrahedra, expected at least one")
     bad = ~np.isfinite(points).all(axis=1)
     if bad.any():
         first = bad.argmax()
         raise InputError(f"{where}: point {first} is {_vector(points[first])} "
                          f"({bad.sum()} such), expected finite coordinates")
-    for key, rows in (("tet", tets), ("interface facet", data.interface_facets)):
+    off = np.abs(points[:, data.dim:]).max(axis=1, initial=0.0)
+    if off.any():
+        first = off.argmax()
+        raise InputError(f"{where}: point {first} is {_vector(points[first])}, expected "
+                         f"{'z = 0' if data.dim == 2 else 'y = z = 0'} in a mesh of "
+                         f"{_CELLS[data.dim]}s")
+    for key, rows in ((_CELLS[data.dim], cells), ("interface facet", data.interface_facets)):
         bad = ((rows < 0) | (rows >= len(points))).any(axis=1)
         if bad.any():
             first = bad.argmax()
@@ -150,44 +176,45 @@ def _check_arrays(data: MeshData, where: str) -> float:
     return float(np.linalg.norm(np.ptp(points, axis=0)))
 
 
-def _check_tets(data: MeshData, where: str) -> None:
-    tets = data.tets
-    ascending = np.sort(tets, axis=1)
+def _check_cells(data: MeshData, where: str) -> None:
+    cells, kind, dim = data.cells, _CELLS[data.dim], data.dim
+    ascending = np.sort(cells, axis=1)
     bad = (ascending[:, 1:] == ascending[:, :-1]).any(axis=1)
     if bad.any():
         first = bad.argmax()
-        raise InputError(f"{where}: tet {first} repeats a vertex, {_triple(tets[first])} "
-                         f"({bad.sum()} such), expected four different ones")
+        raise InputError(f"{where}: {kind} {first} repeats a vertex, {_triple(cells[first])} "
+                         f"({bad.sum()} such), expected {dim + 1} different ones")
     twins = _first_twins(ascending)
     if twins:
-        raise InputError(f"{where}: tet {twins[1]} duplicates tet {twins[0]} "
-                         f"{_triple(ascending[twins[0]])}, expected each tet once")
-    volumes = tet_volumes(data.points, tets)
-    corners = data.points[tets]
-    i, j = np.triu_indices(4, 1)
+        raise InputError(f"{where}: {kind} {twins[1]} duplicates {kind} {twins[0]} "
+                         f"{_triple(ascending[twins[0]])}, expected each once")
+    volumes = cell_volumes(data.points, cells)
+    corners = data.points[cells]
+    i, j = np.triu_indices(dim + 1, 1)
     longest = np.linalg.norm(corners[:, i] - corners[:, j], axis=2).max(axis=1)
-    bad = 6 * np.abs(volumes) <= FLAT * longest**3
+    bad = factorial(dim) * np.abs(volumes) <= FLAT * longest**dim
     if bad.any():
         first = bad.argmax()
-        raise InputError(f"{where}: {bad.sum()} of {len(tets)} tets have no volume, first tet "
-                         f"{first} with {volumes[first]:.3g} um^3, expected 6 V > {FLAT:g} of "
-                         "its longest edge cubed")
+        raise InputError(f"{where}: {bad.sum()} of {len(cells)} {kind}s have no volume, first "
+                         f"{kind} {first} with {volumes[first]:.3g} um^{dim}, "
+                         f"expected {factorial(dim)} V > {FLAT:g} of its longest edge to the "
+                         f"power {dim}")
     if not np.abs(volumes).sum() > 0:
-        raise InputError(f"{where}: total volume is 0 um^3, expected a positive one")
+        raise InputError(f"{where}: total volume is 0, expected a positive one")
     bad = volumes < 0
     if bad.any():
         first = bad.argmax()
-        raise InputError(f"{where}: {bad.sum()} of {len(tets)} tets are inverted, first tet "
-                         f"{first} with volume {volumes[first]:.6g} um^3, expected positive "
+        raise InputError(f"{where}: {bad.sum()} of {len(cells)} {kind}s are inverted, first {kind} "
+                         f"{first} with volume {volumes[first]:.6g} um^{dim}, expected positive "
                          "orientation (read with repair=True swaps two vertices)")
 
 
 def _check_vertices(data: MeshData, where: str, diagonal: float) -> None:
     used = np.zeros(len(data.points), bool)
-    used[data.tets] = True
+    used[data.cells] = True
     if not used.all():
         first = used.argmin()
-        raise InputError(f"{where}: {(~used).sum()} of {len(used)} vertices belong to no tet, "
+        raise InputError(f"{where}: {(~used).sum()} of {len(used)} vertices belong to no cell, "
                          f"first vertex {first}, expected none (read with repair=True drops "
                          "them)")
     pairs = cKDTree(data.points).query_pairs(COINCIDENT * diagonal, output_type="ndarray")
@@ -225,6 +252,9 @@ def _check_boundary(points: np.ndarray, boundary: np.ndarray, where: str) -> Non
 
 def _on_facets(corners: np.ndarray, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pairs (facet, candidate) with the candidate point in the closed facet."""
+    if corners.shape[1] == 2:  # an edge in the plane z = 0, as a triangle with a corner above
+        above = corners.mean(axis=1) + [0.0, 0.0, np.ptp(corners.reshape(-1, 3), axis=0).max()]
+        corners = np.concatenate([corners, above[:, None]], axis=1)
     tree = cKDTree(candidates)
     found = []
     for start in range(0, len(corners), 20000):  # bounds the memory

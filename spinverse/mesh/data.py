@@ -9,19 +9,24 @@ import numpy as np
 from spinverse.errors import InputError
 from spinverse.mesh import checks
 
+CELLS = {3: "tets", 2: "triangles", 1: "intervals"}  # names of cells, by dimension; npz keys
+
 
 @dataclass(frozen=True, eq=False)
 class MeshData:
-    """A tetrahedral mesh in plain arrays, in the numbering of its file or builder.
+    """A simplex mesh in plain arrays, in the numbering of its file or builder.
+
+    Cells are tetrahedra, triangles in the plane z = 0, or intervals on the x axis: the dimension
+    d is 3, 2 or 1. Facets are what separates cells: triangles, edges, points.
 
     Types are converted and shapes checked on construction; geometry and conformity are
     checked by :meth:`check`, which every reader and builder calls.
 
     Attributes:
         points: vertex coordinates, ``(Nv, 3)`` float64, um.
-        tets: vertices of each tetrahedron, ``(Nt, 4)`` int64, positively oriented.
-        cell_tags: tag of each tetrahedron, ``(Nt,)`` int32 (1 where nothing is said).
-        interface_facets: vertex triples of the known membrane, ``(Nb, 3)`` int64, each
+        cells: vertices of each cell, ``(Nt, d + 1)`` int64, positively oriented.
+        cell_tags: tag of each cell, ``(Nt,)`` int32 (1 where nothing is said).
+        interface_facets: vertices of the facets of the known membrane, ``(Nb, d)`` int64, each
             row ascending; empty where no membrane is known.
         interface_tags: tag of each row of ``interface_facets``, ``(Nb,)`` int32 (1 where
             nothing is said).
@@ -34,7 +39,7 @@ class MeshData:
     """
 
     points: np.ndarray
-    tets: np.ndarray
+    cells: np.ndarray
     cell_tags: np.ndarray = None
     interface_facets: np.ndarray = None
     interface_tags: np.ndarray = None
@@ -43,18 +48,20 @@ class MeshData:
 
     def __post_init__(self):
         points = _array(self.name, "points", self.points, (None, 3), np.float64)
-        tets = _array(self.name, "tets", self.tets, (None, 4), np.int64)
-        triples = np.empty((0, 3), np.int64) if self.interface_facets is None \
-            else self.interface_facets
-        triples = _array(self.name, "interface_facets", triples, (None, 3), np.int64)
+        cells = _array(self.name, "cells", self.cells, (None, _width(self.cells)), np.int64)
+        width = cells.shape[1]
+        facets = self.interface_facets
+        if facets is None or np.size(facets) == 0:
+            facets = np.empty((0, width - 1), np.int64)
+        facets = _array(self.name, "interface_facets", facets, (None, width - 1), np.int64)
         vertices = self.input_vertices
         values = {
             "points": points,
-            "tets": tets,
-            "cell_tags": _tags(self.name, "cell_tags", self.cell_tags, len(tets)),
-            "interface_facets": np.sort(triples, axis=1),
+            "cells": cells,
+            "cell_tags": _tags(self.name, "cell_tags", self.cell_tags, len(cells)),
+            "interface_facets": np.sort(facets, axis=1),
             "interface_tags": _tags(
-                self.name, "interface_tags", self.interface_tags, len(triples)),
+                self.name, "interface_tags", self.interface_tags, len(facets)),
             "input_vertices": _array(
                 self.name, "input_vertices",
                 np.arange(len(points)) if vertices is None else vertices,
@@ -62,6 +69,11 @@ class MeshData:
         }
         for key, value in values.items():
             object.__setattr__(self, key, value)
+
+    @property
+    def dim(self) -> int:
+        """3 for tetrahedra, 2 for triangles, 1 for intervals."""
+        return self.cells.shape[1] - 1
 
     def check(self) -> MeshData:
         """Check geometry and conformity (see :func:`checks.check_mesh`); returns itself.
@@ -71,6 +83,15 @@ class MeshData:
         """
         checks.check_mesh(self)
         return self
+
+
+def _width(cells) -> int:
+    """Vertices of a cell: 4 unless the array says 2 or 3."""
+    try:
+        shape = np.shape(cells)
+    except ValueError:  # ragged
+        return 4
+    return shape[1] if len(shape) == 2 and shape[1] in (2, 3) else 4
 
 
 def _tags(name: str, key: str, value, count: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from math import factorial
 
 import basix.ufl
 import dolfinx
@@ -13,9 +14,11 @@ from mpi4py import MPI
 from ..errors import InputError
 from .data import MeshData
 
+_CELL_TYPES = {1: CellType.interval, 2: CellType.triangle, 3: CellType.tetrahedron}
+
 
 class Mesh:
-    """A distributed tetrahedral mesh whose facets carry values.
+    """A distributed simplex mesh, of dimension d = 1, 2 or 3, whose facets carry values.
 
     Cells are partitioned with shared-facet ghosts, so that both sides of every owned facet are
     on the rank. Facets form a submesh of their own; a facet is known everywhere by its vertex
@@ -29,7 +32,7 @@ class Mesh:
         facets: the dolfinx submesh of all facets, interior and outer.
         facet_map: the entity map between the two, for ``entity_maps=[mesh.facet_map]``.
         facet_space: DG0 on `facets`; value ``i`` belongs to owned facet ``i``.
-        facet_vertices: ``(nf, 3)`` vertex triples of the owned facets, ascending, input numbering.
+        facet_vertices: ``(nf, d)`` vertices of the owned facets, ascending, input numbering.
         facet_entities: ``(nf,)`` index of each owned facet in `domain`.
         outer: ``(nf,)`` bool, True for facets on the outer boundary.
         interface: ``(nf,)`` int32, tag of the known membrane on each owned facet, 0 for none.
@@ -44,7 +47,9 @@ class Mesh:
         self.domain, self.name = domain, name
         topology = domain.topology
         dim = topology.dim
-        for pair in ((dim - 1, dim), (dim, dim - 1), (dim - 1, 0), (dim, 0), (dim - 1, 1), (1, 0)):
+        for pair in ((dim - 1, dim), (dim, dim - 1), (dim - 1, 0), (dim, 0)):
+            topology.create_connectivity(*pair)
+        for pair in ((dim - 1, 1), (1, 0)) if dim == 3 else ():  # the edges of facets
             topology.create_connectivity(*pair)
         facet_index_map = topology.index_map(dim - 1)
         owned = np.arange(facet_index_map.size_local, dtype=np.int32)
@@ -55,7 +60,7 @@ class Mesh:
 
         nodes = dolfinx.mesh.entities_to_geometry(domain, dim - 1, self.facet_entities)
         vertices = np.asarray(input_vertices)[domain.geometry.input_global_indices]
-        self.facet_vertices = np.sort(vertices[nodes].reshape(-1, 3), axis=1)
+        self.facet_vertices = np.sort(vertices[nodes].reshape(-1, dim), axis=1)
         is_outer = np.zeros(facet_index_map.size_local + facet_index_map.num_ghosts, dtype=bool)
         is_outer[dolfinx.mesh.exterior_facet_indices(topology)] = True
         self.outer = is_outer[self.facet_entities]
@@ -75,11 +80,12 @@ class Mesh:
         """
         comm = MPI.COMM_WORLD if comm is None else comm
         root = comm.rank == 0
-        points = data.points if root else np.empty((0, 3))
-        cells = data.tets.astype(np.int64) if root else np.empty((0, 4), dtype=np.int64)
-        small = comm.bcast((data.cell_tags, data.input_vertices[data.interface_facets],
-                            data.interface_tags, data.input_vertices, data.name) if root else None)
-        element = basix.ufl.element("Lagrange", CellType.tetrahedron.name, 1, shape=(3,))
+        dim, *small = comm.bcast((
+            data.dim, data.cell_tags, data.input_vertices[data.interface_facets],
+            data.interface_tags, data.input_vertices, data.name) if root else None)
+        points = np.ascontiguousarray(data.points[:, :dim]) if root else np.empty((0, dim))
+        cells = data.cells.astype(np.int64) if root else np.empty((0, dim + 1), dtype=np.int64)
+        element = basix.ufl.element("Lagrange", _CELL_TYPES[dim].name, 1, shape=(dim,))
         partitioner = dolfinx.mesh.create_cell_partitioner(GhostMode.shared_facet, 2)
         domain = dolfinx.mesh.create_mesh(comm, cells, element, points, partitioner=partitioner)
         return cls(domain, *small)
@@ -87,6 +93,11 @@ class Mesh:
     @property
     def comm(self) -> MPI.Comm:
         return self.domain.comm
+
+    @property
+    def dim(self) -> int:
+        """3 for tetrahedra, 2 for triangles, 1 for intervals."""
+        return self.domain.topology.dim
 
     @property
     def num_cells(self) -> int:
@@ -121,22 +132,22 @@ class Mesh:
 
     @cached_property
     def facet_areas(self) -> np.ndarray:
-        """Area of each owned facet, ``(nf,)``, um^2."""
-        x = self.facet_corners
-        return 0.5 * np.linalg.norm(np.cross(x[:, 1] - x[:, 0], x[:, 2] - x[:, 0]), axis=1)
+        """Area of each owned facet, ``(nf,)``, um^2; length in 2-D, 1 in 1-D."""
+        edges = self.facet_corners[:, 1:] - self.facet_corners[:, :1]
+        gram = np.einsum("fik,fjk->fij", edges, edges)
+        return np.sqrt(np.maximum(np.linalg.det(gram), 0.0)) / factorial(self.dim - 1)
 
     @cached_property
     def facet_corners(self) -> np.ndarray:
-        """Corner coordinates of each owned facet, ``(nf, 3, 3)``, um."""
-        nodes = dolfinx.mesh.entities_to_geometry(
-            self.domain, self.domain.topology.dim - 1, self.facet_entities)
-        return self.domain.geometry.x[nodes].reshape(-1, 3, 3)
+        """Corner coordinates of each owned facet, ``(nf, d, 3)``, um."""
+        nodes = dolfinx.mesh.entities_to_geometry(self.domain, self.dim - 1, self.facet_entities)
+        return self.domain.geometry.x[nodes].reshape(-1, self.dim, 3)
 
     @cached_property
     def cell_volumes(self) -> np.ndarray:
-        """Volume of each cell on this rank, ghosts last, ``(nc,)``, um^3."""
-        x = self.domain.geometry.x[self.domain.geometry.dofmaps[0]]
-        return np.abs(np.linalg.det(x[:, 1:] - x[:, :1])) / 6.0
+        """Volume of each cell on this rank, ghosts last, ``(nc,)``, um^d."""
+        x = self.domain.geometry.x[self.domain.geometry.dofmaps[0]][..., : self.dim]
+        return np.abs(np.linalg.det(x[:, 1:] - x[:, :1])) / factorial(self.dim)
 
     @cached_property
     def facet_cells(self) -> np.ndarray:
@@ -154,12 +165,12 @@ class Mesh:
         """Owned facet of each vertex triple.
 
         Args:
-            triples: ``(n, 3)`` vertex triples in the input numbering, any order within a row.
+            triples: ``(n, d)`` vertices in the input numbering, any order within a row.
 
         Returns:
             ``(n,)`` index of the owned facet, -1 where the facet is not owned here.
         """
-        triples = np.sort(np.asarray(triples, dtype=np.int64).reshape(-1, 3), axis=1)
+        triples = np.sort(np.asarray(triples, dtype=np.int64).reshape(-1, self.dim), axis=1)
         keys, wanted = _rows(self.facet_vertices), _rows(triples)
         order = np.argsort(keys)
         if not len(keys):

@@ -12,24 +12,34 @@ from pathlib import Path
 import numpy as np
 
 from spinverse.errors import InputError
-from spinverse.mesh.checks import RepairWarning, facets_of, find_facets, tet_volumes
-from spinverse.mesh.data import MeshData
+from spinverse.mesh.checks import RepairWarning, cell_volumes, facets_of, find_facets
+from spinverse.mesh.data import CELLS, MeshData
+from spinverse.mesh.tetgen import read_tetgen
+from spinverse.mesh.xdmf import read_xdmf
 
-KEYS = ("points", "tets", "cell_tags", "interface_facets", "interface_tags")
+KEYS = ("cell_tags", "interface_facets", "interface_tags")
+GMSH = {3: "tetra", 2: "triangle", 1: "line", 0: "vertex"}  # meshio's names, by dimension
 
 
 def read(path: str | Path, repair: bool = False) -> MeshData:
     """Read and check a mesh file; coordinates are taken as um.
 
-    * ``.npz``: ``points (Nv, 3)``, ``tets (Nt, 4)``, optionally ``cell_tags (Nt,)``,
+    * ``.npz``: ``points (Nv, 3)``, ``tets (Nt, 4)`` (or ``triangles``, ``intervals``), optionally
+      ``cell_tags (Nt,)``,
       ``interface_facets (Nb, 3)``, ``interface_tags (Nb,)``; other keys are ignored.
-    * ``.msh``: gmsh 2.2 and 4.x with linear tetrahedra. Physical tags of tetrahedra become
-      cell tags (1 without physical groups). Triangles of a physical group become interface
+    * ``.msh``: gmsh 2.2 and 4.x with linear tetrahedra, or else triangles in the plane z = 0,
+      or else intervals on the x axis. Physical tags of these cells become cell tags (1 without
+      physical groups). Facets (triangles, of tetrahedra) of a physical group become interface
       facets with that tag if the group holds at least one interior facet: a membrane that
       reaches the outer boundary keeps its outer part, while a group that only names outer
       boundary is no membrane and is left out. Vertices of no tet (gmsh writes geometry
       points) are dropped and the others renumbered in file order; that is the input
       numbering from then on, and ``input_vertices`` holds the place of each in the file.
+    * ``.node`` or ``.ele``: TetGen, see :func:`tetgen.read_tetgen`; the companions have the same
+      name. Region attributes become cell tags, markers of ``.face`` interface tags; of them, and
+      of unused vertices, the rules are those of ``.msh``.
+    * ``.xdmf``: as DOLFINx and meshio write it, see :func:`xdmf.read_xdmf`, with the same rules
+      for vertices; facets in it are interface facets.
 
     Args:
         path: the file; its suffix says the format.
@@ -46,10 +56,11 @@ def read(path: str | Path, repair: bool = False) -> MeshData:
         UnitWarning: the size suggests that the coordinates are not in um.
     """
     path = Path(path)
-    readers = {".npz": _read_npz, ".msh": _read_msh}
+    readers = {".npz": _read_npz, ".msh": _read_msh, ".node": _read_tetgen, ".ele": _read_tetgen,
+               ".xdmf": lambda file: _used_only(read_xdmf(file))}
     if path.suffix.lower() not in readers:
-        raise InputError(f"mesh file '{path}': suffix is '{path.suffix}', expected "
-                         + " or ".join(readers))
+        raise InputError(f"mesh file '{path}': suffix is '{path.suffix}', expected one of "
+                         + ", ".join(readers))
     if not path.is_file():
         raise InputError(f"mesh file '{path}': no such file, expected a mesh")
     data = readers[path.suffix.lower()](path)
@@ -59,7 +70,8 @@ def read(path: str | Path, repair: bool = False) -> MeshData:
 def write_npz(path: str | Path, data: MeshData) -> None:
     """Write the arrays of ``data`` as compressed ``.npz``, as :func:`read` takes them."""
     path = _target(path, ".npz")
-    np.savez_compressed(path, **{key: getattr(data, key) for key in KEYS})
+    np.savez_compressed(path, **{"points": data.points, CELLS[data.dim]: data.cells},
+                        **{key: getattr(data, key) for key in KEYS})
 
 
 def write_msh(path: str | Path, data: MeshData) -> None:
@@ -70,9 +82,9 @@ def write_msh(path: str | Path, data: MeshData) -> None:
     """
     path = _target(path, ".msh")
     meshio = _meshio()
-    cells, tags = [("tetra", data.tets)], [data.cell_tags]
+    cells, tags = [(GMSH[data.dim], data.cells)], [data.cell_tags]
     if len(data.interface_facets):
-        cells.append(("triangle", data.interface_facets))
+        cells.append((GMSH[data.dim - 1], data.interface_facets))
         tags.append(data.interface_tags)
     mesh = meshio.Mesh(data.points, cells,
                        cell_data={"gmsh:physical": tags, "gmsh:geometrical": tags})
@@ -82,15 +94,20 @@ def write_msh(path: str | Path, data: MeshData) -> None:
 def _read_npz(path: Path) -> MeshData:
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in KEYS if key in file.files}
+            arrays = {key: file[key] for key in ("points", *CELLS.values(), *KEYS)
+                      if key in file.files}
     except Exception as error:  # zip, pickle and header errors have no common base
         raise InputError(f"mesh file '{path}': cannot be read as .npz "
                          f"({_one_line(error)}), expected a numpy archive") from None
-    for key in ("points", "tets"):
-        if key not in arrays:
-            raise InputError(f"mesh file '{path}': key '{key}' is missing, expected "
-                             "'points' and 'tets'")
-    return MeshData(name=path.name, **arrays)
+    kinds = [key for key in CELLS.values() if key in arrays]
+    missing = "points" if "points" not in arrays else "" if kinds else "tets"
+    if missing:
+        raise InputError(f"mesh file '{path}': key '{missing}' is missing, expected "
+                         "'points' and 'tets' (in a plane 'triangles', on a line 'intervals')")
+    if len(kinds) > 1:
+        raise InputError(f"mesh file '{path}': keys {' and '.join(kinds)} are both there, "
+                         "expected one kind of cells")
+    return MeshData(name=path.name, cells=arrays.pop(kinds[0]), **arrays)
 
 
 def _read_msh(path: Path) -> MeshData:
@@ -107,17 +124,26 @@ def _read_msh(path: Path) -> MeshData:
                          f"({_one_line(error)}), expected {expected}") from None
     physical = mesh.cell_data.get("gmsh:physical", [np.zeros(len(b.data), int)
                                                     for b in mesh.cells])
-    tets, cell_tags = _blocks(mesh, physical, "tetra", 4)
-    triangles, triangle_tags = _blocks(mesh, physical, "triangle", 3)
-    if not len(tets):
+    dim = _dimension(mesh)
+    if dim is None:
         others = sorted({b.type for b in mesh.cells})
         raise InputError(f"mesh file '{path}': holds no tetrahedra (it holds "
-                         f"{', '.join(others) or 'nothing'}), expected linear ones")
+                         f"{', '.join(others) or 'nothing'}), expected linear ones, or triangles "
+                         "in the plane z = 0, or intervals on the x axis")
+    cells, cell_tags = _blocks(mesh, physical, GMSH[dim], dim + 1)
+    facets, facet_tags = _blocks(mesh, physical, GMSH[dim - 1], dim)
     if not cell_tags.any():
         cell_tags = None
-    tagged = triangle_tags != 0
-    data = MeshData(mesh.points, tets, cell_tags, triangles[tagged], triangle_tags[tagged],
+    tagged = facet_tags != 0
+    data = MeshData(mesh.points, cells, cell_tags, facets[tagged], facet_tags[tagged],
                     name=path.name)
+    return _used_only(_membranes_only(data))
+
+
+def _read_tetgen(path: Path) -> MeshData:
+    data = read_tetgen(path)
+    if not len(data.cells):
+        raise InputError(f"mesh file '{path}': holds no tetrahedra, expected some")
     return _used_only(_membranes_only(data))
 
 
@@ -133,6 +159,16 @@ def _parse_msh(meshio, path: Path):
         return meshio.gmsh.read(copy)
 
 
+def _dimension(mesh) -> int | None:
+    """That of the cells: 3; 2 and 1 only where they lie in the plane or on the axis."""
+    for dim in (3, 2, 1):
+        rows = [b.data for b in mesh.cells if b.type == GMSH[dim]]
+        if rows:
+            flat = not mesh.points[np.concatenate(rows).ravel(), dim:].any()
+            return dim if flat else None
+    return None
+
+
 def _blocks(mesh, physical, kind: str, width: int) -> tuple[np.ndarray, np.ndarray]:
     rows, tags = [np.empty((0, width), np.int64)], [np.empty(0, np.int64)]
     for block, tag in zip(mesh.cells, physical, strict=True):
@@ -144,21 +180,21 @@ def _blocks(mesh, physical, kind: str, width: int) -> tuple[np.ndarray, np.ndarr
 
 def _membranes_only(data: MeshData) -> MeshData:
     """Leave out triangles of groups that lie on the outer boundary altogether."""
-    facets, pairs = facets_of(data.tets, data.name)
+    facets, pairs = facets_of(data.cells, data.name)
     place = find_facets(facets, data.interface_facets)
     # triangles that are no facets stay, for the check to name them
     outer = (place >= 0) & (pairs[place, 1] < 0)
     keep = np.isin(data.interface_tags, data.interface_tags[~outer])
-    return MeshData(data.points, data.tets, data.cell_tags, data.interface_facets[keep],
+    return MeshData(data.points, data.cells, data.cell_tags, data.interface_facets[keep],
                     data.interface_tags[keep], data.name, data.input_vertices)
 
 
 def _used_only(data: MeshData) -> MeshData:
     """Drop the vertices of no tet and renumber the others in their order."""
-    if data.tets.size and not 0 <= data.tets.min() <= data.tets.max() < len(data.points):
+    if data.cells.size and not 0 <= data.cells.min() <= data.cells.max() < len(data.points):
         return data  # for the check to name
     used = np.zeros(len(data.points), bool)
-    used[data.tets] = True
+    used[data.cells] = True
     triples = data.interface_facets
     lost = ~used[np.clip(triples, 0, len(used) - 1)] | (triples < 0) | (triples >= len(used))
     if lost.any():
@@ -167,20 +203,20 @@ def _used_only(data: MeshData) -> MeshData:
                          f"{tuple(triples[first].tolist())} is no facet of the mesh, expected "
                          "the vertices of one")
     number = np.cumsum(used) - 1
-    return MeshData(data.points[used], number[data.tets], data.cell_tags, number[triples],
+    return MeshData(data.points[used], number[data.cells], data.cell_tags, number[triples],
                     data.interface_tags, data.name, data.input_vertices[used])
 
 
 def _repaired(data: MeshData) -> MeshData:
     """Positive orientation and no unused vertices, with a warning that counts both."""
     fixed = _used_only(data)
-    tets = fixed.tets
+    tets = fixed.cells
     done = []
     if len(fixed.points) < len(data.points):
         done.append(f"{len(data.points) - len(fixed.points)} vertices of no tet dropped, "
                     "the others renumbered")
     in_range = len(tets) and 0 <= tets.min() <= tets.max() < len(fixed.points)
-    inverted = tet_volumes(fixed.points, tets) < 0 if in_range else np.zeros(len(tets), bool)
+    inverted = cell_volumes(fixed.points, tets) < 0 if in_range else np.zeros(len(tets), bool)
     if inverted.any():
         tets = tets.copy()
         tets[inverted] = tets[inverted][:, [0, 1, 3, 2]]

@@ -3,46 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf, isfinite
+from math import inf
 
 import numpy as np
 
 from spinverse.errors import InputError
-
-
-def shown(value) -> str:
-    """``value`` on one line of bounded length, for messages."""
-    return " ".join(repr(value).split())[:80]
-
-
-def vector(owner: str, key: str, value) -> tuple[float, float, float]:
-    """Three finite numbers.
-
-    Raises:
-        InputError: anything else; the line names ``owner`` and ``key``.
-    """
-    try:
-        array = np.asarray(value, dtype=float)
-    except (TypeError, ValueError):
-        array = np.empty(0)
-    if array.shape != (3,) or not np.isfinite(array).all():
-        raise InputError(f"{owner}: {key} is {shown(value)}, expected three finite numbers")
-    return tuple(float(v) for v in array)
-
-
-def positive(owner: str, key: str, value, infinite: bool = False) -> float:
-    """A positive length, um, finite unless ``infinite`` allows otherwise.
-
-    Raises:
-        InputError: anything else; the line names ``owner`` and ``key``.
-    """
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = -1.0
-    if not number > 0 or not (infinite or isfinite(number)):
-        raise InputError(f"{owner}: {key} is {shown(value)}, expected a positive length in um")
-    return number
+from spinverse.mesh.arguments import positive, shown, vector
 
 
 def _axis(owner: str, value) -> tuple[float, float, float]:

@@ -1,0 +1,136 @@
+"""A gmsh session: a fresh model, the mesh of it as arrays, matching opposite faces."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import numpy as np
+
+from spinverse.errors import InputError, SolverError
+
+FRONTAL_DELAUNAY, DELAUNAY = 6, 5  # gmsh's surface meshers
+
+
+@contextmanager
+def model(name: str, size: float, smallest: float | None = None,
+          algorithm: int = FRONTAL_DELAUNAY):
+    """A fresh gmsh model; closes gmsh again, or leaves the caller's session as it was.
+
+    Args:
+        name: for messages.
+        size: largest target edge length, um.
+        smallest: smallest one, um; ``None``: ``size``.
+        algorithm: of gmsh for surfaces.
+
+    Raises:
+        InputError: gmsh is not installed.
+        SolverError: gmsh raised inside the block.
+    """
+    try:
+        import gmsh
+    except (ImportError, OSError) as error:
+        raise InputError(f"{name}: gmsh cannot be imported ({str(error).splitlines()[0]}), "
+                         "expected the extra: pip install 'spinverse[mesh]'") from None
+    # without a lower limit gmsh takes a tenth of the model's diagonal where that is less
+    options = {"General.Terminal": 0, "General.NumThreads": 1, "Mesh.MeshSizeMax": size,
+               "Mesh.MeshSizeMin": smallest or size, "Mesh.Algorithm": algorithm,
+               "Mesh.Algorithm3D": 1, "Mesh.Optimize": 1, "Mesh.OptimizeNetgen": 1,
+               "Mesh.RandomSeed": 1, "Mesh.ElementOrder": 1, "Mesh.MeshSizeExtendFromBoundary": 1}
+    shared = bool(gmsh.isInitialized())
+    if not shared:
+        gmsh.initialize(["spinverse", "-v", "0"], readConfigFiles=False, interruptible=False)
+    before = {key: gmsh.option.getNumber(key) for key in options}
+    try:
+        current = gmsh.model.getCurrent() if shared else None
+        for key, value in options.items():
+            gmsh.option.setNumber(key, value)
+        gmsh.model.add(f"spinverse {name}")
+        yield gmsh
+    except Exception as error:
+        if type(error) is not Exception:  # gmsh raises the bare class
+            raise
+        reason = " ".join(str(error).split())
+        raise SolverError(f"{name}: gmsh could not mesh it ({reason})") from None
+    finally:
+        if shared:
+            gmsh.model.remove()
+            gmsh.model.setCurrent(current)
+            for key, value in before.items():
+                gmsh.option.setNumber(key, value)
+        else:
+            gmsh.finalize()
+
+
+def set_sizes(gmsh, target) -> None:
+    """Let ``target(point (3,)) -> um`` say the edge length, clipped to the model's limits."""
+    # else the fine edges of a boundary reach far inside
+    gmsh.option.setNumber("Mesh.MeshSizeExtendFromBoundary", 0)
+    gmsh.model.mesh.setSizeCallback(
+        lambda _dim, _tag, x, y, z, _size: float(target(np.array([x, y, z]))))
+
+
+def arrays(gmsh, name: str, dim: int = 3,
+           again: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mesh the model: points, cells (tets or triangles) and each cell's gmsh entity.
+
+    Args:
+        again: optimise tets once more, which rids narrow gaps of the worst.
+
+    Raises:
+        SolverError: gmsh left a part of the geometry without cells.
+    """
+    gmsh.model.mesh.generate(dim)
+    if again and dim == 3:
+        gmsh.model.mesh.optimize("", niter=3)
+    numbers, coordinates, _ = gmsh.model.mesh.getNodes()
+    cells, entities = [], []
+    for _, entity in gmsh.model.getEntities(dim):
+        _, nodes = gmsh.model.mesh.getElementsByType({2: 2, 3: 4}[dim], entity)
+        if not len(nodes):
+            raise SolverError(f"{name}: gmsh made no cells in part {entity} of the geometry "
+                              "(try a smaller size)")
+        cells.append(np.asarray(nodes, np.int64).reshape(-1, dim + 1))
+        entities.append(np.full(len(cells[-1]), entity))
+    if not cells:
+        raise SolverError(f"{name}: gmsh made no cells (try a smaller size)")
+    cells, entities = np.concatenate(cells), np.concatenate(entities)
+    place = np.zeros(int(max(numbers)) + 1, np.int64)
+    place[np.asarray(numbers, np.int64)] = np.arange(len(numbers))
+    used, cells = np.unique(place[cells], return_inverse=True)
+    points = np.asarray(coordinates, float).reshape(-1, 3)[used]
+    return points, cells.reshape(-1, dim + 1), entities
+
+
+def match_opposite(gmsh, name: str, lengths: np.ndarray, dim: int = 3) -> None:
+    """Make the mesh of each face of a box centred at the origin a copy of the opposite one's.
+
+    Faces are paired by the bounding boxes of their parts, moved by the box length.
+
+    Args:
+        lengths: of the box, ``(3,)`` um; the first ``dim`` count.
+
+    Raises:
+        SolverError: opposite faces are cut into different parts.
+    """
+    entities = gmsh.model.getEntities(dim - 1)
+    tags = np.array([tag for _, tag in entities])
+    bounds = np.array([gmsh.model.getBoundingBox(dim - 1, tag) for tag in tags])
+    bounds = bounds.reshape(-1, 2, 3)
+    # OCC widens bounding boxes by 1e-7 of its own
+    near = max(1e-5 * float(np.max(lengths[:dim])), 1e-6)
+    for axis in range(dim):
+        shift = np.zeros(3)
+        shift[axis] = lengths[axis]
+        low, high = (np.flatnonzero(np.abs(bounds[:, :, axis] - side * lengths[axis] / 2)
+                                    .max(axis=1) < near) for side in (-1, 1))
+        gap = np.abs(bounds[low][:, None] + shift - bounds[high][None]).max(axis=(2, 3))
+        partner = gap.argmin(axis=1) if len(high) else np.empty(0, int)
+        if len(low) != len(high) or len(set(partner)) != len(low) or \
+                (gap[np.arange(len(low)), partner] > near).any():
+            raise SolverError(f"{name}: the faces across axis {'xyz'[axis]} are cut into "
+                              f"{len(low)} and {len(high)} parts that do not match, expected a "
+                              "periodic geometry (try another seed)")
+        affine = np.eye(4)
+        affine[:3, 3] = shift
+        gmsh.model.mesh.setPeriodic(dim - 1, tags[high[partner]].tolist(), tags[low].tolist(),
+                                    affine.ravel().tolist())

@@ -1,0 +1,149 @@
+"""Structured lattices of simplices, and what every builder does at its end."""
+
+from __future__ import annotations
+
+from itertools import permutations
+from math import ceil
+
+import numpy as np
+
+from spinverse.errors import InputError, SolverError
+from spinverse.mesh.checks import cell_volumes, facets_of
+from spinverse.mesh.data import MeshData
+
+GROWTH = 0.3  # of an edge length over a distance, where sizes are graded
+
+
+def kuhn(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Bricks of six tets around the diagonal: one tet for each order of the three steps.
+
+    Args:
+        x, y, z: ascending coordinates of the planes, um.
+
+    Returns:
+        points: ``(Nv, 3)`` um.
+        tets: ``(Nt, 4)``, six after six a brick.
+    """
+    shape = (len(x), len(y), len(z))
+    points = np.stack(np.meshgrid(x, y, z, indexing="ij"), axis=-1).reshape(-1, 3)
+    number = np.arange(len(points)).reshape(shape)
+    low = number[:-1, :-1, :-1].reshape(-1)
+    steps = np.array([shape[1] * shape[2], shape[2], 1])
+    tets = np.stack([np.stack([low, low + steps[i], low + steps[i] + steps[j],
+                               low + steps.sum()], axis=1)
+                     for i, j, _ in permutations(range(3))], axis=1).reshape(-1, 4)
+    return points, oriented(points, tets)
+
+
+def bcc(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Body-centred cubic lattice on the cube ``x`` by ``x`` by ``x``, filled to its faces.
+
+    Returns as :func:`kuhn`.
+    """
+    n = len(x) - 1
+    middle = (x[1:] + x[:-1]) / 2
+    points = np.concatenate([
+        np.stack(np.meshgrid(g, g, g, indexing="ij"), axis=-1).reshape(-1, 3)
+        for g in (x, middle)])
+    corner = np.arange((n + 1)**3).reshape([n + 1] * 3)
+    centre = (n + 1)**3 + np.arange(n**3).reshape([n] * 3)
+    tets = []
+    for axis in range(3):
+        grid, cubes = np.moveaxis(corner, axis, 0), np.moveaxis(centre, axis, 0)
+        ring = np.stack([grid[:, :-1, :-1], grid[:, 1:, :-1], grid[:, 1:, 1:],
+                         grid[:, :-1, 1:]], axis=-1)
+        for k in range(4):
+            edge = ring[1:-1][..., [k, (k + 1) % 4]]
+            tets.append(np.stack([cubes[:-1], cubes[1:], edge[..., 0], edge[..., 1]], axis=-1))
+        i, j = np.indices((n, n))
+        for face, top in ((ring[0], cubes[0]), (ring[-1], cubes[-1])):
+            # alternating diagonals keep the closed grid free of a preferred direction
+            turned = np.where(((i + j) % 2)[..., None] == 0, face, np.roll(face, 1, axis=-1))
+            for half in ([0, 1, 2], [0, 2, 3]):
+                tets.append(np.concatenate([top[..., None], turned[..., half]], axis=-1))
+    tets = np.concatenate([t.reshape(-1, 4) for t in tets])
+    return points, oriented(points, tets)
+
+
+def extrude(flat: np.ndarray, triangles: np.ndarray,
+            z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Prisms over ``triangles`` between the levels ``z``, three tets each, layer by layer.
+
+    Splitting from the lowest vertex number upwards gives neighbours the same diagonal;
+    vertices are renumbered along x, then y, so that opposite sides of a periodic rectangle
+    get the same one too.
+
+    Args:
+        flat: ``(Nv, 2)`` or ``(Nv, 3)`` points of the triangles, um; only x and y count.
+        triangles: ``(Nt, 3)``.
+        z: ascending, um.
+
+    Returns:
+        points: ``(len(z) Nv, 3)`` um.
+        tets: ``(3 (len(z) - 1) Nt, 4)``, three after three a prism.
+    """
+    n = len(flat)
+    digits = np.round(flat[:, :2] / np.ptp(flat[:, :2]), 9)
+    order = np.lexsort((digits[:, 1], digits[:, 0]))
+    rank = np.empty(n, np.int64)
+    rank[order] = np.arange(n)
+    points = np.concatenate([np.column_stack([flat[order, :2], np.full(n, level)]) for level in z])
+    low = np.sort(rank[triangles], axis=1)
+    prism = np.concatenate([low, low + n], axis=1)
+    tets = prism[:, [[0, 1, 2, 5], [0, 1, 4, 5], [0, 3, 4, 5]]].reshape(-1, 4)
+    tets = np.concatenate([tets + k * n for k in range(len(z) - 1)])
+    return points, oriented(points, tets)
+
+
+def levels(height: float, layers: int) -> np.ndarray:
+    """``layers`` equal steps over ``height``, centred at 0."""
+    return np.linspace(-height / 2, height / 2, layers + 1)
+
+
+def graded(planes: np.ndarray, size: float, fine: float, is_fine: np.ndarray) -> np.ndarray:
+    """Coordinates through all ``planes`` that are ``fine`` at some and ``size`` far from them.
+
+    Args:
+        planes: ascending, ``(n,)`` um.
+        size: largest step, um.
+        fine: step at the fine planes, um.
+        is_fine: which planes are, ``(n,)`` bool.
+    """
+    parts = []
+    for k in range(len(planes) - 1):
+        a, b = planes[k], planes[k + 1]
+        if is_fine[k] or is_fine[k + 1]:
+            s = np.linspace(a, b, 1001)
+            distance = np.minimum(s - a if is_fine[k] else np.inf,
+                                  b - s if is_fine[k + 1] else np.inf)
+            step = np.minimum(size, fine + GROWTH * distance)
+        else:
+            s, step = np.array([a, b]), np.full(2, size)
+        passed = np.concatenate([[0], np.cumsum(np.diff(s) * (1 / step[1:] + 1 / step[:-1]) / 2)])
+        cells = max(1, ceil(passed[-1] * (1 - 1e-9)))
+        inner = np.interp(np.arange(1, cells) * passed[-1] / cells, passed, s)
+        parts += [[a], inner]
+    return np.concatenate([*parts, planes[-1:]])
+
+
+def oriented(points: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    """``cells`` with two vertices swapped where they are inverted, in place."""
+    inverted = cell_volumes(points, cells) < 0
+    cells[inverted, -2:] = cells[inverted, -2:][:, ::-1]
+    return cells
+
+
+def tagged(name: str, points: np.ndarray, cells: np.ndarray, tags: np.ndarray) -> MeshData:
+    """Checked mesh with the facets between different tags, tagged with the lower one.
+
+    Raises:
+        SolverError: the mesh has a defect: gmsh's, as arguments are checked before.
+    """
+    try:
+        facets, pairs = facets_of(cells, name)
+        sides = tags[pairs]
+        between = (pairs[:, 1] >= 0) & (sides[:, 0] != sides[:, 1])
+        return MeshData(points, cells, tags, facets[between], sides[between].min(axis=1),
+                        name=name).check()
+    except InputError as error:
+        raise SolverError(f"{error} (try a smaller size)") from None

@@ -1,0 +1,260 @@
+"""Label images (segmentations) to tetrahedral meshes: one compartment for each label."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+
+from spinverse.errors import InputError
+from spinverse.mesh.arguments import affordable, lengths, positive, shown
+from spinverse.mesh.checks import UnitWarning, facets_of
+from spinverse.mesh.data import MeshData
+from spinverse.mesh.smoothing import smoothed
+
+# NIfTI-1 xyzt_units, by the names of nibabel
+UM_PER_UNIT = {"meter": 1e6, "mm": 1e3, "micron": 1.0, "unknown": 1e3}
+
+
+@dataclass(frozen=True, eq=False)
+class LabelImage:
+    """A segmentation: an integer label for each voxel, 0 for what is outside all cells.
+
+    Attributes:
+        labels: ``(nx, ny, nz)`` int64, at least 0.
+        voxel_size: along the three axes, ``(3,)`` float64, um.
+        name: for messages.
+
+    Raises:
+        InputError: not three-dimensional, labels that are no integers or negative, a voxel size
+            that is not positive.
+    """
+
+    labels: np.ndarray
+    voxel_size: np.ndarray
+    name: str = "image"
+
+    def __post_init__(self):
+        where = f"label image '{self.name}'"
+        labels = np.asarray(self.labels)
+        if labels.ndim != 3 or not labels.size:
+            raise InputError(f"{where}: has shape {labels.shape}, expected three dimensions")
+        if labels.dtype.kind == "f":
+            if not (np.isfinite(labels).all() and (labels == np.rint(labels)).all()):
+                raise InputError(f"{where}: holds values that are no integers, expected labels")
+        elif labels.dtype.kind not in "iub":
+            raise InputError(f"{where}: has type {labels.dtype}, expected integers")
+        if labels.min() < 0 or labels.max() > np.iinfo(np.int32).max:
+            raise InputError(f"{where}: labels are {labels.min():g} to {labels.max():g}, expected "
+                             f"0 to {np.iinfo(np.int32).max}")
+        size = self.voxel_size
+        size = [size] * 3 if np.ndim(size) == 0 else size
+        object.__setattr__(self, "voxel_size", lengths(where, "voxel_size", size, 3))
+        object.__setattr__(self, "labels", labels.astype(np.int64))
+
+
+def read_labels(path: str | Path, voxel_size=None) -> LabelImage:
+    """Read a segmentation.
+
+    * ``.npy``: the array; ``.npz``: the key ``labels`` (or the only array), and ``voxel_size`` in
+      um unless it is given.
+    * ``.nii``, ``.nii.gz``: voxel size from the header, in the units that it names; millimetres,
+      with a warning, where it names none. Axes are those of the array: rotations and flips of
+      the affine are left out. Needs nibabel.
+
+    Args:
+        voxel_size: um, one number or three; goes before what the file says.
+
+    Raises:
+        InputError: no such file, an unknown suffix, a file that cannot be parsed, no voxel size,
+            or what :class:`LabelImage` refuses.
+
+    Warns:
+        UnitWarning: the header names no unit of length.
+    """
+    path = Path(path)
+    where = f"label image '{path}'"
+    kind = next((s for s in (".npy", ".npz", ".nii", ".nii.gz")
+                 if path.name.lower().endswith(s)), None)
+    if kind is None:
+        raise InputError(f"{where}: suffix is '{path.suffix}', expected .npy, .npz, .nii or "
+                         ".nii.gz")
+    if not path.is_file():
+        raise InputError(f"{where}: no such file, expected an image")
+    if kind in (".nii", ".nii.gz"):
+        labels, found = _nifti(path, where, warn=voxel_size is None)
+    else:
+        labels, found = _numpy(path, where, kind)
+    voxel_size = found if voxel_size is None else voxel_size
+    if voxel_size is None:
+        raise InputError(f"{where}: holds no voxel size, expected voxel_size in um")
+    return LabelImage(labels, voxel_size, path.name)
+
+
+def from_labels(image, voxel_size=None, size: float | None = None, smooth: int = 10,
+                background: bool = False) -> MeshData:
+    """Mesh a segmentation: every voxel becomes six tetrahedra (Kuhn), so it always works.
+
+    Cell tags are the labels. Interface facets are the facets between voxels of different labels;
+    their tags number the pairs of labels that touch, (0, 1), (0, 2), ..., (1, 2), ..., in
+    ascending order from 1 on (:func:`interface_pairs` tells them of a mesh). Voxel (i, j, k)
+    fills i to i + 1 times the voxel size along x, and so on. A cell that is cut by the border of
+    the image has no membrane there.
+
+    Args:
+        image: a :class:`LabelImage`, a file for :func:`read_labels`, or an integer array
+            ``(nx, ny, nz)``.
+        voxel_size: um, one number or three; needed for an array.
+        size: edge length to coarsen to, um: blocks of voxels become one with the label that most
+            of them have (the lowest of equals). ``None``: the voxels as they are.
+        smooth: steps of Taubin's smoothing of the interfaces; 0 leaves the voxels' staircase,
+            whose volumes are exact and whose area is up to 1.5 (a plane: 1.7) times too large.
+        background: mesh label 0 too, with cell tag 0; without it nothing outside is meshed.
+
+    Raises:
+        InputError: a bad argument or image, nothing to mesh, or too many voxels.
+    """
+    owner = "from_labels"
+    if isinstance(image, str | Path):
+        image = read_labels(image, voxel_size)
+    elif not isinstance(image, LabelImage):
+        if voxel_size is None:
+            raise InputError(f"{owner}: voxel_size is None, expected um for an array")
+        image = LabelImage(image, voxel_size)
+    elif voxel_size is not None:
+        image = LabelImage(image.labels, voxel_size, image.name)
+    if isinstance(smooth, bool) or not isinstance(smooth, int | np.integer) or smooth < 0:
+        raise InputError(f"{owner}: smooth is {shown(smooth)}, expected a number of steps")
+    if not isinstance(background, bool | np.bool_):
+        raise InputError(f"{owner}: background is {shown(background)}, expected true or false")
+    if size is not None:
+        image = coarsened(image, positive(owner, "size", size))
+    labels, step = image.labels, image.voxel_size
+    meshed = np.ones(labels.shape, bool) if background else labels > 0
+    where = f"label image '{image.name}'"
+    if not (labels > 0).any():
+        raise InputError(f"{where}: holds label 0 only, expected at least one cell")
+    affordable(where, 6.0 * meshed.sum())
+    nodes, tets, tags = _voxels(labels, meshed)
+    facets, pairs = facets_of(tets, image.name)
+    interface, interface_tags = _interfaces(nodes, facets, pairs, tags, labels.shape)
+    points = nodes * step
+    if smooth:
+        points = smoothed(points, tets, interface, int(smooth), np.zeros(3),
+                          np.array(labels.shape) * step)
+    size_text = " x ".join(f"{v:.6g}" for v in step)
+    return MeshData(points, tets, tags, interface, interface_tags,
+                    name=f"{image.name} (voxels of {size_text} um)").check()
+
+
+def interface_pairs(data: MeshData) -> dict[int, tuple[int, int]]:
+    """The two cell tags on the sides of each interface tag, the lower first; 0: nothing."""
+    facets, pairs = facets_of(data.cells, data.name)
+    order = np.lexsort(facets.T[::-1])
+    lookup = {tuple(row): k for row, k in zip(facets[order].tolist(), order, strict=True)}
+    found = {}
+    for tag in np.unique(data.interface_tags):
+        row = data.interface_facets[(data.interface_tags == tag).argmax()]
+        sides = pairs[lookup[tuple(row.tolist())]]
+        both = [0 if side < 0 else int(data.cell_tags[side]) for side in sides]
+        found[int(tag)] = (min(both), max(both))
+    return found
+
+
+def coarsened(image: LabelImage, size: float) -> LabelImage:
+    """Blocks of voxels of about ``size`` um as one voxel, with the commonest label in the block.
+
+    Raises:
+        InputError: ``size`` is below two thirds of the smallest side of a voxel.
+    """
+    if 1.5 * size < image.voxel_size.min():
+        raise InputError(f"label image '{image.name}': size is {size:g} um, expected at least the "
+                         f"voxel size {image.voxel_size.min():g} um")
+    block = np.maximum(1, np.rint(size / image.voxel_size)).astype(int)
+    if (block == 1).all():
+        return image
+    missing = -np.array(image.labels.shape) % block
+    labels = np.pad(image.labels, [(0, m) for m in missing], mode="edge")
+    counts = np.array(labels.shape) // block
+    labels = labels.reshape(counts[0], block[0], counts[1], block[1], counts[2], block[2])
+    labels = np.sort(labels.transpose(0, 2, 4, 1, 3, 5).reshape(counts.prod(), -1))
+    best, longest = labels[:, 0].copy(), np.zeros(len(labels), int)
+    run = np.zeros(len(labels), int)
+    for k in range(labels.shape[1]):
+        same = labels[:, k] == labels[:, max(k - 1, 0)]
+        run = np.where(same, run + 1, 1)
+        better = run > longest
+        best[better], longest[better] = labels[better, k], run[better]
+    return LabelImage(best.reshape(counts), image.voxel_size * block, image.name)
+
+
+def _voxels(labels: np.ndarray, meshed: np.ndarray):
+    """Grid nodes ``(Nv, 3)`` in voxels, six tets a voxel and their labels."""
+    voxels = np.argwhere(meshed)
+    shape = np.array(labels.shape) + 1
+    strides = np.array([shape[1] * shape[2], shape[2], 1])
+    tets = np.empty((len(voxels), 6, 4), np.int64)
+    for k, order in enumerate(permutations(range(3))):
+        path = np.concatenate([[0], np.cumsum(strides[list(order)])])
+        if np.linalg.det(np.eye(3)[list(order)]) < 0:
+            path = path[[0, 1, 3, 2]]
+        tets[:, k] = (voxels @ strides)[:, None] + path
+    used, numbers = np.unique(tets, return_inverse=True)
+    nodes = np.stack(np.unravel_index(used, shape), axis=1)
+    return nodes, numbers.reshape(-1, 4), np.repeat(labels[meshed], 6)
+
+
+def _interfaces(nodes, facets, pairs, tags, shape) -> tuple[np.ndarray, np.ndarray]:
+    sides = np.sort(np.where(pairs < 0, 0, tags[pairs]), axis=1)
+    corners = nodes[facets]
+    border = ((corners == 0).all(axis=1) | (corners == shape).all(axis=1)).any(axis=1)
+    chosen = (sides[:, 0] != sides[:, 1]) & ~border
+    _, numbers = np.unique(sides[chosen], axis=0, return_inverse=True)
+    return facets[chosen], numbers.ravel() + 1
+
+
+def _numpy(path: Path, where: str, kind: str):
+    try:
+        with np.load(path, allow_pickle=False) if kind == ".npz" else open(path, "rb") as file:
+            if kind == ".npy":
+                return np.load(file, allow_pickle=False), None
+            keys = [key for key in file.files if key != "voxel_size"]
+            key = "labels" if "labels" in keys else keys[0] if len(keys) == 1 else None
+            size = file["voxel_size"] if "voxel_size" in file.files else None
+            labels = None if key is None else file[key]
+    except Exception as error:  # zip, pickle and header errors have no common base
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{where}: cannot be read as {kind} ({reason}), expected a numpy "
+                         "array") from None
+    if labels is None:
+        raise InputError(f"{where}: holds {', '.join(keys) or 'nothing'}, expected the key "
+                         "'labels'")
+    return labels, None if size is None else size.tolist()
+
+
+def _nifti(path: Path, where: str, warn: bool):
+    try:
+        import nibabel
+    except ImportError:
+        raise InputError("nibabel is not installed, expected it for NIfTI images: "
+                         "pip install 'spinverse[mesh]'") from None
+    try:
+        image = nibabel.load(path)
+        unit = image.header.get_xyzt_units()[0]
+        zooms = np.array(image.header.get_zooms()[:3], float)
+        labels = np.asarray(image.dataobj)
+    except Exception as error:  # nibabel, zlib and numpy errors
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{where}: cannot be read as NIfTI ({reason}), expected an image"
+                         ) from None
+    while labels.ndim > 3 and labels.shape[-1] == 1:
+        labels = labels[..., 0]
+    size = np.round(zooms * UM_PER_UNIT[unit], 9)
+    if unit == "unknown" and warn:
+        warnings.warn(f"{where}: the header names no unit of length, millimetres are taken: "
+                      f"voxels of {' x '.join(f'{v:.6g}' for v in size)} um (voxel_size says "
+                      "otherwise)", UnitWarning, stacklevel=4)
+    return labels, size if len(size) == 3 else None

@@ -1,0 +1,218 @@
+"""Builders of concentric layers: discs, cylinders, spheres, and a sphere in a box."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import pi
+
+import numpy as np
+
+from spinverse.errors import InputError, SolverError
+from spinverse.mesh import arguments as expect
+from spinverse.mesh import gmsh_model
+from spinverse.mesh.checks import cell_volumes
+from spinverse.mesh.data import MeshData
+from spinverse.mesh.grids import GROWTH, extrude, levels, oriented, tagged
+
+ORIGIN = (0.0, 0.0, 0.0)
+FLATTEST = 3.0  # edge length over thickness; from 10 on gmsh leaves slivers in shells
+
+
+def disks(radii: Sequence[float], size: float | Sequence[float],
+          match_area: bool = True) -> MeshData:
+    """Concentric discs in the plane z = 0: rings tagged 1 (inner) .. n, circles 1 .. n-1.
+
+    Args:
+        radii: ascending, um; the last is the outer boundary.
+        size: target edge length, um, at most three times the thickness of a ring; or one
+            for each ring, taken as it is. From a fine ring on it grows by 0.3 um per um.
+        match_area: move the faceted circles out so that each holds pi r^2.
+
+    Raises:
+        InputError: a bad value, radii that do not ascend.
+        SolverError: gmsh failed.
+    """
+    points, triangles, tags = _rings("disks", radii, size, match_area)
+    return tagged("disks", points, oriented(points, triangles), tags)
+
+
+def cylinders(radii: Sequence[float], height: float, size: float | Sequence[float],
+              layers: int = 1, match_volume: bool = True) -> MeshData:
+    """Concentric cylinders along z, centred at the origin, tagged as :func:`spheres` are.
+
+    A triangle mesh of the discs is extruded in prisms of three tets each.
+
+    Args:
+        radii: ascending, um; the last is the outer boundary.
+        height: um.
+        size: target edge length in the plane, um, as in :func:`disks`.
+        layers: prisms along z.
+        match_volume: move the faceted circles out so that each holds pi r^2.
+
+    Raises:
+        InputError: a bad value, radii that do not ascend.
+        SolverError: gmsh failed.
+    """
+    name = "cylinders"
+    height = expect.positive(name, "height", height)
+    layers = expect.count(name, "layers", layers)
+    flat, triangles, tags = _rings(name, radii, size, match_volume, cells_each=3 * layers)
+    points, tets = extrude(flat, triangles, levels(height, layers))
+    return tagged(name, points, tets, np.tile(np.repeat(tags, 3), layers))
+
+
+def spheres(radii: Sequence[float], size: float | Sequence[float],
+            centre: Sequence[float] = ORIGIN, match_volume: bool = True) -> MeshData:
+    """Concentric balls: layers tagged 1 (inner) .. n, spheres between them 1 .. n-1.
+
+    Args:
+        radii: ascending, um; the last is the outer boundary.
+        size: target edge length, um, at most three times the thickness of a layer; or one
+            for each layer, taken as it is: far above the thickness it gives flat tets there
+            (see :func:`.checks.quality`). From a fine layer on it grows by 0.3 um per um.
+        centre: um.
+        match_volume: move the faceted spheres out so that each holds 4/3 pi r^3.
+
+    Raises:
+        InputError: a bad value, radii that do not ascend.
+        SolverError: gmsh failed.
+    """
+    name = "spheres"
+    radii = expect.ascending(name, "radii", radii)
+    sizes = _sizes(name, size, radii)
+    centre = np.array(expect.vector(name, "centre", centre))
+    expect.affordable_volume(name, 4 / 3 * pi * np.diff(radii**3, prepend=0), sizes)
+    with gmsh_model.model(name, sizes.max(), sizes.min()) as gmsh:
+        occ = gmsh.model.occ
+        balls = [(3, occ.addSphere(0, 0, 0, r)) for r in radii]
+        points, tets, entities = _concentric(gmsh, name, balls, radii, sizes, 3)
+    tags = 1 + np.abs(_reach(points, tets, entities)[:, None] - radii).argmin(axis=1)
+    if match_volume:
+        points = _match(name, points, tets, tags, radii, 3)
+    return tagged(name, points + centre, tets, tags)
+
+
+def sphere_in_box(radius: float, box: Sequence[float], size: float,
+                  size_interface: float | None = None, centre: Sequence[float] = ORIGIN,
+                  match_volume: bool = True, periodic: bool = False) -> MeshData:
+    """A ball (tag 1) in a box (tag 2) that is centred at the origin; interface tagged 1.
+
+    Args:
+        radius: um.
+        box: lengths (x, y, z) of the box, um.
+        size: target edge length, um; above the gap to the box it gives flat tets there
+            (see :func:`.checks.quality`).
+        size_interface: target edge length at the sphere, um; it grows to ``size`` over
+            one radius. ``None``: ``size``.
+        centre: of the ball, um.
+        match_volume: move the faceted sphere out so that it holds 4/3 pi radius^3.
+        periodic: opposite faces of the box carry the same triangles.
+
+    Raises:
+        InputError: a bad value, a ball that does not lie inside the box.
+        SolverError: gmsh failed.
+    """
+    name = "sphere_in_box"
+    radius, lengths = expect.positive(name, "radius", radius), expect.lengths(name, "box", box, 3)
+    size = expect.positive(name, "size", size)
+    centre = np.array(expect.vector(name, "centre", centre))
+    fine = size if size_interface is None else \
+        expect.positive(name, "size_interface", size_interface)
+    gap = float((lengths / 2 - np.abs(centre)).min()) - radius
+    if not gap > 0:
+        raise InputError(f"{name}: ball of radius {radius:g} um leaves a gap of {gap:g} um to "
+                         "the box, expected a positive one")
+    expect.affordable_volume(name, lengths.prod(), size)
+    expect.affordable_volume(name, 4 * pi * radius**2 * fine, fine)
+
+    def target(point):
+        distance = abs(np.linalg.norm(point - centre) - radius)
+        return fine + (size - fine) * min(1.0, distance / radius)
+
+    with gmsh_model.model(name, max(size, fine), min(size, fine)) as gmsh:
+        occ = gmsh.model.occ
+        outer = occ.addBox(*(-lengths / 2), *lengths)
+        occ.fragment([(3, outer)], [(3, occ.addSphere(*centre, radius))])
+        occ.synchronize()
+        if fine != size:
+            gmsh_model.set_sizes(gmsh, target)
+        if periodic:
+            gmsh_model.match_opposite(gmsh, name, lengths)
+        points, tets, entities = gmsh_model.arrays(gmsh, name)
+    tags = 1 + (_reach(points - centre, tets, entities) > radius * (1 + 1e-6))
+    points = points - centre
+    if match_volume:
+        points = _match(name, points, tets, tags, np.array([radius]), 3, fixed=radius + gap)
+    return tagged(name, points + centre, tets, tags)
+
+
+def _sizes(name: str, size, radii: np.ndarray) -> np.ndarray:
+    """The edge length of each layer; one number yields to layers that it would flatten."""
+    sizes = expect.each(name, "size", size, len(radii))
+    if np.ndim(size) == 0:
+        sizes[1:] = np.minimum(sizes[1:], FLATTEST * np.diff(radii))
+    return sizes
+
+
+def _rings(name: str, radii, size, match: bool,
+           cells_each: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Triangles of concentric discs: points ``(Nv, 3)``, triangles, and the ring of each."""
+    radii = expect.ascending(name, "radii", radii)
+    sizes = _sizes(name, size, radii)
+    expect.affordable_volume(name, cells_each * pi * np.diff(radii**2, prepend=0), sizes, 2)
+    with gmsh_model.model(name, sizes.max(), sizes.min()) as gmsh:
+        discs = [(2, gmsh.model.occ.addDisk(0, 0, 0, r, r)) for r in radii]
+        points, triangles, entities = _concentric(gmsh, name, discs, radii, sizes, 2)
+    points[:, 2] = 0
+    tags = 1 + np.abs(_reach(points, triangles, entities)[:, None] - radii).argmin(axis=1)
+    if match:
+        points = _match(name, points, triangles, tags, radii, 2)
+    return points, triangles, tags
+
+
+def _concentric(gmsh, name: str, parts: list, radii: np.ndarray, sizes: np.ndarray, dim: int):
+    """Fragment the concentric ``parts`` and mesh them with one size for each layer."""
+    if len(parts) > 1:
+        gmsh.model.occ.fragment(parts[-1:], parts[:-1])
+    gmsh.model.occ.synchronize()
+    inner = np.concatenate([[0], radii[:-1]])
+
+    def target(point):
+        r = np.linalg.norm(point)
+        return (sizes + GROWTH * np.maximum(0, np.maximum(inner - r, r - radii))).min()
+
+    varied = np.ptp(sizes) > 0
+    if varied:
+        gmsh_model.set_sizes(gmsh, target)
+    return gmsh_model.arrays(gmsh, name, dim, again=varied)
+
+
+def _reach(points: np.ndarray, cells: np.ndarray, entities: np.ndarray) -> np.ndarray:
+    """For each cell the largest distance from the origin in its gmsh entity, ``(Nt,)``."""
+    reach = np.zeros(entities.max() + 1)
+    np.maximum.at(reach, entities, np.linalg.norm(points[cells], axis=2).max(axis=1))
+    return reach[entities]
+
+
+def _match(name: str, points: np.ndarray, cells: np.ndarray, tags: np.ndarray,
+           radii: np.ndarray, dim: int, fixed: float | None = None) -> np.ndarray:
+    """Move vertices radially until each faceted surface holds what the smooth one holds.
+
+    All vertices of a surface lie at its radius, so that scaling them by one factor scales
+    what it holds exactly (in the plane for ``dim`` 2); between surfaces the radius is mapped
+    linearly, and beyond ``fixed`` nothing moves.
+    """
+    held = np.abs(cell_volumes(points, cells))
+    held = np.bincount(tags, weights=held)[1:len(radii) + 1].cumsum()
+    ball = {2: pi, 3: 4 / 3 * pi}[dim]
+    wanted = radii * (ball * radii**dim / held)**(1 / dim)
+    if fixed is not None and not wanted[-1] < fixed:
+        raise SolverError(f"{name}: matching the volume needs radius {wanted[-1]:g} um, which "
+                          f"leaves the box at {fixed:g} um (try a smaller size)")
+    outer = [] if fixed is None else [fixed]
+    knots = np.concatenate([[0], radii, outer])
+    values = np.concatenate([[0], wanted, outer])
+    r = np.linalg.norm(points, axis=1)
+    # past the last knot: the same factor; that is 1 with `fixed`, round-off without
+    new = np.where(r <= knots[-1], np.interp(r, knots, values), r * values[-1] / knots[-1])
+    return points * np.divide(new, r, out=np.ones_like(r), where=r > 0)[:, None]

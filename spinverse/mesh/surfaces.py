@@ -1,0 +1,495 @@
+"""Closed triangle surfaces: cell membranes as files give them, checked and repaired."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
+
+from spinverse.errors import InputError
+from spinverse.mesh.arguments import positive
+from spinverse.mesh.checks import LARGEST, SMALLEST, RepairWarning, UnitWarning
+
+SUFFIXES = (".stl", ".ply", ".off", ".obj")
+FLAT = 1e-7  # height over longest edge of a triangle that counts as flat
+NEAR = 1e-6  # of the box diagonal: vertices that a repair merges
+
+
+@dataclass(frozen=True, eq=False)
+class Surface:
+    """Triangles that bound cells; normals point out of the cell, and into its cavities.
+
+    Attributes:
+        points: ``(Nv, 3)`` float64, um.
+        triangles: vertices of each triangle, ``(Nt, 3)`` int64.
+        name: for messages.
+
+    Raises:
+        InputError: no triangles, wrong shapes, coordinates that are not finite, or vertex
+            numbers out of range.
+    """
+
+    points: np.ndarray
+    triangles: np.ndarray
+    name: str = "surface"
+
+    def __post_init__(self):
+        where = f"surface '{self.name}'"
+        values = {}
+        for key, kinds, dtype in (("points", "iuf", np.float64), ("triangles", "iu", np.int64)):
+            try:
+                array = np.asarray(getattr(self, key))
+            except ValueError:
+                array = np.empty(0)
+            if array.ndim != 2 or array.shape[1] != 3 or array.dtype.kind not in kinds \
+                    or not len(array):
+                raise InputError(f"{where}: {key} has shape {array.shape} and type "
+                                 f"{array.dtype}, expected (N, 3) with N > 0")
+            values[key] = np.array(array, dtype=dtype, order="C")
+        bad = ~np.isfinite(values["points"]).all(axis=1)
+        if bad.any():
+            raise InputError(f"{where}: point {bad.argmax()} is not finite ({bad.sum()} such), "
+                             "expected finite coordinates")
+        bad = ((values["triangles"] < 0) | (values["triangles"] >= len(values["points"]))).any(1)
+        if bad.any():
+            raise InputError(f"{where}: triangle {bad.argmax()} has vertex numbers out of range "
+                             f"({bad.sum()} such), expected 0 to {len(values['points']) - 1}")
+        for key, value in values.items():
+            object.__setattr__(self, key, value)
+
+    @property
+    def corners(self) -> np.ndarray:
+        """Coordinates of the corners of each triangle, ``(Nt, 3, 3)`` um."""
+        return self.points[self.triangles]
+
+    @property
+    def areas(self) -> np.ndarray:
+        """Area of each triangle, ``(Nt,)`` um^2."""
+        a, b, c = self.corners.swapaxes(0, 1)
+        return np.linalg.norm(np.cross(b - a, c - a), axis=1) / 2
+
+    @property
+    def volume(self) -> float:
+        """Signed enclosed volume, um^3 (divergence theorem); positive: normals point out."""
+        a, b, c = (self.corners - self.points[self.triangles[0, 0]]).swapaxes(0, 1)
+        return float(np.einsum("ij,ij->", np.cross(a, b), c) / 6)
+
+    @property
+    def diagonal(self) -> float:
+        """Of the bounding box of the triangles, um."""
+        return float(np.linalg.norm(np.ptp(self.corners.reshape(-1, 3), axis=0)))
+
+    @property
+    def edge_length(self) -> float:
+        """Median length of the triangles' edges, um."""
+        corners = self.corners
+        return float(np.median(np.linalg.norm(corners - corners[:, [1, 2, 0]], axis=2)))
+
+
+def read_surface(path: str | Path, repair: bool = False, scale: float = 1.0) -> Surface:
+    """Read a triangle surface and check it.
+
+    Formats are ``.stl``, ``.ply`` (text or binary), ``.off`` and ``.obj``; polygons are split
+    into triangles. Equal vertices are merged in ``.stl``, which repeats them for each triangle,
+    and elsewhere where the surface is not closed without.
+
+    Args:
+        path: the file; its suffix says the format.
+        repair: repair what can be (see :func:`repair_with_defects`) instead of refusing.
+        scale: um per unit of the file: 1e-3 for nanometres, 1e6 for metres.
+
+    Raises:
+        InputError: no such file, an unknown suffix, a file that cannot be parsed, trimesh is
+            not installed; without ``repair`` also any of :func:`defects`.
+
+    Warns:
+        RepairWarning: what was repaired, and which defects are left.
+        UnitWarning: the size suggests that the coordinates are not in um.
+    """
+    surface = load_surface(path, scale)
+    return repair_with_defects(surface)[0] if repair else check_surface(surface)
+
+
+def load_surface(path: str | Path, scale: float = 1.0) -> Surface:
+    """:func:`read_surface` without the check of the surface."""
+    path = Path(path)
+    scale = positive(f"surface file '{path}'", "scale", scale)
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(f"surface file '{path}': suffix is '{path.suffix}', expected one of "
+                         + ", ".join(SUFFIXES))
+    if not path.is_file():
+        raise InputError(f"surface file '{path}': no such file, expected a surface")
+    points, triangles = _parse(path)
+    surface = Surface(points * scale, triangles, path.name)
+    if path.suffix.lower() == ".stl" or len(_edges(surface.triangles)[2]):
+        surface = _merged(surface, 0.0)
+    if not SMALLEST <= surface.diagonal <= LARGEST:
+        warnings.warn(f"surface '{surface.name}': box diagonal is {surface.diagonal:.3g} um, "
+                      f"expected {SMALLEST:g} to {LARGEST:g} um (scale=1e-3 for nanometres)",
+                      UnitWarning, stacklevel=3)
+    return surface
+
+
+def check_surface(surface: Surface) -> Surface:
+    """Return the surface if it has no :func:`defects`.
+
+    Raises:
+        InputError: all defects in one line.
+    """
+    found = defects(surface)
+    if found:
+        raise InputError(f"surface '{surface.name}': {'; '.join(found)}; expected a closed "
+                         "surface with outward normals (repair=True repairs what can be)")
+    return surface
+
+
+def defects(surface: Surface, intersections: bool = True) -> list[str]:
+    """What keeps the surface from bounding a volume, in words; empty for a clean one.
+
+    Triangles that repeat a vertex, are given twice or have no area; edges with one triangle
+    (holes) or more than two; neighbours of opposite orientation; parts whose normals point the
+    wrong way; and, unless ``intersections`` is false, triangles that cut others.
+    """
+    triangles = surface.triangles
+    ascending = np.sort(triangles, axis=1)
+    repeats = (ascending[:, 1:] == ascending[:, :-1]).any(axis=1)
+    found = []
+    if repeats.any():
+        found.append(f"{repeats.sum()} triangles repeat a vertex")
+    twins = len(ascending) - len(np.unique(ascending, axis=0))
+    if twins:
+        found.append(f"{twins} triangles are given twice")
+    flat = _flat(surface) & ~repeats
+    if flat.any():
+        found.append(f"{flat.sum()} triangles have no area")
+    _, pairs, open_edges, crowded = _edges(triangles)
+    if len(open_edges):
+        found.append(f"{len(open_edges)} edges belong to one triangle only (holes)")
+    if len(crowded):
+        found.append(f"{len(crowded)} edges belong to more than two triangles")
+    flips, twisted = _flips(triangles, pairs)
+    if twisted:
+        found.append(f"{twisted} parts cannot be oriented")
+    elif flips.any():
+        found.append(f"{flips.sum()} triangles are oriented against their neighbours")
+    elif not found:
+        inward = _turned_parts(surface, parts(surface)).sum()
+        if inward:
+            found.append(f"{inward} parts have normals that point the wrong way")
+    if intersections:
+        cuts = self_intersections(surface)
+        if len(cuts):
+            found.append(f"{len(cuts)} pairs of triangles cut each other, first "
+                         f"{cuts[0, 0]} and {cuts[0, 1]}")
+    return found
+
+
+def repaired(surface: Surface) -> Surface:
+    """Repair what can be, see :func:`repair_with_defects`."""
+    return repair_with_defects(surface, stacklevel=4)[0]
+
+
+def repair_with_defects(surface: Surface, stacklevel: int = 3) -> tuple[Surface, list[str]]:
+    """Repair what can be without a guess about the shape.
+
+    In this order: vertices nearer than 1e-6 of the box diagonal are merged; triangles that
+    repeat a vertex are dropped, and of triangles given twice one is kept (none if the two have
+    opposite orientations); neighbours get the same orientation; holes are closed by a fan;
+    every part gets normals that point out of the cell, or into the cavity if it lies in
+    another part; unused vertices are dropped.
+
+    Returns:
+        The surface, and its :func:`defects` that are left to the mesher.
+
+    Warns:
+        RepairWarning: what was done, and what is left.
+    """
+    done = []
+    count = len(surface.points)
+    surface = _merged(surface, NEAR * surface.diagonal)
+    if len(surface.points) < count:
+        done.append(f"{count - len(surface.points)} vertices merged or unused")
+    triangles = surface.triangles
+    ascending = np.sort(triangles, axis=1)
+    repeats = (ascending[:, 1:] == ascending[:, :-1]).any(axis=1)
+    if repeats.any():
+        done.append(f"{repeats.sum()} triangles that repeat a vertex dropped")
+        triangles = triangles[~repeats]
+    kept = _once(triangles)
+    if len(kept) < len(triangles):
+        done.append(f"{len(triangles) - len(kept)} triangles given twice dropped")
+        triangles = triangles[kept]
+    if not len(triangles):
+        raise InputError(f"surface '{surface.name}': no triangle is left of "
+                         f"{len(surface.triangles)} after the repair, expected a closed surface")
+    flips, _ = _flips(triangles, _edges(triangles)[1])
+    if flips.any():
+        done.append(f"{flips.sum()} triangles turned to agree with their neighbours")
+        triangles = np.where(flips[:, None], triangles[:, ::-1], triangles)
+    points, triangles, holes = _filled(surface.points, triangles)
+    if holes:
+        done.append(f"{len(holes)} holes closed, of up to {max(holes)} edges")
+    surface = _merged(Surface(points, triangles, surface.name), None)
+    if not len(_edges(surface.triangles)[2]):
+        labels = parts(surface)
+        wrong = _turned_parts(surface, labels)
+        if wrong.any():
+            done.append(f"{wrong.sum()} parts turned inside out")
+            turned = np.where(wrong[labels][:, None], surface.triangles[:, ::-1],
+                              surface.triangles)
+            surface = Surface(surface.points, turned, surface.name)
+    left = defects(surface)
+    if done or left:
+        text = "; ".join(done) or "nothing could be repaired"
+        rest = f"; left: {'; '.join(left)}" if left else ""
+        warnings.warn(f"surface '{surface.name}': {text}{rest}", RepairWarning,
+                      stacklevel=stacklevel)
+    return surface, left
+
+
+def parts(surface: Surface) -> np.ndarray:
+    """Number of the connected part (over shared vertices) of each triangle, ``(Nt,)``."""
+    t = surface.triangles
+    graph = coo_array((np.ones(2 * len(t), bool),
+                       (t[:, :2].ravel(), t[:, 1:].ravel())), (len(surface.points),) * 2)
+    _, labels = connected_components(graph, directed=False)
+    return np.unique(labels[t[:, 0]], return_inverse=True)[1]
+
+
+def depths(surface: Surface, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How many other parts enclose each part, and the innermost of them (-1: none).
+
+    Args:
+        labels: of :func:`parts`.
+
+    Returns:
+        Both ``(number of parts,)`` int64. A part is taken to lie where its first vertex lies.
+    """
+    count = int(labels.max()) + 1
+    corners = surface.corners
+    low = np.array([corners[labels == k].min(axis=(0, 1)) for k in range(count)])
+    high = np.array([corners[labels == k].max(axis=(0, 1)) for k in range(count)])
+    inside = np.zeros((count, count), bool)  # [k, j]: part k lies in part j
+    for k in range(count):
+        point = corners[labels == k][0, 0]
+        for j in np.flatnonzero((low <= low[k]).all(1) & (high >= high[k]).all(1)):
+            inside[k, j] = j != k and abs(winding_number(corners[labels == j], point)) > 0.5
+    depth = inside.sum(axis=1)
+    parent = np.where(inside, depth[None, :], -1).argmax(axis=1)
+    return depth, np.where(depth > 0, parent, -1)
+
+
+def winding_number(corners: np.ndarray, point: np.ndarray) -> float:
+    """How often triangles wind around a point: their solid angles over 4 pi.
+
+    The solid angle is that of Van Oosterom and Strackee, IEEE Trans. Biomed. Eng. 30 (1983) 125.
+
+    Args:
+        corners: ``(n, 3, 3)``.
+        point: ``(3,)``.
+    """
+    a, b, c = (corners - point).swapaxes(0, 1)
+    la, lb, lc = (np.linalg.norm(x, axis=1) for x in (a, b, c))
+    top = np.einsum("ij,ij->i", np.cross(a, b), c)
+    bottom = la * lb * lc + (a * b).sum(1) * lc + (b * c).sum(1) * la + (c * a).sum(1) * lb
+    return float(np.arctan2(top, bottom).sum() / (2 * np.pi))
+
+
+def self_intersections(surface: Surface) -> np.ndarray:
+    """Pairs of triangles without a common vertex of which an edge of one cuts the other.
+
+    Triangles that overlap within one plane are not found.
+
+    Returns:
+        ``(n, 2)`` int64, ascending.
+    """
+    corners = surface.corners
+    found = []
+    for i, j in _near_pairs(corners):
+        share = (surface.triangles[i][:, :, None] == surface.triangles[j][:, None, :])
+        i, j = i[~share.any(axis=(1, 2))], j[~share.any(axis=(1, 2))]
+        boxes = ((corners[i].min(1) <= corners[j].max(1))
+                 & (corners[j].min(1) <= corners[i].max(1))).all(axis=1)
+        i, j = i[boxes], j[boxes]
+        cut = _edges_cut(corners[i], corners[j]) | _edges_cut(corners[j], corners[i])
+        found.append(np.sort(np.stack([i[cut], j[cut]], axis=1), axis=1))
+    return np.unique(np.concatenate(found), axis=0)
+
+
+def _near_pairs(corners: np.ndarray):
+    """Yield index arrays (i, j) of all pairs of triangles whose bounding balls meet.
+
+    Triangles are sorted into classes of similar size, so that one large triangle does not make
+    the search radius of all.
+    """
+    centre = corners.mean(axis=1)
+    radius = np.linalg.norm(corners - centre[:, None], axis=2).max(axis=1)
+    level = np.ceil(np.log2(np.maximum(radius, radius.max() * 1e-9))).astype(int)
+    for k in np.unique(level):
+        smaller, same = np.flatnonzero(level <= k), np.flatnonzero(level == k)
+        tree = cKDTree(centre[smaller])
+        for block in np.array_split(same, max(1, len(same) // 4000)):  # bounds the memory
+            lists = tree.query_ball_point(centre[block], radius[block] + 2.0**k)
+            i = np.repeat(block, [len(x) for x in lists])
+            j = smaller[np.fromiter((n for x in lists for n in x), np.int64, len(i))]
+            once = (level[j] < k) | (i < j)
+            yield i[once], j[once]
+
+
+def _edges_cut(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Whether an edge of each first triangle cuts the second one strictly, ``(n,)``."""
+    def side(a, b, c, d):
+        return np.sign(np.einsum("ij,ij->i", np.cross(b - a, c - a), d - a))
+
+    a, b, c = second.swapaxes(0, 1)
+    heights = [side(a, b, c, first[:, k]) for k in range(3)]
+    cut = np.zeros(len(first), bool)
+    for k in range(3):
+        p, q = first[:, k], first[:, (k + 1) % 3]
+        across = heights[k] * heights[(k + 1) % 3] < 0
+        turns = side(p, q, a, b), side(p, q, b, c), side(p, q, c, a)
+        cut |= across & (turns[0] != 0) & (turns[0] == turns[1]) & (turns[1] == turns[2])
+    return cut
+
+
+def _edges(triangles: np.ndarray):
+    """The edges of triangles.
+
+    Returns:
+        halves: ``(3 Nt, 2)`` directed edges, triangle by triangle.
+        pairs: rows of ``halves`` of each edge of exactly two triangles, ``(n, 2)``.
+        open_edges: rows of ``halves`` of the edges of one triangle.
+        crowded: the first row of ``halves`` of each edge of more than two.
+    """
+    halves = triangles[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2)
+    ends = np.sort(halves, axis=1)
+    order = np.lexsort((ends[:, 1], ends[:, 0]))
+    new = np.ones(len(order), bool)
+    new[1:] = (ends[order][1:] != ends[order][:-1]).any(axis=1)
+    starts = np.flatnonzero(new)
+    counts = np.diff(np.append(starts, len(order)))
+    two = starts[counts == 2]
+    pairs = np.stack([order[two], order[two + 1]], axis=1) if len(two) \
+        else np.empty((0, 2), np.int64)
+    return halves, pairs, np.sort(order[starts[counts == 1]]), order[starts[counts > 2]]
+
+
+def _flips(triangles: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, int]:
+    """Triangles to turn for neighbours to agree, and the number of parts that cannot.
+
+    Each triangle stands in a graph twice, once for each orientation; neighbours link the
+    orientations that agree. A part that can be oriented falls into two mirror images, of which
+    the one that turns fewer triangles is taken.
+    """
+    n = len(triangles)
+    halves = triangles[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2)
+    i, j = pairs[:, 0] // 3, pairs[:, 1] // 3
+    against = (halves[pairs[:, 0], 0] == halves[pairs[:, 1], 0]).astype(np.int64)
+    rows = np.concatenate([i, i + n])
+    columns = np.concatenate([j + n * against, j + n * (1 - against)])
+    graph = coo_array((np.ones(len(rows), bool), (rows, columns)), (2 * n, 2 * n))
+    count, labels = connected_components(graph, directed=False)
+    kept, turned = labels[:n], labels[n:]
+    twisted = len(np.unique(kept[kept == turned]))
+    size = np.bincount(kept, minlength=count)
+    return (size[kept] < size[turned]) | ((size[kept] == size[turned]) & (kept > turned)), twisted
+
+
+def _once(triangles: np.ndarray) -> np.ndarray:
+    """Rows to keep for each triangle to be there once; two of opposite orientation cancel."""
+    ascending, place = np.sort(triangles, axis=1), np.argsort(triangles, axis=1)
+    sign = np.where(np.isin((place @ [9, 3, 1]), [5, 15, 19]), 1, -1)  # even permutations
+    _, first, group, counts = np.unique(ascending, axis=0, return_index=True,
+                                        return_inverse=True, return_counts=True)
+    group = group.ravel()
+    net = np.bincount(group, weights=sign, minlength=len(first))
+    kept = np.empty(len(first), np.int64)
+    # the first one of the orientation that prevails
+    rows = np.arange(len(triangles))[::-1]
+    agrees = sign[rows] * net[group[rows]] > 0
+    kept[group[rows[agrees]]] = rows[agrees]
+    return np.sort(kept[net != 0]) if (net != 0).any() else np.empty(0, np.int64)
+
+
+def _filled(points: np.ndarray, triangles: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Close each hole whose rim is a simple loop by triangles to its centre."""
+    halves, _, open_edges, _ = _edges(triangles)
+    rim = halves[open_edges][:, ::-1]  # the new triangles run the other way
+    follows = dict(rim.tolist())
+    starts, ends = np.unique(rim[:, 0], return_counts=True), np.unique(rim[:, 1],
+                                                                       return_counts=True)
+    branching = {*starts[0][starts[1] > 1].tolist(), *ends[0][ends[1] > 1].tolist()}
+    seen, holes, new_points, new_triangles = set(), [], [], []
+    for start in follows:
+        loop, vertex = [], start
+        while vertex in follows and vertex not in seen and vertex not in branching:
+            seen.add(vertex)
+            loop.append(vertex)
+            vertex = follows[vertex]
+        if len(loop) < 3 or vertex != start:
+            continue
+        holes.append(len(loop))
+        if len(loop) == 3:
+            new_triangles.append(loop)
+            continue
+        centre = len(points) + len(new_points)
+        new_points.append(points[loop].mean(axis=0))
+        new_triangles += [(a, b, centre)
+                          for a, b in zip(loop, loop[1:] + loop[:1], strict=True)]
+    if not holes:
+        return points, triangles, holes
+    return (np.concatenate([points, np.reshape(new_points, (-1, 3))]),
+            np.concatenate([triangles, np.array(new_triangles, np.int64)]), holes)
+
+
+def _turned_parts(surface: Surface, labels: np.ndarray) -> np.ndarray:
+    """Parts whose normals point inwards at even depth, or outwards at odd depth."""
+    a, b, c = (surface.corners - surface.points.mean(axis=0)).swapaxes(0, 1)
+    volumes = np.bincount(labels, np.einsum("ij,ij->i", np.cross(a, b), c))
+    depth, _ = depths(surface, labels)
+    return (volumes < 0) == (depth % 2 == 0)
+
+
+def _flat(surface: Surface) -> np.ndarray:
+    corners = surface.corners
+    longest = np.linalg.norm(corners - corners[:, [1, 2, 0]], axis=2).max(axis=1)
+    return 2 * surface.areas <= FLAT * longest**2
+
+
+def _merged(surface: Surface, tolerance: float | None) -> Surface:
+    """Merge vertices within ``tolerance`` um (0: equal ones, ``None``: none), drop unused ones."""
+    points, triangles = surface.points, surface.triangles
+    if tolerance == 0:
+        _, first, group = np.unique(points, axis=0, return_index=True, return_inverse=True)
+        triangles = first[group.ravel()][triangles]
+    elif tolerance:
+        pairs = cKDTree(points).query_pairs(tolerance, output_type="ndarray")
+        graph = coo_array((np.ones(len(pairs), bool), pairs.T), (len(points),) * 2)
+        _, labels = connected_components(graph, directed=False)
+        _, first, group = np.unique(labels, return_index=True, return_inverse=True)
+        triangles = first[group.ravel()][triangles]
+    used, numbers = np.unique(triangles, return_inverse=True)
+    return Surface(points[used], numbers.reshape(-1, 3), surface.name)
+
+
+def _parse(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        import trimesh
+    except ImportError:
+        raise InputError("trimesh is not installed, expected it for surface files: "
+                         "pip install 'spinverse[mesh]'") from None
+    try:
+        mesh = trimesh.load(path, process=False, force="mesh")
+        points, triangles = np.asarray(mesh.vertices, float), np.asarray(mesh.faces, np.int64)
+    except Exception as error:  # the parser raises whatever the bytes lead to
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"surface file '{path}': cannot be read as {path.suffix} ({reason}), "
+                         "expected triangles") from None
+    if not len(triangles) or not len(points):
+        raise InputError(f"surface file '{path}': holds no triangles, expected some")
+    return points, triangles

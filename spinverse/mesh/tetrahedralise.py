@@ -1,0 +1,300 @@
+"""Tetrahedra inside and outside a cell surface, made in a process that can be ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from spinverse.errors import InputError, SolverError
+from spinverse.mesh.arguments import affordable_volume, choice, positive, shown
+from spinverse.mesh.checks import RepairWarning, cell_volumes, facets_of
+from spinverse.mesh.data import MeshData
+from spinverse.mesh.isosurface import layer
+from spinverse.mesh.surfaces import (
+    Surface,
+    defects,
+    depths,
+    load_surface,
+    parts,
+    repair_with_defects,
+)
+
+# what an MPI launcher tells its ranks; a child that imports MPI would take itself for one
+LAUNCHERS = ("PMI", "PMIX", "MPI_LOCAL", "HYDI_", "HYDRA_", "MPIEXEC_", "OMPI_", "PRTE_", "SLURM_")
+INSIDE, OUTSIDE = 1, 2  # cell tags
+LOST = 0.02  # relative difference of volumes that is worth a warning
+TRY = "try repair=True, another size, or a smaller or larger envelope"
+
+
+def from_surface(surface: Surface | str | Path, size: float | None = None,
+                 outside: str | None = None, gap: float | None = None, method: str = "auto",
+                 envelope: float | None = None, repair: bool = True, scale: float = 1.0,
+                 timeout: float = 600.0) -> MeshData:
+    """Mesh the inside of a closed surface, and the outside if asked.
+
+    Cells inside have tag 1, outside tag 2; the interface facets are the surface, with tag 1.
+    Parts of the surface that lie in another part bound cavities, which count as outside (and
+    are left empty without ``outside``).
+
+    Two methods: ``"exact"`` keeps every triangle (gmsh, Delaunay), and wants a surface without
+    defects. ``"envelope"`` makes a new surface within a distance of the given one (fTetWild, Hu
+    et al., ACM Trans. Graph. 39 (2020) 117), and takes holes, cuts and overlaps. ``"auto"`` is
+    exact for a surface without defects whose triangles are no finer than a third of ``size``, and
+    envelope otherwise and where exact fails.
+
+    Args:
+        surface: a :class:`Surface`, or a file for :func:`surfaces.read_surface`.
+        size: largest target edge length, um. Exact: none but that of the surface, which grows
+            into the volume. Envelope: a twentieth of the box diagonal.
+        outside: ``"box"``: up to a box; ``"tight"``: a layer around the cell; ``None``: nothing.
+        gap: between the cell and the outer boundary, um; a tenth of the cell's largest extent.
+        method: ``"auto"``, ``"exact"`` or ``"envelope"``.
+        envelope: distance that the surface may move, um; the smaller of 1e-3 of the box diagonal
+            and a tenth of the median edge.
+        repair: repair the surface first, see
+            :func:`surfaces.repair_with_defects`; without it a defect is
+            an error, except for ``method="envelope"``.
+        scale: um per unit of the file.
+        timeout: seconds for the mesher, which is ended then.
+
+    Raises:
+        InputError: a bad argument, file or surface, or no mesher is installed.
+        SolverError: the mesher failed, crashed, or took too long.
+
+    Warns:
+        RepairWarning: what was repaired; a mesh that holds another volume than the surface, or
+            whose inside falls into more parts.
+    """
+    owner = "from_surface"
+    method = choice(owner, "method", method, ("auto", "exact", "envelope"))
+    if outside is not None:
+        choice(owner, "outside", outside, ("box", "tight"))
+    given = {"size": size, "gap": gap, "envelope": envelope, "timeout": timeout}
+    size, gap, envelope, timeout = (v if v is None else positive(owner, k, v)
+                                    for k, v in given.items())
+    if timeout is None:
+        raise InputError(f"{owner}: timeout is None, expected seconds")
+    if gap is not None and outside is None:
+        raise InputError(f"{owner}: gap is {gap:g} without outside, expected outside='box' or "
+                         "'tight'")
+    strict = not repair and method != "envelope"
+    if isinstance(surface, str | Path):
+        surface = load_surface(surface, scale)
+    elif not isinstance(surface, Surface):
+        raise InputError(f"{owner}: surface is {shown(surface)}, expected a Surface or a path")
+    surface, found = repair_with_defects(surface) if repair else (surface, defects(surface))
+    if strict and found:
+        raise InputError(f"surface '{surface.name}': {'; '.join(found)}; expected a clean "
+                         "surface (repair=True, or method='envelope')")
+    outer = _outer(surface, outside, gap, size)
+    if size is not None:
+        extent = np.ptp((outer or surface).points, axis=0)
+        affordable_volume(owner, np.prod(extent) if outer else abs(surface.volume), size)
+    steps = _steps(surface, method, found, size)
+    common = {"points": surface.points, "triangles": surface.triangles,
+              "outer_points": outer.points if outer else np.empty((0, 3)),
+              "outer_triangles": outer.triangles if outer else np.empty((0, 3), np.int64)}
+    failures = []
+    for step in steps:
+        job = _exact_job(surface, outer, size) if step == "exact" else \
+            _envelope_job(surface, size, envelope)
+        try:
+            arrays = run_mesher({"method": step, **common, **job}, timeout, surface.name)
+            flush = outer if outside == "box" and step == "envelope" else None
+            data = _mesh(surface, arrays, flush)
+        except (SolverError, InputError) as error:
+            failures.append(f"{step}: {error}")
+            continue
+        _compare(surface, data, step)
+        return data
+    why = f"; the surface has defects: {'; '.join(found)}" if found else ""
+    raise SolverError(f"surface '{surface.name}': could not be meshed ({'; '.join(failures)}); "
+                      f"{TRY}{why}")
+
+
+def run_mesher(job: dict, timeout: float, name: str) -> dict[str, np.ndarray]:
+    """Run ``_mesher.py`` on ``job`` in a process group of its own.
+
+    Returns:
+        The arrays ``points``, ``tets``, ``tags``.
+
+    Raises:
+        SolverError: it said that it failed, ended by a signal, or is not done after ``timeout``
+            seconds, and then it is ended.
+    """
+    program = Path(__file__).with_name("_mesher.py")
+    environment = {key: value for key, value in os.environ.items()
+                   if not key.startswith(LAUNCHERS)}
+    environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    with tempfile.TemporaryDirectory(prefix="spinverse-") as folder:
+        source, target = Path(folder) / "job.npz", Path(folder) / "mesh.npz"
+        np.savez(source, **job)
+        with open(Path(folder) / "log", "w+b") as log:
+            # -P: modules beside the program must not shadow others; cwd: fTetWild leaves files
+            child = subprocess.Popen(
+                [sys.executable, "-P", program, source, target, str(timeout)], cwd=folder,
+                env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                start_new_session=True)
+            try:
+                code = child.wait(timeout)
+            except subprocess.TimeoutExpired:
+                raise SolverError(f"no mesh of '{name}' after {timeout:g} s (timeout), ended"
+                                  ) from None
+            finally:
+                _end(child)
+            log.seek(max(0, log.tell() - 2000))
+            last = log.read().decode(errors="replace").strip().splitlines()[-1:]
+        if code != 0 or not target.is_file():
+            cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            said = f": {last[0][:200]}" if last and code > 0 else ""
+            raise SolverError(f"the mesher of '{name}' crashed ({cause}{said})")
+        with np.load(target) as file:
+            arrays = {key: file[key] for key in file.files}
+    if "error" in arrays:
+        raise SolverError(str(arrays["error"]))
+    if not len(arrays["tets"]):
+        raise SolverError("the mesher found no inside")
+    return arrays
+
+
+def _end(child: subprocess.Popen) -> None:
+    if child.poll() is None:
+        try:
+            os.killpg(child.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        child.wait()
+
+
+def _steps(surface: Surface, method: str, found: list[str], size: float | None) -> list[str]:
+    """The methods to try, in order."""
+    have = {"exact": find_spec("gmsh") is not None,
+            "envelope": find_spec("wildmeshing") is not None}
+    library = {"exact": "gmsh", "envelope": "wildmeshing"}
+    if method == "auto":
+        fine = size is not None and 3 * surface.edge_length < size
+        order = ["envelope"] if found else ["exact", "envelope"]
+        if not found and fine:
+            order = ["envelope", "exact"]
+    else:
+        order = [method]
+    steps = [step for step in order if have[step]]
+    if not steps:
+        why = f" for a surface with defects ({'; '.join(found)})" if found else ""
+        raise InputError(f"surface '{surface.name}': {library[order[0]]} is not installed, "
+                         f"expected it{why}: pip install 'spinverse[mesh]'")
+    return steps
+
+
+def _exact_job(surface: Surface, outer: Surface | None, size: float | None) -> dict:
+    """Volumes as gmsh wants them: each bounded by a part and the parts right inside it."""
+    labels = parts(surface)
+    depth, parent = depths(surface, labels)
+    rows = []
+    for part, level in enumerate(depth):
+        if level % 2 and outer is None:
+            continue  # a cavity
+        tag = OUTSIDE if level % 2 else INSIDE
+        rows += [(part, tag, p) for p in (part, *np.flatnonzero(parent == part))]
+    if outer is not None:
+        rows += [(-1, OUTSIDE, p) for p in (-1, *np.flatnonzero(depth == 0))]
+    return {"shells": labels, "volumes": np.array(rows, np.int64),
+            "size": 1e22 if size is None else size}
+
+
+def _envelope_job(surface: Surface, size: float | None, envelope: float | None) -> dict:
+    if envelope is None:
+        envelope = min(1e-3 * surface.diagonal, 0.1 * surface.edge_length)
+    return {"size": surface.diagonal / 20 if size is None else size, "envelope": envelope}
+
+
+def _outer(surface: Surface, outside: str | None, gap: float | None,
+           size: float | None) -> Surface | None:
+    if outside is None:
+        return None
+    if gap is None:
+        gap = 0.1 * float(np.ptp(surface.points, axis=0).max())
+    return _box(surface, gap, size) if outside == "box" else layer(surface, gap)
+
+
+def _box(surface: Surface, gap: float, size: float | None) -> Surface:
+    """The bounding box, ``gap`` um larger on each side, its faces split into right triangles."""
+    low, high = surface.points.min(axis=0) - gap, surface.points.max(axis=0) + gap
+    step = (high - low).max() / 8
+    counts = np.ceil((high - low) / (step if size is None else min(size, step)) - 1e-9).astype(int)
+    nodes, faces = [], []
+    for axis in range(3):
+        u, v = (axis + 1) % 3, (axis + 2) % 3
+        i, j = np.meshgrid(np.arange(counts[u]), np.arange(counts[v]), indexing="ij")
+        for side in (0, 1):
+            corner = np.zeros((4, i.size, 3), np.int64)
+            corner[..., axis] = side * counts[axis]
+            for k, (a, b) in enumerate([(0, 0), (1, 0), (1, 1), (0, 1)]):
+                corner[k, :, u], corner[k, :, v] = i.ravel() + a, j.ravel() + b
+            turn = 1 if side else -1
+            for three in ((0, 1, 2), (0, 2, 3)):
+                faces.append(corner[list(three[::turn])].swapaxes(0, 1))
+    nodes, place = np.unique(np.concatenate(faces).reshape(-1, 3), axis=0, return_inverse=True)
+    return Surface(low + nodes * ((high - low) / counts), place.reshape(-1, 3), "box")
+
+
+def _mesh(surface: Surface, arrays: dict, box: Surface | None) -> MeshData:
+    points, tets, tags = arrays["points"], arrays["tets"], arrays["tags"]
+    used, numbers = np.unique(tets, return_inverse=True)
+    points, tets = points[used], numbers.reshape(-1, 4)
+    turned = cell_volumes(points, tets) < 0
+    tets[turned] = tets[turned][:, [0, 1, 3, 2]]
+    if box is not None:
+        points = _flush(points, tets, box)
+    facets, pairs = facets_of(tets, surface.name)
+    sides = np.where(pairs < 0, OUTSIDE, tags[pairs])
+    walls = facets[sides[:, 0] != sides[:, 1]]
+    return MeshData(points, tets, tags, walls, name=surface.name).check()
+
+
+def _flush(points: np.ndarray, tets: np.ndarray, box: Surface) -> np.ndarray:
+    """Move vertices of the outer boundary onto the box, unless that spoils a tet."""
+    facets, pairs = facets_of(tets)
+    low, high = box.points.min(axis=0), box.points.max(axis=0)
+    near = 0.01 * np.linalg.norm(high - low)
+    boundary = np.unique(facets[pairs[:, 1] < 0])
+    moved = points.copy()
+    for plane in (low, high):
+        on = np.abs(points[boundary] - plane) < near
+        moved[boundary] = np.where(on, plane, moved[boundary])
+    spoilt = cell_volumes(moved, tets) < 0.1 * cell_volumes(points, tets)
+    back = np.unique(tets[spoilt])
+    moved[back] = points[back]
+    return moved if (cell_volumes(moved, tets) > 0).all() else points
+
+
+def _compare(surface: Surface, data: MeshData, step: str) -> None:
+    """Warn where the mesh's inside is not the surface's."""
+    inside = data.cells[data.cell_tags == INSIDE]
+    if not len(inside):
+        raise SolverError(f"surface '{surface.name}': {step} found no inside; {TRY}")
+    said = []
+    mesh, wanted = cell_volumes(data.points, inside).sum(), surface.volume
+    if abs(mesh - wanted) > LOST * abs(wanted):
+        said.append(f"the inside has {mesh:.4g} um^3, the surface encloses {wanted:.4g}, "
+                    "overlaps twice (a smaller envelope follows thin processes better)")
+    _, pairs = facets_of(inside)
+    pairs = pairs[pairs[:, 1] >= 0]
+    graph = coo_array((np.ones(len(pairs), bool), pairs.T), (len(inside),) * 2)
+    pieces, _ = connected_components(graph, directed=False)
+    depth, _ = depths(surface, parts(surface))
+    if pieces > (depth % 2 == 0).sum():
+        said.append(f"the inside falls into {pieces} pieces, the surface into "
+                    f"{(depth % 2 == 0).sum()}")
+    if said:
+        warnings.warn(f"surface '{surface.name}': {'; '.join(said)}", RepairWarning, stacklevel=3)

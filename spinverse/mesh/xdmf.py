@@ -1,0 +1,146 @@
+"""XDMF meshes with HDF5 data, as DOLFINx and meshio write them, or with the numbers inside."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+
+from spinverse.errors import InputError
+from spinverse.mesh.checks import cell_volumes
+from spinverse.mesh.data import MeshData
+
+KINDS = {"tetrahedron": 3, "triangle": 2, "polyline": 1}  # topologies, their dimensions
+
+
+def read_xdmf(path: str | Path) -> MeshData:
+    """Read the mesh of an ``.xdmf`` file; coordinates are um.
+
+    The first grid with tetrahedra (or else triangles, or intervals) is the mesh. Its cell tags
+    are the values of a grid of the same kind of cells, or of the mesh grid itself, and the
+    interface facets those of a grid of their facets, each with its values: that is how DOLFINx
+    writes mesh tags. More than one such grid is an error, as is a quadratic mesh. The mesh is
+    not checked. Called on one rank.
+
+    Raises:
+        InputError: a file that cannot be parsed, or whose content is not as above.
+    """
+    path = Path(path)
+    where = f"mesh file '{path}'"
+    try:
+        root = ElementTree.parse(path).getroot()
+    except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
+        raise InputError(f"{where}: cannot be read as .xdmf ({_one_line(error)}), expected XML"
+                         ) from None
+    formats = {item.get("Format", "XML").upper() for item in root.iter("DataItem")}
+    if not formats or not formats <= {"HDF", "XML"}:
+        raise InputError(f"{where}: has data in format {', '.join(sorted(formats)) or 'nothing'}, "
+                         "expected HDF or XML")
+    for item in root.iter("DataItem"):
+        name = (item.text or "").strip().rpartition(":/")[0]
+        if item.get("Format", "").upper() == "HDF" and name and \
+                not (path.parent / name).is_file():
+            raise InputError(f"{where}: no such file as '{name}' beside it, expected its HDF5 "
+                             "data")
+    try:
+        return (_from_hdf if "HDF" in formats else _from_text)(path, where, root)
+    except InputError:
+        raise
+    except Exception as error:  # HDF5 and numpy raise whatever they like
+        raise InputError(f"{where}: cannot be read as .xdmf ({_one_line(error)}), expected a "
+                         "mesh as DOLFINx writes it") from None
+
+
+def _grids(where: str, root) -> tuple[int, list, list]:
+    """Dimension of the cells, and the grids of cells and of facets: the mesh first."""
+    grids = {}
+    for grid in root.iter("Grid"):
+        topology = grid.find("Topology")
+        if topology is None:  # a collection
+            continue
+        kind = (topology.get("TopologyType") or topology.get("Type") or "").lower()
+        if kind not in KINDS:
+            raise InputError(f"{where}: grid '{grid.get('Name')}' has topology '{kind}', "
+                             f"expected one of {', '.join(KINDS)}")
+        grids.setdefault(KINDS[kind], []).append(grid)
+    if not grids:
+        raise InputError(f"{where}: holds no grid with a topology, expected a mesh")
+    dim = max(grids)
+    cells, facets = grids[dim], grids.get(dim - 1, [])
+    tagged = [grid for grid in cells if grid.find("Attribute") is not None]
+    for what, found in (("cell tags", tagged), ("facets", facets)):
+        if len(found) > 1:
+            names = ", ".join(repr(grid.get("Name")) for grid in found)
+            raise InputError(f"{where}: grids {names} all hold {what}, expected one")
+    return dim, [cells[0], *tagged], facets
+
+
+def _from_hdf(path: Path, where: str, root) -> MeshData:
+    from dolfinx.io import XDMFFile
+    from dolfinx.mesh import entities_to_geometry
+    from mpi4py import MPI
+
+    dim, (first, *tagged), facets = _grids(where, root)
+    with XDMFFile(MPI.COMM_SELF, str(path), "r") as file:
+        cells = file.read_topology_data(first.get("Name"))
+        points = file.read_geometry_data(first.get("Name"))
+        mesh = file.read_mesh(name=first.get("Name"))
+        mesh.topology.create_entities(dim - 1)
+        mesh.topology.create_connectivity(dim - 1, dim)
+        number = mesh.geometry.input_global_indices
+        rows, values = [None, None], [None, None]
+        for k, found in enumerate((tagged, facets)):
+            if found:
+                tags = file.read_meshtags(mesh, name=found[0].get("Name"))
+                mesh.topology.create_connectivity(tags.dim, dim)
+                rows[k] = number[entities_to_geometry(mesh, tags.dim, tags.indices)]
+                values[k] = tags.values
+    return _data(path, points, cells, rows[0], values[0], rows[1], values[1])
+
+
+def _from_text(path: Path, where: str, root) -> MeshData:
+    _, (first, *tagged), facets = _grids(where, root)
+    rows, values = [None, None], [None, None]
+    for k, found in enumerate((tagged, facets)):
+        if found:
+            rows[k] = _numbers(where, found[0].find("Topology"), int)
+            attribute = found[0].find("Attribute")
+            values[k] = None if attribute is None else _numbers(where, attribute, int).ravel()
+    return _data(path, _numbers(where, first.find("Geometry"), float),
+                 _numbers(where, first.find("Topology"), int), rows[0], values[0], rows[1],
+                 values[1])
+
+
+def _numbers(where: str, parent, kind) -> np.ndarray:
+    item = None if parent is None else parent.find("DataItem")
+    if item is None:
+        raise InputError(f"{where}: a grid without numbers of its own, expected topology and "
+                         "geometry in each")
+    shape = [int(word) for word in item.get("Dimensions", "-1").split()]
+    numbers = np.array((item.text or "").split(), float).reshape(shape)
+    if kind is int and (numbers != np.rint(numbers)).any():
+        raise InputError(f"{where}: {parent.tag.lower()} holds {numbers.max():g}, expected "
+                         "integers")
+    return numbers.astype(kind)
+
+
+def _data(path: Path, points, cells, tagged, values, facets, facet_values) -> MeshData:
+    points, cells = np.pad(points, [(0, 0), (0, 3 - points.shape[1])]), np.array(cells)
+    cell_tags = None
+    if values is not None:
+        order, given = (np.lexsort(np.sort(rows, axis=1).T) for rows in (cells, tagged))
+        if len(order) != len(given) or (np.sort(cells[order]) != np.sort(tagged[given])).any():
+            raise InputError(f"mesh file '{path}': the {len(given)} cells with tags are not the "
+                             f"{len(order)} cells of the mesh, expected a tag for each")
+        cell_tags = np.empty(len(cells), np.int64)
+        cell_tags[order] = values[given]
+    if 0 <= cells.min() <= cells.max() < len(points):
+        # DOLFINx does not orient cells, so an inverted one is no defect
+        turned = cell_volumes(points, cells) < 0
+        cells[turned, -2:] = cells[turned, :-3:-1]
+    return MeshData(points, cells, cell_tags, facets, facet_values, name=path.name)
+
+
+def _one_line(error: Exception) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]
