@@ -111,7 +111,8 @@ def test_no_membrane_and_closed_membrane(dim):
         one, many = ((analytic.cylinder, analytic.cylinders) if dim == 2
                      else (analytic.sphere, analytic.spheres))
         whole, open_ = one(b, delta, Delta, 5.0), many(b, delta, Delta, [3.0, 5.0], np.inf)
-    assert open_[0] == pytest.approx(1.0, abs=1e-12)
+    # rounding of the lowest eigenvalue: that of the largest, over 17 ms
+    assert open_[0] == pytest.approx(1.0, abs=1e-10)
     np.testing.assert_allclose(open_, whole, atol=1e-8)
 
 

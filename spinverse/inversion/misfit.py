@@ -47,7 +47,9 @@ class NormalisedMagnitude:
 
 
 def references(acquisition) -> np.ndarray:
-    """``(N, N)`` weights that average |S(b = 0)| over the rows of each row's sequence."""
-    same = acquisition.waveform_index[:, None] == acquisition.waveform_index[None, :]
-    free = same & (acquisition.b == 0)[None, :]
-    return free / free.sum(axis=1, keepdims=True)
+    """``(N, N)`` weights that average the |S(b = 0)| which each row is normalised by."""
+    weights = np.zeros((len(acquisition.waveforms), len(acquisition)))
+    for k in np.unique(acquisition.waveform_index):
+        rows = acquisition.reference_rows(k)
+        weights[k, rows] = 1.0 / len(rows)
+    return weights[acquisition.waveform_index]

@@ -132,11 +132,7 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage] | str = "defau
     kappa = np.where(unknown, np.clip(np.broadcast_to(start, unknown.shape), low, high), fixed)
     tissue = Tissue(mesh, diffusivity, T2, density, Permeability(mesh, kappa))
     graph = None
-    acquisition, measured = signals.acquisition, signals.normalised
-    scale = np.empty(len(acquisition))
-    for index in range(len(acquisition.waveforms)):
-        rows = acquisition.waveform_index == index
-        scale[rows] = signals.magnitude[rows & (acquisition.b == 0)].mean()
+    acquisition, measured, scale = signals.acquisition, signals.normalised, signals.reference
     if normalisation == "measured":
         _check_amount(scale, tissue)
     evaluations = 0

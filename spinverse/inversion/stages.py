@@ -118,6 +118,8 @@ class Stage:
         if not (chosen & (acquisition.b > 0)).any():
             raise InputError(f"stage {self.name!r}: sequences {self.sequences!r} up to b = "
                              f"{self.b_max:g} s/mm^2 choose no measurement with b > 0")
+        for waveform in np.unique(acquisition.waveform_index[chosen]):
+            chosen[acquisition.reference_rows(waveform)] = True
         return np.flatnonzero(chosen)
 
     def row_weights(self, acquisition: Acquisition) -> np.ndarray:
