@@ -15,7 +15,23 @@ Multiplying by v, integrating over each cell and summing (v and m jump across fa
 Every function below is one term. ``m`` and ``v`` are scalar for the matrix formalism, which
 needs real symmetric operators, and pairs (Re m, Im m) for time stepping; the terms are the same.
 A new term is a function of the same kind: pass it as ``extra_terms`` to
-`spinverse.BlochTorrey`.
+`spinverse.BlochTorrey`. The same form runs on intervals, triangles and tetrahedra.
+
+Where the spin densities rho of neighbours differ, uniform magnetisation is not at rest but
+m = rho is. What crosses a membrane is then (SpinDoctor, Li et al. 2019)
+
+    D grad m . n = kappa 2 (rho- m+ - rho+ m-) / (rho+ + rho-),
+
+and the unknown is m / sqrt(rho), which keeps all operators symmetric; terms inside cells, where
+rho is constant, read the same for it.
+
+On boxes that repeat, m has a phase jump from one face to the opposite one that grows with the
+gradient. Along periodic axes the unknown is therefore w = m exp(i Q . x) with
+
+    Q(t) = int_0^t g,      dw/dt = (grad - i Q) . D (grad - i Q) w - w / T2,
+
+membranes as before. w is periodic, and as Q(TE) = 0 the signal is its integral. Along the other
+axes, where Q has no entry, the gradient precesses as always.
 """
 
 from __future__ import annotations
@@ -36,7 +52,12 @@ class Coefficients:
         x: position relative to the centre of the mesh, um.
         g: precession gradient gamma G f(t), a constant vector, rad/(ms um).
         dx, dS, ds: measures over cells, interior facets and outer facets.
+        rho: spin density per cell where densities differ, None where they do not matter.
         extra: named coefficients of the user's own.
+        periodic: axes along which the mesh repeats; ``ds`` leaves their faces out.
+        Q: int_0^t g along these axes and 0 along the others, a constant vector, rad/um; None
+            where no axis is periodic. Terms of the user's see the whole g as well as Q, and
+            the unknown w: with `gradient` in place of ``ufl.grad`` they read as for m.
     """
 
     D: object
@@ -47,7 +68,10 @@ class Coefficients:
     dx: ufl.Measure
     dS: ufl.Measure
     ds: ufl.Measure
+    rho: object = None
     extra: dict = field(default_factory=dict)
+    periodic: tuple[int, ...] = ()
+    Q: object = None
 
 
 def mass(m, v, c: Coefficients) -> ufl.Form:
@@ -55,10 +79,27 @@ def mass(m, v, c: Coefficients) -> ufl.Form:
     return ufl.inner(m, v) * c.dx
 
 
+def i_times(m):
+    """i m for the pair m = (Re, Im)."""
+    return ufl.as_vector((-m[1], m[0]))
+
+
+def gradient(m, c: Coefficients):
+    """grad m; on periodic boxes (grad - i Q) w, for the pair."""
+    if c.Q is None or not ufl.shape(m):
+        return ufl.grad(m)
+    turned = i_times(m)
+    return ufl.grad(m) - ufl.as_tensor([[part * Q for Q in c.Q] for part in turned])
+
+
+def flux(m, c: Coefficients):
+    """D grad m."""
+    return ufl.dot(gradient(m, c), c.D) if ufl.shape(c.D) else c.D * gradient(m, c)
+
+
 def diffusion(m, v, c: Coefficients) -> ufl.Form:
     """(D grad m, grad v) inside the cells."""
-    flux = ufl.dot(ufl.grad(m), c.D) if ufl.shape(c.D) else c.D * ufl.grad(m)
-    return ufl.inner(flux, ufl.grad(v)) * c.dx
+    return ufl.inner(flux(m, c), gradient(v, c)) * c.dx
 
 
 def relaxation(m, v, c: Coefficients) -> ufl.Form:
@@ -68,7 +109,15 @@ def relaxation(m, v, c: Coefficients) -> ufl.Form:
 
 def exchange(m, v, c: Coefficients) -> ufl.Form:
     """sum over interior facets of kappa [m] [v]: what crosses a membrane."""
-    return c.kappa("+") * ufl.inner(ufl.jump(m), ufl.jump(v)) * c.dS
+    return c.kappa("+") * ufl.inner(jump(m, c), jump(v, c)) * c.dS
+
+
+def jump(m, c: Coefficients):
+    """m+ - m-; where densities differ, the difference that vanishes for m = rho."""
+    if c.rho is None:
+        return ufl.jump(m)
+    plus, minus, mean = c.rho("+"), c.rho("-"), ufl.avg(c.rho)
+    return ufl.sqrt(minus / mean) * m("+") - ufl.sqrt(plus / mean) * m("-")
 
 
 def outflow(m, v, c: Coefficients) -> ufl.Form:
@@ -77,9 +126,11 @@ def outflow(m, v, c: Coefficients) -> ufl.Form:
 
 
 def precession(m, v, c: Coefficients) -> ufl.Form:
-    """i (g . x) m tested with v, for the pair m = (Re, Im): i m = (-Im, Re)."""
-    i_m = ufl.as_vector((-m[1], m[0]))
-    return ufl.dot(c.g, c.x) * ufl.inner(i_m, v) * c.dx
+    """i (g . x) m tested with v, for the pair m; along axes that are not periodic."""
+    axes = [j for j in range(len(c.g)) if j not in c.periodic]
+    if not axes:
+        return ufl.form.Form([])
+    return sum(c.g[j] * c.x[j] for j in axes) * ufl.inner(i_times(m), v) * c.dx
 
 
 def position(m, v, c: Coefficients, axis: int) -> ufl.Form:
@@ -87,8 +138,24 @@ def position(m, v, c: Coefficients, axis: int) -> ufl.Form:
     return c.x[axis] * ufl.inner(m, v) * c.dx
 
 
+def drift(m, v, c: Coefficients, axis: int) -> ufl.Form:
+    """N_j with decay(w, v) + i Q_j N_j(w, v) + Q_j Q_k C_jk(w, v) what the whole form is at Q.
+
+    Antisymmetric: (D_j . grad w, v) - (w, D_j . grad v), D_j the rows of D.
+    """
+    def along(u):
+        return flux(u, c)[axis]
+
+    return (along(m) * v - m * along(v)) * c.dx
+
+
+def drift_squared(m, v, c: Coefficients, axis: int, other: int) -> ufl.Form:
+    """C_jk of `drift`: (D_jk w, v); for a scalar D with j = k."""
+    return (c.D[axis, other] if ufl.shape(c.D) else c.D) * ufl.inner(m, v) * c.dx
+
+
 def decay(m, v, c: Coefficients) -> ufl.Form:
-    """All that does not depend on the gradient."""
+    """All that does not precess: for scalar m what is left without gradient."""
     return diffusion(m, v, c) + relaxation(m, v, c) + exchange(m, v, c) + outflow(m, v, c)
 
 

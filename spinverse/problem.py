@@ -21,8 +21,8 @@ from .traces import FacetTraces, tie
 class BlochTorrey:
     """The Bloch-Torrey equation on a tissue, discretised with broken Lagrange elements.
 
-    Facets whose permeability is ``inf`` are tied when the problem is made; the others may change
-    through `set_permeability`.
+    Facets whose permeability is ``inf`` and periodic faces are tied when the problem is made; the
+    permeability of the others may change through `set_permeability`.
 
     Args:
         tissue: diffusivity, T2, density and permeability on a mesh.
@@ -39,16 +39,21 @@ class BlochTorrey:
         self.tissue, self.mesh, self.degree = tissue, tissue.mesh, degree
         self.extra_terms = extra_terms
         domain = self.mesh.domain
-        self.tied = tissue.permeability.tied
+        self.periodic = tissue.periodic_axes
+        self.tied = tissue.permeability.tied | tissue.periodic_facets
         self.kappa = self.mesh.facet_function(np.where(self.tied, 0, tissue.permeability.values))
-        self.g = dolfinx.fem.Constant(domain, np.zeros(3))
-        centre = dolfinx.fem.Constant(domain, self.mesh.centre)
+        self.g = dolfinx.fem.Constant(domain, np.zeros(self.mesh.dim))
+        self.Q = dolfinx.fem.Constant(domain, np.zeros(self.mesh.dim)) if self.periodic else None
+        centre = dolfinx.fem.Constant(domain, self.mesh.centre[: self.mesh.dim])
+        self._balanced = tissue.balanced
         self.coefficients = forms.Coefficients(
             D=_cell_function(domain, tissue.diffusivity, "D"),
             R2=_cell_function(domain, 1.0 / tissue.T2, "R2"),
             kappa=self.kappa, x=ufl.SpatialCoordinate(domain) - centre, g=self.g,
             dx=ufl.Measure("dx", domain), dS=ufl.Measure("dS", domain),
-            ds=ufl.Measure("ds", domain), extra=extra_coefficients or {})
+            ds=_boundary(tissue), extra=extra_coefficients or {},
+            rho=_cell_function(domain, tissue.density, "rho") if self._balanced else None,
+            periodic=self.periodic, Q=self.Q)
         self.space = dolfinx.fem.functionspace(domain, ("DG", degree))
 
     # ---- what both engines share -------------------------------------------------------------
@@ -72,12 +77,20 @@ class BlochTorrey:
     @cached_property
     def jump_matrix(self) -> scipy.sparse.csr_matrix:
         """T with Q(kappa) = T^T diag(kappa) T: see `FacetTraces.jump_matrix`."""
-        return self.traces.jump_matrix()
+        if not self._balanced:
+            return self.traces.jump_matrix()
+        cells = self.mesh.facet_cells
+        rho = self.tissue.density[cells]  # outer facets have no other side
+        other = np.where(cells[:, 1:] < 0, rho[:, :1], rho[:, ::-1])
+        rho = np.where(cells < 0, rho[:, :1], rho)
+        return self.traces.jump_matrix(np.sqrt(2 * other / (rho + other)))
 
     @cached_property
     def prolongation(self) -> PETSc.Mat | None:
         """P from the tied space to the broken scalar one; None when nothing is tied. Collective."""
-        return tie(self.mesh, self.space, self.traces, self.tied)
+        return tie(self.mesh, self.space, self.traces, self.tissue.permeability.tied,
+                   self.scale if self._balanced else None,
+                   [self.traces.periodic_pairs(axis) for axis in self.periodic])
 
     @property
     def num_unknowns(self) -> int:
@@ -123,20 +136,39 @@ class BlochTorrey:
 
     @cached_property
     def local_positions(self) -> list[scipy.sparse.csr_matrix]:
-        """(x_j m, v) for j = 0, 1, 2 between owned broken dofs, um."""
+        """(x_j m, v) for each axis j between owned broken dofs, um."""
         m, v, c = self._scalar
-        return [self._local(forms.position(m, v, c, j)) for j in range(3)]
+        return [self._local(forms.position(m, v, c, j)) for j in range(self.mesh.dim)]
+
+    @cached_property
+    def local_drifts(self) -> dict[int, scipy.sparse.csr_matrix]:
+        """`forms.drift` for each periodic axis between owned broken dofs."""
+        m, v, c = self._scalar
+        return {j: self._local(forms.drift(m, v, c, j)) for j in self.periodic}
+
+    @cached_property
+    def local_squares(self) -> dict[tuple[int, int], scipy.sparse.csr_matrix]:
+        """`forms.drift_squared` for the pairs j <= k of periodic axes where it is not zero."""
+        m, v, c = self._scalar
+        tensor = bool(ufl.shape(c.D))
+        return {(j, k): self._local(forms.drift_squared(m, v, c, j, k))
+                for j in self.periodic for k in self.periodic if j == k or (tensor and j < k)}
+
+    @cached_property
+    def scale(self) -> np.ndarray:
+        """Magnetisation over unknown at the owned broken dofs: see `spinverse.forms`."""
+        density = self.tissue.density
+        return self._by_cell(np.sqrt(density) if self._balanced else np.ones_like(density))
 
     @cached_property
     def initial(self) -> np.ndarray:
-        """Initial magnetisation at the owned broken dofs: the density of each dof's cell."""
-        return self._by_cell(self.tissue.density)
+        """The unknown at the start at the owned broken dofs: density over `scale`."""
+        return self._by_cell(self.tissue.density) / self.scale
 
     @cached_property
     def magnetisation_at_start(self) -> float:
-        """Integral of the initial magnetisation over the mesh, um^3."""
-        ones = np.ones(self.local_mass.shape[0])
-        return self.comm.allreduce(float(ones @ (self.local_mass @ self.initial)))
+        """Integral of the initial magnetisation over the mesh, um^d times density."""
+        return self.comm.allreduce(float(self.scale @ (self.local_mass @ self.initial)))
 
     def _by_cell(self, values: np.ndarray) -> np.ndarray:
         dofs = self.space.dofmap
@@ -152,6 +184,17 @@ class BlochTorrey:
 
     def _tie(self, matrix: PETSc.Mat) -> PETSc.Mat:
         return matrix if self.prolongation is None else matrix.ptap(self.prolongation)
+
+
+def _boundary(tissue: Tissue) -> ufl.Measure:
+    """Measure over the outer facets that are not periodic."""
+    mesh = tissue.mesh
+    if not tissue.periodic:
+        return ufl.Measure("ds", mesh.domain)
+    there = np.sort(mesh.facet_entities[mesh.outer & ~tissue.periodic_facets])
+    tags = dolfinx.mesh.meshtags(mesh.domain, mesh.dim - 1, there.astype(np.int32),
+                                 np.ones(len(there), dtype=np.int32))
+    return ufl.Measure("ds", mesh.domain, subdomain_data=tags)(1)
 
 
 def _cell_function(domain, values: np.ndarray, name: str) -> dolfinx.fem.Function:

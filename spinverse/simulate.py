@@ -13,8 +13,8 @@ ENGINES = ("matrix_formalism", "time_stepping")
 
 
 def make_engine(problem: BlochTorrey, acquisition: Acquisition, engine: str = "matrix_formalism",
-                modes: int | str = "auto", tolerance: float = 1e-5,
-                time_step: float = 0.1) -> MatrixFormalism | TimeStepping:
+                modes: int | str = "auto", tolerance: float = 1e-4,
+                time_step: float | str = "auto") -> MatrixFormalism | TimeStepping:
     """The engine of a name; see `simulate` for the arguments.
 
     Raises:
@@ -23,13 +23,13 @@ def make_engine(problem: BlochTorrey, acquisition: Acquisition, engine: str = "m
     if engine == "matrix_formalism":
         return MatrixFormalism(problem, acquisition, modes, tolerance)
     if engine == "time_stepping":
-        return TimeStepping(problem, acquisition, time_step)
+        return TimeStepping(problem, acquisition, time_step, tolerance=tolerance)
     raise InputError(f"engine: {engine!r}, expected one of {', '.join(ENGINES)}")
 
 
 def simulate(tissue: Tissue, acquisition: Acquisition, engine: str = "matrix_formalism",
-             degree: int = 1, modes: int | str = "auto", tolerance: float = 1e-5,
-             time_step: float = 0.1) -> Signals:
+             degree: int = 1, modes: int | str = "auto", tolerance: float = 1e-4,
+             time_step: float | str = "auto") -> Signals:
     """Simulate every measurement. Collective.
 
     Args:
@@ -38,15 +38,16 @@ def simulate(tissue: Tissue, acquisition: Acquisition, engine: str = "matrix_for
         engine: "matrix_formalism" (all measurements from one eigenproblem) or "time_stepping".
         degree: polynomial degree within a cell.
         modes: of the matrix formalism: a number, or "auto" for as many as ``tolerance`` needs.
-        tolerance: of the matrix formalism: wanted absolute error of the normalised signals.
-        time_step: of time stepping: longest step, ms.
+        tolerance: wanted absolute error of S / S(b=0, t=0) from modes or time steps; the error
+            of the mesh comes on top.
+        time_step: of time stepping: longest step, ms, or "auto" for what ``tolerance`` needs.
 
     Returns:
-        Signals, um^3 times density, the same on every rank.
+        Signals, um^d times density, the same on every rank, with `Signals.estimated_error`.
 
     Raises:
         InputError: an argument that makes no sense; SolverError: a solver failed.
     """
     problem = BlochTorrey(tissue, degree)
     solver = make_engine(problem, acquisition, engine, modes, tolerance, time_step)
-    return Signals(acquisition, solver.signals())
+    return Signals(acquisition, solver.signals(), solver.estimated_error)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+from mpi4py import MPI
 
 from .errors import InputError
 from .mesh.distributed import Mesh
+from .periodic import AXES, check_faces, periodic_axes
 
 PerCell = "float | Mapping[int, float] | np.ndarray"
 
@@ -83,11 +86,19 @@ class Tissue:
 
     Args:
         mesh: the mesh.
-        diffusivity: um^2/ms; a number, a symmetric positive ``(3, 3)`` tensor, ``{tag: either}``,
-            or an array ``(Nt,)`` or ``(Nt, 3, 3)`` over the cells of the input.
+        diffusivity: um^2/ms; a number, a symmetric positive ``(d, d)`` tensor, ``{tag: either}``,
+            or an array ``(Nt,)`` or ``(Nt, d, d)`` over the cells of the input.
         T2: ms, ``inf`` for none; a number, ``{tag: number}`` or ``(Nt,)``.
         density: initial magnetisation per volume; as T2.
+        interface: what is at rest across a membrane where densities differ: "equilibrium", the
+            densities themselves (positive then), or "plain", a uniform magnetisation, so that
+            densities level out.
         permeability: a `Permeability`, or one number for all interior facets (outer: reflecting).
+        periodic: axes along which the tissue repeats with the period of the mesh, "x", "xy",
+            "xyz", ...; "" for none. Opposite faces are one then: nothing crosses a membrane
+            there, and their permeability is not looked at, so membranes belong inside the box
+            (half a layer at both ends of a stack). Faces match on the grids of
+            `spinverse.mesh.box`, `slabs`, `intervals`, and with ``periodic=True`` on gmsh's.
 
     Raises:
         InputError: naming the field, the value and what was expected.
@@ -98,9 +109,16 @@ class Tissue:
     T2: object = np.inf
     density: object = 1.0
     permeability: object = np.inf
+    interface: str = "equilibrium"
+    periodic: str = ""
 
     def __post_init__(self):
         mesh = self.mesh
+        axes = periodic_axes(mesh, self.periodic)
+        object.__setattr__(self, "periodic", "".join(AXES[axis] for axis in axes))
+        _ = self.periodic_facets
+        if self.interface not in ("equilibrium", "plain"):
+            raise InputError(f"interface: {self.interface!r}, expected 'equilibrium' or 'plain'")
         permeability = self.permeability
         if not isinstance(permeability, Permeability):
             permeability = Permeability.uniform(mesh, permeability)
@@ -112,14 +130,32 @@ class Tissue:
         _check(mesh, "T2", "ms, positive (inf for none)", T2, T2 > 0)
         _check(mesh, "density", "finite and not negative", density,
                np.isfinite(density) & (density >= 0))
+        if self.interface == "equilibrium" and not _uniform(mesh, density):
+            _check(mesh, "density", "a positive one with interface 'equilibrium' (or 'plain')",
+                   density, density > 0)
         for field, value in (("diffusivity", D), ("T2", T2), ("density", density),
                              ("permeability", permeability)):
             object.__setattr__(self, field, value)
 
+    @property
+    def periodic_axes(self) -> tuple[int, ...]:
+        """Periodic axes as numbers, ascending."""
+        return periodic_axes(self.mesh, self.periodic)
+
+    @cached_property
+    def periodic_facets(self) -> np.ndarray:
+        """Owned facets on periodic faces, ``(nf,)`` bool: no outer boundary. Collective."""
+        return check_faces(self.mesh, self.periodic_axes)
+
+    @property
+    def balanced(self) -> bool:
+        """Whether densities differ and are at rest across membranes. Collective."""
+        return self.interface == "equilibrium" and not _uniform(self.mesh, self.density)
+
     def with_permeability(self, values: np.ndarray) -> Tissue:
         """The same tissue with other facet permeabilities, ``(nf,)`` um/ms."""
         return Tissue(self.mesh, _Local(self.diffusivity), _Local(self.T2), _Local(self.density),
-                      Permeability(self.mesh, values))
+                      Permeability(self.mesh, values), self.interface, self.periodic)
 
 
 @dataclass(frozen=True)
@@ -134,7 +170,8 @@ def _per_cell(mesh: Mesh, field: str, value, tensor: bool = False) -> np.ndarray
     if isinstance(value, _Local):
         return value.values
     number = len(mesh.cell_tags)
-    shapes = ((), (3, 3)) if tensor else ((),)
+    square = (mesh.dim, mesh.dim)
+    shapes = ((), square) if tensor else ((),)
     if isinstance(value, Mapping):
         entries = {int(tag): np.asarray(v, dtype=float) for tag, v in value.items()}
         local = set(np.unique(mesh.cell_tags).tolist())
@@ -143,8 +180,9 @@ def _per_cell(mesh: Mesh, field: str, value, tensor: bool = False) -> np.ndarray
             if tag not in entries:
                 raise InputError(f"{field}: no value for cell tag {tag}, "
                                  f"expected one for each of {present}")
-        if any(v.shape == (3, 3) for v in entries.values()):
-            entries = {tag: v if v.ndim == 2 else v * np.eye(3) for tag, v in entries.items()}
+        if any(v.shape == square for v in entries.values()):
+            entries = {tag: v if v.ndim == 2 else v * np.eye(mesh.dim)
+                       for tag, v in entries.items()}
         shape = next(iter(entries.values())).shape
         _known_shape(field, shape, shapes)
         result = np.zeros((number, *shape))
@@ -158,8 +196,15 @@ def _per_cell(mesh: Mesh, field: str, value, tensor: bool = False) -> np.ndarray
         _known_shape(field, array.shape[1:], shapes)
         return array[mesh.input_cells]
     raise InputError(f"{field}: shape {array.shape}, expected a number"
-                     f"{', a (3, 3) tensor' if tensor else ''}, one value for each cell tag, "
+                     f"{f', a {square} tensor' if tensor else ''}, one value for each cell tag, "
                      f"or one for each of the {mesh.num_cells} cells")
+
+
+def _uniform(mesh: Mesh, values: np.ndarray) -> bool:
+    """Whether all cells of the whole mesh have the same value. Collective."""
+    low = mesh.comm.allreduce(float(values.min(initial=np.inf)), MPI.MIN)
+    high = mesh.comm.allreduce(float(values.max(initial=-np.inf)), MPI.MAX)
+    return low == high
 
 
 def _known_shape(field: str, shape: tuple, shapes: tuple) -> None:

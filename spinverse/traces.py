@@ -2,10 +2,14 @@
 
 Q_F, the matrix of int_F [m][v], is the Gram matrix of the jump at the facet's quadrature points:
 with T the rows ``sqrt(w_q |F|) (phi+(x_q), -phi-(x_q))``, Q(kappa) = T^T diag(kappa) T exactly.
+Where densities differ, phi stands for s phi with the factors of `spinverse.forms.exchange`.
 The matrix formalism contracts its gradient with T, and ties facets by the same pairing of nodes.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from math import comb
 
 import basix
 import basix.ufl
@@ -16,8 +20,9 @@ from mpi4py import MPI
 from petsc4py import PETSc
 
 from .mesh.distributed import Mesh
+from .periodic import faces, pair_across
 
-_CORNERS = np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
+_FACETS = {1: basix.CellType.point, 2: basix.CellType.interval, 3: basix.CellType.triangle}
 
 
 class FacetTraces:
@@ -30,39 +35,48 @@ class FacetTraces:
 
     def __init__(self, mesh: Mesh, space: dolfinx.fem.FunctionSpace):
         self.mesh, self.space = mesh, space
+        dim = mesh.dim
         self._cells = mesh.facet_cells
         geometry_nodes = mesh.domain.geometry.dofmaps[0]
         facet_nodes = np.sort(dolfinx.mesh.entities_to_geometry(
-            mesh.domain, 2, mesh.facet_entities).reshape(-1, 3), axis=1)
-        # position of the facet's three nodes within each side's cell: (nf, 2, 3)
+            mesh.domain, dim - 1, mesh.facet_entities).reshape(-1, dim), axis=1)
+        # position of the facet's nodes within each side's cell: (nf, 2, d)
         sides = np.maximum(self._cells, 0)
-        self._corner = np.empty((len(sides), 2, 3), dtype=np.int64)
+        self._corner = np.empty((len(sides), 2, dim), dtype=np.int64)
         for side in range(2):
-            nodes = geometry_nodes[sides[:, side]] if len(sides) else np.empty((0, 4), int)
+            nodes = geometry_nodes[sides[:, side]] if len(sides) else np.empty((0, dim + 1), int)
             match = nodes[:, None, :] == facet_nodes[:, :, None]
             self._corner[:, side] = match.argmax(axis=2)
 
-    def jump_matrix(self) -> scipy.sparse.csr_matrix:
+    def jump_matrix(self, factors: np.ndarray | None = None) -> scipy.sparse.csr_matrix:
         """T, ``(nf * nq, nd)``: weighted jumps (traces on outer facets) of local functions.
 
         ``nd`` counts owned and ghost dofs; rows of one facet are consecutive.
+
+        Args:
+            factors: ``(nf, 2)`` that multiply the traces of the two sides; 1 if not given.
         """
         element = self.space.element.basix_element
-        points, weights = basix.make_quadrature(basix.CellType.triangle, 2 * element.degree)
+        dim = self.mesh.dim
+        points, weights = (np.zeros((1, 0)), np.ones(1)) if dim == 1 else basix.make_quadrature(
+            _FACETS[dim], 2 * element.degree)
         bary = np.column_stack([1 - points.sum(axis=1), points])
         nq, nf = len(weights), len(self._cells)
-        # basix weights sum to 1/2, the area of the reference triangle
-        scale = np.sqrt(2 * weights[None, :] * self.mesh.facet_areas[:, None])
+        # basix weights sum to the measure of the reference facet
+        scale = np.sqrt(weights[None, :] / weights.sum() * self.mesh.facet_areas[:, None])
+        reference = np.vstack([np.zeros(dim), np.eye(dim)])
         rows, cols, values = [], [], []
         for side, sign in ((0, 1.0), (1, -1.0)):
+            factor = np.ones(nf) if factors is None else factors[:, side]
             for corner, facets in self._by_corner(side):
-                table = element.tabulate(0, bary @ _CORNERS[list(corner)])[0, :, :, 0]
+                table = element.tabulate(0, bary @ reference[list(corner)])[0, :, :, 0]
                 dofs = self.space.dofmap.list[self._cells[facets, side]]
                 shape = (len(facets), nq, dofs.shape[1])
                 row = facets[:, None] * nq + np.arange(nq)
                 rows.append(np.broadcast_to(row[:, :, None], shape).ravel())
                 cols.append(np.broadcast_to(dofs[:, None, :], shape).ravel())
-                values.append((sign * scale[facets][:, :, None] * table).ravel())
+                sized = (sign * factor[facets][:, None] * scale[facets])[:, :, None]
+                values.append((sized * table).ravel())
         index_map = self.space.dofmap.index_map
         size = (nf * nq, index_map.size_local + index_map.num_ghosts)
         if not values:
@@ -80,7 +94,8 @@ class FacetTraces:
         pairs = []
         order = {}
         for side in range(2):
-            found = np.empty((len(facets), _nodes_per_facet(element.degree)), dtype=np.int64)
+            found = np.empty((len(facets), _nodes_per_facet(element.degree, self.mesh.dim)),
+                             dtype=np.int64)
             for corner, chosen in self._by_corner(side, facets):
                 if corner not in order:
                     order[corner] = _facet_nodes(nodes, corner)
@@ -89,28 +104,51 @@ class FacetTraces:
             pairs.append(found.ravel())
         return np.column_stack(pairs)
 
+    def periodic_pairs(self, axis: int) -> np.ndarray:
+        """Global dofs at nodes that are one on a box periodic in ``axis``, ``(n, 2)``. Collective.
+
+        The same on every rank.
+        """
+        space = self.space
+        index_map = space.dofmap.index_map
+        global_dofs = np.concatenate([np.arange(*index_map.local_range), index_map.ghosts])
+        x = space.tabulate_dof_coordinates()
+        size = _nodes_per_facet(space.element.basix_element.degree, self.mesh.dim)
+        sides = []
+        for facets in faces(self.mesh, axis):
+            dofs = np.empty((len(facets), size), dtype=np.int64)
+            for corner, chosen in self._by_corner(0, facets):
+                nodes = _facet_nodes(space.element.basix_element.points, corner)
+                dofs[chosen] = space.dofmap.list[self._cells[facets[chosen], 0]][:, nodes]
+            sides.append(dofs)
+        return pair_across(self.mesh, axis, tuple(x[dofs] for dofs in sides),
+                           tuple(global_dofs[dofs] for dofs in sides))
+
     def _by_corner(self, side: int, facets: np.ndarray | None = None):
         """Facets grouped by which corners of the side's cell they are."""
         facets = np.arange(len(self._cells)) if facets is None else facets
         inside = self._cells[facets, side] >= 0
-        code = self._corner[facets, side] @ np.array([16, 4, 1])
+        code = self._corner[facets, side] @ 4 ** np.arange(self.mesh.dim)
         for value in np.unique(code[inside]):
-            corner = (int(value) // 16, int(value) // 4 % 4, int(value) % 4)
+            corner = tuple(int(value) // 4**i % 4 for i in range(self.mesh.dim))
             yield corner, np.flatnonzero(inside & (code == value))
 
 
 def tie(mesh: Mesh, space: dolfinx.fem.FunctionSpace, traces: FacetTraces,
-        tied: np.ndarray) -> PETSc.Mat | None:
+        tied: np.ndarray, weights: np.ndarray | None = None,
+        periodic: Sequence[np.ndarray] = ()) -> PETSc.Mat | None:
     """Prolongation P from the space with tied facets to the broken one. Collective.
 
     Args:
         tied: ``(nf,)`` bool over owned facets: True ties the two sides.
+        weights: of the owned broken dofs, the entries of P; 1 if not given.
+        periodic: more pairs of dofs that are one, see `FacetTraces.periodic_pairs`.
 
     Returns:
-        P with one 1 in each row, or ``None`` when no facet is tied. A_tied = P^T A P.
+        P with one entry in each row, or ``None`` when no facet is tied. A_tied = P^T A P.
     """
     comm = mesh.comm
-    if not comm.allreduce(bool(tied.any()), op=MPI.LOR):
+    if not (comm.allreduce(bool(tied.any()), op=MPI.LOR) or len(periodic)):
         return None
     index_map = space.dofmap.index_map
     owned = index_map.size_local
@@ -129,6 +167,8 @@ def tie(mesh: Mesh, space: dolfinx.fem.FunctionSpace, traces: FacetTraces,
         np.minimum.at(least, component, label.array)
         label.array[:] = least[component]
         _lower_owners(index_map, label)
+        for pairs in periodic:
+            _lower_pairs(index_map, label, pairs)
         label.scatter_forward()
         if not comm.allreduce(bool((label.array != before).any()), op=MPI.LOR):
             break
@@ -144,9 +184,11 @@ def tie(mesh: Mesh, space: dolfinx.fem.FunctionSpace, traces: FacetTraces,
     P.setType(PETSc.Mat.Type.AIJ)
     P.setPreallocationNNZ((1, 1))
     start = index_map.local_range[0]
+    weights = np.ones(owned) if weights is None else np.asarray(weights, dtype=float)
     P.setValuesIJV(np.arange(owned + 1, dtype=PETSc.IntType), column.astype(PETSc.IntType),
-                   np.ones(owned)) if comm.size == 1 else [
-        P.setValue(start + i, int(j), 1.0) for i, j in enumerate(column)]
+                   weights) if comm.size == 1 else [
+        P.setValue(start + i, int(j), w)
+        for i, (j, w) in enumerate(zip(column, weights, strict=True))]
     P.assemble()
     return P
 
@@ -166,6 +208,19 @@ def _lower_owners(index_map, label) -> None:
             np.minimum.at(label.array, part[0] - start, part[1])
 
 
+def _lower_pairs(index_map, label, pairs: np.ndarray) -> None:
+    """Both dofs of a pair, known to all ranks, take the smaller of their labels."""
+    first, last = index_map.local_range
+    mine = (pairs >= first) & (pairs < last)
+    local = pairs[mine] - first
+    values = np.full(pairs.shape, np.iinfo(np.int64).max)
+    values[mine] = label.array[local]
+    everywhere = np.empty_like(values)
+    index_map.comm.Allreduce(values, everywhere, op=MPI.MIN)
+    least = np.broadcast_to(everywhere.min(axis=1, keepdims=True), pairs.shape)
+    np.minimum.at(label.array, local, least[mine])
+
+
 def _look_up(comm, index_map, wanted: np.ndarray, values: np.ndarray) -> np.ndarray:
     """``values`` (over owned dofs) at the global dofs ``wanted``, which others may own."""
     starts = np.array(comm.allgather(index_map.local_range[0]) + [index_map.size_global])
@@ -178,14 +233,14 @@ def _look_up(comm, index_map, wanted: np.ndarray, values: np.ndarray) -> np.ndar
     return result
 
 
-def _nodes_per_facet(degree: int) -> int:
-    return (degree + 1) * (degree + 2) // 2
+def _nodes_per_facet(degree: int, dim: int) -> int:
+    return comb(degree + dim - 1, dim - 1)
 
 
-def _facet_nodes(nodes: np.ndarray, corner: tuple[int, int, int]) -> np.ndarray:
+def _facet_nodes(nodes: np.ndarray, corner: tuple[int, ...]) -> np.ndarray:
     """Nodes of a cell that lie on the facet ``corner``, ordered by facet coordinates."""
     bary = np.column_stack([1 - nodes.sum(axis=1), nodes])
-    other = ({0, 1, 2, 3} - set(corner)).pop()
+    other = (set(range(bary.shape[1])) - set(corner)).pop()
     on = np.flatnonzero(np.abs(bary[:, other]) < 1e-10)
     coordinates = np.round(bary[on][:, list(corner)], 8)
     return on[np.lexsort(coordinates.T)]

@@ -1,7 +1,8 @@
 """Action of exp(-t (A + i Y)) on vectors by Chebyshev expansion, and its exact derivative.
 
 A = diag(lambda) with lambda >= 0 and Y real symmetric, so the field of values lies in the
-rectangle [0, lambda_max] x i [-|Y|, |Y|], whose sides are known. On a half-width a around the
+rectangle [0, lambda_max] x i [-|Y|, |Y|], whose sides are known. (Where Y has an antisymmetric
+part too, the caller knows the interval of the Hermitian part.) On a half-width a around the
 centre c, exp(-t z) = exp(-t c) sum_k (2 - delta_k0) (-1)^k I_k(t a) T_k((z - c) / a)
 (Abramowitz & Stegun 9.6.34), summed by the three-term recurrence; the derivative of the sum is
 Clenshaw's recurrence run on the adjoint. Unlike splitting there is no step to choose: the error
@@ -58,36 +59,20 @@ def expansion(duration: float, largest: float, phase: float) -> Expansion:
     return best[1]
 
 
-def _apply(decay, Y, u):
-    """((diag(lambda) - c) + i Y) / a on columns u = [Re | Im] stacked: ``decay`` is (K, 1)."""
-    half = u.shape[1] // 2
-    Yu = Y(u)
-    out = decay * u
-    out[:, :half] -= Yu[:, half:]
-    out[:, half:] += Yu[:, :half]
-    return out
-
-
-def _apply_adjoint(decay, Y, u):
-    """Conjugate transpose of `_apply`."""
-    half = u.shape[1] // 2
-    Yu = Y(u)
-    out = decay * u
-    out[:, :half] += Yu[:, half:]
-    out[:, half:] -= Yu[:, :half]
-    return out
-
-
 @dataclass
 class Propagation:
     """exp(-duration (A + i Y)) on a block of columns, remembering what the adjoint needs.
 
     Args:
         eigenvalues: ``(K,)`` of A, 1/ms.
-        X: ``(K, K)`` position operator along the direction, um.
+        X: ``(K, K)`` position operator along the direction, um; any real matrix if ``interval``
+            is given.
         q: ``(C,)`` precession gradient of each column, rad/(ms um): Y of column c is q[c] X.
-        reach: bound on the spectral radius of X, um.
+        reach: bound on the spectral radius of the symmetric part of X, um.
         duration: ms.
+        square: what times q[c]^2 is added to A, a number (times 1) or ``(K, K)`` symmetric.
+        interval: that the Hermitian part of all columns lies in, 1/ms; [0, lambda_max] if not
+            given.
     """
 
     eigenvalues: np.ndarray
@@ -95,27 +80,53 @@ class Propagation:
     q: np.ndarray
     reach: float
     duration: float
+    square: np.ndarray | float = 0.0
+    interval: tuple[float, float] | None = None
 
     def __post_init__(self):
         phase = float(np.abs(self.q).max(initial=0.0)) * self.reach
-        self.plan = expansion(float(self.duration), float(self.eigenvalues[-1]), phase)
-        self._decay = ((self.eigenvalues - self.plan.centre) / self.plan.width)[:, None]
-        self._q = np.concatenate([self.q, self.q]) / self.plan.width
+        low, high = (0.0, float(self.eigenvalues[-1])) if self.interval is None else self.interval
+        plan = expansion(float(self.duration), high - low, phase)
+        self.plan = plan
+        self._coefficients = np.exp(-self.duration * low / plan.steps) * np.array(plan.coefficients)
+        self._q = np.concatenate([self.q, self.q]) / plan.width
+        squares = self._q * np.concatenate([self.q, self.q])
+        self._decay = ((self.eigenvalues - low - plan.centre) / plan.width)[:, None]
+        self._squares = squares if np.ndim(self.square) else None
+        if np.ndim(self.square) == 0 and self.square:
+            self._decay = self._decay + self.square * squares
         self._tape: list[np.ndarray] = []
 
-    def _Y(self, u):
-        return (self.X @ u) * self._q
+    def _apply(self, u, X, sign):
+        """((A - c) + sign i q X) / a on columns u = [Re | Im]."""
+        half = u.shape[1] // 2
+        Yu = (X @ u) * self._q
+        out = self._decay * u
+        if self._squares is not None:
+            out += (self.square @ u) * self._squares
+        if sign < 0:
+            np.negative(Yu, out=Yu)
+        out[:, :half] -= Yu[:, half:]
+        out[:, half:] += Yu[:, :half]
+        return out
+
+    def _forth(self, u):
+        return self._apply(u, self.X, 1)
+
+    def _back(self, u):
+        """Conjugate transpose of `_forth`."""
+        return self._apply(u, self.X.T, -1)
 
     def forward(self, u: np.ndarray, remember: bool = False) -> np.ndarray:
         """The action on complex columns ``(K, C)``."""
         state = np.hstack([u.real, u.imag])
-        c = self.plan.coefficients
+        c = self._coefficients
         for _ in range(self.plan.steps):
-            before, now = state, _apply(self._decay, self._Y, state)
+            before, now = state, self._forth(state)
             terms = [before, now]
             total = c[0] * before + c[1] * now
             for ck in c[2:]:
-                after = _apply(self._decay, self._Y, now)
+                after = self._forth(now)
                 after *= 2
                 after -= before
                 before, now = now, after
@@ -139,14 +150,14 @@ class Propagation:
             ``(K, C)`` adjoint of the input.
         """
         state = np.hstack([adjoint.real, adjoint.imag])
-        c = self.plan.coefficients
+        c = self._coefficients
         for terms in reversed(self._tape):
             later = np.zeros_like(state)
             now = c[-1] * state
             swept = []
             for ck in c[-2:0:-1]:
                 swept.append(now)
-                before = _apply_adjoint(self._decay, self._Y, now)
+                before = self._back(now)
                 before *= 2
                 before -= later
                 before += ck * state
@@ -155,6 +166,6 @@ class Propagation:
             # s_1 meets t_0 with weight 1, s_{k+1} meets t_k with weight 2
             swept = [2.0 * s for s in swept[:-1]] + [swept[-1]]
             gradient += np.hstack(swept[::-1]) @ terms.T / self.plan.width
-            state = c[0] * state + _apply_adjoint(self._decay, self._Y, now) - later
+            state = c[0] * state + self._back(now) - later
         half = state.shape[1] // 2
         return state[:, :half] + 1j * state[:, half:]

@@ -20,7 +20,7 @@ class OfPermeability:
 
     def __init__(self, system: PairSystem):
         self._system = system
-        self._jumps: scipy.sparse.csr_matrix = system.problem.traces.jump_matrix()
+        self._jumps: scipy.sparse.csr_matrix = system.problem.jump_matrix
 
     def reset(self) -> None:
         self._sum = np.zeros(self._jumps.shape[0])

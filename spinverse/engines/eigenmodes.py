@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,8 @@ from slepc4py import SLEPc
 
 from ..errors import SolverError
 from ..problem import BlochTorrey
+from .drifting_basis import enriched, lowest
+from .gauge import Gauge, gauge_of
 
 # Modes are cut at the widest relative gap among this many candidates, so that no cluster of
 # equal eigenvalues is cut in two: the span, and the signals, would then depend on the ranks.
@@ -25,10 +28,12 @@ class Eigenmodes:
     Attributes:
         eigenvalues: ``(K,)`` ascending, 1/ms.
         modes: ``(n_owned, K)`` values at the owned broken dofs, um^-3/2.
-        positions: ``(3, K, K)`` position operators Phi^T J_j Phi, um.
+        positions: ``(d, K, K)`` position operators Phi^T J_j Phi, um.
         start: ``(K,)`` initial magnetisation in the modes.
-        receive: ``(K,)`` integral of each mode: the signal is receive . m.
-        reach: ``(3,)`` half-widths of the bounding box: a bound on |x|, um.
+        receive: ``(K,)`` integral of each mode's magnetisation: the signal is receive . m.
+        reach: ``(d,)`` half-widths of the bounding box: a bound on |x|, um.
+        gauge: what drives them along periodic axes, None without.
+        nest: ``(K, K)`` how to leave some out: see `drifting_basis.enriched`; None without.
     """
 
     eigenvalues: np.ndarray
@@ -37,15 +42,28 @@ class Eigenmodes:
     start: np.ndarray
     receive: np.ndarray
     reach: np.ndarray
+    gauge: Gauge | None = None
+    nest: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.eigenvalues)
 
     def truncated(self, number: int) -> Eigenmodes:
-        """The first ``number`` of them."""
+        """The first ``number`` of them; with `nest` of the functions that it leads back to."""
+        if self.nest is not None:
+            return self._nested(number)
         return Eigenmodes(self.eigenvalues[:number], self.modes[:, :number],
                           self.positions[:, :number, :number], self.start[:number],
-                          self.receive[:number], self.reach)
+                          self.receive[:number], self.reach,
+                          self.gauge and self.gauge.truncated(number))
+
+    def _nested(self, number: int) -> Eigenmodes:
+        first = self.nest[:number]
+        values, rotation = np.linalg.eigh((first * self.eigenvalues) @ first.T)
+        T = first.T @ rotation
+        return Eigenmodes(np.maximum(values, 0.0), self.modes @ T, T.T @ self.positions @ T,
+                          self.start @ T, self.receive @ T, self.reach, self.gauge.turned(T),
+                          rotation)
 
 
 def eigenmodes(problem: BlochTorrey, number: int,
@@ -54,13 +72,15 @@ def eigenmodes(problem: BlochTorrey, number: int,
 
     Args:
         problem: the discrete problem.
-        number: how many; a few fewer or more come back, cut at a gap of the spectrum.
+        number: how many; a few fewer or more come back, cut at a gap of the spectrum. On
+            periodic boxes some of them are made by drift: see `drifting_basis`.
         options_prefix: PETSc/SLEPc options with this prefix reach the solver.
 
     Raises:
         SolverError: if the factorisation fails or too few pairs converge.
     """
     size = problem.num_unknowns
+    number = lowest(problem, number)
     wanted = min(number + CANDIDATES, size)
     eps = SLEPc.EPS().create(problem.comm)
     A, M = problem.decay_matrix(), problem.mass_matrix
@@ -86,7 +106,7 @@ def eigenmodes(problem: BlochTorrey, number: int,
     # the same start vector whatever the ranks: a wave that shares no symmetry with the mesh
     column = A.createVecRight()
     x = problem.space.tabulate_dof_coordinates()[: problem.local_mass.shape[0]]
-    wave = 1.0 + np.sin(x @ np.array([0.7, 1.1, 1.9]))
+    wave = 1.0 + np.sin(x @ np.array([0.7, 1.1, 1.9]))  # x has three columns in any dimension
     P = problem.prolongation
     broken = P.createVecLeft() if P is not None else column
     broken.setArray(wave)
@@ -106,7 +126,8 @@ def eigenmodes(problem: BlochTorrey, number: int,
                           f"(SLEPc reason {reason})")
     values = np.array([eps.getEigenvalue(k).real for k in range(converged)])
     order = np.argsort(values)[:wanted]
-    order = order[: _cut(values[order], min(number, size))]
+    order = order[: _cut(values[order], min(number, size),
+                         CANDIDATES // (1 + len(problem.periodic)))]
     owned = problem.space.dofmap.index_map.size_local
     modes = np.empty((owned, len(order)), order="F")
     for place, k in enumerate(order):
@@ -114,32 +135,51 @@ def eigenmodes(problem: BlochTorrey, number: int,
         if P is not None:
             P.mult(column, broken)
         modes[:, place] = broken.array_r
+    values, nest = np.maximum(values[order], 0.0), None
+    if problem.periodic and len(values) < size:
+        values, modes, nest = enriched(problem, values, modes, -st.getShift(),
+                                       _solver(ksp, P, column, broken))
     for thing in (eps, column) if P is None else (eps, column, broken, A):
         thing.destroy()
-    return _project(problem, np.maximum(values[order], 0.0), modes)
+    return _project(problem, values, modes, nest)
 
 
-def _cut(values: np.ndarray, number: int) -> int:
-    """How many of the sorted values to keep: at least ``number - CANDIDATES`` and not a cluster."""
+def _cut(values: np.ndarray, number: int, candidates: int) -> int:
+    """How many of the sorted values to keep: at least ``number - candidates`` and not a cluster."""
     if len(values) <= number:
         return len(values)
-    first = max(1, number - CANDIDATES)
-    gaps = np.diff(values[first - 1:])
+    first = max(1, number - candidates)
+    gaps = np.diff(values[first - 1: number + candidates])
     return first + int(np.argmax(gaps))
 
 
-def _project(problem: BlochTorrey, values: np.ndarray, modes: np.ndarray) -> Eigenmodes:
+def _solver(ksp: PETSc.KSP, P: PETSc.Mat, column: PETSc.Vec, broken: PETSc.Vec) -> Callable:
+    """From a load at the broken dofs to the solution there, by way of the tied space."""
+    load = column.duplicate()
+
+    def solve(values: np.ndarray) -> np.ndarray:
+        broken.setArray(values)
+        P.multTranspose(broken, load)
+        ksp.solve(load, column)
+        P.mult(column, broken)
+        return broken.array_r.copy()
+
+    return solve
+
+
+def _project(problem: BlochTorrey, values: np.ndarray, modes: np.ndarray,
+             nest: np.ndarray | None = None) -> Eigenmodes:
     """Position operators, start and receive vectors, the same on every rank."""
-    K = len(values)
-    packed = np.zeros((3 * K + 2, K))
+    K, dim = len(values), problem.mesh.dim
+    packed = np.zeros((dim * K + 2, K))
     for j, J in enumerate(problem.local_positions):
         packed[j * K: (j + 1) * K] = modes.T @ (J @ modes)
     mass: scipy.sparse.csr_matrix = problem.local_mass
-    packed[3 * K] = (mass @ problem.initial) @ modes
-    packed[3 * K + 1] = (mass @ np.ones(len(modes))) @ modes
+    packed[dim * K] = (mass @ problem.initial) @ modes
+    packed[dim * K + 1] = (mass @ problem.scale) @ modes
     total = np.empty_like(packed)
     problem.comm.Allreduce(packed, total)
-    X = total[: 3 * K].reshape(3, K, K)
-    reach = (problem.mesh.bounds[1] - problem.mesh.bounds[0]) / 2
-    return Eigenmodes(values, modes, 0.5 * (X + X.transpose(0, 2, 1)), total[3 * K],
-                      total[3 * K + 1], reach)
+    X = total[: dim * K].reshape(dim, K, K)
+    reach = (problem.mesh.bounds[1] - problem.mesh.bounds[0])[:dim] / 2
+    return Eigenmodes(values, modes, 0.5 * (X + X.transpose(0, 2, 1)), total[dim * K],
+                      total[dim * K + 1], reach, gauge_of(problem, modes), nest)

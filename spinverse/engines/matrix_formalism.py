@@ -8,7 +8,12 @@ eigenvalues and X_j = Phi^T x_j Phi,
 Pieces of constant gradient are propagated exactly (`spinverse.engines.chebyshev`). All operators
 are symmetric, so a waveform with f(TE - t) = -f(t) needs its first half only:
 S = conj(l)^T exp(-Lambda tau) u, where u and l are start and receive after that half and tau is
-the gap in the middle.
+the gap in the middle. With f(TE - t) = f(t) it is l^T exp(-Lambda tau) u.
+
+Waveforms that are not piecewise constant are cut into pieces of fourth order in their length
+(`spinverse.acquisition.waveforms`).
+
+Along periodic axes the modes drift instead: see `spinverse.engines.gauge`.
 
 One eigenproblem serves all measurements; these are shared out over the ranks by direction.
 """
@@ -20,28 +25,39 @@ from dataclasses import dataclass, field
 
 import dolfinx
 import numpy as np
+from mpi4py import MPI
 
 from ..acquisition.table import Acquisition
-from ..errors import InputError
+from ..errors import InputError, SolverError
 from ..problem import BlochTorrey
+from . import gauge
 from .chebyshev import Propagation
+from .checks import check_directions
 from .eigenmodes import Eigenmodes, eigenmodes
+
+_FIRST_MODES = 48
+_MOST_AT_FIRST = 400
+_FINEST = 2.5  # shortest wave number of the first guess, in units of (g / D)^(1/3)
+_LEVEL = 0.45  # from one truncation to the next
 
 
 @dataclass
 class _Group:
-    """Measurements along one direction that share their pieces of constant gradient."""
+    """Measurements that share their pieces of constant gradient, up to its strength.
 
-    direction: np.ndarray
-    pieces: tuple[tuple[float, float], ...]
-    folded: bool
+    A piece is (duration, value, direction). ``fold`` is 0 when the pieces are the whole waveform,
+    -1 or +1 when they are the first half of an antisymmetric or symmetric one.
+    """
+
+    pieces: tuple[tuple[float, float, tuple[float, ...]], ...]
+    fold: int
     rows: list[int] = field(default_factory=list)
     strength: list[float] = field(default_factory=list)
     gap: list[float] = field(default_factory=list)
 
     @property
     def cost(self) -> float:
-        return len(self.rows) * sum(duration for duration, value in self.pieces if value)
+        return len(self.rows) * sum(duration for duration, value, _ in self.pieces if value)
 
 
 class MatrixFormalism:
@@ -52,7 +68,8 @@ class MatrixFormalism:
         acquisition: the measurements.
         modes: number of modes, or "auto": as many as `tolerance` needs, found at the first call.
         tolerance: wanted absolute error of the normalised signal from cutting the spectrum.
-        max_step: ms; pieces of a waveform that is not piecewise constant.
+        max_step: ms; pieces of a waveform that is not piecewise constant, or of any gradient along
+            a periodic axis.
     """
 
     def __init__(self, problem: BlochTorrey, acquisition: Acquisition,
@@ -66,13 +83,12 @@ class MatrixFormalism:
         self.modes, self.tolerance = modes, tolerance
         self.basis: Eigenmodes | None = None
         self.estimated_error = np.nan
-        found = set(np.unique(problem.initial).tolist())
+        # start = ratio * receive, if there is such a ratio: then one half serves both
+        found = set(np.unique(problem.initial / problem.scale).tolist())
         found = set().union(*problem.comm.allgather(found))
-        # one density everywhere: then receive = start / density, and one half serves both
-        self._density = found.pop() if len(found) == 1 else None
-        self._groups = _plan(acquisition, max_step)
-        by_cost = sorted(range(len(self._groups)), key=lambda i: (-self._groups[i].cost, i))
-        self._mine = by_cost[problem.comm.rank:: problem.comm.size]
+        self._ratio = found.pop() if len(found) == 1 else None
+        check_directions(acquisition, problem.mesh)
+        self._share_out(max_step)
         self._tape: list[tuple] = []
         self._taped: Eigenmodes | None = None
 
@@ -124,47 +140,63 @@ class MatrixFormalism:
 
     # ---- one group ----------------------------------------------------------------------------
 
+    def _share_out(self, max_step: float) -> None:
+        """Group the measurements, and choose this rank's."""
+        self.max_step = max_step
+        self._groups = _plan(self.acquisition, max_step, self.problem.mesh.dim,
+                             self.problem.periodic)
+        by_cost = sorted(range(len(self._groups)), key=lambda i: (-self._groups[i].cost, i))
+        self._mine = by_cost[self.problem.comm.rank:: self.problem.comm.size]
+
     def _evolve_group(self, basis: Eigenmodes, group: _Group, remember: bool = False):
         count = len(group.rows)
         q = np.array(group.strength)
-        double = group.folded and self._density is None
+        double = bool(group.fold) and self._ratio is None
         u = np.repeat(basis.start[:, None].astype(complex), count, axis=1)
         if double:
             u = np.hstack([u, np.repeat(basis.receive[:, None], count, axis=1)])
             q = np.concatenate([q, q])
-        forward = []
-        X = np.tensordot(group.direction, basis.positions, axes=1) if group.pieces else None
-        reach = float(np.abs(group.direction) @ basis.reach)
-        for duration, value in group.pieces:
-            step = (Propagation(basis.eigenvalues, X, value * q, reach, duration) if value
-                    else _Rest(basis.eigenvalues, duration))
+        forward, operators, drifts = [], {}, {}
+        for duration, value, direction in group.pieces:
+            if not value:
+                step = _Rest(basis.eigenvalues, duration)
+            elif isinstance(value, gauge.Wave):
+                step = gauge.propagation(basis, value, direction, q, duration, drifts)
+            else:
+                if direction not in operators:
+                    operators[direction] = (np.tensordot(direction, basis.positions, axes=1),
+                                            float(np.abs(direction) @ basis.reach))
+                X, reach = operators[direction]
+                step = Propagation(basis.eigenvalues, X, value * q, reach, duration)
             u = step.forward(u, remember)
             forward.append(step)
         right = u[:, :count]
-        if not group.folded:
+        if not group.fold:
             left = np.repeat(basis.receive[:, None], count, axis=1)
         else:
-            left = u[:, count:] if double else right / self._density
+            left = u[:, count:] if double else right / self._ratio
         if remember:
             self._tape.append((group, left, right, forward))
         decay = np.exp(-basis.eigenvalues[:, None] * np.array(group.gap))
-        return (left.conj() * decay * right).sum(axis=0)
+        return ((left if group.fold > 0 else left.conj()) * decay * right).sum(axis=0)
 
     def _pull_back(self, group, adjoint, left, right, forward, G, gaps):
         basis = self._taped
+        # S = sum(bra * decay * right); the adjoint of right is w conj(decay bra)
         w = adjoint[group.rows]
+        ket = left.conj() if group.fold > 0 else left
         for gap in set(group.gap):
             chosen = np.flatnonzero(np.array(group.gap) == gap)
             if gap:
-                product = (w * left)[:, chosen].conj() @ right[:, chosen].T
+                product = (w * ket)[:, chosen].conj() @ right[:, chosen].T
                 gaps[gap] += product.real
         if not forward:
             return
         decay = np.exp(-basis.eigenvalues[:, None] * np.array(group.gap))
-        p = w * decay * left
-        if group.folded:
-            p_left = w.conj() * decay * right
-            p = np.hstack([p, p_left]) if self._density is None else p + p_left / self._density
+        p = w * decay * ket
+        if group.fold:
+            p_left = w.conj() * decay * right if group.fold < 0 else w * decay * right.conj()
+            p = np.hstack([p, p_left]) if self._ratio is None else p + p_left / self._ratio
         for step in reversed(forward):
             p = step.backward(p, G)
 
@@ -189,35 +221,110 @@ class MatrixFormalism:
     # ---- how many modes -----------------------------------------------------------------------
 
     def _choose_modes(self) -> None:
-        """Double the modes until dropping the last quarter changes no signal by `tolerance`."""
+        """As many modes, and as short pieces, as the tolerance needs: half of it for each.
+
+        Dropping modes changes the signals by less and less. Each try looks at the lowest fifth,
+        45 % and all of the modes (in a ball modes that matter lie that far apart); the change
+        goes on falling by the ratio of its last two values, or slower by a factor that `_tail`
+        has, and what is left is the estimate.
+        """
         size = self.problem.num_unknowns
-        number = min(size, 96)
         scale = abs(self.problem.magnetisation_at_start) or 1.0
-        hardest = self._hardest()
+        pieces_error = self._choose_pieces(min(size, _FIRST_MODES), scale)
+        number = min(size, self._first_guess())
         while True:
             self.basis = eigenmodes(self.problem, number)
-            if len(self.basis) >= size:
-                self.estimated_error = 0.0
+            found, hardest = len(self.basis), self._hardest()
+            if found >= size:
+                error = 0.0
                 break
-            full = self._probe(self.basis, hardest)
-            fewer = self._probe(self.basis.truncated(3 * len(self.basis) // 4), hardest)
-            self.estimated_error = float(np.abs(full - fewer).max(initial=0.0)) / scale
-            if self.estimated_error <= self.tolerance:
+            counts = [max(1, int(_LEVEL**k * found)) for k in (2, 1, 0)]
+            low, middle, full = (self._probe(self.basis.truncated(n), hardest) for n in counts)
+            before, last = (float(np.abs(a - b).max(initial=0.0)) / scale
+                            for a, b in ((middle, low), (full, middle)))
+            error = _tail(before, last)
+            if error <= 0.5 * self.tolerance:
                 break
-            number = min(size, int(1.5 * number) + 1)
+            number = min(size, _more_modes(found, before, last, error / (0.5 * self.tolerance)))
+        self.estimated_error = error + pieces_error
         self.modes = min(len(self.basis) + 4, size)
 
+    def _first_guess(self) -> int:
+        """Modes with wavelengths down to what the strongest gradient resolves.
+
+        A gradient g localises magnetisation to (D / g)^(1/3); Weyl's law counts the modes.
+        """
+        mesh, dim = self.problem.mesh, self.problem.mesh.dim
+        fastest = self.problem.comm.allreduce(
+            float(np.max(self.problem.tissue.diffusivity, initial=1e-12)), op=MPI.MAX)
+        strongest = float(np.max(self.acquisition.strength, initial=0.0))
+        volume = self.problem.comm.allreduce(
+            float(mesh.cell_volumes[: mesh.num_owned_cells].sum()))
+        wave_number = _FINEST * (strongest / fastest) ** (1 / 3)
+        if self.problem.periodic:  # drifting modes are shifted by Q = int g
+            phase = np.array([np.sqrt(w.b_factor / w.diffusion_time)
+                              for w in self.acquisition.waveforms])
+            wave_number += float(np.max(
+                self.acquisition.strength * phase[self.acquisition.waveform_index], initial=0.0))
+        ball = {1: 2.0, 2: np.pi, 3: 4 / 3 * np.pi}[dim]
+        count = volume * ball * (wave_number / (2 * np.pi)) ** dim
+        return int(min(max(_FIRST_MODES, count), _MOST_AT_FIRST))
+
+    def _choose_pieces(self, number: int, scale: float) -> float:
+        """Halve the pieces of smooth waveforms until that changes little; the error that is left.
+
+        A short basis is enough: what a piece's length leaves out grows with the commutator of
+        diffusion and gradient, which magnetisation in the low modes feels first.
+        """
+        step = gauge.first_step(self.acquisition, self.problem.periodic)
+        if step is None:
+            return 0.0
+        # the error falls by 16; along periodic axes the coarsest pieces are not there yet
+        gain = 4 if self.problem.periodic else 15
+        shortest = 1e-4 * min(w.echo_time for w in self.acquisition.waveforms)
+        basis = eigenmodes(self.problem, number)
+        self._share_out(step)
+        coarse = self._probe(basis, self._hardest())
+        while True:
+            step /= 2
+            self._share_out(step)
+            fine = self._probe(basis, self._hardest())
+            error = float(np.abs(fine - coarse).max(initial=0.0)) / scale / gain
+            if error <= 0.25 * self.tolerance:
+                return error
+            if step < shortest:
+                raise SolverError(f"matrix formalism: pieces of {step:g} ms still leave an error "
+                                  f"of {error:.2g}, expected at most {self.tolerance:g}; is the "
+                                  "waveform far steeper than its samples?")
+            coarse = fine
+
     def _hardest(self) -> list[int]:
-        """The strongest measurement of each kind of group: up to 6 directions of each."""
+        """The strongest measurements of each kind of group: up to 6 directions of each."""
         kinds = defaultdict(list)
         for index, group in enumerate(self._groups):
             if group.pieces:
-                kinds[group.pieces].append(index)
+                kinds[tuple(piece[:2] for piece in group.pieces)].append(index)
         return [i for kind in kinds.values() for i in kind[:: max(1, len(kind) // 6)]]
 
     def _probe(self, basis: Eigenmodes, indices: list[int]) -> np.ndarray:
         mine = indices[self.problem.comm.rank:: self.problem.comm.size]
         return self._sum([self._evolve_group(basis, self._groups[i]) for i in mine], mine)
+
+
+def _tail(before: float, last: float) -> float:
+    """What is left of a sequence of changes that went from ``before`` to ``last``.
+
+    A geometric series with their ratio, but not below a tenth of the last change, which a lucky
+    coincidence would give.
+    """
+    ratio = min(last / before, 0.75) if before > 0 else 0.0
+    return last * max(ratio / (1 - ratio), 0.1)
+
+
+def _more_modes(found: int, before: float, last: float, excess: float) -> int:
+    """Modes that lower the error by the factor ``excess``, if it goes on falling as it did."""
+    order = np.log(before / last) / np.log(1 / _LEVEL) if before > last > 0 else 1.0
+    return int(found * np.clip(1.05 * excess ** (1 / max(order, 1.0)), 1.4, 2.5)) + 1
 
 
 @dataclass
@@ -238,39 +345,68 @@ class _Rest:
         return np.exp(-self.eigenvalues * self.duration)[:, None] * adjoint
 
 
-def _plan(acquisition: Acquisition, max_step: float) -> list[_Group]:
-    """Group the rows of the table: by direction, and by the pieces that are to be propagated."""
+def _plan(acquisition: Acquisition, max_step: float, dim: int,
+          periodic: tuple[int, ...] = ()) -> list[_Group]:
+    """Group the rows of the table by the pieces that are to be propagated."""
     groups: dict[tuple, _Group] = {}
+    drifting: dict[int, tuple] = {}
     folds = [_fold(waveform, max_step) for waveform in acquisition.waveforms]
-    g = acquisition.gradient
-    strength = np.linalg.norm(g, axis=1)
+    strength = acquisition.strength
     for row in range(len(acquisition)):
         waveform = acquisition.waveforms[acquisition.waveform_index[row]]
         if strength[row] == 0:
-            direction, pieces, folded, gap = np.zeros(3), (), False, waveform.echo_time
+            pieces, fold, gap = (), 0, waveform.echo_time
+        elif periodic and gauge.moves(waveform, acquisition.directions[row], periodic):
+            k = acquisition.waveform_index[row]
+            fold, gap = _sign(waveform), 0.0
+            if k not in drifting:
+                drifting[k] = gauge.pieces(waveform, max_step, fold, periodic, dim)
+            along = () if waveform.vector else tuple(acquisition.directions[row, :dim].tolist())
+            pieces = tuple((*piece, along) for piece in drifting[k])
         else:
-            direction = acquisition.directions[row]
-            pieces, folded, gap = folds[acquisition.waveform_index[row]]
-        key = (direction.tobytes(), pieces, folded)
-        group = groups.setdefault(key, _Group(direction, pieces, folded))
+            pieces, fold, gap = folds[acquisition.waveform_index[row]]
+            if not waveform.vector:
+                along = tuple(acquisition.directions[row, :dim].tolist())
+                pieces = tuple((duration, value, along) for duration, value in pieces)
+            else:
+                pieces = tuple(_unit(duration, value[:dim]) for duration, value in pieces)
+        group = groups.setdefault((pieces, fold), _Group(pieces, fold))
         group.rows.append(row)
         group.strength.append(float(strength[row]))
         group.gap.append(float(gap))
     return list(groups.values())
 
 
-def _fold(waveform, max_step: float) -> tuple[tuple, bool, float]:
-    """Pieces to propagate, whether they are the first half only, and the gap after them."""
+def _unit(duration: float, vector: tuple[float, ...]) -> tuple:
+    """A piece of a vector waveform as (duration, value, unit direction)."""
+    length = float(np.linalg.norm(vector))
+    # rounded, so that equal directions are one
+    unit = tuple(round(v / length, 14) + 0.0 for v in vector) if length else tuple(vector)
+    return duration, length, unit
+
+
+def _fold(waveform, max_step: float) -> tuple[tuple, int, float]:
+    """Pieces to propagate, whether they are a first half (see `_Group`), and the gap after them."""
     durations, values = waveform.segments(max_step)
-    pieces = list(zip((float(d) for d in durations), (float(v) for v in values), strict=True))
-    if waveform.antisymmetric:
+    pieces = list(zip(durations.tolist(), (tuple(v) if waveform.vector else v
+                                           for v in values.tolist()), strict=True))
+    fold = _sign(waveform)
+    if fold:
         middle = len(pieces) // 2
         if len(pieces) % 2 == 0:
-            return tuple(pieces[:middle]), True, 0.0
-        if pieces[middle][1] == 0:
-            return tuple(pieces[:middle]), True, pieces[middle][0]
-    gap = pieces.pop()[0] if pieces[-1][1] == 0 else 0.0
-    return tuple(pieces), False, gap
+            return tuple(pieces[:middle]), fold, 0.0
+        duration, value = pieces[middle]
+        if not np.any(value):
+            return tuple(pieces[:middle]), fold, duration
+        if fold > 0:  # half of the piece in the middle is its mirror image
+            return (*pieces[:middle], (duration / 2, value)), fold, 0.0
+    gap = pieces.pop()[0] if not np.any(pieces[-1][1]) else 0.0
+    return tuple(pieces), 0, gap
+
+
+def _sign(waveform) -> int:
+    """-1 for f(TE - t) = -f(t), +1 for f(TE - t) = f(t), else 0."""
+    return -1 if waveform.antisymmetric else int(waveform.symmetric)
 
 
 def _divided_differences(eigenvalues: np.ndarray, duration: float) -> np.ndarray:

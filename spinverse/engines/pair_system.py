@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from functools import cached_property
+from itertools import combinations
 
 import dolfinx
 import numpy as np
@@ -24,7 +25,8 @@ FACTORS = 4
 _SAME = PETSc.Mat.Structure.SAME_NONZERO_PATTERN
 _SUBSET = PETSc.Mat.Structure.SUBSET_NONZERO_PATTERN
 
-Gradient = tuple[float, float, float]  # rad/(ms um)
+# g, one entry an axis, rad/(ms um); on periodic boxes followed by Q, rad/um: see `spinverse.forms`
+Gradient = tuple[float, ...]
 
 
 class PairSystem:
@@ -52,13 +54,14 @@ class PairSystem:
             if not _bilinear(self.extra, m, v):
                 raise InputError("extra_terms: expected a UFL form linear in m and in v, "
                                  f"got {str(self.extra)!r:.60}")
-        # otherwise A(g) is assembled anew for each gradient
-        self._affine = not self.extra_has(problem.g)
-        # A(-g) is A(g) with the sign of Im m turned; terms of the user's may not know that
+        # A is linear in g and quadratic in Q, or assembled anew for each of them
+        self._polynomial = not (self.extra_has(problem.g) or self.extra_has(problem.Q))
+        # A(-g, -Q) is A(g, Q) with the sign of Im m turned; terms of the user's may not know that
         self._symmetric = problem.extra_terms is None
         self._full = problem.compile(self.operator(m, v))
         self._matrix = fem_petsc.create_matrix(self._full)
-        self._decay = self._tied = None
+        self._decay: PETSc.Mat | None = None
+        self._drift: dict[tuple[int, ...], PETSc.Mat] = {}
         self._factors: OrderedDict = OrderedDict()
         self._work: list[PETSc.Vec] = []
         # the last stage and adjoint as Functions, for the derivatives
@@ -66,7 +69,7 @@ class PairSystem:
         self.adjoint = dolfinx.fem.Function(self.space)
 
     def operator(self, m, v) -> ufl.Form:
-        """The whole weak form for given m and v, with a common gradient ``problem.g``."""
+        """The whole weak form for given m and v, with a common ``problem.g`` and ``problem.Q``."""
         form = forms.bloch_torrey(m, v, self.problem.coefficients)
         if self.problem.extra_terms is not None:
             form += self.problem.extra_terms(m, v, self.problem.coefficients)
@@ -83,7 +86,7 @@ class PairSystem:
         P = self.problem.prolongation
         if P is None:
             return None
-        _, columns, values = P.getValuesCSR()  # one 1 in each row
+        _, columns, values = P.getValuesCSR()  # one entry in each row
         (rows, all_rows), (cols, all_cols) = P.getSizes()
         pair = PETSc.Mat().createAIJ(
             ((2 * rows, 2 * all_rows), (2 * cols, 2 * all_cols)), comm=self.comm,
@@ -112,25 +115,51 @@ class PairSystem:
         return self._tie(matrix)
 
     @cached_property
-    def _precession(self) -> list[PETSc.Mat]:
-        """Derivatives of the operator with respect to the three components of the gradient."""
+    def _precession(self) -> dict[int, PETSc.Mat]:
+        """Derivatives of the operator with respect to g along each axis that is not periodic."""
         m, v, c = (ufl.TrialFunction(self.space), ufl.TestFunction(self.space),
                    self.problem.coefficients)
-        form = self.problem.compile(forms.precession(m, v, c))
-        matrices = []
-        for axis in np.eye(3):
-            self.problem.g.value[:] = axis
-            matrices.append(self._assembled(form))
+        axes = [j for j in range(self.problem.mesh.dim) if j not in self.problem.periodic]
+        form = self.problem.compile(forms.precession(m, v, c)) if axes else None
+        matrices = {}
+        for axis in axes:
+            self.problem.g.value[:] = np.eye(self.problem.mesh.dim)[axis]
+            matrices[axis] = self._assembled(form)
         return matrices
+
+    def _update_drift(self) -> None:
+        """Coefficients of Q_j and of Q_j Q_k, from the operator at unit Q."""
+        while self._drift:
+            self._drift.popitem()[1].destroy()
+        unit = np.eye(self.problem.mesh.dim)
+        for j in self.problem.periodic:
+            linear, square = (self._at(sign * unit[j]) for sign in (1.0, -1.0))
+            linear.axpy(-1.0, square, _SAME)
+            linear.scale(0.5)
+            square.axpy(1.0, linear, _SAME)
+            square.axpy(-1.0, self._decay, _SAME)
+            self._drift[j,], self._drift[j, j] = linear, square
+        if self.problem.tissue.diffusivity.ndim == 1:
+            return
+        for j, k in combinations(self.problem.periodic, 2):
+            mixed = self._at(unit[j] + unit[k])
+            for known in (self._decay, *(self._drift[key] for key in ((j,), (k,), (j, j), (k, k)))):
+                mixed.axpy(-1.0, known, _SAME)
+            self._drift[j, k] = mixed
+
+    def _at(self, Q: np.ndarray) -> PETSc.Mat:
+        self.problem.Q.value[:] = Q
+        return self._assembled(self._full)
 
     def update(self) -> None:
         """Assemble at the present coefficients."""
         self.forget_factors()
-        if self._affine:
-            self.problem.g.value[:] = 0.0
+        if self._polynomial:
+            self._set((0.0,) * (2 * self.problem.mesh.dim))
             if self._decay is not None:
                 self._decay.destroy()
             self._decay = self._assembled(self._full)  # first: it fixes the nonzero pattern
+            self._update_drift()
             _ = self._precession
 
     def forget_factors(self) -> None:
@@ -138,9 +167,15 @@ class PairSystem:
         while self._factors:
             self._factors.popitem()[1].destroy()
 
+    def _set(self, gradient: Gradient) -> None:
+        dim = self.problem.mesh.dim
+        self.problem.g.value[:] = gradient[:dim]
+        if self.problem.periodic:
+            self.problem.Q.value[:] = gradient[dim:]
+
     def _canonical(self, gradient: Gradient) -> tuple[Gradient, bool]:
         """Gradient to factorise with, and whether the sign of Im m is turned meanwhile."""
-        turned = self._symmetric and gradient < (0.0, 0.0, 0.0)
+        turned = self._symmetric and gradient < (0.0,) * len(gradient)
         return (tuple(-g + 0.0 for g in gradient) if turned else gradient), turned
 
     def turn(self, y: PETSc.Vec, gradient: Gradient) -> None:
@@ -158,13 +193,17 @@ class PairSystem:
         alike = [k for k in self._factors if any(k[0]) == any(gradient)]
         if len(alike) >= FACTORS:
             self._factors.pop(alike[0]).destroy()
-        if self._affine:
+        if self._polynomial:
             matrix = self._decay.copy()
-            for g, J in zip(gradient, self._precession, strict=True):
-                if g:
-                    matrix.axpy(g, J, _SAME)
+            for axis, J in self._precession.items():
+                if gradient[axis]:
+                    matrix.axpy(gradient[axis], J, _SAME)
+            Q = gradient[self.problem.mesh.dim:]
+            for axes, part in self._drift.items():
+                if weight := float(np.prod([Q[axis] for axis in axes])):
+                    matrix.axpy(weight, part, _SAME)
         else:
-            self.problem.g.value[:] = gradient
+            self._set(gradient)
             matrix = self._assembled(self._full)
         matrix.scale(time)
         matrix.axpy(1.0, self.mass, _SUBSET)
@@ -190,13 +229,8 @@ class PairSystem:
         if self.prolongation is None:
             y.setArray(broken.ravel())
             return y
-        local = np.stack([self.problem.local_mass @ part for part in broken.T], axis=1)
-        load = self.prolongation.createVecLeft()
-        load.setArray(local.ravel())
-        rhs = y.duplicate()
-        self.prolongation.multTranspose(load, rhs)
         factor = Factor(self.mass, self._prefix)
-        factor.solve(rhs, y)
+        factor.solve(self._tested(broken), y)
         factor.destroy()
         return y
 
@@ -204,11 +238,24 @@ class PairSystem:
     def _receive(self) -> list[PETSc.Vec]:
         """Integrals of Re m and Im m as vectors."""
         result = []
+        scale = self.problem.scale
         for part in range(2):
-            ones, vector = self.mass.createVecs()
-            ones.getArray()[part::2] = 1.0
-            self.mass.mult(ones, vector)
-            result.append(vector)
+            broken = np.zeros((len(scale), 2))
+            broken[:, part] = scale
+            result.append(self._tested(broken))
+        return result
+
+    def _tested(self, broken: np.ndarray) -> PETSc.Vec:
+        """P^T M b for a pair of values at each owned broken dof, ``(nd, 2)``."""
+        local = np.stack([self.problem.local_mass @ part for part in broken.T], axis=1)
+        result = self.mass.createVecRight()
+        if self.prolongation is None:
+            result.setArray(local.ravel())
+            return result
+        load = self.prolongation.createVecLeft()
+        load.setArray(local.ravel())
+        self.prolongation.multTranspose(load, result)
+        load.destroy()
         return result
 
     def signal(self, y: PETSc.Vec) -> complex:
@@ -221,8 +268,8 @@ class PairSystem:
         return result
 
     def expand(self, stage: PETSc.Vec, adjoint: PETSc.Vec, gradient: Gradient) -> None:
-        """Put both into the Functions, ghosts included, and the gradient into ``problem.g``."""
-        self.problem.g.value[:] = self._canonical(gradient)[0]
+        """Put both into the Functions, ghosts included, and the gradient into ``problem``."""
+        self._set(self._canonical(gradient)[0])
         owned = 2 * self.space.dofmap.index_map.size_local
         for vector, function in ((stage, self.stage), (adjoint, self.adjoint)):
             if self.prolongation is None:

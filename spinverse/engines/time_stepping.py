@@ -9,8 +9,13 @@ length h of M y' + A y = 0, with A constant over it, is, for stages i = 1..s,
 so one factor serves all steps of that length and gradient. The derivative is that of these
 formulas: one transposed solve a stage, with the same factor, from the last step to the first.
 
-Pieces of constant gradient are cut into equal steps that end at the breakpoints. Where a waveform
-is not piecewise constant, every step has the gradient of its midpoint. Both are second order.
+Pieces of constant gradient are cut into equal steps that end at the breakpoints: second order.
+Where a waveform is not piecewise constant, its pieces are of fourth order in their length
+(`spinverse.acquisition.waveforms`), a step each.
+
+Along periodic axes the operator depends on Q(t) = int_0^t g (`spinverse.forms`), which varies
+within pulses: a step takes Q at its middle and the mean of g, second order too. That is a factor a
+step; plateaus of Q share one.
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ from petsc4py import PETSc
 from ..acquisition.table import Acquisition
 from ..errors import InputError, SolverError
 from ..problem import BlochTorrey
+from .checks import check_directions
 from .coefficient_derivatives import OfConstant, OfFunction, OfPermeability
 from .pair_system import PairSystem
 
@@ -53,9 +59,9 @@ SCHEMES = {
 
 @dataclass(frozen=True, order=True)
 class _Run:
-    """Equal steps under one gradient, rad/(ms um)."""
+    """Equal steps under one gradient: see `pair_system.Gradient`."""
 
-    gradient: tuple[float, float, float]
+    gradient: tuple[float, ...]
     steps: int
     step: float
 
@@ -66,7 +72,9 @@ class TimeStepping:
     Args:
         problem: the discrete problem, extra terms included.
         acquisition: the measurements.
-        time_step: longest step, ms.
+        time_step: longest step, ms; or "auto": as long as ``tolerance`` allows, found at the
+            first call from the strongest measurement of each waveform, run at falling steps.
+        tolerance: of "auto": wanted absolute error of the normalised signals from the steps.
         scheme: "sdirk2", or "midpoint" (half the solves, but stiff modes ring).
         options_prefix: PETSc options with this prefix reach the linear solver, which is MUMPS LU.
 
@@ -74,16 +82,23 @@ class TimeStepping:
         InputError: a bad time step or scheme, or extra terms that are not linear in m and v.
     """
 
-    def __init__(self, problem: BlochTorrey, acquisition: Acquisition, time_step: float = 0.1,
-                 scheme: str = "sdirk2", options_prefix: str = "spinverse_ts_"):
+    def __init__(self, problem: BlochTorrey, acquisition: Acquisition,
+                 time_step: float | str = 0.1, scheme: str = "sdirk2",
+                 options_prefix: str = "spinverse_ts_", tolerance: float = 1e-4):
         if scheme not in SCHEMES:
             raise InputError(f"scheme: {scheme!r}, expected one of {', '.join(sorted(SCHEMES))}")
-        if not (isinstance(time_step, int | float) and 0 < time_step < np.inf):
-            raise InputError(f"time_step: {time_step!r}, expected a positive time in ms")
+        if time_step != "auto" and not (isinstance(time_step, int | float)
+                                        and 0 < time_step < np.inf):
+            raise InputError(f"time_step: {time_step!r}, expected a positive time in ms or 'auto'")
+        if not tolerance > 0:
+            raise InputError(f"tolerance: {tolerance!r}, expected a positive number")
+        check_directions(acquisition, problem.mesh)
         self.problem, self.acquisition = problem, acquisition
-        self.time_step, self.scheme = float(time_step), SCHEMES[scheme]
+        self.scheme, self.tolerance = SCHEMES[scheme], tolerance
+        self.time_step = time_step if time_step == "auto" else float(time_step)
+        self.estimated_error = np.nan
         self._system = PairSystem(problem, options_prefix)
-        self._plan = _plan(acquisition, self.time_step)
+        self._plan = None if time_step == "auto" else self._rows_by_steps(self.time_step)
         self._remembered: np.ndarray | None = None
         self._derivatives: dict = {}
 
@@ -102,10 +117,20 @@ class TimeStepping:
         if remember:
             self._remembered = self.problem.kappa.x.array.copy()
         self._system.update()
+        if self._plan is None:
+            self._choose_step()
+        result = self._run(self._plan)
+        if not np.isfinite(result).all():
+            raise SolverError(f"time stepping: signal of measurement "
+                              f"{int(np.flatnonzero(~np.isfinite(result))[0])} is not finite")
+        return result
+
+    def _run(self, plan: dict[tuple[_Run, ...], list[int]]) -> np.ndarray:
+        """Signals of the rows in ``plan``, ``(N,)``; zero in the others."""
         result = np.zeros(len(self.acquisition), dtype=complex)
         y = self._system.initial.copy()
         try:
-            for runs, rows in self._plan.items():
+            for runs, rows in plan.items():
                 self._system.initial.copy(y)
                 for run in runs:
                     self._march(y, run)
@@ -113,10 +138,34 @@ class TimeStepping:
         finally:
             self._system.forget_factors()
             y.destroy()
-        if not np.isfinite(result).all():
-            raise SolverError(f"time stepping: signal of measurement "
-                              f"{int(np.flatnonzero(~np.isfinite(result))[0])} is not finite")
         return result
+
+    def _rows_by_steps(self, time_step: float, rows=None) -> dict[tuple[_Run, ...], list[int]]:
+        return _plan(self.acquisition, time_step, self.problem.mesh.dim, rows,
+                     self.problem.periodic)
+
+    def _choose_step(self) -> None:
+        """Halve the step until the strongest measurements change by no more than it allows."""
+        acquisition = self.acquisition
+        scale = abs(self.problem.magnetisation_at_start) or 1.0
+        rows = [int(np.flatnonzero(acquisition.waveform_index == k)[
+            np.argmax(acquisition.b[acquisition.waveform_index == k])])
+            for k in range(len(acquisition.waveforms))]
+        step = max(w.echo_time for w in acquisition.waveforms) / 20
+        coarse = self._run(self._rows_by_steps(step, rows))
+        while True:
+            step /= 2
+            fine = self._run(self._rows_by_steps(step, rows))
+            # second order: a third of the change is left; NaN fails the first test too
+            error = float(np.abs(fine - coarse).max()) / scale / 3
+            if not error > 2 * self.tolerance:
+                break
+            coarse = fine
+        if error > 0:
+            factor = min(1.5, 0.9 * np.sqrt(self.tolerance / error))
+            step, error = step * factor, error * factor**2
+        self.time_step, self.estimated_error = float(step), error
+        self._plan = self._rows_by_steps(step)
 
     def gradient(self, adjoint: np.ndarray) -> np.ndarray:
         """Derivative of J with respect to the permeability of the owned facets. Collective.
@@ -261,22 +310,48 @@ class TimeStepping:
         return known
 
 
-def _plan(acquisition: Acquisition, time_step: float) -> dict[tuple[_Run, ...], list[int]]:
+def _plan(acquisition: Acquisition, time_step: float, dim: int, rows=None,
+          periodic: tuple[int, ...] = ()) -> dict[tuple[_Run, ...], list[int]]:
     """Rows of the table by the steps that they take; neighbours share gradients."""
     plan: dict[tuple, list[int]] = {}
-    segments = [waveform.segments(time_step) for waveform in acquisition.waveforms]
-    for row, g in enumerate(acquisition.gradient):
+    pieces = [_along_period(waveform, time_step) if periodic else
+              [(*piece, None) for piece in zip(*waveform.segments(time_step), strict=True)]
+              for waveform in acquisition.waveforms]
+    along = np.isin(np.arange(dim), periodic)
+    for row in range(len(acquisition)) if rows is None else rows:
+        k = acquisition.waveform_index[row]
+        g = acquisition.strength[row] * (
+            1.0 if acquisition.waveforms[k].vector else acquisition.directions[row, :dim])
         runs: list[_Run] = []
-        for duration, value in zip(*segments[acquisition.waveform_index[row]], strict=True):
+        for duration, value, wave in pieces[k]:
             steps = max(1, int(np.ceil(duration / time_step * (1 - 1e-12))))
             # times and values that differ by rounding are to share a factor
             step = float(f"{duration / steps:.12g}")
-            gradient = tuple((round(float(value), 12) * g + 0.0).tolist())
+            gradient = _times(value, g, dim)
+            if wave is not None:
+                gradient += _times(wave, g * along, dim)
             if runs and (runs[-1].gradient, runs[-1].step) == (gradient, step):
                 steps += runs.pop().steps
             runs.append(_Run(gradient, steps, step))
         plan.setdefault(tuple(runs), []).append(row)
     return dict(sorted(plan.items(), key=lambda item: (max(item[0]).gradient, item[0])))
+
+
+def _times(value, g, dim: int) -> tuple[float, ...]:
+    value = np.round(value[:dim] if np.ndim(value) else value, 12)
+    return tuple((value * g + 0.0).tolist())
+
+
+def _along_period(waveform, time_step: float) -> list[tuple]:
+    """Steps of a waveform: their length, the mean of f and F = int f in their middle."""
+    bounds = np.asarray(waveform.breakpoints)
+    counts = np.maximum(1, np.ceil(np.diff(bounds) / time_step * (1 - 1e-12))).astype(int)
+    edges = np.concatenate([np.linspace(*ends, n, endpoint=False) for *ends, n in
+                            zip(bounds[:-1], bounds[1:], counts, strict=True)] + [bounds[-1:]])
+    step = np.repeat(np.diff(bounds) / counts, counts)
+    gained = np.diff(waveform.integral(edges), axis=0)
+    mean = gained / step.reshape(-1, *[1] * (gained.ndim - 1))
+    return list(zip(step, mean, waveform.integral((edges[1:] + edges[:-1]) / 2), strict=True))
 
 
 def _cut(runs: tuple[_Run, ...], longest: int) -> list[_Run]:
