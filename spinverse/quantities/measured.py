@@ -1,0 +1,75 @@
+"""Signals as the fits see them: magnitudes, b in ms/um^2, and which rows belong together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..acquisition.signals import Signals
+from ..errors import InputError
+from ..units import b_to_internal
+from .effective import unit_directions
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows of a table that one fit uses.
+
+    Attributes:
+        rows: their numbers.
+        waveform: index of their waveform; -1 for several whose direction varies.
+        direction: unit vector that they share up to sign; nan where they do not.
+    """
+
+    rows: np.ndarray
+    waveform: int
+    direction: np.ndarray
+
+
+def by_waveform_and_direction(signals: Signals) -> list[Rows]:
+    """One group for each waveform and axis; rows without gradient belong to all of a waveform."""
+    table, groups = signals.acquisition, []
+    for w, waveform in enumerate(table.waveforms):
+        here = table.waveform_index == w
+        rest = here & (table.b == 0)
+        rows = np.flatnonzero(here & (table.b > 0))
+        if not len(rows):
+            continue
+        if waveform.vector:
+            groups.append(Rows(np.flatnonzero(here), w, np.full(3, np.nan)))
+            continue
+        axes = same_axis(table.directions[rows])
+        for label in range(axes.max() + 1):
+            mine = rows[axes == label]
+            groups.append(Rows(np.sort(np.concatenate([np.flatnonzero(rest), mine])), w,
+                               table.directions[mine[0]]))
+    return groups
+
+
+def same_axis(directions: np.ndarray) -> np.ndarray:
+    """Label of each direction: equal for those that agree up to sign, to 1e-4, ``(n,)``."""
+    n = unit_directions(directions)
+    labels, found = np.full(len(n), -1), 0
+    while (labels < 0).any():
+        first = int(np.flatnonzero(labels < 0)[0])
+        labels[(labels < 0) & (np.abs(n @ n[first]) > 1 - 5e-9)] = found
+        found += 1
+    return labels
+
+
+def internal_b(signals: Signals) -> np.ndarray:
+    """b of every row, ms/um^2."""
+    return b_to_internal(signals.acquisition.b)
+
+
+def positive_magnitudes(signals: Signals) -> np.ndarray:
+    """|S| of every row; a zero has no logarithm.
+
+    Raises:
+        InputError: a signal of magnitude 0.
+    """
+    magnitude = signals.magnitude
+    for row in np.flatnonzero(magnitude <= 0)[:1]:
+        raise InputError(f"signals: row {row} has magnitude 0, expected a positive one")
+    return magnitude

@@ -1,0 +1,146 @@
+"""Time stepping of a real scalar diffusion problem: M y' + A y = b(t)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import ufl
+from dolfinx.fem import petsc as fem_petsc
+from petsc4py import PETSc
+
+from ..errors import SolverError
+from ..problem import BlochTorrey
+
+# Alexander, SIAM J. Numer. Anal. 14, 1006 (1977): two stages, second order, L-stable. It keeps
+# what A keeps: where A has constants in its kernel, the integral of y.
+_G = 1 - np.sqrt(0.5)
+
+
+class ScalarSystem:
+    """Matrices and factors of one bilinear form on the (tied) space of a problem.
+
+    Args:
+        problem: gives the space, the ties and the mass matrix.
+        form: the form a(m, v) of A, of ``ufl.TrialFunction(problem.space)`` and its test function.
+        options_prefix: PETSc options with this prefix reach the linear solver, MUMPS Cholesky.
+    """
+
+    def __init__(self, problem: BlochTorrey, form: ufl.Form,
+                 options_prefix: str = "spinverse_scalar_"):
+        self.problem, self._prefix = problem, options_prefix
+        matrix = fem_petsc.assemble_matrix(problem.compile(form))
+        matrix.assemble()
+        P = problem.prolongation
+        self.stiffness = matrix if P is None else matrix.ptap(P)
+        self.mass = problem.mass_matrix
+        self._step, self._ksp = None, None
+        self._work = [self.vector() for _ in range(3)]
+
+    def vector(self) -> PETSc.Vec:
+        """A zero vector of the tied space."""
+        vector = self.mass.createVecRight()
+        vector.zeroEntries()
+        return vector
+
+    def restrict(self, broken: np.ndarray) -> PETSc.Vec:
+        """A functional given by its values at the owned broken dofs, on the tied space: P^T b."""
+        P = self.problem.prolongation
+        if P is None:
+            vector = self.vector()
+            vector.setArray(broken)
+            return vector
+        given = P.createVecLeft()
+        given.setArray(broken)
+        vector = self.vector()
+        P.multTranspose(given, vector)
+        given.destroy()
+        return vector
+
+    def expand(self, vector: PETSc.Vec) -> np.ndarray:
+        """Values of a function at the owned broken dofs: P y."""
+        P = self.problem.prolongation
+        if P is None:
+            return vector.getArray(readonly=True).copy()
+        broken = P.createVecLeft()
+        P.mult(vector, broken)
+        values = broken.getArray(readonly=True).copy()
+        broken.destroy()
+        return values
+
+    def project(self, functional: PETSc.Vec) -> PETSc.Vec:
+        """The function y with M y = functional."""
+        ksp, y = self._factor(self.mass), self.vector()
+        self._solve(ksp, functional, y)
+        ksp.destroy()
+        return y
+
+    def march(self, states: list[PETSc.Vec], step: float, number: int,
+              start: float = 0.0, load: Callable | None = None,
+              visit: Callable | None = None) -> None:
+        """Advance ``states`` in place by equal steps; collective.
+
+        Args:
+            states: y of each problem.
+            step: ms.
+            number: of steps.
+            start: time of the first step's beginning, ms.
+            load: ``load(i, t, factor, rhs)`` adds factor times the source of problem i to rhs.
+            visit: ``visit(i, weight, t, y)`` at every stage of problem i: the sum of weight times
+                a function of (t, y) is its time integral, of second order.
+        """
+        ksp = self._shifted(_G * step)
+        rhs, z, Y = self._work
+        for n in range(number):
+            times = (start + (n + _G) * step, start + (n + 1) * step)
+            for i, y in enumerate(states):
+                y.copy(z)
+                for stage, weight in enumerate((1 - _G, _G)):
+                    self.mass.mult(z, rhs)
+                    if load is not None:
+                        load(i, times[stage], _G * step, rhs)
+                    self._solve(ksp, rhs, Y)
+                    if visit is not None:
+                        visit(i, weight * step, times[stage], Y)
+                    if stage == 0:  # z = y + (1 - G) step k, with step k = (Y - y) / G
+                        z.axpby((1 - _G) / _G, 1 - (1 - _G) / _G, Y)
+                Y.copy(y)
+
+    def destroy(self) -> None:
+        """Free the factor."""
+        if self._ksp is not None:
+            self._ksp.destroy()
+            self._ksp = self._step = None
+
+    def _shifted(self, coefficient: float) -> PETSc.KSP:
+        """Factor of M + coefficient A; the last one is kept."""
+        if self._step is None or abs(self._step - coefficient) > 1e-12 * coefficient:
+            self.destroy()
+            matrix = self.mass.copy()
+            matrix.axpy(coefficient, self.stiffness,
+                        structure=PETSc.Mat.Structure.DIFFERENT_NONZERO_PATTERN)
+            self._ksp, self._step = self._factor(matrix), coefficient
+        return self._ksp
+
+    def _factor(self, matrix: PETSc.Mat) -> PETSc.KSP:
+        matrix.setOption(PETSc.Mat.Option.SPD, True)
+        ksp = PETSc.KSP().create(self.problem.comm)
+        ksp.setOptionsPrefix(self._prefix)
+        ksp.setOperators(matrix)
+        ksp.setType(PETSc.KSP.Type.PREONLY)
+        pc = ksp.getPC()
+        pc.setType(PETSc.PC.Type.CHOLESKY)
+        pc.setFactorSolverType(PETSc.Mat.SolverType.MUMPS)
+        ksp.setFromOptions()
+        try:
+            ksp.setUp()
+        except PETSc.Error as error:
+            raise SolverError(f"diffusion problem of {matrix.getSize()[0]} unknowns: PETSc failed "
+                              "while factorising; more memory?") from error
+        return ksp
+
+    def _solve(self, ksp: PETSc.KSP, rhs: PETSc.Vec, result: PETSc.Vec) -> None:
+        ksp.solve(rhs, result)
+        if ksp.getConvergedReason() < 0:
+            raise SolverError(f"diffusion problem: the linear solver gave up (PETSc reason "
+                              f"{ksp.getConvergedReason()})")
