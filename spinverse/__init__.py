@@ -16,9 +16,10 @@ from .problem import BlochTorrey
 from .inversion import Reconstruction, Stage, reconstruct, stages
 from .simulate import simulate
 from .tissue import Permeability, Tissue
+from . import quantities
 
 __all__ = [
     "Acquisition", "BlochTorrey", "InputError", "Mesh", "Permeability", "Signals", "SolverError",
     "Reconstruction", "SpinverseError", "StackError", "Stage", "Tissue", "acquisition", "mesh",
-    "reconstruct", "simulate", "stages", "units",
+    "quantities", "reconstruct", "simulate", "stages", "units",
 ]

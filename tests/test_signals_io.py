@@ -78,7 +78,7 @@ def test_a_waveform_without_b0_takes_those_of_its_echo_time():
     np.testing.assert_allclose(signals.normalised, [1, 0.5, 0.25])
     np.testing.assert_allclose(references(signals.acquisition) @ signals.magnitude, [4, 4, 4])
     tables[1] = Acquisition.ogse([1000], 1, delta=10, Delta=20, periods=2, echo_time=41)
-    with pytest.raises(InputError, match="cos.*no row with b = 0.*nor is there one with its echo"):
+    with pytest.raises(InputError, match="CosOGSE.*no row with b = 0.*with its echo time"):
         _ = Signals(Acquisition.concatenate(tables), [4, 2, 1]).normalised
 
 

@@ -27,14 +27,18 @@ from .builders import (
 from .checks import RepairWarning, UnitWarning
 from .data import MeshData
 from .distributed import Mesh
+from .images import LabelImage, from_labels, interface_pairs, read_labels
 from .readers import write_msh, write_npz
 from .shapes import Ball, BentTube, Cylinder, Torus
+from .surfaces import Surface, read_surface
+from .tetrahedralise import from_surface
 
 __all__ = [
-    "Ball", "BentTube", "Cylinder", "Mesh", "MeshData", "RepairWarning", "Torus", "UnitWarning",
-    "bent_axon", "box", "build", "builders", "cylinders", "disks", "intervals", "l_cell",
-    "packed_cylinders", "packed_spheres", "read", "shapes", "slabs", "sphere_in_box", "spheres",
-    "tagged_grid", "torus", "twisted_axons", "write_msh", "write_npz",
+    "Ball", "BentTube", "Cylinder", "LabelImage", "Mesh", "MeshData", "RepairWarning", "Surface",
+    "Torus", "UnitWarning", "bent_axon", "box", "build", "builders", "cylinders", "disks",
+    "from_labels", "from_surface", "interface_pairs", "intervals", "l_cell", "packed_cylinders",
+    "packed_spheres", "read", "read_labels", "read_surface", "shapes", "slabs", "sphere_in_box",
+    "spheres", "tagged_grid", "torus", "twisted_axons", "write_msh", "write_npz",
 ]
 
 
@@ -42,9 +46,10 @@ def read(path: str | Path, comm: MPI.Comm | None = None, repair: bool = False) -
     """Read a mesh file on rank 0, check it, and distribute it. Collective.
 
     Args:
-        path: ``.npz`` or gmsh ``.msh``, coordinates in um.
+        path: ``.npz``, gmsh ``.msh``, TetGen ``.node`` or ``.ele``, or ``.xdmf``; coordinates in
+            um. `readers.read` has what each may hold.
         comm: ``MPI.COMM_WORLD`` when nothing is said.
-        repair: turn inverted tets and drop unused vertices, with a warning, instead of refusing.
+        repair: turn inverted cells and drop unused vertices, with a warning, instead of refusing.
 
     Raises:
         InputError: on every rank, in one line, for a file or mesh that cannot be used.
@@ -54,6 +59,15 @@ def read(path: str | Path, comm: MPI.Comm | None = None, repair: bool = False) -
 
 
 def build(builder, *args, comm: MPI.Comm | None = None, **kwargs) -> Mesh:
-    """Run a builder on rank 0 and distribute its mesh: ``build(spheres, [3, 6], size=1)``."""
+    """Run a builder on rank 0 and distribute its mesh. Collective.
+
+    Args:
+        builder: a function that returns a `MeshData`, as `spheres` or `from_surface`.
+        comm: ``MPI.COMM_WORLD`` when nothing is said.
+        *args, **kwargs: of the builder: ``build(spheres, [3, 6], size=1)``.
+
+    Raises:
+        InputError: on every rank, what the builder raises.
+    """
     comm = MPI.COMM_WORLD if comm is None else comm
     return Mesh.from_data(on_root(comm, builder, *args, **kwargs), comm)
