@@ -1,6 +1,8 @@
 """Builders and shapes: volumes, tags, interfaces, quality, bad arguments."""
 
 import builtins
+import subprocess
+import sys
 from math import pi
 
 import numpy as np
@@ -216,3 +218,22 @@ def test_shape_volumes(shape, volume, words):
     points = np.stack(np.meshgrid(x, x, x, indexing="ij"), axis=-1).reshape(-1, 3)
     assert abs(shape.contains(points).sum() / 8**3 / volume - 1) < 0.01
     assert words in shape.describe() and hash(shape) == hash(type(shape)(**vars(shape)))
+
+
+def test_a_mesh_that_takes_too_long_is_an_error_and_no_hang():
+    program = """
+from spinverse import SolverError
+from spinverse.mesh import gmsh_model, spheres
+gmsh_model.TIMEOUT = 0.05
+for size in (0.3, 3.0):
+    try:
+        spheres([3, 6], size=size)
+    except SolverError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
+                          timeout=60)
+    assert done.returncode == 0
+    first, second = done.stdout.splitlines()
+    assert "spheres: gmsh made no mesh in 0.05 s" in first
+    assert "gmsh is still busy with spheres" in second

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy as np
 from spinverse.errors import InputError, SolverError
 
 FRONTAL_DELAUNAY, DELAUNAY = 6, 5  # gmsh's surface meshers
+TIMEOUT = 1800.0  # s that gmsh may take for one mesh; it can be set by the caller
+_busy: list[str] = []  # what gmsh was left with; it cannot be stopped
 
 
 @contextmanager
@@ -24,8 +27,11 @@ def model(name: str, size: float, smallest: float | None = None,
 
     Raises:
         InputError: gmsh is not installed.
-        SolverError: gmsh raised inside the block.
+        SolverError: gmsh raised inside the block, or has not ended since an earlier one.
     """
+    if _busy:
+        raise SolverError(f"{name}: gmsh is still busy with {_busy[0]}, which took too long; "
+                          "expected a new process")
     try:
         import gmsh
     except (ImportError, OSError) as error:
@@ -52,7 +58,9 @@ def model(name: str, size: float, smallest: float | None = None,
         reason = " ".join(str(error).split())
         raise SolverError(f"{name}: gmsh could not mesh it ({reason})") from None
     finally:
-        if shared:
+        if _busy:
+            pass
+        elif shared:
             gmsh.model.remove()
             gmsh.model.setCurrent(current)
             for key, value in before.items():
@@ -77,11 +85,14 @@ def arrays(gmsh, name: str, dim: int = 3,
         again: optimise tets once more, which rids narrow gaps of the worst.
 
     Raises:
-        SolverError: gmsh left a part of the geometry without cells.
+        SolverError: gmsh left a part of the geometry without cells, or took longer than TIMEOUT.
     """
-    gmsh.model.mesh.generate(dim)
-    if again and dim == 3:
-        gmsh.model.mesh.optimize("", niter=3)
+    def make():
+        gmsh.model.mesh.generate(dim)
+        if again and dim == 3:
+            gmsh.model.mesh.optimize("", niter=3)
+
+    _in_time(name, make)
     numbers, coordinates, _ = gmsh.model.mesh.getNodes()
     cells, entities = [], []
     for _, entity in gmsh.model.getEntities(dim):
@@ -99,6 +110,27 @@ def arrays(gmsh, name: str, dim: int = 3,
     used, cells = np.unique(place[cells], return_inverse=True)
     points = np.asarray(coordinates, float).reshape(-1, 3)[used]
     return points, cells.reshape(-1, dim + 1), entities
+
+
+def _in_time(name: str, make) -> None:
+    """Run ``make`` in a thread, for gmsh's calls cannot be interrupted, and wait for its end."""
+    errors: list[BaseException] = []
+
+    def run():
+        try:
+            make()
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name=f"gmsh {name}", daemon=True)
+    thread.start()
+    thread.join(TIMEOUT)
+    if thread.is_alive():
+        _busy.append(name)
+        raise SolverError(f"{name}: gmsh made no mesh in {TIMEOUT:g} s (try a larger size, or a "
+                          "simpler geometry)")
+    if errors:
+        raise errors[0]
 
 
 def match_opposite(gmsh, name: str, lengths: np.ndarray, dim: int = 3) -> None:
