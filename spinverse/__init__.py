@@ -2,9 +2,9 @@
 
 # isort: skip_file
 # ruff: noqa: E402
-from ._stack import load_stack
+from ._stack import load_stack_or_end
 
-load_stack()  # the DOLFINx wheel wants to be first
+load_stack_or_end()  # the DOLFINx wheel wants to be first
 
 __version__ = "0.1.0"
 

@@ -11,9 +11,10 @@ import functools
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import PurePath
 from types import ModuleType
 
 from spinverse.errors import StackError
@@ -28,6 +29,7 @@ INSTALL_HINT = (
 # Launchers tell each process how many there are; read before MPI is initialised.
 # SLURM_NTASKS is not here: a batch script has it too, around serial programs.
 SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "MPI_LOCALNRANKS")
+RANK_VARIABLES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -247,3 +249,38 @@ def load_stack() -> Stack:
     """
     limit_threads(os.environ)
     return check_stack(importlib.import_module, installed_distributions())
+
+
+def is_command(argv: Sequence[str], interpreter_argv: Sequence[str]) -> bool:
+    """Return whether a process is the command ``spinverse`` or ``python -m spinverse``.
+
+    Args:
+        argv: ``sys.argv``, which begins with -m while the package of a module is imported.
+        interpreter_argv: ``sys.orig_argv``.
+    """
+    if not argv:
+        return False
+    if argv[0] == "-m":
+        words = list(interpreter_argv)
+        return "-m" in words and words[words.index("-m") + 1:][:1] == ["spinverse"]
+    return PurePath(argv[0]).stem == "spinverse"
+
+
+def load_stack_or_end() -> None:
+    """:func:`load_stack`; where that fails, the command ends with one line and exit code 2.
+
+    The package is imported before the command's own code runs, so this is the place. Everything
+    else that imports spinverse, and the command with ``--debug``, gets the exception.
+
+    Raises:
+        StackError: as :func:`load_stack`.
+    """
+    try:
+        load_stack()
+    except StackError as error:
+        if "--debug" in sys.argv or not is_command(sys.argv, sys.orig_argv):
+            raise
+        rank = next((os.environ[name] for name in RANK_VARIABLES if name in os.environ), "0")
+        if rank == "0":
+            print(f"spinverse: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None

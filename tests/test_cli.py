@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from mpi import run_mpi
+from mpi import clean_environment, run_mpi
 
-from spinverse import cli
+from spinverse import cli, commands
 from spinverse.acquisition.io import read_signals
 from spinverse.mesh import Ball, tagged_grid, write_npz
 from spinverse.report import folder
@@ -126,8 +128,8 @@ def test_permeability_of_a_reconstruction_can_be_simulated(ready):
 
 def test_an_interrupted_run_is_resumed(ready, capsys, monkeypatch):
     place = ready
-    monkeypatch.setattr(cli, "CHECKPOINT_EVERY", 2)
-    say = cli.Screen.iteration
+    monkeypatch.setattr(commands.reconstruct, "CHECKPOINT_EVERY", 2)
+    say = commands.reconstruct.Screen.iteration
 
     def power_cut(self, item, done):
         say(self, item, done)
@@ -135,7 +137,7 @@ def test_an_interrupted_run_is_resumed(ready, capsys, monkeypatch):
             raise RuntimeError("power cut")
 
     with monkeypatch.context() as patch:
-        patch.setattr(cli.Screen, "iteration", power_cut)
+        patch.setattr(commands.reconstruct.Screen, "iteration", power_cut)
         assert reconstruct(place, "-q") == 1
     assert "RuntimeError: power cut" in refused(capsys)
     found = place / "found"
@@ -171,7 +173,7 @@ def test_output_folder(place, capsys):
 
 def inverted(place):
     data = tagged_grid(Ball(7.0), length=20.0, cells=2)
-    tets = data.tets.copy()
+    tets = data.cells.copy()
     tets[5] = tets[5][[1, 0, 2, 3]]
     np.savez(place / "bad.npz", points=data.points, tets=tets)
 
@@ -181,7 +183,7 @@ def inverted(place):
     ("ball.npz", "bad.npz", "inverted"),
     ("tissue", "tisue", "tisue: unknown key, did you mean tissue?"),
     ("ms: 2.0", "ms: -2.0", "tissue: diffusivity: -2 in cell"),
-    ("delta_ms: [5, 10], ", "", "delta: missing"),
+    ("delta_ms: [5, 10], ", "", "pgse.delta_ms: missing, expected the pulse length in ms"),
     ("delta_ms: [5, 10]", "delta_ms: [5, -10]", "delta"),
     ("1.0e-5", "-1.0e-5", "permeability: -0.01 um/ms"),
     (" outer_m_per_s: 0.1", "", "permeability.outer_m_per_s: 0 with boundary absorbing"),
@@ -213,6 +215,9 @@ def one_row_less(place):
      "diffusivity: 0 in cell"),
     (RECONSTRUCT.replace("absorbing", "absorbing, start_um_per_ms: 1e5"), None,
      "start_um_per_ms: 100000, expected a value from 0.01 to 100"),
+    (RECONSTRUCT.replace("{boundary", "{periodic: x, boundary"), None, "tissue.periodic: unknown"),
+    (RECONSTRUCT.replace("{file: ball.npz}", "{builder: intervals, thicknesses_um: [2, 3], size_um"
+                         ": 1}"), None, "mesh: intervals has dimension 1, expected tetrahedra"),
     (RECONSTRUCT.replace("[0]}", "[0], b_max_s_per_mm2: 10}"), None, "choose no measurement"),
     (RECONSTRUCT.replace("[0]}", "[0], optimiser: {tao: {type: best}}}"), None,
      "optimiser 'best', expected a type of TAO"),
@@ -245,6 +250,38 @@ def test_version_and_help(capsys):
     assert cli.main(["simulate", "--help"]) == 0
 
 
+def test_a_reader_that_leaves(place):
+    """As `| head -1` does: the run goes on, quietly."""
+    command = [sys.executable, "-u", "-m", "spinverse", "simulate", place / "simulate.yaml", "-o",
+               place / "target"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          env=clean_environment()) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+    assert (place / "target" / "summary.json").is_file()
+
+
+@pytest.mark.parametrize("interface", ["equilibrium", "plain"])
+def test_known_densities_and_their_interface(place, interface):
+    """What a reconstruction predicts is what a simulation of it gives."""
+    tissue = f"density: {{1: 0.5, 2: 1.0}}, interface: {interface}, "
+    text = SIMULATE.replace("  boundary: absorbing", "  density: {1: 0.5, 2: 1.0}\n"
+                            f"  interface: {interface}\n  boundary: absorbing")
+    (place / "simulate.yaml").write_text(text)
+    assert simulate(place, "-q") == 0
+    (place / "reconstruct.yaml").write_text(RECONSTRUCT.replace("{boundary", "{" + tissue
+                                                                + "boundary"))
+    assert reconstruct(place, "-q") == 0
+    (place / "again.yaml").write_text(text.replace(
+        "{membrane_m_per_s: 1.0e-5, elsewhere_m_per_s: 0.1, outer_m_per_s: 0.1}",
+        "{file: found/permeability.npz}"))
+    assert simulate(place, "-q", config="again.yaml", out="again") == 0
+    ours, theirs = (read_signals(place / name / "signals.csv") for name in ("again", "found"))
+    np.testing.assert_allclose(ours.values, theirs.values, rtol=1e-8, atol=1e-8)
+
+
 def test_petsc_options_follow_two_dashes(place):
     from petsc4py import PETSc
 
@@ -259,13 +296,28 @@ def test_without_matplotlib(place, capsys, monkeypatch):
     assert not (place / "target" / "figures").exists()
 
 
+def numbers_in(value) -> list[float]:
+    """All numbers of a JSON document, in order."""
+    if isinstance(value, dict | list):
+        inner = value.values() if isinstance(value, dict) else value
+        return [number for item in inner for number in numbers_in(item)]
+    return [float(value)] if isinstance(value, int | float) else []
+
+
 def test_the_command_is_the_same_on_two_ranks(place):
+    (place / "simulate.yaml").write_text(
+        SIMULATE + "quantities: [compartments, exchange_times, mass_balance]\n")
     for n in (1, 2):
         run_mpi(n, "-m", "spinverse", "simulate", place / "simulate.yaml", "-o",
                 place / f"target-{n}", "-q")
     one, two = (read_signals(place / f"target-{n}" / "signals.csv") for n in (1, 2))
     assert one.acquisition == two.acquisition
     np.testing.assert_allclose(one.values, two.values, rtol=1e-9, atol=1e-9 * abs(one.values[0]))
+
+    one, two = (json.loads((place / f"target-{n}" / "quantities.json").read_text())
+                for n in (1, 2))
+    assert one.keys() == two.keys()
+    np.testing.assert_allclose(numbers_in(one), numbers_in(two), rtol=1e-7, atol=1e-9)
 
     text = RECONSTRUCT.replace("target/", "target-1/")
     (place / "reconstruct.yaml").write_text(text)

@@ -29,7 +29,7 @@ def test_units_and_defaults(tmp_path):
     run = read(tmp_path, SIMULATE)
     assert run.tissue.permeability.value("membrane", None) == pytest.approx(0.01)
     assert run.tissue.permeability.value("elsewhere", math.inf) == math.inf
-    assert run.acquisition.pgse.b_s_per_mm2 == [0.0, 1000.0]  # YAML's 1e3 is a number here
+    assert run.acquisition[0].pgse.b_s_per_mm2 == [0.0, 1000.0]  # YAML's 1e3 is a number here
     assert (run.engine, run.modes, run.degree) == ("matrix_formalism", "auto", 1)
     assert run.tissue.boundary == "reflecting"
 
@@ -81,8 +81,9 @@ stages:
     (SIMULATE + "mesh: {file: a.npz}", "the key mesh appears twice"),
     (SIMULATE.replace("{membrane", "{membrane_um_per_ms: 1, membrane"),
      "membrane_m_per_s and membrane_um_per_ms are both there"),
-    (MESH + TISSUE, "acquisition: missing, expected a value"),
-    (TISSUE + PGSE + "mesh: {}", "mesh: expected one of the keys file and builder"),
+    (MESH + TISSUE, "acquisition: missing, expected a sequence, as pgse: {...}, a file, or"),
+    (TISSUE + PGSE + "mesh: {}",
+     "mesh: expected one of the keys file, builder, surface and labels"),
     (TISSUE + PGSE + "mesh: 3", "mesh: 3, expected keys with values"),
     (TISSUE + PGSE + "mesh: [", "not YAML"),
     ("", "expected keys with values"),

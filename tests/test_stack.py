@@ -145,3 +145,40 @@ def test_two_ranks_get_one_thread_each():
     )
     lines = run_mpi(2, "-c", code).split("\n")
     assert lines.count("1") == 2
+
+
+COMMANDS = [["-m", "spinverse", "simulate", "a.yaml"], ["-c", "import spinverse.cli"]]
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_the_command_says_one_line_and_a_program_gets_the_exception(tmp_path, debug):
+    (tmp_path / "pyadjoint.py").write_text("class AdjointSource: pass")
+    environment = clean_environment({"PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    for words in COMMANDS:
+        run = subprocess.run([sys.executable, *words, *["--debug"] * debug], env=environment,
+                             capture_output=True, text=True, cwd=tmp_path)
+        if words[0] == "-m" and not debug:
+            assert run.returncode == 2
+            assert run.stderr.startswith("spinverse: pyadjoint is not the automatic-")
+            assert run.stderr.count("\n") == 1
+        else:
+            assert run.returncode == 1 and "Traceback" in run.stderr
+
+
+def test_of_several_ranks_one_speaks(tmp_path):
+    (tmp_path / "pyadjoint.py").write_text("class AdjointSource: pass")
+    run = run_mpi(2, "-m", "spinverse", "simulate", "a.yaml", cwd=tmp_path, check=False,
+                  env={"PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    assert run.returncode == 2 and run.stderr.count("spinverse: ") == 1
+
+
+@pytest.mark.parametrize(("argv", "original", "expected"), [
+    (["/usr/bin/spinverse", "simulate"], [], True),
+    (["-m", "simulate"], ["python", "-m", "spinverse", "simulate"], True),
+    (["-m", "spinverse"], ["python", "-m", "pytest", "spinverse"], False),
+    (["-c"], ["python", "-c", "import spinverse"], False),
+    (["study.py"], ["python", "study.py"], False),
+    ([], [], False),
+])
+def test_what_is_the_command(argv, original, expected):
+    assert _stack.is_command(argv, original) == expected

@@ -134,11 +134,14 @@ def compartments(tissue: Tissue, boundary_absorbing: bool,
         The partition. Its facets enclose every compartment, by construction.
 
     Raises:
-        InputError: ``max_compartments`` below 1.
+        InputError: ``max_compartments`` below 1, a periodic tissue.
         SolverError: the eigenproblem failed.
     """
     if not max_compartments >= 1:
         raise InputError(f"max_compartments: {max_compartments!r}, expected at least 1")
+    if tissue.periodic:
+        raise InputError(f"tissue: periodic along {', '.join(tissue.periodic)}, expected one that "
+                         "is not periodic to extract an interface from")
     mesh = tissue.mesh
     problem = BlochTorrey(tissue)
     problem.coefficients.R2.x.array[:] = 0.0  # relaxation would hide how slow a mode is

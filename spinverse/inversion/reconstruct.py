@@ -74,7 +74,8 @@ class Reconstruction:
 
 
 def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage] | str = "default", *,
-                diffusivity=2.0, T2=np.inf, density=1.0, boundary: str = "reflecting",
+                diffusivity=2.0, T2=np.inf, density=1.0, interface: str = "equilibrium",
+                boundary: str = "reflecting",
                 normalisation: str = "measured",
                 start: float | np.ndarray = 1.0, permeability_range=(0.01, 100.0),
                 engine: str = "matrix_formalism", modes: int | str = "auto",
@@ -89,7 +90,8 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage] | str = "defau
         mesh: the mesh; what it knows of a true membrane is not looked at.
         signals: the measurements; magnitudes normalised by |S(b = 0)| of the same sequence count.
         stages: a list of `Stage`, or the name of a preset ("default", "published").
-        diffusivity, T2, density: as in `Tissue`; they are known.
+        diffusivity, T2, density, interface: as in `Tissue`; they are known. Periodic tissues
+            cannot be reconstructed.
         boundary: "absorbing": outer facets are unknown too; "reflecting": they are closed.
         normalisation: what a predicted |S| is divided by: "measured", the measured |S(b = 0)| of
             the same sequence, when signals are in um^3 times density as `simulate` gives them; or
@@ -130,7 +132,7 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage] | str = "defau
     unknown = np.ones(mesh.num_owned_facets, bool) if boundary == "absorbing" else ~mesh.outer
     fixed = np.zeros(mesh.num_owned_facets)
     kappa = np.where(unknown, np.clip(np.broadcast_to(start, unknown.shape), low, high), fixed)
-    tissue = Tissue(mesh, diffusivity, T2, density, Permeability(mesh, kappa))
+    tissue = Tissue(mesh, diffusivity, T2, density, Permeability(mesh, kappa), interface)
     graph = None
     acquisition, measured, scale = signals.acquisition, signals.normalised, signals.reference
     if normalisation == "measured":

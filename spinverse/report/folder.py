@@ -112,9 +112,14 @@ def sha256(path: Path) -> str:
 
 
 def write_summary(folder: Path, summary: dict) -> None:
-    """``summary.json``: strict JSON, so inf and nan are strings."""
-    text = json.dumps(_plain(summary), indent=2) + "\n"
-    replace(folder / SUMMARY, lambda path: path.write_text(text))
+    """``summary.json``, see `write_json`."""
+    write_json(folder / SUMMARY, summary)
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Strict JSON, so inf and nan are strings."""
+    text = json.dumps(_plain(content), indent=2) + "\n"
+    replace(path, lambda temporary: temporary.write_text(text))
 
 
 def write_table(path: Path, signals: Signals, **more: np.ndarray) -> None:

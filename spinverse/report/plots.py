@@ -27,7 +27,7 @@ def _figure(*size, **kwargs):
 
 def signals(path: Path, acquisition: Acquisition, predicted: np.ndarray,
             measured: np.ndarray | None = None) -> None:
-    """Signals by b, a panel for each sequence; against measured ones also as a scatter.
+    """Signals by b, a panel for each kind of sequence; against measured ones also as a scatter.
 
     Args:
         path: file to write.
@@ -35,7 +35,8 @@ def signals(path: Path, acquisition: Acquisition, predicted: np.ndarray,
         predicted: ``(N,)`` normalised magnitudes.
         measured: ``(N,)`` normalised magnitudes, if there are any.
     """
-    count = len(acquisition.waveforms)
+    panels = _panels(acquisition)
+    count = len(panels)
     extra = measured is not None
     columns = min(count + extra, 4)
     lines = -(-(count + extra) // columns)
@@ -43,8 +44,7 @@ def signals(path: Path, acquisition: Acquisition, predicted: np.ndarray,
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     span = max(float(np.ptp(acquisition.b)), 1.0)
     top = float(np.max([predicted, predicted if measured is None else measured]))
-    for index, (waveform, axis) in enumerate(zip(acquisition.waveforms, axes, strict=False)):
-        rows = np.flatnonzero(acquisition.waveform_index == index)
+    for index, ((title, rows), axis) in enumerate(zip(panels.items(), axes, strict=False)):
         b = acquisition.b[rows]
         sets = [("simulated" if measured is None else "predicted", predicted, PREDICTED, "o", 0.0)]
         if measured is not None:
@@ -58,7 +58,7 @@ def signals(path: Path, acquisition: Acquisition, predicted: np.ndarray,
             means = [values[rows][b == level].mean() for level in levels]
             axis.plot(levels + shift * span, means, color=colour, linewidth=1.0,
                       linestyle="-" if marker == "o" else "--")
-        axis.set_title(_sequence(waveform), fontsize=10)
+        axis.set_title(title, fontsize=10)
         axis.set_xlabel("b (s/mm²)")
         axis.set_ylim(min(0.0, float(np.min(predicted))), 1.05 * max(top, 1e-12))
         axis.set_ylabel("|S| / |S(b = 0)|" if index % columns == 0 else "")
@@ -77,10 +77,10 @@ def _scatter(axis, acquisition, measured, predicted) -> None:
     low = float(min(measured.min(), predicted.min(), 0.0))
     high = 1.03 * float(max(measured.max(), predicted.max()))
     axis.plot([low, high], [low, high], color="0.6", linewidth=0.8, zorder=0)
-    for index, waveform in enumerate(acquisition.waveforms):
-        rows = acquisition.waveform_index == index
+    panels = _panels(acquisition)
+    for index, (title, rows) in enumerate(panels.items()):
         axis.plot(measured[rows], predicted[rows], "o", markersize=2.6, alpha=0.6,
-                  markeredgewidth=0, color=TERMS[index % len(TERMS)], label=_sequence(waveform))
+                  markeredgewidth=0, color=TERMS[index % len(TERMS)], label=title)
     error = float(np.mean((measured - predicted) ** 2))
     axis.set_title(f"mean square difference {error:.2e}", fontsize=10)
     axis.set_xlabel("measured |S| / |S(b = 0)|")
@@ -88,14 +88,61 @@ def _scatter(axis, acquisition, measured, predicted) -> None:
     axis.set(xlim=(low, high), ylim=(low, high))
     axis.set_aspect("equal")
     axis.tick_params(labelsize=8)
-    if len(acquisition.waveforms) <= 6:
+    if len(panels) <= 6:
         axis.legend(fontsize=7, frameon=False, markerscale=2, loc="upper left")
 
 
+def phases(path: Path, acquisition: Acquisition, values: np.ndarray) -> None:
+    """Phase of complex signals by b, a panel for each kind of sequence.
+
+    Args:
+        path: file to write.
+        acquisition: the measurements.
+        values: ``(N,)`` complex signals.
+    """
+    panels = _panels(acquisition)
+    columns = min(len(panels), 4)
+    lines = -(-len(panels) // columns)
+    figure = _figure(3.6 * columns + 0.4, 3.4 * lines + 0.5, layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False, sharey=True).ravel()
+    angles = np.degrees(np.angle(values))
+    for (title, rows), axis in zip(panels.items(), axes, strict=False):
+        axis.axhline(0.0, color="0.8", linewidth=0.8, zorder=0)
+        axis.plot(acquisition.b[rows], angles[rows], "o", color=PREDICTED, markersize=2.6,
+                  alpha=0.7, markeredgewidth=0)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("b (s/mm²)")
+        axis.tick_params(labelsize=8)
+    for axis in axes[::columns]:
+        axis.set_ylabel("phase of S (degrees)")
+    for axis in axes[len(panels):]:
+        axis.set_axis_off()
+    figure.savefig(path, dpi=DPI)
+
+
+def _panels(acquisition: Acquisition) -> dict[str, np.ndarray]:
+    """Rows of each kind of sequence by its title; waveforms that differ in direction are one."""
+    panels: dict[str, list[int]] = {}
+    for index, waveform in enumerate(acquisition.waveforms):
+        rows = np.flatnonzero(acquisition.waveform_index == index)
+        panels.setdefault(_sequence(waveform), []).extend(rows.tolist())
+    return {title: np.array(sorted(rows)) for title, rows in panels.items()}
+
+
 def _sequence(waveform) -> str:
+    words = [waveform.name]
+    if hasattr(waveform, "periods"):
+        words[0] += f" {1000 * waveform.periods / waveform.delta:.4g} Hz"
+    if hasattr(waveform, "parallel"):
+        words[0] += " parallel" if waveform.parallel else " antiparallel"
     if hasattr(waveform, "delta") and hasattr(waveform, "Delta"):
-        return f"{waveform.name}, δ/Δ = {waveform.delta:g}/{waveform.Delta:g} ms"
-    return f"{waveform.name}, TE = {waveform.echo_time:g} ms"
+        words.append(f"δ/Δ = {waveform.delta:g}/{waveform.Delta:g} ms")
+    else:
+        words.append(f"TE = {waveform.echo_time:g} ms")
+    if hasattr(waveform, "mixing_time"):
+        words.append(f"τ = {waveform.mixing_time:g} ms")
+    title = ", ".join(words)
+    return title if len(title) < 34 else f"{words[0]}\n{', '.join(words[1:])}"
 
 
 def losses(path: Path, rows: list[dict]) -> None:

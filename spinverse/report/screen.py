@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Mapping
@@ -36,9 +37,16 @@ class Screen:
             return
         for line in lines:
             if self._bar is None:
-                print(line, flush=True)
+                self._print(line)
             else:
                 self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _print(self, line: str) -> None:
+        try:
+            print(line, flush=True)
+        except BrokenPipeError:  # the reader has gone, as head does; the run goes on
+            self.quiet = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def warn(self, *messages) -> None:
         """Print each warning as one line on standard error."""
@@ -123,20 +131,55 @@ def _describe(value, describe) -> str:
 def describe_mesh(mesh: Mesh) -> list[str]:
     """The size of the mesh. Collective."""
     volume = mesh.comm.allreduce(float(mesh.cell_volumes[: mesh.num_owned_cells].sum()))
-    size = " x ".join(f"{a:.4g}" for a in np.ptp(mesh.bounds, axis=0))
+    size = " x ".join(f"{a:.4g}" for a in np.ptp(mesh.bounds, axis=0)[: mesh.dim])
+    amount = {1: f"length {volume:.6g} um", 2: f"area {volume:.6g} um^2",
+              3: f"volume {volume:.6g} um^3"}[mesh.dim]
     return [f"mesh: {mesh.name}: {mesh.num_cells} cells, {mesh.num_facets} facets "
             f"({count(mesh, mesh.outer)} outer, {count(mesh, mesh.interface > 0)} of a known "
-            f"membrane), {size} um, volume {volume:.6g} um^3"]
+            f"membrane), " + (f"{size} um, " if mesh.dim > 1 else "") + amount, *_tags(mesh)]
+
+
+MOST_TAGS = 12  # that are shown
+
+
+def _tags(mesh: Mesh) -> list[str]:
+    """What a run file may give values by, with sizes. Collective."""
+    cells = slice(0, mesh.num_owned_cells)
+    unit = {1: " um", 2: " um^2", 3: " um^3"}
+    kinds = [("cells", mesh.cell_tags[cells], mesh.cell_volumes[cells], unit[mesh.dim]),
+             ("membranes", mesh.interface, mesh.facet_areas * (mesh.interface > 0),
+              unit.get(mesh.dim - 1, ""))]
+    words = []
+    for name, tags, sizes, of in kinds:
+        sums: dict[int, float] = {}
+        for part in mesh.comm.allgather({int(tag): float(sizes[tags == tag].sum())
+                                         for tag in np.unique(tags)}):
+            for tag, amount in part.items():
+                sums[tag] = sums.get(tag, 0.0) + amount
+        if name == "membranes":
+            sums.pop(0, None)
+        if sums:
+            shown = [f"{tag} ({sums[tag]:.4g}{of})" if of else f"{tag}" for tag in sorted(sums)]
+            more = f", ... {max(sums)}" if len(shown) > MOST_TAGS else ""
+            words.append(f"{name} {', '.join(shown[:MOST_TAGS])}{more}")
+    return [f"tags: {'; '.join(words)}"]
 
 
 def describe_tissue(tissue: KnownTissue) -> list[str]:
-    """Diffusivity, T2, density, boundary."""
+    """Diffusivity, T2, density, boundary, periodic axes."""
     def time_constant(value):
         return "none" if np.isinf(value) else f"{value:g} ms"
 
+    density = tissue.density
+    varied = isinstance(density, Mapping) and len(set(density.values())) > 1
+    at_rest = {"equilibrium": "at rest across membranes", "plain": "levelling out"}
+    axes = getattr(tissue, "periodic", "")
     return [f"diffusivity: {_describe(tissue.diffusivity_um2_per_ms, describe_diffusivity)}",
             f"T2: {_describe(tissue.T2_ms, time_constant)}; density "
-            f"{_describe(tissue.density, lambda v: f'{v:g}')}; outer boundary {tissue.boundary}"]
+            f"{_describe(density, lambda v: f'{v:g}')}"
+            + (f" ({at_rest[tissue.interface]}: interface {tissue.interface})" if varied else "")
+            + f"; outer boundary {tissue.boundary}"
+            + (f", periodic along {', '.join(axes)}" if axes else "")]
 
 
 def describe_known_permeability(section: PermeabilitySection) -> str:
@@ -156,9 +199,29 @@ def describe_known_permeability(section: PermeabilitySection) -> str:
 def describe_engine(run) -> str:
     """Engine and accuracy."""
     if run.engine == "time_stepping":
-        return f"engine: time stepping, steps up to {run.time_step_ms:g} ms"
-    modes = f"as many as {run.tolerance:g} needs" if run.modes == "auto" else run.modes
+        steps = f"as long as {run.tolerance:g} of S/S0 allows" if run.time_step_ms == "auto" \
+            else f"up to {run.time_step_ms:g} ms"
+        return f"engine: time stepping, steps {steps}"
+    modes = f"as many as {run.tolerance:g} of S/S0 needs" if run.modes == "auto" else run.modes
+    if run.modes == "auto" and hasattr(run, "stages"):
+        modes = f"a quarter of the number of cells; for the final signals {modes}"
     return f"engine: matrix formalism, modes: {modes}"
+
+
+def describe_accuracy(run, engine) -> tuple[dict, str]:
+    """What an engine used, after its first signals: for summary.json, and in a line."""
+    error = float(engine.estimated_error)
+    if np.isfinite(error):
+        words = f"estimated error {error:.1g} of S/S0 (tolerance {run.tolerance:g})"
+    else:
+        key = "time_step_ms" if run.engine == "time_stepping" else "modes"
+        words = f"error not estimated ({key}: auto does)"
+    used = {"engine": run.engine, "estimated_error": error if np.isfinite(error) else None}
+    if run.engine == "time_stepping":
+        step = float(engine.time_step)
+        return {**used, "time_step_ms": step}, f"time stepping: steps up to {step:.3g} ms, {words}"
+    modes = len(engine.basis)
+    return {**used, "modes": modes}, f"matrix formalism: {modes} modes, {words}"
 
 
 def describe_stage(number: int, stage: Stage) -> str:

@@ -1,0 +1,79 @@
+"""``spinverse config``: run files to begin with, and the keys of the mesh builders."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from importlib import resources
+
+from mpi4py import MPI
+
+from .. import config
+from ..config.arguments import keys_of
+from ..errors import InputError
+from ..report.screen import Screen
+
+HELP = "print a run file to begin with, or the keys of a mesh builder"
+EXAMPLES = ("simulate", "reconstruct")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of this command."""
+    parser.add_argument("--example", choices=EXAMPLES, metavar="COMMAND",
+                        help=f"a commented run file that runs: {' or '.join(EXAMPLES)}")
+    parser.add_argument("--builder", metavar="NAME", nargs="?", const="",
+                        help="the keys of a mesh builder; without NAME all builders")
+
+
+def needs_output(arguments) -> bool:
+    """Whether -o must be there."""
+    return False
+
+
+def run(arguments, comm: MPI.Comm) -> None:
+    """Print what was asked for.
+
+    Raises:
+        InputError: nothing was, or an unknown builder.
+    """
+    screen = Screen(comm)
+    if (arguments.example is None) == (arguments.builder is None):
+        raise InputError("expected one of --example simulate, --example reconstruct and "
+                         "--builder [NAME]")
+    if arguments.example is not None:
+        text = resources.files("spinverse.config").joinpath(f"{arguments.example}.yaml")
+        screen.say(text.read_text(encoding="utf-8").rstrip())
+    elif not arguments.builder:
+        for name, function in config.BUILDERS.items():
+            screen.say(f"{name:17} {_first_line(function)}")
+    elif arguments.builder in config.BUILDERS:
+        screen.say(*_keys(arguments.builder))
+    else:
+        raise InputError(f"--builder {arguments.builder}: expected one of "
+                         f"{', '.join(config.BUILDERS)}")
+
+
+def _first_line(function) -> str:
+    return (inspect.getdoc(function) or "").partition("\n\n")[0].replace("\n", " ")
+
+
+def _keys(name: str) -> list[str]:
+    """A builder's keys as they stand below mesh, and its documentation."""
+    function = config.BUILDERS[name]
+    lines = ["mesh:", f"  builder: {name}"]
+    for key, parameter in keys_of(function).items():
+        if key == "shape":
+            lines.append("  shape: {kind: ball, radius_um: ...}  # or cylinder, bent_tube, torus")
+        elif parameter.default is parameter.empty:
+            lines.append(f"  {key}: ...".ljust(34) + "# needed")
+        else:
+            lines.append(f"  # {key}:".ljust(34) + f"# {_yaml(parameter.default)}")
+    return [*lines, "", *(inspect.getdoc(function) or "").splitlines()]
+
+
+def _yaml(value) -> str:
+    if value is None:
+        return "nothing unless given"
+    if isinstance(value, bool):
+        return f"{str(value).lower()} unless given"
+    return f"{list(value) if isinstance(value, tuple) else value} unless given"

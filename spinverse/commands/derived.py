@@ -1,0 +1,238 @@
+"""The quantities of a run file: computed, as plain values with units in the keys, and in words."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from .. import quantities as q
+from ..acquisition import Acquisition, Signals
+from ..config.quantities import FROM_SIGNALS, QUANTITIES, options_of
+from ..errors import InputError, SolverError
+from ..problem import BlochTorrey
+from ..units import b_to_internal
+
+
+@dataclass(frozen=True)
+class Derived:
+    """One quantity.
+
+    Attributes:
+        values: what quantities.json says.
+        lines: what the screen says.
+        warnings: of its computation.
+    """
+
+    values: dict
+    lines: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+
+def check(requested: Mapping[str, Mapping], acquisition: Acquisition) -> None:
+    """Refuse, before anything is simulated, what the acquisition does not determine.
+
+    Raises:
+        InputError: bad options, too few b-values or directions; names the quantity.
+    """
+    free = Signals(acquisition, np.exp(-b_to_internal(acquisition.b).clip(max=600.0)))
+    for name in FROM_SIGNALS:
+        if name in requested:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                _named(name, QUANTITIES[name], free, **options_of(requested, name))
+
+
+def of_tissue(requested: Mapping[str, Mapping], problem: BlochTorrey,
+              acquisition: Acquisition) -> dict[str, Derived]:
+    """What needs no signals, by name. Collective.
+
+    Raises:
+        InputError, SolverError: naming the quantity.
+    """
+    made = {}
+    for name in requested:
+        if name in FROM_SIGNALS:
+            continue
+        options = options_of(requested, name)
+        arguments = [problem]
+        if name in ("hadc", "mf_adc", "short_time", "karger"):
+            arguments.append(acquisition)
+        if name == "mass_balance":
+            longest = max(waveform.echo_time for waveform in acquisition.waveforms)
+            options.setdefault("times", np.linspace(0.0, longest, 11))
+        value, said = _recorded(name, QUANTITIES[name], *arguments, **options)
+        describe = _EFFECTIVE.get(name, _OTHERS.get(name))
+        values, lines = describe(value, problem, acquisition)
+        made[name] = Derived(values, tuple(f"{name}: {line}" for line in lines), said)
+    return made
+
+
+def of_signals(requested: Mapping[str, Mapping], signals: Signals) -> dict[str, Derived]:
+    """What is fitted to the signals, by name; where that fails, the error in its place."""
+    made = {}
+    for name in requested:
+        if name not in FROM_SIGNALS:
+            continue
+        try:
+            value, said = _recorded(name, QUANTITIES[name], signals, **options_of(requested, name))
+        except InputError as error:  # the signals are worth keeping
+            made[name] = Derived({"error": str(error)}, (), (str(error),))
+            continue
+        values, lines = _FITS[name](value, signals.acquisition)
+        made[name] = Derived(values, tuple(f"{name}: {line}" for line in lines), said)
+    return made
+
+
+def document(found: Mapping[str, Derived]) -> dict:
+    """What quantities.json holds."""
+    return {name: {**item.values, "warnings": list(item.warnings)} for name, item in found.items()}
+
+
+def _named(name: str, function: Callable, *args, **options):
+    try:
+        return function(*args, **options)
+    except (InputError, SolverError) as error:
+        raise type(error)(f"{name}: {error}") from None
+
+
+def _recorded(name: str, function: Callable, *args, **options):
+    """The value, and what was warned of."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)
+        value = _named(name, function, *args, **options)
+    said = dict.fromkeys(" ".join(str(item.message).split()) for item in caught)
+    return value, tuple(said)
+
+
+# ---- from signals ---------------------------------------------------------------------------
+
+def _adc(fit: q.ADCFit, table: Acquisition) -> tuple[dict, list[str]]:
+    fits = [{"sequence": table.waveforms[fit.waveform_index[k]].describe(),
+             "direction": fit.directions[k], "adc_um2_per_ms": fit.adc[k],
+             "adc_error_um2_per_ms": fit.adc_error[k], "kurtosis": fit.kurtosis[k],
+             "S0": fit.S0[k], "residual_of_ln_S": fit.residual[k],
+             "b_range_s_per_mm2": fit.b_range[k], "valid": fit.valid[k]}
+            for k in range(len(fit))]
+    lines = []
+    for w in np.unique(fit.waveform_index):
+        rows = fit.waveform_index == w
+        lines.append(f"{table.waveforms[w].describe()}: ADC {_span(fit.adc[rows])} um^2/ms, "
+                     f"kurtosis {_span(fit.kurtosis[rows])}{_axes(rows.sum())}")
+    return {"fits": fits}, lines
+
+
+def _tensor(fit: q.TensorFit, table: Acquisition) -> tuple[dict, list[str]]:
+    fits, lines = [], []
+    for k, w in enumerate(fit.waveform_index):
+        name = table.waveforms[w].describe() if w >= 0 else "waveforms of varying direction"
+        mean, anisotropy = fit.mean_diffusivity[k], fit.fractional_anisotropy[k]
+        fits.append({"sequence": name, "tensor_um2_per_ms": fit.tensors[k],
+                     "eigenvalues_um2_per_ms": fit.eigenvalues[k],
+                     "eigenvectors_in_columns": fit.eigenvectors[k],
+                     "mean_diffusivity_um2_per_ms": mean, "fractional_anisotropy": anisotropy,
+                     "S0": fit.S0[k], "residual_of_ln_S": fit.residual[k]})
+        lines.append(f"{name}: MD {mean:.4g} um^2/ms, FA {anisotropy:.3g}")
+    return {"fits": fits}, lines
+
+
+def _hardi(fit: q.HARDIFit, table: Acquisition) -> tuple[dict, list[str]]:
+    unit = "um^2/ms" if fit.quantity == "adc" else "of the signal at b = 0"
+    shells, lines = [], []
+    for k, w in enumerate(fit.waveform_index):
+        name = table.waveforms[w].describe()
+        shells.append({"sequence": name, "b_s_per_mm2": fit.b[k], "mean": fit.mean[k],
+                       "coefficients": fit.coefficients[k], "residual": fit.residual[k]})
+        lines.append(f"{name}, b {fit.b[k]:g} s/mm^2: mean {fit.mean[k]:.4g} {unit}")
+    return {"quantity": fit.quantity, "unit": unit, "order": fit.order,
+            "shells": shells}, lines
+
+
+_FITS = {"adc": _adc, "tensor": _tensor, "hardi": _hardi}
+
+
+# ---- from the tissue ------------------------------------------------------------------------
+
+def _effective(kind: str):
+    def describe(found: q.EffectiveDiffusion, problem, table: Acquisition):
+        parts = found.compartments
+        sequences, lines = [], []
+        for w, waveform in enumerate(table.waveforms):
+            rows = table.waveform_index == w
+            sequences.append({
+                "sequence": waveform.describe(), "tensor_um2_per_ms": found.tensor[w],
+                "compartments": [
+                    {"cell_tag": parts.cell_tags[c], "share_of_signal": found.weights[c, w],
+                     "tensor_um2_per_ms": found.tensors[c, w],
+                     "error_um2_per_ms": found.errors[c, w]} for c in range(len(parts))]})
+            lines.append(f"{waveform.describe()}: slope at b = 0 {_span(found.adc[rows])} "
+                         f"um^2/ms, {kind} {found.errors[:, w].max():.1g}")
+        return {"adc_um2_per_ms": found.adc, "sequences": sequences}, lines
+    return describe
+
+
+_EFFECTIVE = {"hadc": _effective("error of the time steps about"),
+              "mf_adc": _effective("error of the modes at most"),
+              "short_time": _effective("the next term about")}
+
+
+def _karger(found: q.KargerSignals, problem, table):
+    try:
+        normalised = found.signals.normalised
+    except InputError:
+        normalised = None
+    values = {"signals_um3": found.signals.values.real, "normalised": normalised,
+              "diffusivities_of_compartments_um2_per_ms": found.diffusivities,
+              "exchange_rates_per_ms": found.exchange_rates,
+              "residence_times_ms": found.residence_times}
+    smallest = "" if normalised is None else f", smallest S/S0 {normalised.min():.4g}"
+    return values, [f"{len(found.residence_times)} compartments, residence times "
+                    f"{_span(found.residence_times)} ms{smallest}"]
+
+
+def _compartments(parts: q.TissueCompartments, problem, table):
+    number = [{"cell_tag": parts.cell_tags[c], "volume_um3": parts.volumes[c],
+               "surface_to_volume_per_um": parts.surface_to_volume[c],
+               "outer_area_um2": parts.outer_areas[c],
+               "residence_time_ms": parts.residence_times[c]} for c in range(len(parts))]
+    return {"compartments": number, "interface_areas_um2": parts.interface_areas,
+            "exchange_rates_per_ms": parts.exchange_rates}, [
+        f"{len(parts)}, volumes {_span(parts.volumes)} um^3, S/V "
+        f"{_span(parts.surface_to_volume)} 1/um, residence times "
+        f"{_span(parts.residence_times)} ms"]
+
+
+def _exchange_times(times: np.ndarray, problem, table):
+    words = f"{_span(times)} ms" if len(times) else "none, nothing is exchanged"
+    return {"exchange_times_ms": times}, [words]
+
+
+def _mass_balance(found: q.MassBalance, problem, table):
+    values = {"times_ms": found.times, "total_um3": found.total,
+              "by_compartment_um3": found.by_compartment,
+              "cell_tags": found.compartments.cell_tags}
+    begin, end = (", ".join(f"{v:.4g}" for v in row[:6]) + ", ..." * (len(row) > 6)
+                  for row in found.by_compartment[[0, -1]])
+    return values, [f"in the compartments {begin} (in all {found.total[0]:.6g}) at "
+                    f"{found.times[0]:g} ms, {end} (in all {found.total[-1]:.6g}) at "
+                    f"{found.times[-1]:g} ms"]
+
+
+_OTHERS = {"karger": _karger, "compartments": _compartments, "exchange_times": _exchange_times,
+           "mass_balance": _mass_balance}
+
+
+def _span(values) -> str:
+    values = np.asarray(values, dtype=float)
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return "unknown"
+    low, high = values.min(), values.max()
+    return f"{low:.4g}" if f"{low:.4g}" == f"{high:.4g}" else f"{low:.4g} to {high:.4g}"
+
+
+def _axes(count: int) -> str:
+    return f" ({count} axes)" if count > 1 else ""

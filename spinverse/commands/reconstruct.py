@@ -1,0 +1,285 @@
+"""``spinverse reconstruct``: from signals to permeabilities and membranes, resumable."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from mpi4py import MPI
+from petsc4py import PETSc
+
+from .. import config
+from ..acquisition import Acquisition, Signals
+from ..acquisition.io import read_signals
+from ..errors import InputError, on_root
+from ..inversion import TAO, Stage, reconstruct
+from ..inversion.clock import Clock
+from ..mesh import Mesh
+from ..report import folder
+from ..report.screen import (
+    Screen,
+    count,
+    describe_engine,
+    describe_mesh,
+    describe_result,
+    describe_stage,
+    describe_tissue,
+    versions,
+)
+from ..tissue import Tissue
+from ..units import describe_permeability
+from .shared import (
+    MESH,
+    add_config,
+    everywhere,
+    hashes,
+    make_mesh,
+    named,
+    plot,
+    read_acquisition,
+    summary,
+    write_mesh,
+)
+
+HELP = "membranes from signals"
+CHECKPOINT_EVERY = 20  # iterations; and after each stage
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of this command."""
+    add_config(parser)
+    parser.add_argument("--resume", action="store_true",
+                        help="go on from the checkpoint in DIR, if there is one")
+
+
+def run(arguments, comm: MPI.Comm) -> None:
+    """Reconstruct what the run file says. Collective.
+
+    Raises:
+        InputError: bad input; SolverError: a solver failed.
+    """
+    screen, clock, out = Screen(comm, arguments.quiet), Clock(), arguments.output
+    on_root(comm, folder.check_output, out, arguments.force, arguments.resume)
+    with screen.held_warnings(), clock("read inputs"):
+        run = everywhere(comm, config.read, arguments.config, config.ReconstructConfig)
+        signals = _read_signals(run, comm, arguments.config)
+        stages = run.stage_list()
+        with named(str(arguments.config)):
+            _check_stages(stages, signals.acquisition)
+            mesh, made = make_mesh(run.mesh, comm, out / MESH if arguments.resume else None)
+            if mesh.dim != 3:
+                raise InputError(f"mesh: {mesh.name} has dimension {mesh.dim}, expected "
+                                 "tetrahedra: membranes are found as surfaces")
+        known, tissue = _known_tissue(run, arguments, mesh)
+        inputs = everywhere(comm, hashes, config=arguments.config, mesh=run.mesh.source,
+                             signals=run.signals.file)
+        sums = {name: item["sha256"] for name, item in inputs.items() if name != "config"}
+        rest, first, done, start, history = _resume(arguments, comm, mesh, stages, sums,
+                                                    tissue.start_um_per_ms)
+    low, high = tissue.permeability_range_um_per_ms
+    screen.say(versions(comm), *describe_mesh(mesh), *describe_tissue(tissue),
+               f"unknown permeability: {describe_permeability(low)} to "
+               f"{describe_permeability(high)}, start "
+               f"{describe_permeability(tissue.start_um_per_ms)}",
+               *(f"acquisition: {line}" for line in signals.acquisition.describe()),
+               describe_engine(run),
+               *(describe_stage(i, stage) for i, stage in enumerate(stages)))
+    if arguments.resume:
+        screen.say("resumed: all stages are done" if not rest else
+                   f"resumed at stage {rest[0].name}, iteration {done}" if first or done else
+                   "nothing to resume, starting from the beginning")
+    names = [stage.name for stage in stages]
+    fresh = not (arguments.resume and (out / folder.HISTORY).is_file())
+    comm.Barrier()  # every rank has looked before rank 0 makes it
+    if fresh:
+        on_root(comm, folder.make, out)
+    try:
+        if fresh:
+            on_root(comm, write_mesh, out, made)
+        priors = list(dict.fromkeys(prior for stage in stages for prior in stage.priors))
+        log = on_root(comm, folder.History, out / folder.HISTORY, priors, history)
+        count_done = [sum(stage.iterations for stage in stages[:first]) + done]
+
+        def before(number):
+            """Iterations of a stage that an earlier run did."""
+            return done if number == 0 else 0
+
+        def progress(item):
+            count_done[0] += item.iteration > 0
+            if done and item.stage == names[first]:
+                item = dataclasses.replace(item, iteration=item.iteration + done)
+            if log is not None:
+                log.add(item)
+            screen.iteration(item, count_done[0])
+
+        def save(number, iteration, permeability):
+            folder.save_checkpoint(out, mesh, permeability, number, iteration, names, sums)
+
+        def after_iteration(number, iteration, permeability):
+            total = iteration + before(number)
+            if iteration and total % CHECKPOINT_EVERY == 0 and total < stages[
+                    first + number].iterations:
+                save(first + number, total, permeability)
+
+        def after_stage(number, permeability):
+            save(first + number + 1, 0, permeability)
+
+        iterations = sum(stage.iterations for stage in stages)
+        with clock("reconstruct"), screen.progress_bar(iterations, count_done[0]):
+            result = reconstruct(
+                mesh, signals, rest, start=start, engine=run.engine, modes=run.modes,
+                tolerance=run.tolerance, time_step=run.time_step_ms, progress=progress,
+                after_stage=after_stage, after_iteration=after_iteration, **known)
+        _write_results(arguments, run, comm, screen, clock, inputs, signals, result, log)
+    except BaseException:
+        if fresh and comm.rank == 0 and not (out / folder.CHECKPOINT).is_file():
+            folder.remove(out)  # nothing in it to go on from
+        raise
+
+
+def _read_signals(run: config.ReconstructConfig, comm: MPI.Comm, name) -> Signals:
+    expected = None
+    if run.acquisition is not None:
+        expected = read_acquisition(run.acquisition, comm, name)
+
+    def read() -> Signals:
+        signals = read_signals(run.signals.file, expected)
+        folder.check_rows(run.signals.file)
+        with named(str(run.signals.file)):
+            signals.normalised  # noqa: B018 - raises where there is nothing to divide by
+        return signals
+
+    return everywhere(comm, read)
+
+
+def _resume(arguments, comm: MPI.Comm, mesh: Mesh, stages: list[Stage], sums: dict,
+            start: float) -> tuple[list[Stage], int, int, np.ndarray | float, list[dict]]:
+    """What is left: stages, number of the first, its iterations done, start, old history."""
+    if not arguments.resume:
+        return stages, 0, 0, start, []
+    names = [stage.name for stage in stages]
+    found = everywhere(comm, folder.load_checkpoint, arguments.output, names, sums)
+    if found is None:
+        return stages, 0, 0, start, []
+    permeability = mesh.scatter_facets(found.triples, found.permeability, "checkpoint")
+    rest = stages[found.stage:]
+    if found.iteration and rest:
+        # ramps of priors go on from where they were
+        weights = rest[0].prior_weights(found.iteration)
+        priors = {key: (weights[key], np.broadcast_to(value, 2)[1].item())
+                  for key, value in rest[0].priors.items()}
+        rest[0] = dataclasses.replace(rest[0], priors=priors,
+                                      iterations=rest[0].iterations - found.iteration)
+    history = everywhere(comm, folder.read_history, arguments.output / folder.HISTORY)
+    history = [row for row in history if row["stage"] in names
+               and (names.index(row["stage"]), row["iteration"]) <= (
+                   (found.stage, found.iteration) if found.iteration
+                   else (found.stage - 1, np.inf))]
+    return rest, found.stage, found.iteration, permeability, history
+
+
+def _check_stages(stages: list[Stage], acquisition: Acquisition) -> None:
+    """What would otherwise be noticed in the middle of the run."""
+    for stage in stages:
+        stage.rows(acquisition)
+        if isinstance(stage.optimiser, TAO):
+            tao = PETSc.TAO().create(comm=PETSc.COMM_SELF)
+            try:
+                tao.setType(stage.optimiser.type)
+            except PETSc.Error:
+                raise InputError(f"stage {stage.name!r}: optimiser {stage.optimiser.type!r}, "
+                                 "expected a type of TAO as blmvm or bqnls") from None
+            finally:
+                tao.destroy()
+
+
+def _known_tissue(run, arguments, mesh: Mesh) -> tuple[dict, config.UnknownTissue]:
+    """Arguments of `reconstruct` that say what is known, checked before anything is written."""
+    tissue = run.tissue
+    known = {"diffusivity": tissue.diffusivity_um2_per_ms, "T2": tissue.T2_ms,
+             "density": tissue.density, "boundary": tissue.boundary,
+             "interface": tissue.interface,
+             "permeability_range": tissue.permeability_range_um_per_ms,
+             "normalisation": run.signals.normalisation}
+    with named(f"{arguments.config}: tissue"):
+        Tissue(mesh, known["diffusivity"], known["T2"], known["density"],
+               interface=known["interface"])
+        low, high = known["permeability_range"]
+        if not low < high < np.inf:
+            raise InputError(f"permeability_range_um_per_ms: [{low:g}, {high:g}], "
+                             "expected two finite values, the lower first")
+        if not low <= tissue.start_um_per_ms <= high:
+            raise InputError(f"start_um_per_ms: {tissue.start_um_per_ms:g}, "
+                             f"expected a value from {low:g} to {high:g}")
+    return known, tissue
+
+
+def _found(rule: config.InterfaceSection, mesh: Mesh, result, boundary: str):
+    """The interface by a rule that does not know the truth: (nf,) bool, labels, the rule."""
+    from ..interface import extraction
+
+    if rule.rule == "compartments":
+        found = extraction.compartments(result.tissue, boundary == "absorbing")
+        return found.facets, found.labels, {"rule": rule.rule}
+    cut = rule.cut_um_per_ms
+    if rule.rule == "automatic":
+        cut = extraction.automatic_cut(mesh, result.permeability, result.unknown)
+    facets = extraction.by_threshold(mesh, result.permeability, cut) & result.unknown
+    return facets, None, {"rule": rule.rule, "cut_um_per_ms": float(cut)}
+
+
+def _write_results(arguments, run, comm, screen, clock, inputs, signals, result, log) -> None:
+    from ..interface import export
+    from ..interface.metrics import metrics
+
+    mesh, out = result.mesh, arguments.output
+    with clock("interface"):
+        found, labels, rule = _found(run.interface, mesh, result, run.tissue.boundary)
+        truth_known = count(mesh, mesh.interface > 0) > 0
+        figures = metrics(mesh, found, result.permeability, result.unknown,
+                          run.tissue.boundary) if truth_known else None
+        number = count(mesh, found)
+    scale = signals.reference
+    with clock("write results"):
+        export.write_permeability(out / "permeability.npz", mesh, result.permeability,
+                                  membrane=found)
+        export.write_vtu(out / "permeability.vtu", mesh,
+                         {"permeability": result.permeability, "membrane": found})
+        export.write_stl(out / "interface.stl", mesh, found, labels)
+        whole = mesh.gather_facets(mesh.facet_corners, result.permeability, found,
+                                   mesh.interface > 0)
+        notes: list[str] = []
+
+        def write() -> list[str]:
+            predicted = result.predicted.magnitude / scale
+            folder.write_table(out / "signals.csv", result.predicted,
+                               measured_normalised=signals.normalised,
+                               predicted_normalised=predicted)
+            _, corners, permeability, facets, true = whole
+            notes.extend(plot(out, "signals", signals.acquisition, predicted,
+                               signals.normalised))
+            if log.rows:
+                notes.extend(plot(out, "losses", log.rows))
+            notes.extend(plot(out, "interface", corners, permeability, facets,
+                               true if truth_known else None, mesh.bounds))
+            return notes
+
+        mesh.bounds  # noqa: B018 - collective at its first use
+        notes = everywhere(comm, write)
+    clock.seconds |= {f"reconstruct: {key}": value for key, value in result.seconds.items()}
+    content = summary(arguments, run, comm, inputs, clock)
+    loss = log.rows[-1]["loss"] if log is not None and log.rows else None
+    content |= {"final_loss": loss, "data_misfit": result.data_misfit, "modes": result.modes,
+                "evaluations": result.evaluations, "stage_endings": result.endings,
+                "interface": {**rule, "facets": number}, "metrics": figures}
+    on_root(comm, folder.write_summary, out, content)
+    screen.say(*notes, *(f"stage {name}: {why}" for name, why in result.endings.items()),
+               *describe_result(result, rule, number, figures), *_picture(out),
+               f"results in {out}")
+
+
+def _picture(out: Path) -> list[str]:
+    picture = out / "figures" / "interface.png"
+    return [f"picture in {picture}"] if picture.is_file() else []

@@ -1,0 +1,151 @@
+"""What the commands share: reading inputs on rank 0, naming places, summary.json, figures."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import resource
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from mpi4py import MPI
+
+from .. import __version__, config
+from .._stack import load_stack
+from ..acquisition import Acquisition
+from ..errors import InputError, on_root
+from ..inversion.clock import Clock
+from ..mesh import Mesh, MeshData, readers, write_npz
+from ..report import folder
+from ..report.screen import count, one_line
+from ..tissue import Permeability
+from ..units import describe_permeability
+
+MESH = "mesh.npz"  # in a run's folder, if the mesh was made
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """The run file as the first argument."""
+    parser.add_argument("config", type=Path, metavar="CONFIG.yaml", help="the run file")
+
+
+def everywhere(comm: MPI.Comm, function, *args, **kwargs):
+    """Run on rank 0, have the result on every rank. Collective."""
+    return comm.bcast(on_root(comm, function, *args, **kwargs))
+
+
+@contextmanager
+def named(where: str):
+    """Put the place in the run file before an InputError's message."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+# ---- inputs ---------------------------------------------------------------------------------
+
+def read_acquisition(sections: tuple[config.AcquisitionSection, ...], comm: MPI.Comm,
+                     name: Path) -> Acquisition:
+    """The table that a run file describes, the same on every rank. Collective."""
+    with named(str(name)):
+        return everywhere(comm, config.read_table, sections)
+
+
+def permeability(tissue: config.TissueSection, mesh: Mesh) -> Permeability:
+    """The permeability of every facet that a run file describes. Collective."""
+    section, absorbing = tissue.permeability, tissue.boundary == "absorbing"
+    if section.file is not None:
+        from ..interface import export
+
+        values = export.read_permeability(section.file, mesh)
+        return Permeability(mesh, values if absorbing else np.where(mesh.outer, 0.0, values))
+    outer = section.value("outer", 0.0)
+    if absorbing and not outer > 0:
+        raise InputError(f"permeability.outer_m_per_s: {outer:g} with boundary absorbing, "
+                         "expected a positive value")
+    if outer and not absorbing:
+        raise InputError(f"permeability: outer facets have {describe_permeability(outer)} with "
+                         "boundary reflecting, expected boundary: absorbing")
+    membrane = section.value("membrane", None)
+    # where the outer boundary reflects, the part of a membrane on it needs no value
+    known = count(mesh, (mesh.interface > 0) & (~mesh.outer | absorbing))
+    if known and membrane is None:
+        raise InputError("permeability.membrane_m_per_s: missing, expected a value for the "
+                         f"{known} known interface facets of the mesh")
+    if membrane is not None and not known:
+        outside = count(mesh, mesh.interface > 0)
+        raise InputError("permeability: a value for the membrane, but " + (
+            f"its {outside} facets are all on the outer boundary, which reflects; expected none, "
+            "or boundary: absorbing" if outside else
+            "the mesh has no interface facets, expected elsewhere_m_per_s alone"))
+    return Permeability.on(mesh, 0.0 if membrane is None else membrane,
+                           section.value("elsewhere", np.inf), outer)
+
+
+def make_mesh(section: config.MeshSection, comm: MPI.Comm,
+              stored: Path | None = None) -> tuple[Mesh, MeshData | None]:
+    """The mesh of a run file, distributed, and what rank 0 made if it is of no file. Collective.
+
+    Args:
+        stored: the mesh that an earlier part of this run wrote; taken in place of a surface's,
+            for not every mesher makes the same mesh twice.
+    """
+    if stored is not None and section.surface is not None and stored.is_file():
+        data = on_root(comm, readers.read, stored)
+    else:
+        data = on_root(comm, section.make)
+    return Mesh.from_data(data, comm), data if section.file is None else None
+
+
+def write_mesh(run_folder: Path, data: MeshData | None) -> None:
+    """``mesh.npz``: the facets in the other files are those of this mesh. For one rank."""
+    if data is not None:
+        folder.replace(run_folder / MESH, lambda path: write_npz(path, data))
+
+
+def hashes(**paths: Path | None) -> dict[str, dict]:
+    """Path and hash of every file that is there, by name."""
+    return {name: {"path": str(path), "sha256": folder.sha256(path)}
+            for name, path in paths.items() if path is not None}
+
+
+def acquisition_files(sections: tuple[config.AcquisitionSection, ...]) -> dict[str, Path]:
+    """The files of an acquisition by name, for `hashes`."""
+    files = {}
+    for number, section in enumerate(sections):
+        mark = f" {number}" if len(sections) > 1 else ""
+        if section.file is not None:
+            files |= {f"acquisition{mark}": section.file}
+        if section.bvec is not None:
+            files |= {f"bvec{mark}": section.bvec}
+    return files
+
+
+# ---- results --------------------------------------------------------------------------------
+
+def summary(arguments, run, comm: MPI.Comm, inputs: dict, clock: Clock) -> dict:
+    """The part of summary.json that the commands share. Collective."""
+    memory = comm.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0)
+    return {"command": arguments.command, "spinverse": __version__,
+            "stack": dataclasses.asdict(load_stack()), "ranks": comm.size,
+            "units": {"length": "um", "time": "ms", "permeability": "um/ms", "b": "s/mm^2",
+                      "signal": "um^3 times density", "seconds": "s", "memory": "MiB"},
+            "config": run.model_dump(mode="python", exclude_none=True), "inputs": inputs,
+            "seconds": dict(clock.seconds), "peak_memory_per_rank": memory}
+
+
+def plot(run_folder: Path, name: str, *args) -> list[str]:
+    """Write a figure; a line instead where matplotlib is missing."""
+    from ..report import plots
+
+    (run_folder / "figures").mkdir(exist_ok=True)
+    try:
+        folder.replace(run_folder / "figures" / f"{name}.png",
+                       lambda path: getattr(plots, name)(path, *args))
+    except ImportError as error:
+        if not any((run_folder / "figures").iterdir()):
+            (run_folder / "figures").rmdir()
+        return [f"no figure {name}.png: {one_line(error)} (pip install 'spinverse[plot]')"]
+    return []

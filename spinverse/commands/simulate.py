@@ -1,0 +1,152 @@
+"""``spinverse simulate``: from a run file to signals, and what is derived from them."""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+from mpi4py import MPI
+
+from .. import config
+from ..acquisition import Acquisition, Signals
+from ..acquisition.io import write_signals
+from ..errors import InputError, on_root
+from ..inversion.clock import Clock
+from ..mesh import Mesh
+from ..problem import BlochTorrey
+from ..report import folder
+from ..report.screen import (
+    Screen,
+    describe_accuracy,
+    describe_engine,
+    describe_known_permeability,
+    describe_mesh,
+    describe_tissue,
+    versions,
+)
+from ..simulate import make_engine
+from ..tissue import Tissue
+from . import derived
+from .shared import (
+    acquisition_files,
+    add_config,
+    everywhere,
+    hashes,
+    make_mesh,
+    named,
+    permeability,
+    plot,
+    read_acquisition,
+    summary,
+    write_mesh,
+)
+
+HELP = "signals of a mesh with membranes"
+COMPLEX = 1e-3  # imaginary part over the largest signal from which phases are worth a figure
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of this command."""
+    add_config(parser)
+    parser.add_argument("--dry-run", action="store_true",
+                        help="say what was understood, simulate nothing; needs no -o")
+
+
+def needs_output(arguments) -> bool:
+    """Whether -o must be there."""
+    return not arguments.dry_run
+
+
+def run(arguments, comm: MPI.Comm) -> None:
+    """Simulate what the run file says. Collective.
+
+    Raises:
+        InputError: bad input; SolverError: a solver failed.
+    """
+    screen, clock, out = Screen(comm, arguments.quiet), Clock(), arguments.output
+    if out is not None and not arguments.dry_run:
+        on_root(comm, folder.check_output, out, arguments.force)
+    name = arguments.config
+    with screen.held_warnings(), clock("read inputs"):
+        run = everywhere(comm, config.read, name, config.SimulateConfig)
+        acquisition = read_acquisition(run.acquisition, comm, name)
+        with named(str(name)):
+            mesh, made = make_mesh(run.mesh, comm)
+        with named(f"{name}: tissue"):
+            tissue = _tissue(run, mesh)
+        with named(f"{name}: quantities"):
+            derived.check(run.quantities, acquisition)
+        inputs = everywhere(comm, hashes, config=name, mesh=run.mesh.source,
+                            permeability=run.tissue.permeability.file,
+                            **acquisition_files(run.acquisition))
+    screen.say(versions(comm), *describe_mesh(mesh), *describe_tissue(run.tissue),
+               describe_known_permeability(run.tissue.permeability),
+               *(f"acquisition: {line}" for line in acquisition.describe()))
+    with clock("set-up"), named(str(name)):
+        problem = BlochTorrey(tissue, run.degree)
+        engine = make_engine(problem, acquisition, run.engine, run.modes, run.tolerance,
+                             run.time_step_ms)
+    screen.say(f"{describe_engine(run)}; polynomial degree {run.degree}, "
+               f"{problem.num_unknowns} unknowns")
+    if run.quantities:
+        screen.say(f"quantities: {', '.join(run.quantities)}")
+    if arguments.dry_run:
+        screen.say("dry run: nothing was simulated")
+        return
+    found = {}
+    with clock("quantities"), named(f"{name}: quantities"):
+        found |= derived.of_tissue(run.quantities, problem, acquisition)
+    with clock("signals"):
+        signals = Signals(acquisition, engine.signals(), engine.estimated_error)
+    with clock("quantities"):
+        found |= derived.of_signals(run.quantities, signals)
+    found = {key: found[key] for key in run.quantities}
+    accuracy, words = describe_accuracy(run, engine)
+    content = summary(arguments, run, comm, inputs, clock)
+    content |= {"measurements": len(signals), "unknowns": problem.num_unknowns, **accuracy}
+
+    def write() -> list[str]:
+        with folder.appearing(out) as partial:
+            folder.write_table(partial / "signals.csv", signals,
+                               gradient_mT_per_m=acquisition.gradient_strength_mT_m,
+                               diffusion_time_ms=acquisition.diffusion_time)
+            write_signals(partial / "signals.npz", signals)
+            write_mesh(partial, made)
+            notes = _figures(partial, acquisition, signals)
+            if found:
+                folder.write_json(partial / "quantities.json", derived.document(found))
+            folder.write_summary(partial, content)
+        return notes
+
+    notes = everywhere(comm, write)
+    for item in found.values():
+        screen.warn(*item.warnings)
+    screen.say(*notes, words, *(line for item in found.values() for line in item.lines),
+               f"{len(signals)} signals in {clock.seconds['signals']:.1f} s",
+               f"results in {out}")
+
+
+def _tissue(run: config.SimulateConfig, mesh: Mesh) -> Tissue:
+    section = run.tissue
+    try:
+        return Tissue(mesh, section.diffusivity_um2_per_ms, section.T2_ms, section.density,
+                      permeability(section, mesh), section.interface, section.periodic)
+    except InputError as error:
+        if str(error).startswith("periodic: axis") and run.mesh.could_be_periodic:
+            raise InputError(f"{error}; mesh.periodic: true makes it so") from None
+        raise
+
+
+def _figures(partial, acquisition: Acquisition, signals: Signals) -> list[str]:
+    """Normalised magnitudes, over the largest where nothing is at b = 0; phases if there are."""
+    largest = max(float(np.max(signals.magnitude)), 1e-300)
+    notes = []
+    try:
+        values = signals.normalised
+    except InputError as error:
+        values = signals.magnitude / largest
+        notes.append(f"{error}; the figure is relative to the largest signal")
+    if np.abs(signals.values.imag).max() > COMPLEX * largest:
+        notes.append("the signals are complex: phases in figures/phases.png")
+        notes += plot(partial, "phases", acquisition, signals.values)
+    return [*dict.fromkeys([*notes, *plot(partial, "signals", acquisition, values)])]

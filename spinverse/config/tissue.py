@@ -1,0 +1,82 @@
+"""The section tissue: diffusivity, T2, density, permeability, boundary."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, model_validator
+
+from ..errors import InputError
+from .values import (
+    FilePath,
+    Number,
+    PerCell,
+    Positive,
+    Section,
+    TensorPerCell,
+    by_tag,
+    is_number,
+)
+
+
+def _axes(value):
+    if value is None:
+        return ""
+    if isinstance(value, str) and len(set(value)) == len(value) and set(value) <= set("xyz"):
+        return value
+    raise ValueError("expected axes in one word, as x or xyz, or '' for none")
+
+
+class PermeabilitySection(Section):
+    """Values for the known membrane, the other interior facets and the outer facets, or a file."""
+
+    file: FilePath | None = None
+    membrane_m_per_s: Annotated[Any, by_tag("a number", is_number)] = None
+    membrane_um_per_ms: Annotated[Any, by_tag("a number", is_number)] = None
+    elsewhere_m_per_s: Number | None = None
+    elsewhere_um_per_ms: Number | None = None
+    outer_m_per_s: Number | None = None
+    outer_um_per_ms: Number | None = None
+
+    @model_validator(mode="after")
+    def _one_unit(self):
+        for name in ("membrane", "elsewhere", "outer"):
+            given = [key for key in (f"{name}_m_per_s", f"{name}_um_per_ms")
+                     if getattr(self, key) is not None]
+            if len(given) == 2:
+                raise InputError(f"{given[0]} and {given[1]} are both there, expected one of them")
+            if given and self.file is not None:
+                raise InputError(f"file and {given[0]} are both there, expected one of them")
+        return self
+
+    def value(self, name: str, default):
+        """``membrane``, ``elsewhere`` or ``outer`` in um/ms; the default where nothing is said."""
+        um_per_ms = getattr(self, f"{name}_um_per_ms")
+        m_per_s = getattr(self, f"{name}_m_per_s")
+        if m_per_s is None:
+            return default if um_per_ms is None else um_per_ms
+        if isinstance(m_per_s, Mapping):
+            return {tag: 1000.0 * value for tag, value in m_per_s.items()}
+        return 1000.0 * m_per_s
+
+
+class KnownTissue(Section):
+    """What a reconstruction takes as known, and every simulation needs."""
+
+    diffusivity_um2_per_ms: TensorPerCell = 2.0
+    T2_ms: PerCell = math.inf
+    density: PerCell = 1.0
+    boundary: Literal["reflecting", "absorbing"] = "reflecting"
+    interface: Literal["equilibrium", "plain"] = "equilibrium"
+
+
+class TissueSection(KnownTissue):
+    permeability: PermeabilitySection = PermeabilitySection()
+    periodic: Annotated[str, BeforeValidator(_axes)] = ""
+
+
+class UnknownTissue(KnownTissue):
+    start_um_per_ms: Positive = 1.0
+    permeability_range_um_per_ms: tuple[Positive, Positive] = (0.01, 100.0)
