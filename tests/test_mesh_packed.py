@@ -197,3 +197,9 @@ def test_bad_arguments(call, message):
 def test_a_fraction_out_of_reach(periodic):
     with pytest.raises(InputError, match="20 cells find no place in the box .* lower volume"):
         packed_cylinders(1, 1, count=20, mean_radius=1, volume_fraction=0.9, periodic=periodic)
+
+
+def test_periodic_faces_match_where_a_ball_is_near_two_images_of_another():
+    data = packed_spheres(3, radii=[2, 2], box=[10, 6, 6], periodic=True, seed=0)
+    for axis in range(3):
+        opposite_facets(data, axis)

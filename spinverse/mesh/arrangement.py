@@ -155,6 +155,7 @@ def match(cells: Arrangement, size: float, points: np.ndarray, simplices: np.nda
     if cells.periodic:
         depth = (cells.lengths / 2 - np.abs(points[:, :dim])) / (outer[nearest, None] / 2)
         away = np.clip(depth, 0, 1)
+    twin = _twins(points[:, :dim], cells.lengths) if cells.periodic else slice(None)
     factor, moved = np.ones_like(cells.radii), points
     measure = measure or (lambda p: np.abs(cell_volumes(p, simplices)))
     for _ in range(50):
@@ -171,8 +172,15 @@ def match(cells: Arrangement, size: float, points: np.ndarray, simplices: np.nda
             shift[own] = np.interp(r[own], knots,
                                    [0, *(cells.radii[i] * (factor[i] - 1)), 0])
         moved = points.copy()
-        moved[:, :dim] += unit * away * (shift * weight)[:, None]
+        moved[:, :dim] += (unit * away * (shift * weight)[:, None])[twin]
     return moved
+
+
+def _twins(points: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """For each point of a periodic box the first that is the same one, ``(Nv,)``."""
+    near = 1e-6 * lengths.max()
+    inside = np.where(points > lengths / 2 - near, points - lengths, points)
+    return np.array([min(same) for same in cKDTree(inside).query_ball_point(inside, near)])
 
 
 def _geometry(gmsh, cells: Arrangement, centres, owners) -> dict[int, tuple[int, int]]:
