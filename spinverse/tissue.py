@@ -126,7 +126,7 @@ class Tissue:
         T2 = _per_cell(mesh, "T2", self.T2)
         density = _per_cell(mesh, "density", self.density)
         _check(mesh, "diffusivity", "um^2/ms, finite and positive", D,
-               np.isfinite(D).reshape(len(D), -1).all(axis=1) & (_smallest_eigenvalue(D) > 0))
+               np.isfinite(D).all(axis=tuple(range(1, D.ndim))) & (_smallest_eigenvalue(D) > 0))
         _check(mesh, "T2", "ms, positive (inf for none)", T2, T2 > 0)
         _check(mesh, "density", "finite and not negative", density,
                np.isfinite(density) & (density >= 0))

@@ -17,9 +17,12 @@ from functools import lru_cache
 import numpy as np
 from scipy.special import ive
 
+from ..errors import SolverError
+
 TOLERANCE = 1e-11
 # Terms may grow before they cancel: what is lost of the 16 digits at most.
 LOSS = 1e4
+_LARGEST_ARGUMENT = 1e8  # of Bessel functions that still have digits
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,12 @@ def expansion(duration: float, largest: float, phase: float) -> Expansion:
         growth = max(abs(corner + root), abs(corner - root), 1.0)
         for steps in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256, 512):
             scale = duration * width / steps
-            k = np.arange(int(3 * scale * growth + 60))
+            if scale > _LARGEST_ARGUMENT:
+                continue
+            # I_k(s) exp(-s) < exp(-k^2 / 2s) / sqrt(s): terms end where growth^k no longer helps
+            drift = scale * np.log(growth)
+            k = np.arange(int(min(3 * scale * growth,
+                                  1.5 * (drift + np.sqrt(drift**2 + 60 * scale))) + 60))
             with np.errstate(over="ignore", under="ignore"):
                 weight = 2.0 * ive(k, scale) * np.exp(
                     np.minimum(scale - duration * largest / 2 / steps, 50.0))
@@ -56,6 +64,9 @@ def expansion(duration: float, largest: float, phase: float) -> Expansion:
                 coefficients[0] /= 2
                 best = (steps * degree, Expansion(steps, largest / 2, width, tuple(coefficients)))
             break
+    if best is None:
+        raise SolverError(f"matrix formalism: decay rates up to {largest:g} per ms are beyond its "
+                          "exponentials; permeability inf ties facets exactly")
     return best[1]
 
 

@@ -1,4 +1,14 @@
-"""Lowest diffusion modes of the tissue: SLEPc shift-invert, MUMPS factor, MPI parallel."""
+"""Lowest diffusion modes of the tissue: SLEPc shift-invert, MUMPS factor, MPI parallel.
+
+What modes that are left out do to those that are kept: with X_j = Phi^T x_j Phi, and o for the
+others, u' = -(Lambda + i g . X) u - i g . X_o w, where w' = -Lambda_o w - i g . X_o^T u - ... is
+fast beside u, so that w = -i Lambda_o^-1 g . X_o^T u and
+
+    u' = -(Lambda + i g . X + g . C g) u,      C_jk = X_oj Lambda_o^-1 X_ok^T.
+
+C needs no further modes: with a shift s (small beside Lambda_o) it is
+Phi^T x_j (A + s M)^-1 x_k Phi - X_j (Lambda + s)^-1 X_k, a solve for each mode and axis.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +23,14 @@ from slepc4py import SLEPc
 
 from ..errors import SolverError
 from ..problem import BlochTorrey
+from .dense_modes import dense_modes, is_small
 from .drifting_basis import enriched, lowest
 from .gauge import Gauge, gauge_of
 
 # Modes are cut at the widest relative gap among this many candidates, so that no cluster of
 # equal eigenvalues is cut in two: the span, and the signals, would then depend on the ranks.
 CANDIDATES = 12
+_BLOCK = 32  # right-hand sides solved at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +46,8 @@ class Eigenmodes:
         reach: ``(d,)`` half-widths of the bounding box: a bound on |x|, um.
         gauge: what drives them along periodic axes, None without.
         nest: ``(K, K)`` how to leave some out: see `drifting_basis.enriched`; None without.
+        responses: ``(d, d, K, K)`` Phi^T J_j (A + s M)^-1 J_k Phi, um^2 ms; None if not asked for.
+        shift: s of `responses`, 1/ms.
     """
 
     eigenvalues: np.ndarray
@@ -44,6 +58,8 @@ class Eigenmodes:
     reach: np.ndarray
     gauge: Gauge | None = None
     nest: np.ndarray | None = None
+    responses: np.ndarray | None = None
+    shift: float = 0.0
 
     def __len__(self) -> int:
         return len(self.eigenvalues)
@@ -52,10 +68,12 @@ class Eigenmodes:
         """The first ``number`` of them; with `nest` of the functions that it leads back to."""
         if self.nest is not None:
             return self._nested(number)
-        return Eigenmodes(self.eigenvalues[:number], self.modes[:, :number],
-                          self.positions[:, :number, :number], self.start[:number],
-                          self.receive[:number], self.reach,
-                          self.gauge and self.gauge.truncated(number))
+        few = slice(number)
+        return Eigenmodes(self.eigenvalues[few], self.modes[:, few], self.positions[:, few, few],
+                          self.start[few], self.receive[few], self.reach,
+                          self.gauge and self.gauge.truncated(number), None,
+                          None if self.responses is None else self.responses[:, :, few, few],
+                          self.shift)
 
     def _nested(self, number: int) -> Eigenmodes:
         first = self.nest[:number]
@@ -65,16 +83,25 @@ class Eigenmodes:
                           self.start @ T, self.receive @ T, self.reach, self.gauge.turned(T),
                           rotation)
 
+    def omitted(self, direction) -> np.ndarray:
+        """C along a direction, ``(K, K)`` um^2 ms: what all other modes do, see above."""
+        X = np.tensordot(direction, self.positions, axes=1)
+        whole = np.tensordot(np.outer(direction, direction), self.responses, axes=2)
+        C = whole - X @ (X / (self.eigenvalues + self.shift)[:, None])
+        return 0.5 * (C + C.T)
 
-def eigenmodes(problem: BlochTorrey, number: int,
-               options_prefix: str = "spinverse_eps_") -> Eigenmodes:
+
+def eigenmodes(problem: BlochTorrey, number: int, options_prefix: str = "spinverse_eps_",
+               responses: bool = False) -> Eigenmodes:
     """The lowest modes at the problem's present permeability. Collective.
 
     Args:
         problem: the discrete problem.
         number: how many; a few fewer or more come back, cut at a gap of the spectrum. On
             periodic boxes some of them are made by drift: see `drifting_basis`.
-        options_prefix: PETSc/SLEPc options with this prefix reach the solver.
+        options_prefix: PETSc/SLEPc options with this prefix reach the solver, which small problems
+            (`dense_modes.is_small`) do without.
+        responses: fill `Eigenmodes.responses`; not on periodic boxes.
 
     Raises:
         SolverError: if the factorisation fails or too few pairs converge.
@@ -82,8 +109,76 @@ def eigenmodes(problem: BlochTorrey, number: int,
     size = problem.num_unknowns
     number = lowest(problem, number)
     wanted = min(number + CANDIDATES, size)
-    eps = SLEPc.EPS().create(problem.comm)
     A, M = problem.decay_matrix(), problem.mass_matrix
+    tied = _Tied(problem, A)
+    # A is singular when nothing relaxes or leaves; a small negative shift keeps it definite.
+    extent = float(np.max(problem.mesh.bounds[1] - problem.mesh.bounds[0]))
+    fastest = problem.comm.allreduce(
+        float(np.max(problem.tissue.diffusivity, initial=1e-12)), op=MPI.MAX)
+    shift = 0.3 * fastest / extent**2
+    if is_small(size, wanted):
+        eps = None
+        values, vectors, solver = dense_modes(A, M, wanted)
+        solve = solver(shift)
+    else:
+        eps = _shift_invert(tied, A, M, wanted, min(number, size), shift, options_prefix)
+        values, vectors = _pairs(eps, tied, wanted)
+        solve = _solver(eps.getST().getKSP(), tied)
+    kept = _cut(values, min(number, size), CANDIDATES // (1 + len(problem.periodic)))
+    values, nest = np.maximum(values[:kept], 0.0), None
+    modes = tied.broken(vectors[:, :kept])
+    if problem.periodic and kept < size:
+        values, modes, nest = enriched(
+            problem, values, modes, shift,
+            lambda load: tied.broken(solve(tied.load(load[:, None])))[:, 0])
+    R = _responses(problem, modes, tied, solve) if responses and not problem.periodic else None
+    if eps is not None:
+        eps.destroy()
+    tied.destroy()
+    return _project(problem, values, modes, nest, R, shift)
+
+
+class _Tied:
+    """Columns of the tied space from and to values at the owned broken dofs."""
+
+    def __init__(self, problem: BlochTorrey, A: PETSc.Mat):
+        self.problem, self.P, self.matrix = problem, problem.prolongation, A
+        self.column = A.createVecRight()
+        self._broken = self.column if self.P is None else self.P.createVecLeft()
+
+    def load(self, values: np.ndarray) -> np.ndarray:
+        """P^T of columns ``(n_owned, n)``. Collective."""
+        if self.P is None:
+            return values
+        result = np.empty((self.column.getLocalSize(), values.shape[1]), order="F")
+        for k in range(values.shape[1]):
+            self._broken.setArray(values[:, k])
+            self.P.multTranspose(self._broken, self.column)
+            result[:, k] = self.column.array_r
+        return result
+
+    def broken(self, vectors: np.ndarray) -> np.ndarray:
+        """P of columns ``(n_local, n)``. Collective."""
+        if self.P is None:
+            return np.asfortranarray(vectors)
+        result = np.empty((self._broken.getLocalSize(), vectors.shape[1]), order="F")
+        for k in range(vectors.shape[1]):
+            self.column.setArray(vectors[:, k])
+            self.P.mult(self.column, self._broken)
+            result[:, k] = self._broken.array_r
+        return result
+
+    def destroy(self) -> None:
+        for thing in (self.column,) if self.P is None else (
+                self.column, self._broken, self.matrix):
+            thing.destroy()
+
+
+def _shift_invert(tied: _Tied, A: PETSc.Mat, M: PETSc.Mat, wanted: int, least: int, shift: float,
+                  options_prefix: str) -> SLEPc.EPS:
+    """The solved eigenproblem."""
+    size = A.getSize()[0]
+    eps = SLEPc.EPS().create(A.comm)
     eps.setOperators(A, M)
     eps.setProblemType(SLEPc.EPS.ProblemType.GHEP)
     eps.setDimensions(nev=wanted, ncv=min(size, max(7 * wanted // 5, wanted + 24)))
@@ -92,11 +187,7 @@ def eigenmodes(problem: BlochTorrey, number: int,
     eps.setWhichEigenpairs(SLEPc.EPS.Which.TARGET_MAGNITUDE)
     st = eps.getST()
     st.setType(SLEPc.ST.Type.SINVERT)
-    # A is singular when nothing relaxes or leaves; a small negative shift keeps it definite.
-    extent = float(np.max(problem.mesh.bounds[1] - problem.mesh.bounds[0]))
-    fastest = problem.comm.allreduce(
-        float(np.max(problem.tissue.diffusivity, initial=1e-12)), op=MPI.MAX)
-    st.setShift(-0.3 * fastest / extent**2)
+    st.setShift(-shift)
     ksp = st.getKSP()
     ksp.setType(PETSc.KSP.Type.PREONLY)
     pc = ksp.getPC()
@@ -104,15 +195,11 @@ def eigenmodes(problem: BlochTorrey, number: int,
     pc.setFactorSolverType(PETSc.Mat.SolverType.MUMPS)
     eps.setOptionsPrefix(options_prefix)
     # the same start vector whatever the ranks: a wave that shares no symmetry with the mesh
-    column = A.createVecRight()
+    problem = tied.problem
     x = problem.space.tabulate_dof_coordinates()[: problem.local_mass.shape[0]]
     wave = 1.0 + np.sin(x @ np.array([0.7, 1.1, 1.9]))  # x has three columns in any dimension
-    P = problem.prolongation
-    broken = P.createVecLeft() if P is not None else column
-    broken.setArray(wave)
-    if P is not None:
-        P.multTranspose(broken, column)
-    eps.setInitialSpace([column])
+    tied.column.setArray(tied.load(wave[:, None])[:, 0])
+    eps.setInitialSpace([tied.column])
     eps.setFromOptions()
     try:
         eps.solve()
@@ -120,28 +207,22 @@ def eigenmodes(problem: BlochTorrey, number: int,
         raise SolverError(f"eigenproblem of {size} unknowns, {wanted} modes: PETSc failed while "
                           "factorising or iterating; fewer modes, or more memory?") from error
     converged = eps.getConverged()
-    if converged < min(number, size):
+    if converged < least:
         reason = eps.getConvergedReason()
         raise SolverError(f"eigenproblem: {converged} of {wanted} modes converged "
                           f"(SLEPc reason {reason})")
-    values = np.array([eps.getEigenvalue(k).real for k in range(converged)])
+    return eps
+
+
+def _pairs(eps: SLEPc.EPS, tied: _Tied, wanted: int) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues ascending, at most ``wanted``, and their vectors ``(n_local, n)``."""
+    values = np.array([eps.getEigenvalue(k).real for k in range(eps.getConverged())])
     order = np.argsort(values)[:wanted]
-    order = order[: _cut(values[order], min(number, size),
-                         CANDIDATES // (1 + len(problem.periodic)))]
-    owned = problem.space.dofmap.index_map.size_local
-    modes = np.empty((owned, len(order)), order="F")
+    vectors = np.empty((tied.column.getLocalSize(), len(order)), order="F")
     for place, k in enumerate(order):
-        eps.getEigenvector(k, column)
-        if P is not None:
-            P.mult(column, broken)
-        modes[:, place] = broken.array_r
-    values, nest = np.maximum(values[order], 0.0), None
-    if problem.periodic and len(values) < size:
-        values, modes, nest = enriched(problem, values, modes, -st.getShift(),
-                                       _solver(ksp, P, column, broken))
-    for thing in (eps, column) if P is None else (eps, column, broken, A):
-        thing.destroy()
-    return _project(problem, values, modes, nest)
+        eps.getEigenvector(k, tied.column)
+        vectors[:, place] = tied.column.array_r
+    return values[order], vectors
 
 
 def _cut(values: np.ndarray, number: int, candidates: int) -> int:
@@ -153,22 +234,43 @@ def _cut(values: np.ndarray, number: int, candidates: int) -> int:
     return first + int(np.argmax(gaps))
 
 
-def _solver(ksp: PETSc.KSP, P: PETSc.Mat, column: PETSc.Vec, broken: PETSc.Vec) -> Callable:
-    """From a load at the broken dofs to the solution there, by way of the tied space."""
-    load = column.duplicate()
-
-    def solve(values: np.ndarray) -> np.ndarray:
-        broken.setArray(values)
-        P.multTranspose(broken, load)
-        ksp.solve(load, column)
-        P.mult(column, broken)
-        return broken.array_r.copy()
+def _solver(ksp: PETSc.KSP, tied: _Tied) -> Callable[[np.ndarray], np.ndarray]:
+    """(A + s M)^-1 of columns ``(n_local, n)`` of loads in the tied space."""
+    def solve(loads: np.ndarray) -> np.ndarray:
+        sizes = (tied.column.getSizes(), (PETSc.DECIDE, loads.shape[1]))
+        right, left = (PETSc.Mat().createDense(sizes, comm=tied.column.comm) for _ in range(2))
+        right.getDenseArray()[:] = loads
+        right.assemble()
+        left.assemble()
+        ksp.matSolve(right, left)
+        result = left.getDenseArray(readonly=True).copy(order="F")
+        right.destroy()
+        left.destroy()
+        return result
 
     return solve
 
 
+def _responses(problem: BlochTorrey, modes: np.ndarray, tied: _Tied,
+               solve: Callable) -> np.ndarray:
+    """See `Eigenmodes`; by blocks of modes, to hold no second basis. Collective."""
+    K, dim = modes.shape[1], problem.mesh.dim
+    moved = [J @ modes for J in problem.local_positions]
+    local = np.zeros((dim, dim, K, K))
+    for first in range(0, K, _BLOCK):
+        block = slice(first, first + _BLOCK)
+        for k in range(dim):
+            answer = tied.broken(solve(tied.load(moved[k][:, block])))
+            for j in range(dim):
+                local[j, k, :, block] = moved[j].T @ answer
+    total = np.empty_like(local)
+    problem.comm.Allreduce(local, total)
+    return total
+
+
 def _project(problem: BlochTorrey, values: np.ndarray, modes: np.ndarray,
-             nest: np.ndarray | None = None) -> Eigenmodes:
+             nest: np.ndarray | None = None, responses: np.ndarray | None = None,
+             shift: float = 0.0) -> Eigenmodes:
     """Position operators, start and receive vectors, the same on every rank."""
     K, dim = len(values), problem.mesh.dim
     packed = np.zeros((dim * K + 2, K))
@@ -182,4 +284,4 @@ def _project(problem: BlochTorrey, values: np.ndarray, modes: np.ndarray,
     X = total[: dim * K].reshape(dim, K, K)
     reach = (problem.mesh.bounds[1] - problem.mesh.bounds[0])[:dim] / 2
     return Eigenmodes(values, modes, 0.5 * (X + X.transpose(0, 2, 1)), total[dim * K],
-                      total[dim * K + 1], reach, gauge_of(problem, modes), nest)
+                      total[dim * K + 1], reach, gauge_of(problem, modes), nest, responses, shift)

@@ -39,6 +39,7 @@ _FIRST_MODES = 48
 _MOST_AT_FIRST = 400
 _FINEST = 2.5  # shortest wave number of the first guess, in units of (g / D)^(1/3)
 _LEVEL = 0.45  # from one truncation to the next
+_STIFFEST = 1e5  # 1/ms: modes that decay faster only make exponentials long
 
 
 @dataclass
@@ -148,7 +149,9 @@ class MatrixFormalism:
         by_cost = sorted(range(len(self._groups)), key=lambda i: (-self._groups[i].cost, i))
         self._mine = by_cost[self.problem.comm.rank:: self.problem.comm.size]
 
-    def _evolve_group(self, basis: Eigenmodes, group: _Group, remember: bool = False):
+    def _evolve_group(self, basis: Eigenmodes, group: _Group, remember: bool = False,
+                      corrected: bool = False):
+        """Signals of the group's rows; with what the omitted modes do, if ``corrected``."""
         count = len(group.rows)
         q = np.array(group.strength)
         double = bool(group.fold) and self._ratio is None
@@ -164,10 +167,12 @@ class MatrixFormalism:
                 step = gauge.propagation(basis, value, direction, q, duration, drifts)
             else:
                 if direction not in operators:
-                    operators[direction] = (np.tensordot(direction, basis.positions, axes=1),
-                                            float(np.abs(direction) @ basis.reach))
-                X, reach = operators[direction]
-                step = Propagation(basis.eigenvalues, X, value * q, reach, duration)
+                    operators[direction] = _operators(basis, direction, corrected)
+                X, reach, square, largest = operators[direction]
+                gradient = value * q
+                highest = basis.eigenvalues[-1] + largest * np.max(gradient**2)
+                step = Propagation(basis.eigenvalues, X, gradient, reach, duration, square,
+                                   (0.0, float(highest)))
             u = step.forward(u, remember)
             forward.append(step)
         right = u[:, :count]
@@ -221,38 +226,63 @@ class MatrixFormalism:
     # ---- how many modes -----------------------------------------------------------------------
 
     def _choose_modes(self) -> None:
-        """As many modes, and as short pieces, as the tolerance needs: half of it for each.
-
-        Dropping modes changes the signals by less and less. Each try looks at the lowest fifth,
-        45 % and all of the modes (in a ball modes that matter lie that far apart); the change
-        goes on falling by the ratio of its last two values, or slower by a factor that `_tail`
-        has, and what is left is the estimate.
-        """
+        """As many modes, and as short pieces, as the tolerance needs: half of it for each."""
         size = self.problem.num_unknowns
         scale = abs(self.problem.magnetisation_at_start) or 1.0
         pieces_error = self._choose_pieces(min(size, _FIRST_MODES), scale)
-        number = min(size, self._first_guess())
+        number, wanted = min(size, self._first_guess()), 0.5 * self.tolerance
+        truncation = self._tail_of_truncations if self.problem.periodic else self._omitted_error
         while True:
-            self.basis = eigenmodes(self.problem, number)
-            found, hardest = len(self.basis), self._hardest()
-            if found >= size:
-                error = 0.0
+            self.basis = eigenmodes(self.problem, number, responses=not self.problem.periodic)
+            found = max(1, int(np.searchsorted(self.basis.eigenvalues, _STIFFEST)))
+            stiff = found < len(self.basis)
+            if stiff:
+                self.basis = self.basis.truncated(found)
+            error, before = (0.0, 0.0) if found >= size else truncation(scale, wanted)
+            if error <= wanted or stiff:
                 break
-            counts = [max(1, int(_LEVEL**k * found)) for k in (2, 1, 0)]
-            low, middle, full = (self._probe(self.basis.truncated(n), hardest) for n in counts)
-            before, last = (float(np.abs(a - b).max(initial=0.0)) / scale
-                            for a, b in ((middle, low), (full, middle)))
-            error = _tail(before, last)
-            if error <= 0.5 * self.tolerance:
-                break
-            number = min(size, _more_modes(found, before, last, error / (0.5 * self.tolerance)))
+            number = min(size, _more_modes(found, before, error, error / wanted))
         self.estimated_error = error + pieces_error
-        self.modes = min(len(self.basis) + 4, size)
+        self.modes = len(self.basis) if stiff else min(len(self.basis) + 4, size)
+
+    def _omitted_error(self, scale: float, wanted: float) -> tuple[float, float]:
+        """What the omitted modes change, to leading order, and what they do at fewer modes.
+
+        See `spinverse.engines.eigenmodes`: no look at a sequence of truncations tells as much, for
+        modes that matter may lie far apart.
+        """
+        hardest = self._hardest()
+
+        def change(basis):
+            plain, corrected = (self._probe(basis, hardest, with_others)
+                                for with_others in (False, True))
+            return float(np.abs(corrected - plain).max(initial=0.0)) / scale
+
+        error = change(self.basis)
+        if error <= wanted:
+            return error, error
+        return error, change(self.basis.truncated(max(1, int(_LEVEL * len(self.basis)))))
+
+    def _tail_of_truncations(self, scale: float, wanted: float) -> tuple[float, float]:
+        """The same along periodic axes, where it is extrapolated.
+
+        Dropping modes changes the signals by less and less. The lowest fifth, 45 % and all of the
+        modes are looked at; the change goes on falling by the ratio of its last two values, or
+        slower by a factor that `_tail` has, and what is left is the estimate.
+        """
+        hardest = self._hardest()
+        counts = [max(1, int(_LEVEL**k * len(self.basis))) for k in (2, 1, 0)]
+        low, middle, full = (self._probe(self.basis.truncated(n), hardest) for n in counts)
+        before, last = (float(np.abs(a - b).max(initial=0.0)) / scale
+                        for a, b in ((middle, low), (full, middle)))
+        error = _tail(before, last)
+        return error, error * before / last if last else error
 
     def _first_guess(self) -> int:
         """Modes with wavelengths down to what the strongest gradient resolves.
 
-        A gradient g localises magnetisation to (D / g)^(1/3); Weyl's law counts the modes.
+        A gradient g localises magnetisation to (D / g)^(1/3); Weyl's law counts the modes. The
+        error falls with about the fourth power of their number.
         """
         mesh, dim = self.problem.mesh, self.problem.mesh.dim
         fastest = self.problem.comm.allreduce(
@@ -268,7 +298,8 @@ class MatrixFormalism:
                 self.acquisition.strength * phase[self.acquisition.waveform_index], initial=0.0))
         ball = {1: 2.0, 2: np.pi, 3: 4 / 3 * np.pi}[dim]
         count = volume * ball * (wave_number / (2 * np.pi)) ** dim
-        return int(min(max(_FIRST_MODES, count), _MOST_AT_FIRST))
+        finer = np.clip((1e-3 / self.tolerance) ** 0.25, 1.0, 4.0)
+        return int(min(max(_FIRST_MODES, count) * finer, _MOST_AT_FIRST))
 
     def _choose_pieces(self, number: int, scale: float) -> float:
         """Halve the pieces of smooth waveforms until that changes little; the error that is left.
@@ -306,9 +337,10 @@ class MatrixFormalism:
                 kinds[tuple(piece[:2] for piece in group.pieces)].append(index)
         return [i for kind in kinds.values() for i in kind[:: max(1, len(kind) // 6)]]
 
-    def _probe(self, basis: Eigenmodes, indices: list[int]) -> np.ndarray:
+    def _probe(self, basis: Eigenmodes, indices: list[int], corrected=False) -> np.ndarray:
         mine = indices[self.problem.comm.rank:: self.problem.comm.size]
-        return self._sum([self._evolve_group(basis, self._groups[i]) for i in mine], mine)
+        return self._sum([self._evolve_group(basis, self._groups[i], corrected=corrected)
+                          for i in mine], mine)
 
 
 def _tail(before: float, last: float) -> float:
@@ -321,10 +353,19 @@ def _tail(before: float, last: float) -> float:
     return last * max(ratio / (1 - ratio), 0.1)
 
 
-def _more_modes(found: int, before: float, last: float, excess: float) -> int:
+def _more_modes(found: int, before: float, error: float, excess: float) -> int:
     """Modes that lower the error by the factor ``excess``, if it goes on falling as it did."""
-    order = np.log(before / last) / np.log(1 / _LEVEL) if before > last > 0 else 1.0
-    return int(found * np.clip(1.05 * excess ** (1 / max(order, 1.0)), 1.4, 2.5)) + 1
+    order = np.log(before / error) / np.log(1 / _LEVEL) if before > error > 0 else 1.0
+    return int(found * np.clip(1.1 * excess ** (1 / np.clip(order, 2.0, 4.0)), 1.6, 3.0)) + 1
+
+
+def _operators(basis: Eigenmodes, direction: tuple[float, ...], corrected: bool) -> tuple:
+    """Position along a direction and its reach; what omitted modes add, and its largest value."""
+    X, reach = np.tensordot(direction, basis.positions, axes=1), np.abs(direction) @ basis.reach
+    if not corrected:
+        return X, float(reach), 0.0, 0.0
+    C = basis.omitted(direction)
+    return X, float(reach), C, max(float(np.linalg.eigvalsh(C)[-1]), 0.0)
 
 
 @dataclass

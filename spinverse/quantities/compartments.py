@@ -89,7 +89,7 @@ def compartments_of(tissue: Tissue | BlochTorrey, cut: float = np.inf) -> Tissue
         cut: um/ms: facets of at least this permeability connect cells.
 
     Raises:
-        InputError: a cut that is not positive, or more than 4096 compartments.
+        InputError: a cut that is not positive, more than 4096 compartments, a periodic tissue.
     """
     if not cut > 0:
         raise InputError(f"cut: {cut!r} um/ms, expected a positive permeability")
@@ -107,6 +107,13 @@ def present_tissue(tissue: Tissue | BlochTorrey) -> Tissue:
         return tissue
     values = tissue.kappa.x.array[: tissue.mesh.num_owned_facets]
     return tissue.tissue.with_permeability(np.where(tissue.tied, np.inf, values))
+
+
+def refuse_periodic(tissue: Tissue, quantity: str) -> None:
+    """Positions, walls and what is connected are not those of one box where it repeats."""
+    if tissue.periodic:
+        raise InputError(f"tissue: periodic along {', '.join(tissue.periodic)}, which {quantity} "
+                         "does not know; expected a tissue that is not periodic")
 
 
 def impermeable(tissue: Tissue) -> Tissue:
@@ -159,6 +166,7 @@ def connected_cells(mesh: Mesh, open_facets: np.ndarray) -> np.ndarray:
 
 def _partition(tissue: Tissue, cut: float) -> TissueCompartments:
     """Connect cells through facets of at least ``cut``, and measure what that gives."""
+    refuse_periodic(tissue, "compartments_of")
     mesh, comm = tissue.mesh, tissue.mesh.comm
     open_facets = tissue.permeability.values >= cut
     labels = connected_cells(mesh, open_facets)

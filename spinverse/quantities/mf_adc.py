@@ -10,7 +10,7 @@ from ..engines.eigenmodes import Eigenmodes, eigenmodes
 from ..errors import InputError
 from ..problem import BlochTorrey
 from ..tissue import Tissue
-from .compartments import TissueCompartments, pools_of, present_tissue
+from .compartments import TissueCompartments, pools_of, present_tissue, refuse_periodic
 from .effective import (
     EffectiveDiffusion,
     check_stationary,
@@ -92,13 +92,15 @@ def mf_adc(tissue: Tissue | BlochTorrey, acquisition: Acquisition, tolerance: fl
 
 
 def plain(tissue: Tissue | BlochTorrey, degree: int, quantity: str) -> tuple[Tissue, int]:
-    """Tissue and degree; a problem with terms of the user's is refused."""
+    """Tissue and degree; terms of the user's and periodic boxes are refused."""
     if isinstance(tissue, BlochTorrey):
         if tissue.extra_terms is not None:
             raise InputError(f"problem: {quantity} does not know extra_terms; expected a problem "
                              "without them")
         degree = tissue.degree
-    return present_tissue(tissue), degree
+    tissue = present_tissue(tissue)
+    refuse_periodic(tissue, quantity)
+    return tissue, degree
 
 
 def without_relaxation(tissue: Tissue, degree: int) -> BlochTorrey:

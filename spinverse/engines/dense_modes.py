@@ -1,0 +1,65 @@
+"""Diffusion modes of small problems by LAPACK: no iteration, whatever part of them is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import scipy.linalg
+import scipy.sparse
+from petsc4py import PETSc
+
+from ..errors import SolverError
+
+# Unknowns up to which a dense solve takes no time, and up to which it beats shift-invert where
+# more than half of all modes are wanted.
+ALWAYS, FOR_MANY = 300, 2500
+
+
+def is_small(size: int, wanted: int) -> bool:
+    """Whether a dense solve is the faster one."""
+    return size <= ALWAYS or (size <= FOR_MANY and 2 * wanted > size)
+
+
+def dense_modes(A: PETSc.Mat, M: PETSc.Mat, wanted: int) -> tuple:
+    """The lowest pairs of A x = lambda M x. Collective.
+
+    Rank 0 solves, so that all ranks have the same digits.
+
+    Returns:
+        Eigenvalues ``(wanted,)``, vectors ``(n_local, wanted)``, and a function that makes one
+        ``solve`` of it: from a shift s, to the solver of (A + s M) x = b for local columns.
+
+    Raises:
+        SolverError: LAPACK failed; a matrix has entries that are no numbers.
+    """
+    comm = A.comm.tompi4py()
+    a, m = (_gathered(matrix) for matrix in (A, M))
+    found = None
+    if comm.rank == 0:
+        try:
+            found = scipy.linalg.eigh(a.toarray(), m.toarray(), driver="gvd")
+        except (ValueError, np.linalg.LinAlgError) as error:
+            found = str(error)
+    found = comm.bcast(found)
+    if isinstance(found, str):
+        raise SolverError(f"eigenproblem of {A.getSize()[0]} unknowns: {found}")
+    values, vectors = found
+    first, last = A.getOwnershipRange()
+
+    def solver(shift: float) -> Callable[[np.ndarray], np.ndarray]:
+        def solve(local: np.ndarray) -> np.ndarray:
+            loads = np.concatenate(comm.allgather(local))
+            return vectors[first:last] @ ((vectors.T @ loads) / (values + shift)[:, None])
+        return solve
+
+    return values[:wanted], vectors[first:last, :wanted], solver
+
+
+def _gathered(matrix: PETSc.Mat) -> scipy.sparse.csr_matrix | None:
+    """All rows on rank 0, None elsewhere."""
+    rows, columns, values = matrix.getValuesCSR()
+    part = scipy.sparse.csr_matrix(
+        (values, columns, rows), shape=(len(rows) - 1, matrix.getSize()[1]))
+    parts = matrix.comm.tompi4py().gather(part)
+    return None if parts is None else scipy.sparse.vstack(parts)
