@@ -38,6 +38,7 @@ from .pair_system import PairSystem
 # measurement is swept in blocks of steps whose first states are kept.
 TRAJECTORY_BYTES = 2**30
 
+_AIM = 0.6  # of the tolerance, for the measurements that are not looked at
 _SHORTER = 1.6  # times that steps are to be shorter in the next try
 
 
@@ -174,11 +175,11 @@ class TimeStepping:
             fine = self._run(plan)
             left = (fine[rows] - coarse[rows]) / ((before / lengths) ** 2 - 1)
             error = float(np.abs(left).max()) / scale
-            if not error > 2 * self.tolerance:  # NaN ends it too
+            if not error > self.tolerance:  # NaN ends it too
                 break
             coarse = fine
         if error > 0:
-            step *= min(1.5, 0.9 * np.sqrt(self.tolerance / error))
+            step *= min(1.0, np.sqrt(_AIM * self.tolerance / error))
         self.time_step = float(step)
         self._plan = self._rows_by_steps(step)
         self._limit = rows, fine[rows] + left
