@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from spinverse.engines import analytic
 from spinverse.errors import InputError
+from spinverse.validation.references import data
 
-CASES = json.loads((Path(__file__).parent / "data" / "reference_values.json").read_text())["cases"]
+CASES = data()["cases"]
 
 
 def _family(*numbers):

@@ -1,12 +1,11 @@
 """Gradient waveforms: shapes, closed forms, segments, and the tables made of them.
 
 The physics is checked without an engine: a slab's cosine modes, exponentials of dense matrices and
-the values of ``tests/data/reference_values.json``.
+the values of `spinverse.validation`.
 """
 
 import json
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,8 +30,9 @@ from spinverse.acquisition import (
 from spinverse.acquisition.samples import held
 from spinverse.errors import InputError
 from spinverse.units import GAMMA
+from spinverse.validation.references import data
 
-CASES = json.loads((Path(__file__).parent / "data" / "reference_values.json").read_text())["cases"]
+CASES = data()["cases"]
 X, Y, Z = np.eye(3)
 
 

@@ -1,0 +1,254 @@
+"""Cases beyond families 1 to 7: exchange, published layers, limits, b-values.
+
+The references are eigenvalues, published tables, closed forms and the file's lists of limits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from ..acquisition.table import Acquisition
+from ..acquisition.waveforms import PGSE
+from ..engines import analytic
+from ..problem import BlochTorrey
+from ..quantities import exchange_times, hadc, short_time_approximation
+from ..tissue import Permeability, Tissue
+from ..units import b_from_internal
+from . import references as ref
+from .discretisation import REFINED, Discretisation, round_layers, stack
+from .rows import Row
+from .settings import Settings
+from .signals import TARGETS
+from .solve import ENGINES, MATRIX_FORMALISM, TIME_STEPPING, Measurement, solve
+
+X = (1.0, 0.0, 0.0)
+
+
+def _chosen(geometry: str, lengths, level: str, coarse, fine) -> Discretisation:
+    """P1 of a size at the default level (P2 in 3-D), P2 of another at the refined one."""
+    size, degree = (fine, 2) if level == REFINED else (coarse, 2 if geometry == "sphere" else 1)
+    if geometry == "slab":
+        return stack(lengths, size, degree)
+    return round_layers(geometry, lengths, size, degree)
+
+
+# ---- exchange -----------------------------------------------------------------------------------
+
+def exchange_rows(settings: Settings) -> Iterator[Row]:
+    """The slowest decay of a concentration difference, ms. Collective.
+
+    Round membranes are polygons and polyhedra of the right area or volume inside, but of larger
+    surface: that is the error, so a thin open layer around them is meshed finely.
+    """
+    sizes = {"disk": ((0.8, 2.0, 1), (0.3, 2.0, 2)), "sphere": ((1.3, 3.5, 2), (0.9, 3.0, 2))}
+    for level in settings.levels:
+        fine = level == REFINED
+        for geometry, ((inner, outer), slowest) in ref.EXCHANGE.items():
+            began = time.perf_counter()
+            if geometry == "slab":
+                choice, kappa = stack((inner, outer), 0.2 if fine else 0.5), 0.02
+            else:
+                thin, size, degree = sizes[geometry][fine]
+                choice = round_layers(geometry, (inner - thin, inner, outer), (size, thin, size),
+                                      degree)
+                kappa = {1: np.inf, 2: 0.02}
+            mesh = choice.build(settings.comm)
+            tissue = Tissue(mesh, 2.0, permeability=Permeability.on(mesh, membrane=kappa))
+            problem = BlochTorrey(tissue, choice.degree)
+            ours = exchange_times(problem, 1)
+            yield Row("exchange", f"exchange_{geometry}", level, "exchange_times", ("ms",),
+                      (float(ours[0]),), (slowest,), (5e-5,), TARGETS[level], relative=True,
+                      unknowns=problem.num_unknowns, seconds=time.perf_counter() - began,
+                      **choice.describe(mesh))
+
+
+# ---- published layers ---------------------------------------------------------------------------
+
+def layer_rows(settings: Settings) -> Iterator[Row]:
+    """Published three-layer signals, and unequal slabs against the layer solver. Collective."""
+    sizes = {"disk": (0.5, 0.5), "sphere": (2.0, 1.5)}
+    for level in settings.levels:
+        thicknesses, D, T2 = (3.0, 5.0, 4.0), [2.0, 1.0, 3.0], [80.0, 40.0, np.inf]
+        b = (500.0, 1000.0, 2000.0, 4000.0)
+        yield from _engine_rows(
+            "layers", "slab3_unequal_open_T2", level, _chosen("slab", thicknesses, level, .25, .5),
+            settings, dict(enumerate(D, 1)), dict(enumerate(T2, 1)), {1: 0.05, 2: np.inf},
+            PGSE(5.0, 15.0), b,
+            analytic.slabs(b, 5, 15, thicknesses, [0.05, np.inf], D, T2).tolist(), 1e-9)
+        for name, (geometry, D, kappa, published) in ref.LAYERS.items():
+            choice = _chosen(geometry, ref.LAYER_RADII, level, *sizes[geometry])
+            yield from _engine_rows(
+                "layers", name, level, choice, settings, dict(enumerate(D, 1)), np.inf, kappa,
+                PGSE(40.0, 40.0), ref.LAYER_B, published, ref.ROUNDING)
+
+
+def _engine_rows(family, name, level, choice, settings, D, T2, kappa, waveform, b, reference,
+                 uncertainty) -> Iterator[Row]:
+    """Both engines on one tissue and waveform, gradient along x."""
+    began = time.perf_counter()
+    mesh = choice.build(settings.comm)
+    tissue = Tissue(mesh, D, T2, permeability=Permeability.on(mesh, membrane=kappa))
+    problem = BlochTorrey(tissue, choice.degree)
+    columns = choice.describe(mesh) | {"unknowns": problem.num_unknowns}
+    setting_up, ours = time.perf_counter() - began, {}
+    for engine in filter(settings.runs, ENGINES):
+        if engine == TIME_STEPPING and not settings.steps_through(mesh.dim, level):
+            continue
+        few = engine == TIME_STEPPING and mesh.dim == 3 and not settings.everything
+        places = range(len(b))[-1:] if few else range(len(b))
+        rows = [[Measurement(waveform, float(b[k]), X)] for k in places]
+        solved = solve(problem, [row[0] for row in rows], engine, settings.tolerance_at(level))
+        ours[engine] = solved.average(rows)
+        row = Row(family, name, level, engine, tuple(f"b = {b[k]:g}" for k in places),
+                  ours[engine], tuple(reference[k] for k in places),
+                  (uncertainty,) * len(places), TARGETS[level], resolution=solved.resolution,
+                  estimated_error=solved.estimated_error, seconds=solved.seconds + setting_up,
+                  **columns)
+        if engine == TIME_STEPPING and MATRIX_FORMALISM in ours:
+            other = np.array(ours[MATRIX_FORMALISM])[list(places)]
+            row = dataclasses.replace(row, difference=float(np.abs(row.ours - other).max()))
+        yield row
+        setting_up = 0.0
+
+
+# ---- motional narrowing -------------------------------------------------------------------------
+
+def narrowing_rows(settings: Settings) -> Iterator[Row]:
+    """Long pulses without a gap: -ln E = (gamma g)^2 c1 L^4 / D (2 delta - c2 L^2 / D).
+
+    c1 = 1/120 and c2 = 17/56 for a slab of thickness L, 7/96 and 99/112 for a cylinder, 8/175 and
+    83/120 for a sphere of radius L (Robertson, Phys. Rev. 151, 273, 1966; Neuman, J. Chem. Phys.
+    60, 4508, 1974): two pulse lengths give both, two strengths what is left at g = 0.
+    Collective.
+    """
+    D, wanted = 2.0, 0.01
+    lengths = {"slab": 10.0, "disk": 5.0, "sphere": 5.0}
+    sizes = {"slab": (0.25, 0.5), "disk": (0.4, 0.25), "sphere": (1.2, 0.9)}
+    known = {entry["geometry"]: (entry["theory_c1"], entry["theory_c2"])
+             for entry in ref.data()["limits"] if "theory_c1" in entry}
+    for level in settings.levels:
+        for geometry, (c1, c2) in known.items():
+            began = time.perf_counter()
+            L = lengths[geometry]
+            choice = _chosen(geometry, [L], level, *sizes[geometry])
+            mesh = choice.build(settings.comm)
+            problem = BlochTorrey(Tissue(mesh, D), choice.degree)
+            deltas = np.array([3.0, 6.0]) * L**2 / D
+            g2 = wanted * D / (2 * c1 * L**4 * deltas[1])
+            pulses = [PGSE(float(delta), float(delta)) for delta in deltas]
+            rows = [Measurement(p, float(b_from_internal(share * g2 * p.b_factor)), X)
+                    for share in (1.0, 0.5) for p in pulses]
+            for engine in filter(settings.runs, ENGINES):
+                # -ln E is a hundredth: so is what modes and steps may leave
+                solved = solve(problem, rows, engine, wanted * settings.tolerance_at(level))
+                full, half = (-np.log([solved.signals[row] for row in part]) for part in
+                              (rows[:2], rows[2:]))
+                # what is left of -ln E / g^2 at g = 0; the next order in g^2 goes
+                found = (4 * half - full) * D / (g2 * L**4)
+                ours1 = np.diff(found)[0] / (2 * np.diff(deltas)[0])
+                ours2 = (2 * deltas[1] - found[1] / ours1) * D / L**2
+                yield Row("narrowing", f"narrowing_{geometry}", level, engine, ("c1", "c2"),
+                          (float(ours1), float(ours2)), (c1, c2), (), TARGETS[level],
+                          relative=True, unknowns=problem.num_unknowns,
+                          resolution=solved.resolution, estimated_error=solved.estimated_error,
+                          seconds=time.perf_counter() - began, **choice.describe(mesh))
+                began = time.perf_counter()
+
+
+# ---- short times --------------------------------------------------------------------------------
+
+def short_time_rows(settings: Settings) -> Iterator[Row]:
+    """D(t) / D of short pulses, by `hadc`, and its Mitra limit, by the walls' area. Collective.
+
+    Each shape is meshed finely in the layer at the wall that diffusion reaches, for the times
+    that its mesh resolves: from ``shortest`` on.
+    """
+    choices = {  # by level: layers, um, their sizes, um, shortest time, us
+        "slab": {"default": ((0.5, 9.0, 0.5), 0.02, 1), "refined": ((0.5, 9.0, 0.5), 0.005, 1)},
+        "disk": {"default": ((4.3, 5.0), (0.8, 0.2), 16), "refined": ((4.3, 5.0), (0.8, 0.08), 4)},
+        "sphere": {"default": ((4.0, 5.0), (1.5, 0.8), 256),
+                   "refined": ((4.3, 5.0), (1.5, 0.5), 64)}}
+    for level in settings.levels:
+        for geometry, by_level in choices.items():
+            began = time.perf_counter()
+            layers, sizes, shortest = by_level[level]
+            choice = (stack(layers, sizes, 2) if geometry == "slab"
+                      else round_layers(geometry, layers, sizes, 2))
+            mesh = choice.build(settings.comm)
+            tissue = Tissue(mesh, 2.0, permeability=Permeability.on(mesh, membrane=np.inf))
+            entries = [e for e in ref.data()["limits"] if e["geometry"] == geometry and "t" in e]
+            times = [ref.US * entry["t"] for entry in entries]
+            table = Acquisition.concatenate([
+                Acquisition.pgse(1000.0, X, delta=1e-4 * t, Delta=t) for t in times])
+            columns = choice.describe(mesh)
+            resolved = [k for k, entry in enumerate(entries) if entry["t"] >= shortest]
+            # the steps of its own choice follow the pulses, which are no matter here
+            found = {"D_ratio": np.array([
+                hadc(tissue, table.select([k]), times[k] / 50, choice.degree).adc[0] / 2.0
+                for k in resolved])}
+            seconds = {"D_ratio": time.perf_counter() - began}
+            began = time.perf_counter()
+            found["mitra"] = short_time_approximation(tissue, table).adc / 2.0
+            seconds["mitra"] = time.perf_counter() - began
+            for column, method in (("D_ratio", hadc), ("mitra", short_time_approximation)):
+                shown = [entries[k] for k in resolved] if column == "D_ratio" else entries
+                yield Row("short_time", f"{column}_{geometry}", level, method.__name__,
+                          tuple(f"t = {e['t']:g} us" for e in shown),
+                          tuple(found[column].tolist()),
+                          tuple(entry[column] for entry in shown), (), TARGETS[level],
+                          seconds=seconds[column], **columns)
+
+
+# ---- effective medium ---------------------------------------------------------------------------
+
+def effective_rows(settings: Settings) -> Iterator[Row]:
+    """ADC of an endless stack at long times, which tends to 1 / (1/D + 1/(kappa h)). Collective.
+
+    The stack is one period of a periodic box, half a layer on each side of the membrane.
+    """
+    for level in settings.levels:
+        stacks = {(e["h"], e["kappa"]): e["D_eff"] for e in ref.data()["effective_medium"]}
+        for (h, kappa), D_eff in stacks.items():
+            entries = [e for e in ref.data()["effective_medium"]
+                       if (e["h"], e["kappa"]) == (h, kappa)]
+            began = time.perf_counter()
+            choice = stack([h / 2, h / 2], h / 20, 2 if level == REFINED else 1)
+            mesh = choice.build(settings.comm)
+            tissue = Tissue(mesh, 2.0, periodic="x", permeability=Permeability.on(
+                mesh, membrane=ref.PER_US * kappa))
+            problem = BlochTorrey(tissue, choice.degree)
+            columns = choice.describe(mesh) | {"unknowns": problem.num_unknowns}
+            b = float(b_from_internal(ref.EFFECTIVE_MEDIUM_BD / (ref.PER_US * D_eff)))
+            rows = [Measurement(PGSE(ref.EFFECTIVE_MEDIUM_DELTA, ref.US * e["Delta"]), b, X)
+                    for e in entries]
+            at = tuple(f"Delta = {ref.US * e['Delta']:g} ms" for e in entries)
+            for engine in filter(settings.runs, ENGINES):
+                # implicit steps over 1.6 s of a decay that is nearly over: the shortest only
+                some = rows if engine == MATRIX_FORMALISM or settings.everything else rows[:1]
+                solved = solve(problem, some, engine, settings.tolerance_at(level) / 10)
+                ours = -np.log([solved.signals[row] for row in some]) / ref.EFFECTIVE_MEDIUM_BD
+                yield Row("effective", f"effective_h{h:g}_k{kappa:g}", level, engine,
+                          at[:len(some)], tuple((ours * D_eff * ref.PER_US).tolist()),
+                          tuple(ref.PER_US * e["D_app"] for e in entries[:len(some)]), (),
+                          TARGETS[level], relative=True, resolution=solved.resolution,
+                          estimated_error=solved.estimated_error,
+                          seconds=time.perf_counter() - began, **columns)
+                began = time.perf_counter()
+
+
+# ---- b-values -----------------------------------------------------------------------------------
+
+def b_value_rows(settings: Settings) -> Iterator[Row]:
+    """b over q^2 of every waveform, ms^3, without a mesh."""
+    for entry in ref.data()["bvalue_checks"]:
+        began = time.perf_counter()
+        waveform = ref.waveform_of(entry["waveform"], entry["params"])
+        words = "_".join(f"{key}{value:g}" for key, value in entry["params"].items())
+        yield Row("b_values", f"b_{entry['waveform']}_{words}", "default", "b_factor",
+                  ("closed form", "quadrature"), (float(waveform.b_factor),) * 2,
+                  (ref.US**3 * entry["b_over_q2"], ref.US**3 * entry["b_over_q2_quadrature"]), (),
+                  1e-9, relative=True, seconds=time.perf_counter() - began)

@@ -1,0 +1,98 @@
+"""What can be validated, and the run over it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from ..errors import InputError
+from .convergence import agreement_rows, order_rows, tolerance_rows
+from .facts import (
+    b_value_rows,
+    effective_rows,
+    exchange_rows,
+    layer_rows,
+    narrowing_rows,
+    short_time_rows,
+)
+from .rows import Row
+from .settings import Settings
+from .signals import signal_rows
+
+
+@dataclass(frozen=True)
+class Family:
+    """Reference cases of one kind.
+
+    Attributes:
+        name: what ``--families`` takes.
+        title: what it is.
+        rows: yields the rows as they are done; collective.
+        needs_both: whether it compares the engines with each other.
+    """
+
+    name: str
+    title: str
+    rows: Callable[[Settings], Iterator[Row]]
+    needs_both: bool = False
+
+
+_TITLES = {
+    "1": "slab of 10 um", "2": "stacks of 5 um slabs with membranes",
+    "3": "disk (infinite cylinder) and sphere, radius 5 um",
+    "4": "two-layer cylinder and spheres, radii 3 and 6 um",
+    "5": "21 slabs of 2 um", "6": "sphere and L-shaped cell in a cube of 20 um",
+    "7": "OGSE, double PGSE and trapezoids: slab, disk, free medium"}
+
+FAMILIES: tuple[Family, ...] = (
+    *(Family(name, title, partial(signal_rows, name)) for name, title in _TITLES.items()),
+    Family("exchange", "slowest exchange time without gradient", exchange_rows),
+    Family("layers", "published three-layer tables, b to 10000; unequal layers", layer_rows),
+    Family("narrowing", "motional narrowing of long pulses", narrowing_rows),
+    Family("short_time", "D(t) at short times and its limit", short_time_rows),
+    Family("effective", "effective medium: long times in an endless stack", effective_rows),
+    Family("b_values", "b of every waveform", b_value_rows),
+    Family("orders", "orders of convergence in h and the time step", order_rows),
+    Family("agreement", "both engines on one mesh, refined modes and steps", agreement_rows,
+           needs_both=True),
+    Family("tolerance", "automatic modes and steps against what was asked", tolerance_rows),
+)
+
+
+def choose_families(names: Iterable[str] | None = None) -> list[Family]:
+    """Families by name, in the order of the list; all if no name is given.
+
+    Raises:
+        InputError: a name that is none.
+    """
+    known = {family.name: family for family in FAMILIES}
+    names = list(known if names is None else names)
+    for name in names:
+        if name not in known:
+            raise InputError(f"--families: {name!r}, expected some of {', '.join(known)}")
+    return [family for family in FAMILIES if family.name in names]
+
+
+def validate(families: Iterable[str] | None = None, settings: Settings | None = None,
+             progress: Callable[[Row], object] | None = None) -> list[Row]:
+    """Run families. Collective.
+
+    Args:
+        families: names; all if not given.
+        settings: levels, engines, tolerance.
+        progress: called with each row as it is done, on every rank.
+
+    Returns:
+        The rows, the same on every rank but for the seconds.
+
+    Raises:
+        InputError: an unknown family; SolverError: a solver failed.
+    """
+    settings, rows = settings or Settings(), []
+    for family in choose_families(families):
+        for row in family.rows(settings):
+            rows.append(row)
+            if progress is not None:
+                progress(row)
+    return rows

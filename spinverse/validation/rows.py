@@ -1,0 +1,170 @@
+"""A row of the table, and the verdict over the rows of a family."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import SpinverseError
+
+MET, WITHIN, MISSED, SHOWN = "met", "within the reference's own error", "missed", "shown"
+
+
+class TargetMissed(SpinverseError):
+    """A case at the default level is further from its reference than the target."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case by one method on one mesh.
+
+    Attributes:
+        family: name of the family.
+        case: name of the case.
+        level: "default" or "refined".
+        method: "matrix_formalism", "time_stepping", or the function that made the value.
+        at: what the values belong to: b-values, sizes, times; one text each.
+        ours: values, as many as ``at``.
+        reference: the values that are independent of us.
+        uncertainty: of each reference; two standard deviations of a random walk.
+        target: largest error that passes, absolute; of relative errors where ``relative``; nan
+            where the row only shows something.
+        relative: whether errors are relative to the reference.
+        mesh: dimension, cells, size, degree in words.
+        cells: number of cells; 0 without a mesh.
+        size: target edge length, um; nan without.
+        degree: of the polynomials; 0 without a mesh.
+        unknowns: complex unknowns.
+        resolution: modes or time step in words.
+        estimated_error: what the engine says that modes or steps leave; nan without.
+        difference: largest difference from the matrix formalism on the same mesh; nan without.
+        order: of convergence over a refined family; nan without.
+        least_order: what ``order`` has to reach; nan where it does not matter.
+        seconds: wall time; that of cases which share a solve is divided among them.
+    """
+
+    family: str
+    case: str
+    level: str
+    method: str
+    at: tuple[str, ...]
+    ours: tuple[float, ...]
+    reference: tuple[float, ...]
+    uncertainty: tuple[float, ...] = ()
+    target: float = math.nan
+    relative: bool = False
+    mesh: str = ""
+    cells: int = 0
+    size: float = math.nan
+    degree: int = 0
+    unknowns: int = 0
+    resolution: str = ""
+    estimated_error: float = math.nan
+    difference: float = math.nan
+    order: float = math.nan
+    least_order: float = math.nan
+    seconds: float = 0.0
+
+    @property
+    def errors(self) -> np.ndarray:
+        """|ours - reference| of each value, relative if the row is."""
+        found = np.abs(np.subtract(self.ours, self.reference))
+        return found / np.abs(self.reference) if self.relative else found
+
+    @property
+    def worst(self) -> int:
+        """Which value is furthest from its reference."""
+        return int(np.argmax(self.errors))
+
+    @property
+    def error(self) -> float:
+        """The largest error."""
+        return float(self.errors.max())
+
+    @property
+    def excess(self) -> float:
+        """The largest error beyond what the reference's own uncertainty explains."""
+        own = np.array(self.uncertainty or (0.0,))
+        if self.relative and self.uncertainty:
+            own = own / np.abs(self.reference)
+        return float((self.errors - own).max())
+
+    @property
+    def verdict(self) -> str:
+        """`MET`, `WITHIN`, `MISSED`, or `SHOWN` for rows without a target."""
+        if not math.isnan(self.least_order):
+            return MET if self.order >= self.least_order else MISSED
+        if math.isnan(self.target):
+            return SHOWN
+        if self.error <= self.target:
+            return MET
+        return WITHIN if self.uncertainty and self.excess <= self.target else MISSED
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All rows of a family and level.
+
+    Attributes:
+        family, level: whose.
+        rows: how many have a target.
+        worst: the row furthest above, or nearest to, its target.
+        missed: cases that miss it, each once.
+        within: cases that only the reference's own error keeps from meeting it.
+        seconds: in all.
+    """
+
+    family: str
+    level: str
+    rows: int
+    worst: Row
+    missed: tuple[str, ...]
+    within: tuple[str, ...]
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        return not self.missed
+
+    def describe(self) -> str:
+        """One line for a person."""
+        worst = self.worst
+        if not math.isnan(worst.least_order):
+            figure = f"lowest order {worst.order:.2f} (expected {worst.least_order:g})"
+        elif self.rows:
+            kind = "relative error" if worst.relative else "error"
+            figure = f"worst {kind} {worst.error:.1e} (target {worst.target:g})"
+        else:
+            figure = f"largest error {worst.error:.1e} (no target)"
+        more = f" and {len(self.missed) - 3} more" if len(self.missed) > 3 else ""
+        state = "passed" if self.passed else f"MISSED: {', '.join(self.missed[:3])}{more}"
+        note = f" but for {len(self.within)} that the reference's own error leaves open" \
+            if self.within else ""
+        return (f"{self.family:>11} {self.level:8} {figure} in {worst.case}: {state}{note}; "
+                f"{self.seconds:.0f} s")
+
+
+def verdicts(rows: Iterable[Row]) -> list[Verdict]:
+    """One verdict for each family and level, in the order of the rows."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.family, row.level), []).append(row)
+    found = []
+    for (family, level), group in groups.items():
+        judged = [row for row in group if row.verdict != SHOWN]
+        found.append(Verdict(
+            family, level, len(judged), max(judged or group, key=_distance),
+            tuple(dict.fromkeys(r.case for r in judged if r.verdict == MISSED)),
+            tuple(dict.fromkeys(r.case for r in judged if r.verdict == WITHIN)),
+            sum(row.seconds for row in group)))
+    return found
+
+
+def _distance(row: Row) -> tuple[bool, float]:
+    """How far above its target a row is: missed ones first."""
+    if not math.isnan(row.least_order):
+        return row.verdict == MISSED, row.least_order / max(row.order, 1e-9)
+    return row.verdict == MISSED, row.error / row.target if row.target > 0 else row.error
