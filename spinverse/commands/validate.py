@@ -21,9 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this command alone."""
     known = "; ".join(f"{family.name}: {family.title}" for family in FAMILIES)
     parser.add_argument("--families", nargs="+", metavar="NAME",
-                        help=f"only these; all if not given ({known})")
+                        help=f"only these; all if not given, nearly half of the time for family 6 "
+                        f"({known})")
     parser.add_argument("--refined", action="store_true",
-                        help="refined meshes too, with a target of 1e-4; about an hour for all")
+                        help="refined meshes too, with a target of 1e-4; an hour or more for all")
     parser.add_argument("--engine", choices=(BOTH, *ENGINES), default=BOTH,
                         help="only one engine where a family has both")
     parser.add_argument("--tolerance", type=float, default=1e-4, metavar="ERROR",
