@@ -17,6 +17,8 @@ def fibonacci_directions(n: int) -> np.ndarray:
     Direction i has z_i = 1 - (2 i + 1)/n, so that each owns the same area, and the azimuth i times
     the golden angle pi (3 - sqrt 5), counted from +x towards +y.
 
+    For a diffusion tensor take 7 or more: the 6 of them determine only five of its components.
+
     Args:
         n: Number of directions, at least 1.
 

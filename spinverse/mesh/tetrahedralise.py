@@ -99,7 +99,11 @@ def from_surface(surface: Surface | str | Path, size: float | None = None,
     outer = _outer(surface, outside, gap, size)
     if size is not None:
         extent = np.ptp((outer or surface).points, axis=0)
-        affordable_volume(owner, np.prod(extent) if outer else abs(surface.volume), size)
+        try:
+            affordable_volume(owner, np.prod(extent) if outer else abs(surface.volume), size)
+        except InputError as error:
+            raise InputError(f"{error}; the surface is {np.max(extent):.3g} um across (another "
+                             "unit in its file? scale=1e-3 for nm)") from None
     steps = _steps(surface, method, found, size)
     common = {"points": surface.points, "triangles": surface.triangles,
               "outer_points": outer.points if outer else np.empty((0, 3)),
