@@ -48,6 +48,11 @@ def simulate(tissue: Tissue, acquisition: Acquisition, engine: str = "matrix_for
     Raises:
         InputError: an argument that makes no sense; SolverError: a solver failed.
     """
+    for name, value, kind in (("tissue", tissue, Tissue),
+                              ("acquisition", acquisition, Acquisition)):
+        if not isinstance(value, kind):
+            raise InputError(f"{name}: a {type(value).__name__}, expected a "
+                             f"spinverse.{kind.__name__}")
     problem = BlochTorrey(tissue, degree)
     solver = make_engine(problem, acquisition, engine, modes, tolerance, time_step)
     return Signals(acquisition, solver.signals(), solver.estimated_error)

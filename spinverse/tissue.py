@@ -58,7 +58,8 @@ class Permeability:
             outer: um/ms on outer facets. 0 reflects, and then interface facets that lie on the
                 outer boundary reflect too; with a positive value (absorbing) they are membrane.
         """
-        values = np.where(mesh.outer, float(outer), float(elsewhere))
+        outer, elsewhere = _number("outer", outer), _number("elsewhere", elsewhere)
+        values = np.where(mesh.outer, outer, elsewhere)
         tags = membrane if isinstance(membrane, Mapping) else None
         present = set().union(*mesh.comm.allgather(set(np.unique(mesh.interface).tolist()))) - {0}
         if tags is not None and (missing := sorted(present - {int(tag) for tag in tags})):
@@ -66,7 +67,7 @@ class Permeability:
                              f"expected one for each of {sorted(present)}")
         for tag in present:
             there = (mesh.interface == tag) & (~mesh.outer | (outer > 0))
-            values[there] = float(tags[tag] if tags is not None else membrane)
+            values[there] = _number("membrane", tags[tag] if tags is not None else membrane)
         return cls(mesh, values)
 
     @classmethod
@@ -114,6 +115,9 @@ class Tissue:
 
     def __post_init__(self):
         mesh = self.mesh
+        if not isinstance(mesh, Mesh):
+            raise InputError(f"mesh: a {type(mesh).__name__}, expected a spinverse.Mesh "
+                             "(spinverse.mesh.build or read)")
         axes = periodic_axes(mesh, self.periodic)
         object.__setattr__(self, "periodic", "".join(AXES[axis] for axis in axes))
         _ = self.periodic_facets
@@ -121,11 +125,16 @@ class Tissue:
             raise InputError(f"interface: {self.interface!r}, expected 'equilibrium' or 'plain'")
         permeability = self.permeability
         if not isinstance(permeability, Permeability):
-            permeability = Permeability.uniform(mesh, permeability)
+            if np.ndim(permeability):
+                raise InputError(f"permeability: an array of shape {np.shape(permeability)}, "
+                                 "expected a number or a spinverse.Permeability (of such values: "
+                                 "Permeability(mesh, values))")
+            permeability = Permeability.uniform(mesh, _number("permeability", permeability))
         D = _per_cell(mesh, "diffusivity", self.diffusivity, tensor=True)
         T2 = _per_cell(mesh, "T2", self.T2)
         density = _per_cell(mesh, "density", self.density)
-        _check(mesh, "diffusivity", "um^2/ms, finite and positive", D,
+        _check(mesh, "diffusivity", "um^2/ms, finite and positive"
+               + (" (tensors: symmetric and positive definite)" if D.ndim > 1 else ""), D,
                np.isfinite(D).all(axis=tuple(range(1, D.ndim))) & (_smallest_eigenvalue(D) > 0))
         _check(mesh, "T2", "ms, positive (inf for none)", T2, T2 > 0)
         _check(mesh, "density", "finite and not negative", density,
@@ -173,7 +182,7 @@ def _per_cell(mesh: Mesh, field: str, value, tensor: bool = False) -> np.ndarray
     square = (mesh.dim, mesh.dim)
     shapes = ((), square) if tensor else ((),)
     if isinstance(value, Mapping):
-        entries = {int(tag): np.asarray(v, dtype=float) for tag, v in value.items()}
+        entries = {int(tag): _numbers(field, v) for tag, v in value.items()}
         local = set(np.unique(mesh.cell_tags).tolist())
         present = sorted(set().union(*mesh.comm.allgather(local)))
         for tag in present:
@@ -189,7 +198,7 @@ def _per_cell(mesh: Mesh, field: str, value, tensor: bool = False) -> np.ndarray
         for tag in present:
             result[mesh.cell_tags == tag] = entries[tag]
         return result
-    array = np.asarray(value, dtype=float)
+    array = _numbers(field, value)
     if array.shape in shapes:
         return np.broadcast_to(array, (number, *array.shape)).copy()
     if array.ndim and len(array) == mesh.num_cells:
@@ -198,6 +207,20 @@ def _per_cell(mesh: Mesh, field: str, value, tensor: bool = False) -> np.ndarray
     raise InputError(f"{field}: shape {array.shape}, expected a number"
                      f"{f', a {square} tensor' if tensor else ''}, one value for each cell tag, "
                      f"or one for each of the {mesh.num_cells} cells")
+
+
+def _numbers(field: str, value) -> np.ndarray:
+    try:
+        return np.asarray(value, dtype=float)
+    except (TypeError, ValueError):
+        raise InputError(f"{field}: {value!r:.60}, expected numbers") from None
+
+
+def _number(field: str, value) -> float:
+    array = _numbers(field, value)
+    if array.ndim:
+        raise InputError(f"{field}: {value!r:.60}, expected a number")
+    return float(array)
 
 
 def _uniform(mesh: Mesh, values: np.ndarray) -> bool:
@@ -225,7 +248,7 @@ def _smallest_eigenvalue(D: np.ndarray) -> np.ndarray:
 def _check(mesh: Mesh, field: str, expected: str, values: np.ndarray, good: np.ndarray) -> None:
     """Raise the same error on every rank for the first bad cell."""
     bad = np.flatnonzero(~good)[:1]
-    found = [(int(mesh.input_cells[i]), np.array2string(values[i], separator=", "))
+    found = [(int(mesh.input_cells[i]), str(values[i].tolist()))
              for i in bad] if values.ndim > 1 else [
              (int(mesh.input_cells[i]), f"{values[i]:g}") for i in bad]
     everywhere = [item for part in mesh.comm.allgather(found) for item in part]

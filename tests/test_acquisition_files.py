@@ -429,7 +429,8 @@ def test_read_acquisition_picks_the_format(copy, table):
 
 def test_read_acquisition_refuses(copy, table):
     write_acquisition(copy / "t.csv", table)
-    refuses(read_acquisition, copy / "t.csv", delta=5, match="delta: given, but a .csv")
+    refuses(read_acquisition, copy / "t.csv", delta=5,
+            match="delta: given, but the file has such a column")
     refuses(
         read_acquisition, copy / "none.txt",
         match="suffix '.txt', expected .csv, .npz, .scheme, .bval or .json",

@@ -431,3 +431,12 @@ def test_on_any_rank_count():
     assert walls == len(surface.triangles)
     with pytest.raises(SolverError, match="timeout"):
         on_root(comm, from_surface, surface, method="exact", timeout=0.01)
+
+
+def test_mirror_images_that_pass_through_each_other_are_no_clean_surface():
+    """Their edges meet exactly, so that no edge cuts a triangle's inside."""
+    cell = joined(ball(4.0), ball(4.0, centre=(5.0, 0.0, 0.0)))
+    assert any("half in each other" in text or "cut each other" in text for text in defects(cell))
+    with pytest.raises(InputError, match="clean surface for method='exact'"), \
+            pytest.warns(RepairWarning):
+        from_surface(cell, size=2.0, method="exact")

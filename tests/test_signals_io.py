@@ -292,3 +292,18 @@ def test_bad_npz(tmp_path, signals):
         np.save(file, np.ones(3))
     with pytest.raises(InputError, match="not an npz file"):
         read_signals(path)
+
+
+def test_times_that_a_table_does_not_have_are_given_beside_it(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("b,direction_x,direction_y,direction_z\n0,1,0,0\n1000,0,1,0\n")
+    expected = Acquisition.pgse([0, 1000], [[1, 0, 0], [0, 1, 0]], 10, 20, 40).select([0, 3])
+    assert read_acquisition(path, delta=10, Delta=20, echo_time=40) == expected
+    assert read_acquisition(path, delta=10, Delta=[20, 20], echo_time=40) == expected
+    with pytest.raises(InputError, match="column Delta is missing, and not given beside"):
+        read_acquisition(path, delta=10)
+    with pytest.raises(InputError, match="Delta: .*expected a time in ms, or one for each"):
+        read_acquisition(path, delta=10, Delta=[1, 2, 3])
+    write_acquisition(path, expected)
+    with pytest.raises(InputError, match="delta: given, but the file has such a column"):
+        read_acquisition(path, delta=10)

@@ -10,10 +10,11 @@ from test_sequences_in_engines import problem_of, solved
 
 from spinverse import BlochTorrey, Permeability, Tissue
 from spinverse.acquisition import PGSE, Acquisition, DoublePGSE
+from spinverse.errors import InputError
 from spinverse.mesh import box, build, intervals, tagged_grid
 from spinverse.mesh.shapes import Ball
 from spinverse.quantities import mass_balance
-from spinverse.simulate import ENGINES, make_engine
+from spinverse.simulate import ENGINES, make_engine, simulate
 
 THICKNESSES, DENSITY = (3.0, 5.0, 4.0), (1.0, 0.3, 2.0)
 MIXED = Acquisition.product([PGSE(4, 15), DoublePGSE(4, 12, 4, False)], [0, 1000, 3000],
@@ -118,3 +119,19 @@ def test_taylor_permeability(comm, engine, interface):
         left.append(abs(0.5 * np.sum(np.abs(moved - target) ** 2) - start - step * slope))
     rates = np.log2(np.array(left[:-1]) / left[1:])
     assert rates.min() > 1.8, (left, slope)
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda m: Tissue("mesh"), "mesh: a str, expected a spinverse.Mesh"),
+    (lambda m: Tissue(m, diffusivity="water"), "diffusivity: 'water', expected numbers"),
+    (lambda m: Tissue(m, permeability=np.ones(3)), "permeability: an array of shape"),
+    (lambda m: Tissue(m, permeability="open"), "permeability: 'open', expected numbers"),
+    (lambda m: Permeability.on(m, membrane="x"), "membrane: 'x', expected numbers"),
+    (lambda m: simulate(m, Acquisition.pgse(0, 1, 1, 2)), "tissue: a Mesh, expected"),
+    (lambda m: simulate(Tissue(m), "pgse"), "acquisition: a str, expected"),
+    (lambda m: simulate(Tissue(m), Acquisition.pgse(0, 1, 1, 2), tolerance=0), "tolerance: 0"),
+    (lambda m: build("spheres", [3, 6]), "builder: 'spheres', expected a function"),
+])
+def test_wrong_kinds_are_named(make, message):
+    with pytest.raises(InputError, match=message):
+        make(build(intervals, [2.0, 3.0], size=1.0))

@@ -68,8 +68,10 @@ def read_bids(
         echo = _times(sidecar, found, ("EchoTime",))
         echo_time = None if echo is None else 1000.0 * echo
     names = f"{' or '.join(DELTA_FIELDS)}, and {' or '.join(SEPARATION_FIELDS)}"
-    where = "the sidecar has" if found else "there is no sidecar with"
-    require_times(sidecar, delta, Delta, f"{where} no such fields ({names})")
+    if sidecar.is_file():
+        require_times(sidecar, delta, Delta, f"the sidecar has no such fields ({names})")
+    else:
+        require_times(path, delta, Delta, f"there is no sidecar {sidecar.name} (with {names})")
     bval, bvec = (stem.with_name(stem.name + suffix) for suffix in (".bval", ".bvec"))
     return read_fsl(bval, bvec, delta, Delta, echo_time, b0_threshold=b0_threshold)
 

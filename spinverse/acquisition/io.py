@@ -33,6 +33,7 @@ from spinverse.errors import InputError
 DIRECTION_COLUMNS = ("direction_x", "direction_y", "direction_z")
 REQUIRED_COLUMNS = ("b", *DIRECTION_COLUMNS, "delta", "Delta")
 ACQUISITION_COLUMNS = (*REQUIRED_COLUMNS, "TE", "waveform")
+_TIME_COLUMNS = {"delta": "delta", "Delta": "Delta", "echo_time": "TE"}
 VALUE_COLUMNS = ("re", "im", "magnitude", "normalised")
 
 # nan or an empty cell; of the last two, only where re and im are there
@@ -92,7 +93,7 @@ def read_acquisition(
         bvec: The file of directions, if ``path`` is a bval file and it is not beside it under the
             same name.
         delta: Pulse length in ms, one or (N,); needed for FSL files, and for BIDS where the sidecar
-            does not have it.
+            does not have it, and for tables without such a column.
         Delta: Pulse separation in ms, one or (N,); as ``delta``.
         echo_time: TE in ms, one or (N,); Delta + delta unless given or in the file.
 
@@ -115,10 +116,8 @@ def read_acquisition(
         raise InputError(
             f"{path}: suffix {path.suffix!r}, expected .csv, .npz, .scheme, .bval or .json"
         )
-    for name, value in times.items():
-        if value is not None:
-            raise InputError(f"{path}: {name}: given, but a {path.suffix} file has its own")
-    return _acquisition(path, *_read(path))
+    times = {_TIME_COLUMNS[name]: value for name, value in times.items() if value is not None}
+    return _acquisition(path, *_read(path, times))
 
 
 def read_signals(path: str | Path, expected: Acquisition | None = None) -> Signals:
@@ -287,12 +286,25 @@ def _write(path: str | Path, columns: Columns, definitions: dict[str, Waveform])
     replace(path, lambda file: file.write(text.encode()))
 
 
-def _read(path: str | Path) -> tuple[Columns, dict[str, Waveform]]:
-    """Columns and waveform definitions of a file; the required columns are there and finite."""
+def _read(path: str | Path, times: dict | None = None) -> tuple[Columns, dict[str, Waveform]]:
+    """Columns and waveform definitions of a file; the required columns are there and finite.
+
+    Args:
+        times: columns that the file does not have, one number or a value for each row.
+    """
     reader = _read_npz if _format(path) == ".npz" else _read_csv
     if not Path(path).is_file():
         raise InputError(f"{path}: there is no such file")
-    columns, texts = reader(path)
+    times = times or {}
+    columns, texts = reader(path, times)
+    for name, value in times.items():
+        if name in columns:
+            raise InputError(f"{path}: {name}: given, but the file has such a column")
+        try:
+            columns[name] = np.broadcast_to(np.asarray(value, float), columns["b"].shape).copy()
+        except (TypeError, ValueError):
+            raise InputError(f"{path}: {name}: {value!r:.60}, expected a time in ms, or one for "
+                             f"each of the {columns['b'].size} rows") from None
     definitions = {}
     for name, text in texts.items():
         try:
@@ -307,20 +319,21 @@ def _read(path: str | Path) -> tuple[Columns, dict[str, Waveform]]:
     return columns, definitions
 
 
-def _check_columns(path, names) -> None:
+def _check_columns(path, names, times) -> None:
     for name in REQUIRED_COLUMNS:
-        if name not in names:
-            raise InputError(f"{path}: column {name} is missing")
+        if name not in names and name not in times:
+            hint = ", and not given beside the file" if name in _TIME_COLUMNS else ""
+            raise InputError(f"{path}: column {name} is missing{hint}")
 
 
-def _read_npz(path) -> tuple[Columns, dict[str, str]]:
+def _read_npz(path, times) -> tuple[Columns, dict[str, str]]:
     try:
         # opened here, since np.load leaves a broken archive open
         with Path(path).open("rb") as binary, np.load(binary, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: not an npz file of plain arrays ({error})") from None
-    _check_columns(path, arrays)
+    _check_columns(path, arrays, times)
     columns: Columns = {}
     for name in (*ACQUISITION_COLUMNS, *VALUE_COLUMNS):
         if name not in arrays:
@@ -343,7 +356,7 @@ def _read_npz(path) -> tuple[Columns, dict[str, str]]:
     return columns, {str(name): str(text) for name, text in definitions}
 
 
-def _read_csv(path) -> tuple[Columns, dict[str, str]]:
+def _read_csv(path, times) -> tuple[Columns, dict[str, str]]:
     lines = read_lines(path)
     definitions: dict[str, str] = {}
     table: list[tuple[int, list[str]]] = []
@@ -356,7 +369,7 @@ def _read_csv(path) -> tuple[Columns, dict[str, str]]:
     if not table:
         raise InputError(f"{path}: the file is empty, expected a header line")
     header, body = table[0][1], table[1:]
-    _check_columns(path, header)
+    _check_columns(path, header, times)
     if len(set(header)) < len(header):
         twice = next(name for name in header if header.count(name) > 1)
         raise InputError(f"{path}: column {twice} appears twice")

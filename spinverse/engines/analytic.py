@@ -25,6 +25,8 @@ from scipy.special import jvp, spherical_jn
 from ..errors import InputError
 from ..units import b_to_internal
 
+__all__ = ["cylinder", "cylinders", "free", "slab", "slabs", "sphere", "spheres"]
+
 
 @dataclass(frozen=True, eq=False)
 class Modes:

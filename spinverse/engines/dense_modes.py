@@ -11,14 +11,15 @@ from petsc4py import PETSc
 
 from ..errors import SolverError
 
-# Unknowns up to which a dense solve takes no time, and up to which it beats shift-invert where
-# more than half of all modes are wanted.
-ALWAYS, FOR_MANY = 300, 2500
+# Unknowns up to which a dense solve takes no time; up to which it beats the messages of several
+# ranks; and up to which it beats shift-invert where more than half of all modes are wanted.
+ALWAYS, ON_RANKS, FOR_MANY = 300, 1000, 2500
 
 
-def is_small(size: int, wanted: int) -> bool:
+def is_small(size: int, wanted: int, ranks: int) -> bool:
     """Whether a dense solve is the faster one."""
-    return size <= ALWAYS or (size <= FOR_MANY and 2 * wanted > size)
+    always = ALWAYS if ranks == 1 else ON_RANKS
+    return size <= always or (size <= FOR_MANY and 2 * wanted > size)
 
 
 def dense_modes(A: PETSc.Mat, M: PETSc.Mat, wanted: int) -> tuple:

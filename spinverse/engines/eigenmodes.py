@@ -116,7 +116,7 @@ def eigenmodes(problem: BlochTorrey, number: int, options_prefix: str = "spinver
     fastest = problem.comm.allreduce(
         float(np.max(problem.tissue.diffusivity, initial=1e-12)), op=MPI.MAX)
     shift = 0.3 * fastest / extent**2
-    if is_small(size, wanted):
+    if is_small(size, wanted, problem.comm.size):
         eps = None
         values, vectors, solver = dense_modes(A, M, wanted)
         solve = solver(shift)

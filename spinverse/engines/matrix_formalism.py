@@ -80,6 +80,8 @@ class MatrixFormalism:
                              "expected engine time_stepping for this problem")
         if modes != "auto" and not (isinstance(modes, int) and modes > 0):
             raise InputError(f"modes: {modes!r}, expected a positive number or 'auto'")
+        if not tolerance > 0:
+            raise InputError(f"tolerance: {tolerance!r}, expected a positive number")
         self.problem, self.acquisition = problem, acquisition
         self.modes, self.tolerance = modes, tolerance
         self.basis: Eigenmodes | None = None

@@ -39,6 +39,7 @@ from .pair_system import PairSystem
 TRAJECTORY_BYTES = 2**30
 
 _AIM = 0.6  # of the tolerance, for the measurements that are not looked at
+_COARSEST = 2e-3  # errors above it come from steps that are not yet of second order
 _SHORTER = 1.6  # times that steps are to be shorter in the next try
 
 
@@ -161,7 +162,7 @@ class TimeStepping:
         that the last two runs point at is what the signals are compared with, once they are there.
         """
         scale = abs(self.problem.magnetisation_at_start) or 1.0
-        rows = self._telling_rows()
+        rows, wanted = self._telling_rows(), min(self.tolerance, _COARSEST)
         step = max(w.echo_time for w in self.acquisition.waveforms) / 20
         plan = self._rows_by_steps(step, rows)
         lengths, coarse = _mean_steps(plan, rows), self._run(plan)
@@ -175,11 +176,11 @@ class TimeStepping:
             fine = self._run(plan)
             left = (fine[rows] - coarse[rows]) / ((before / lengths) ** 2 - 1)
             error = float(np.abs(left).max()) / scale
-            if not error > self.tolerance:  # NaN ends it too
+            if not error > wanted:  # NaN ends it too
                 break
             coarse = fine
         if error > 0:
-            step *= min(1.0, np.sqrt(_AIM * self.tolerance / error))
+            step *= min(1.0, np.sqrt(_AIM * wanted / error))
         self.time_step = float(step)
         self._plan = self._rows_by_steps(step)
         self._limit = rows, fine[rows] + left

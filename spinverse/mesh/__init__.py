@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mpi4py import MPI
 
-from ..errors import on_root
+from ..errors import InputError, on_root
 from . import builders, readers, shapes
 from .builders import (
     bent_axon,
@@ -69,5 +69,7 @@ def build(builder, *args, comm: MPI.Comm | None = None, **kwargs) -> Mesh:
     Raises:
         InputError: on every rank, what the builder raises.
     """
+    if not callable(builder):
+        raise InputError(f"builder: {builder!r:.60}, expected a function as spinverse.mesh.spheres")
     comm = MPI.COMM_WORLD if comm is None else comm
     return Mesh.from_data(on_root(comm, builder, *args, **kwargs), comm)

@@ -186,6 +186,11 @@ def defects(surface: Surface, intersections: bool = True) -> list[str]:
         if len(cuts):
             found.append(f"{len(cuts)} pairs of triangles cut each other, first "
                          f"{cuts[0, 0]} and {cuts[0, 1]}")
+        elif not found:
+            # edges that pass exactly through edges are no cuts, as where mirror images meet
+            crossed = _half_in_each_other(surface, parts(surface))
+            if crossed:
+                found.append(f"{len(crossed)} pairs of parts lie half in each other")
     return found
 
 
@@ -282,6 +287,26 @@ def depths(surface: Surface, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray
     depth = inside.sum(axis=1)
     parent = np.where(inside, depth[None, :], -1).argmax(axis=1)
     return depth, np.where(depth > 0, parent, -1)
+
+
+def _half_in_each_other(surface: Surface, labels: np.ndarray) -> list[tuple[int, int]]:
+    """Pairs of parts of which the first has vertices inside and outside the second."""
+    corners = surface.corners
+    each = [corners[labels == k] for k in range(labels.max() + 1)]
+    low, high = (np.array([f(part, axis=(0, 1)) for part in each]) for f in (np.min, np.max))
+    found = []
+    for k, part in enumerate(each):
+        points = np.unique(part.reshape(-1, 3), axis=0)
+        for j in np.flatnonzero((low < high[k]).all(1) & (high > low[k]).all(1)):
+            near = points[((points > low[j]) & (points < high[j])).all(axis=1)]
+            if j == k or not len(near):
+                continue
+            some = near[:: max(1, len(near) // 100)]
+            inside = np.array([abs(winding_number(each[j], point)) for point in some])
+            outside = len(near) < len(points) or (inside < 0.25).any()
+            if (inside > 0.75).any() and outside:
+                found.append((k, int(j)))
+    return found
 
 
 def winding_number(corners: np.ndarray, point: np.ndarray) -> float:

@@ -96,6 +96,9 @@ def from_surface(surface: Surface | str | Path, size: float | None = None,
     if strict and found:
         raise InputError(f"surface '{surface.name}': {'; '.join(found)}; expected a clean "
                          "surface (repair=True, or method='envelope')")
+    if found and method == "exact":
+        raise InputError(f"surface '{surface.name}': {'; '.join(found)}; expected a clean "
+                         "surface for method='exact' ('auto' or 'envelope' take it)")
     outer = _outer(surface, outside, gap, size)
     if size is not None:
         extent = np.ptp((outer or surface).points, axis=0)
