@@ -23,7 +23,7 @@ from .report.screen import one_line
 
 PATIENCE = 10.0  # s that a failed rank waits for the others before it ends them
 #: Modules of `spinverse.commands`; one that is not installed is no command.
-COMMANDS = ("simulate", "reconstruct", "validate", "config")
+COMMANDS = ("simulate", "reconstruct", "benchmark", "validate", "config")
 
 
 class _Parser(argparse.ArgumentParser):

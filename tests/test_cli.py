@@ -126,6 +126,43 @@ def test_permeability_of_a_reconstruction_can_be_simulated(ready):
     np.testing.assert_allclose(ours.values, theirs.values, rtol=1e-8, atol=1e-8)
 
 
+def permeability(run):
+    with np.load(run / "permeability.npz") as file:
+        return file["permeability"]
+
+
+@pytest.mark.parametrize("optimiser", ["adam: {warm_up: 2, cycle: 5}", "tao: {type: bqnls}",
+                                       "gauss_newton: {damping: 1.0}"])
+def test_a_resumed_run_ends_as_an_unbroken_one(ready, capsys, monkeypatch, optimiser):
+    place, say = ready, commands.reconstruct.Screen.iteration
+    monkeypatch.setattr(commands.reconstruct, "CHECKPOINT_EVERY", 2)
+    (place / "reconstruct.yaml").write_text(RECONSTRUCT.replace(
+        "name: all, iterations: 4", f"name: all, iterations: 7, optimiser: {{{optimiser}}}"
+    ).replace("continuity: 0.1", "continuity: 0.1, manifold: [0, 0.1]"))
+    assert reconstruct(place, "-q") == 0
+    (place / "found").rename(place / "unbroken")
+
+    def power_cut(self, item, done):
+        say(self, item, done)
+        if (item.stage, item.iteration) == ("all", 5):
+            raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(commands.reconstruct.Screen, "iteration", power_cut)
+        assert reconstruct(place, "-q") == 1
+    found = place / "found"
+    (found / folder.CHECKPOINT).write_bytes(b"half a checkpoint")  # the one before serves
+    assert reconstruct(place, "--resume") == 0
+    said = capsys.readouterr().out
+    assert "went on from previous.npz" in said and "resumed at stage all, iteration 2" in said
+    np.testing.assert_array_equal(permeability(found), permeability(place / "unbroken"))
+    ours, theirs = (folder.read_history(run / folder.HISTORY)
+                    for run in (found, place / "unbroken"))
+    for row in (*ours, *theirs):
+        row.pop("seconds")
+    assert ours == theirs
+
+
 def test_an_interrupted_run_is_resumed(ready, capsys, monkeypatch):
     place = ready
     monkeypatch.setattr(commands.reconstruct, "CHECKPOINT_EVERY", 2)
@@ -136,6 +173,9 @@ def test_an_interrupted_run_is_resumed(ready, capsys, monkeypatch):
         if (item.stage, item.iteration) == ("all", 3):
             raise RuntimeError("power cut")
 
+    assert reconstruct(place, "-q") == 0
+    whole = permeability(place / "found")
+    (place / "found").rename(place / "unbroken")
     with monkeypatch.context() as patch:
         patch.setattr(commands.reconstruct.Screen, "iteration", power_cut)
         assert reconstruct(place, "-q") == 1
@@ -151,6 +191,7 @@ def test_an_interrupted_run_is_resumed(ready, capsys, monkeypatch):
     rows = [(row["stage"], row["iteration"]) for row in folder.read_history(found / "history.csv")]
     assert rows[:6] == [("long", 0), ("long", 1), ("long", 2), ("all", 0), ("all", 1), ("all", 2)]
     assert rows[-1] == ("all", 4)
+    np.testing.assert_array_equal(permeability(found), whole)
     assert reconstruct(place, "--resume", "-q") == 0  # nothing left to do
 
     other = RECONSTRUCT.replace("name: long", "name: longest")

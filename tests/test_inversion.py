@@ -11,7 +11,7 @@ from spinverse import InputError, Permeability, SolverError, Tissue, mesh
 from spinverse.acquisition import Acquisition
 from spinverse.adjoint import FacetField, scalar
 from spinverse.engines.matrix_formalism import MatrixFormalism
-from spinverse.inversion import TAO, Adam, Stage, reconstruct, stages
+from spinverse.inversion import TAO, Adam, Shapes, Stage, reconstruct, stages
 from spinverse.inversion.controls import CONTROLS, FromLog
 from spinverse.inversion.misfit import NormalisedMagnitude
 from spinverse.inversion.optimise import BacktrackingFunctional, StopStage, minimise
@@ -164,7 +164,8 @@ def test_wrong_stages(wrong, message):
 
 
 @pytest.mark.parametrize("wrong, message", [
-    ({"stages": "fast"}, "stages: 'fast', expected one of default, published or a list"),
+    ({"stages": "fastest"},
+     "stages: 'fastest', expected one of default, fast, facets, published or a list"),
     ({"boundary": "open"}, "boundary: 'open', expected one of reflecting, absorbing"),
     ({"permeability_range": (1.0, 0.1)}, "permeability_range: .* expected 0 < low < high"),
     ({"permeability_range": (0.0, 1.0)}, "permeability_range: .* expected 0 < low < high"),
@@ -187,7 +188,8 @@ def test_presets_build():
     # all timings of the published table: 10/60 first, then 10/20
     assert {sequences().Delta[published[0].rows(sequences())][0]} == {60.0}
     assert {sequences().Delta[published[1].rows(sequences())][0]} == {20.0}
-    assert all(isinstance(stage, Stage) for stage in stages.PRESETS["default"]())
+    assert all(isinstance(stage, Stage) for stage in stages.PRESETS["facets"]())
+    assert [type(stage) for stage in stages.PRESETS["default"]()] == [Shapes]
 
 
 # ---- optimisers on a function that is known -----------------------------------------------------
@@ -338,8 +340,8 @@ def test_adam_with_priors_and_callbacks():
                   priors={"continuity": 2.0, "manifold": (0.0, 1.0), "binarisation": 0.1})
     result = reconstruct(
         facets, measured(facets, directions=3), [stage], boundary="absorbing", modes=60,
-        after_iteration=lambda number, i, kappa: iterations.append((number, i, kappa)),
-        after_stage=lambda number, kappa: ends.append((number, kappa)))
+        after_iteration=lambda number, i, kappa, *_: iterations.append((number, i, kappa)),
+        after_stage=lambda number, kappa, labels: ends.append((number, kappa)))
     assert [entry[:2] for entry in iterations] == [(0, i) for i in range(12)]
     assert set(result.history[0].priors) == {"continuity", "manifold", "binarisation"}
     assert result.history[-1].loss < result.history[0].loss

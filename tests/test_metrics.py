@@ -8,15 +8,19 @@ import pytest
 from mpi4py import MPI
 
 from spinverse import mesh as meshes
+from spinverse.benchmark import on_grid
 from spinverse.errors import InputError
+from spinverse.interface.alignment import Lattice, align
 from spinverse.interface.metrics import (
     adjusted_rand_index,
     chamfer,
+    compare,
     edge_defects,
     metrics,
     ranking,
     surface_points,
 )
+from spinverse.mesh.checks import facets_of
 
 SPHERE = Path(__file__).parent.parent / "meshes" / "sphere_in_grid_bcc.npz"
 TETRAHEDRON = np.array([[0, 1, 2], [0, 1, 3], [0, 2, 3], [1, 2, 3]])
@@ -119,3 +123,100 @@ def test_bad_boundary():
     values = np.ones(mesh.num_owned_facets)
     with pytest.raises(InputError, match="boundary: 'open', expected one of"):
         metrics(mesh, values, values, values, "open")
+
+
+# ---- shifts and reflections -----------------------------------------------------------------
+
+CUBE = 80 / 12  # um, of the benchmark's grid: shifts by it, and by half of it along all axes
+HOOK = np.array([[-4.3, -4.1, -3.7], [3.1, -3.3, -4.4], [2.9, 2.2, -3.1]])  # no symmetry
+
+
+def hook(sign=1, shift=(0.0, 0.0, 0.0)):
+    """A tube without symmetries, turned through the origin or not, then moved."""
+    path = sign * HOOK + np.array(shift)
+    return on_grid("hook", [meshes.BentTube(3.9, tuple(map(tuple, path)))]).data
+
+
+def judged(found, truth, boundary="absorbing"):
+    """Metrics of the interface of one mesh against that of another of the same grid."""
+    facets, _ = facets_of(truth.cells)
+    key = np.array([1 << 42, 1 << 21, 1])
+    member = np.isin(facets @ key, found.interface_facets @ key)
+    return compare(truth, facets, member, np.where(member, 0.01, 100.0), boundary)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("shift", [(0, 0, 0), (0.5, 0.5, 0.5), (-0.5, 0.5, 0.5),
+                                   (0.5, 0.5, -0.5)])
+def test_a_moved_copy_is_aligned(sign, shift):
+    shift = CUBE * np.array(shift, float)
+    found = judged(hook(sign, shift), hook())
+    for name in ("f1", "precision", "recall", "iou", "best_f1"):
+        assert found["aligned_" + name] == 1.0
+    assert found["aligned_reflected"] == (sign < 0)
+    # the map takes what was found back to the truth
+    np.testing.assert_allclose(found["aligned_shift"], -sign * shift, atol=1e-9)
+    moved = sign < 0 or shift.any()
+    assert (found["f1"] < 0.7) if moved else (found["f1"] == 1.0)
+    assert found["bad_edges_inside_percent"] == 0.0
+    if sign > 0:  # centred: what is left is how the surfaces are sampled
+        assert found["chamfer"] < 0.15 and found["chamfer_uncentred"] >= found["chamfer"]
+
+
+def test_only_shifts_of_the_grid_count():
+    # as large, half a cube along one axis: no vertex meets another one
+    found = judged(hook(1, (CUBE / 2, 0, 0)), hook())
+    assert found["aligned_f1"] < 1.0
+    vertices = hook().points
+    for name in ("aligned_shift",):
+        goal = vertices[0] + found[name]
+        inside = np.abs(goal).max() <= 2 * CUBE + 1e-6
+        assert not inside or np.linalg.norm(vertices - goal, axis=1).min() < 1e-6
+
+
+def test_what_leaves_the_grid_is_false():
+    data = hook()
+    facets, pairs = facets_of(data.cells)
+    lattice = Lattice(data.points[facets], pairs[:, 1] < 0)
+    key = np.array([1 << 42, 1 << 21, 1])
+    true = np.isin(facets @ key, data.interface_facets @ key)
+    # a copy half a cube away, and a second one: only one of them can be where the truth is
+    copies = [np.isin(facets @ key, hook(1, (s * CUBE / 2,) * 3).interface_facets @ key)
+              for s in (1, -1)]
+    both = copies[0] | copies[1]
+    best = align(lattice, both, true)
+    assert best.recall == 1.0 and best.true_positives == true.sum() == copies[0].sum()
+    centroids = data.points[facets].mean(axis=1)
+    outer = centroids[pairs[:, 1] < 0]
+    gaps = np.linalg.norm((centroids[both] + best.shift)[:, None] - outer, axis=2)
+    assert best.counted == both.sum() - (gaps.min(axis=1) < 1e-6).sum() > true.sum()
+    assert np.isclose(best.precision, true.sum() / best.counted) and not best.reflected
+    nothing = align(lattice, np.zeros(len(true), bool), true)
+    assert nothing.precision is None and nothing.recall == nothing.f1 == nothing.iou == 0.0
+
+
+def test_a_copy_at_the_outer_boundary():
+    """Its wall on the outer boundary lands inside the grid, where the truth has it too."""
+    truth = on_grid("ball", [meshes.Ball(5.0)]).data
+    moved = on_grid("ball", [meshes.Ball(5.0, (CUBE, 0.0, 0.0))]).data
+    m = judged(moved, truth)
+    assert m["aligned_f1"] == 1.0 and m["f1"] < 1
+    assert judged(moved, truth, "reflecting")["aligned_f1"] <= 1.0
+
+
+def test_of_files_as_of_meshes(comm):
+    mesh = meshes.read(SPHERE, MPI.COMM_SELF)
+    data = meshes.readers.read(SPHERE)
+    rng = np.random.default_rng(3)
+    kappa = 10 ** rng.uniform(-2, 2, mesh.num_owned_facets)
+    for boundary in ("absorbing", "reflecting"):
+        included = ~mesh.outer if boundary == "reflecting" else np.ones(len(kappa), bool)
+        found = (kappa < 0.1) & included
+        theirs = metrics(mesh, found, kappa, included, boundary)
+        order = rng.permutation(len(kappa))
+        ours = compare(data, mesh.facet_vertices[order], found[order], kappa[order], boundary)
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            assert ours[name] == pytest.approx(value, rel=1e-9, abs=1e-12), name
+    with pytest.raises(InputError, match="expected every facet once"):
+        compare(data, mesh.facet_vertices[1:], found[1:], kappa[1:])

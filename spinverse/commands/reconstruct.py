@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,9 @@ from .. import config
 from ..acquisition import Acquisition, Signals
 from ..acquisition.io import read_signals
 from ..errors import InputError, on_root
-from ..inversion import TAO, Stage, reconstruct
+from ..inversion import TAO, Shapes, Stage, reconstruct
 from ..inversion.clock import Clock
+from ..inversion.shapes.task import check_task
 from ..mesh import Mesh
 from ..report import folder
 from ..report.screen import (
@@ -65,10 +65,10 @@ def run(arguments, comm: MPI.Comm) -> None:
     with screen.held_warnings(), clock("read inputs"):
         run = everywhere(comm, config.read, arguments.config, config.ReconstructConfig)
         signals = _read_signals(run, comm, arguments.config)
-        stages = run.stage_list()
         with named(str(arguments.config)):
-            _check_stages(stages, signals.acquisition)
             mesh, made = make_mesh(run.mesh, comm, out / MESH if arguments.resume else None)
+            stages = run.stage_list(mesh, signals.acquisition)
+            _check_stages(stages, mesh, signals.acquisition)
             if mesh.dim != 3:
                 raise InputError(f"mesh: {mesh.name} has dimension {mesh.dim}, expected "
                                  "tetrahedra: membranes are found as surfaces")
@@ -76,8 +76,14 @@ def run(arguments, comm: MPI.Comm) -> None:
         inputs = everywhere(comm, hashes, config=arguments.config, mesh=run.mesh.source,
                              signals=run.signals.file)
         sums = {name: item["sha256"] for name, item in inputs.items() if name != "config"}
-        rest, first, done, start, history = _resume(arguments, comm, mesh, stages, sums,
-                                                    tissue.start_um_per_ms)
+        found, history = _resume(arguments, comm, mesh, stages, sums)
+        first, done = (found.stage, found.iteration) if found is not None else (0, 0)
+        rest, start, memory, labels = stages[first:], tissue.start_um_per_ms, None, None
+        if found is not None:
+            start = mesh.scatter_facets(found.triples, found.permeability, "checkpoint")
+            memory = found.memory
+            if found.labels is not None:
+                labels = found.labels[mesh.input_cells[: mesh.num_owned_cells]]
     low, high = tissue.permeability_range_um_per_ms
     screen.say(versions(comm), *describe_mesh(mesh), *describe_tissue(tissue),
                f"unknown permeability: {describe_permeability(low)} to "
@@ -86,6 +92,8 @@ def run(arguments, comm: MPI.Comm) -> None:
                *(f"acquisition: {line}" for line in signals.acquisition.describe()),
                describe_engine(run),
                *(describe_stage(i, stage) for i, stage in enumerate(stages)))
+    if found is not None and found.note:
+        screen.say(found.note)
     if arguments.resume:
         screen.say("resumed: all stages are done" if not rest else
                    f"resumed at stage {rest[0].name}, iteration {done}" if first or done else
@@ -98,40 +106,35 @@ def run(arguments, comm: MPI.Comm) -> None:
     try:
         if fresh:
             on_root(comm, write_mesh, out, made)
-        priors = list(dict.fromkeys(prior for stage in stages for prior in stage.priors))
+        priors = list(dict.fromkeys(prior for stage in stages if isinstance(stage, Stage)
+                                    for prior in stage.priors))
         log = on_root(comm, folder.History, out / folder.HISTORY, priors, history)
         count_done = [sum(stage.iterations for stage in stages[:first]) + done]
 
-        def before(number):
-            """Iterations of a stage that an earlier run did."""
-            return done if number == 0 else 0
-
         def progress(item):
             count_done[0] += item.iteration > 0
-            if done and item.stage == names[first]:
-                item = dataclasses.replace(item, iteration=item.iteration + done)
             if log is not None:
                 log.add(item)
             screen.iteration(item, count_done[0])
 
-        def save(number, iteration, permeability):
-            folder.save_checkpoint(out, mesh, permeability, number, iteration, names, sums)
+        def after_iteration(number, iteration, permeability, memory, labels):
+            number += first
+            due = iteration % CHECKPOINT_EVERY == 0 and iteration < stages[number].iterations
+            if iteration and (due or isinstance(stages[number], Shapes)):
+                folder.save_checkpoint(out, mesh, permeability, number, iteration, names, sums,
+                                       memory(), labels)
 
-        def after_iteration(number, iteration, permeability):
-            total = iteration + before(number)
-            if iteration and total % CHECKPOINT_EVERY == 0 and total < stages[
-                    first + number].iterations:
-                save(first + number, total, permeability)
-
-        def after_stage(number, permeability):
-            save(first + number + 1, 0, permeability)
+        def after_stage(number, permeability, labels):
+            folder.save_checkpoint(out, mesh, permeability, first + number + 1, 0, names, sums,
+                                   labels=labels)
 
         iterations = sum(stage.iterations for stage in stages)
         with clock("reconstruct"), screen.progress_bar(iterations, count_done[0]):
             result = reconstruct(
                 mesh, signals, rest, start=start, engine=run.engine, modes=run.modes,
                 tolerance=run.tolerance, time_step=run.time_step_ms, progress=progress,
-                after_stage=after_stage, after_iteration=after_iteration, **known)
+                after_stage=after_stage, after_iteration=after_iteration,
+                memory=memory, labels=labels, **known)
         _write_results(arguments, run, comm, screen, clock, inputs, signals, result, log)
     except BaseException:
         if fresh and comm.rank == 0 and not (out / folder.CHECKPOINT).is_file():
@@ -154,35 +157,28 @@ def _read_signals(run: config.ReconstructConfig, comm: MPI.Comm, name) -> Signal
     return everywhere(comm, read)
 
 
-def _resume(arguments, comm: MPI.Comm, mesh: Mesh, stages: list[Stage], sums: dict,
-            start: float) -> tuple[list[Stage], int, int, np.ndarray | float, list[dict]]:
-    """What is left: stages, number of the first, its iterations done, start, old history."""
+def _resume(arguments, comm: MPI.Comm, mesh: Mesh, stages: list[Stage | Shapes],
+            sums: dict) -> tuple[folder.Checkpoint | None, list[dict]]:
+    """The checkpoint to go on from, if there is one, and the history up to it."""
     if not arguments.resume:
-        return stages, 0, 0, start, []
+        return None, []
     names = [stage.name for stage in stages]
     found = everywhere(comm, folder.load_checkpoint, arguments.output, names, sums)
     if found is None:
-        return stages, 0, 0, start, []
-    permeability = mesh.scatter_facets(found.triples, found.permeability, "checkpoint")
-    rest = stages[found.stage:]
-    if found.iteration and rest:
-        # ramps of priors go on from where they were
-        weights = rest[0].prior_weights(found.iteration)
-        priors = {key: (weights[key], np.broadcast_to(value, 2)[1].item())
-                  for key, value in rest[0].priors.items()}
-        rest[0] = dataclasses.replace(rest[0], priors=priors,
-                                      iterations=rest[0].iterations - found.iteration)
+        return None, []
     history = everywhere(comm, folder.read_history, arguments.output / folder.HISTORY)
-    history = [row for row in history if row["stage"] in names
-               and (names.index(row["stage"]), row["iteration"]) <= (
-                   (found.stage, found.iteration) if found.iteration
-                   else (found.stage - 1, np.inf))]
-    return rest, found.stage, found.iteration, permeability, history
+    return found, [row for row in history if row["stage"] in names
+                   and (names.index(row["stage"]), row["iteration"]) <= (
+                       (found.stage, found.iteration) if found.iteration
+                       else (found.stage - 1, np.inf))]
 
 
-def _check_stages(stages: list[Stage], acquisition: Acquisition) -> None:
+def _check_stages(stages: list[Stage | Shapes], mesh: Mesh, acquisition: Acquisition) -> None:
     """What would otherwise be noticed in the middle of the run."""
     for stage in stages:
+        if isinstance(stage, Shapes):
+            check_task(mesh, acquisition)
+            continue
         stage.rows(acquisition)
         if isinstance(stage.optimiser, TAO):
             tao = PETSc.TAO().create(comm=PETSc.COMM_SELF)
@@ -220,6 +216,9 @@ def _found(rule: config.InterfaceSection, mesh: Mesh, result, boundary: str):
     """The interface by a rule that does not know the truth: (nf,) bool, labels, the rule."""
     from ..interface import extraction
 
+    if rule.rule == "compartments" and result.labels is not None:
+        facets = extraction.between(mesh, result.labels, boundary == "absorbing")
+        return facets, result.labels, {"rule": "search for shapes"}
     if rule.rule == "compartments":
         found = extraction.compartments(result.tissue, boundary == "absorbing")
         return found.facets, found.labels, {"rule": rule.rule}
@@ -233,6 +232,7 @@ def _found(rule: config.InterfaceSection, mesh: Mesh, result, boundary: str):
 def _write_results(arguments, run, comm, screen, clock, inputs, signals, result, log) -> None:
     from ..interface import export
     from ..interface.metrics import metrics
+    from ..inversion.uncertainty import uncertainty
 
     mesh, out = result.mesh, arguments.output
     with clock("interface"):
@@ -242,14 +242,21 @@ def _write_results(arguments, run, comm, screen, clock, inputs, signals, result,
                           run.tissue.boundary) if truth_known else None
         number = count(mesh, found)
     scale = signals.reference
+    with clock("uncertainty"):
+        # what is left of the misfit stands for the noise; models are not better than 1e-3
+        known = uncertainty(result.tissue, signals, result.unknown,
+                            sigma=float(np.hypot(np.sqrt(result.data_misfit), 1e-3)),
+                            permeability_range=run.tissue.permeability_range_um_per_ms,
+                            normalisation=run.signals.normalisation)
+        determined = count(mesh, known.determined & found)
     with clock("write results"):
-        export.write_permeability(out / "permeability.npz", mesh, result.permeability,
+        export.write_permeability(out / "permeability.npz", mesh, result.permeability, known,
                                   membrane=found)
         export.write_vtu(out / "permeability.vtu", mesh,
-                         {"permeability": result.permeability, "membrane": found})
+                         {"permeability": result.permeability, "membrane": found}, known)
         export.write_stl(out / "interface.stl", mesh, found, labels)
         whole = mesh.gather_facets(mesh.facet_corners, result.permeability, found,
-                                   mesh.interface > 0)
+                                   mesh.interface > 0, known.evidence)
         notes: list[str] = []
 
         def write() -> list[str]:
@@ -257,13 +264,14 @@ def _write_results(arguments, run, comm, screen, clock, inputs, signals, result,
             folder.write_table(out / "signals.csv", result.predicted,
                                measured_normalised=signals.normalised,
                                predicted_normalised=predicted)
-            _, corners, permeability, facets, true = whole
+            _, corners, permeability, facets, true, evidence = whole
             notes.extend(plot(out, "signals", signals.acquisition, predicted,
                                signals.normalised))
             if log.rows:
                 notes.extend(plot(out, "losses", log.rows))
             notes.extend(plot(out, "interface", corners, permeability, facets,
-                               true if truth_known else None, mesh.bounds))
+                               true if truth_known else None, mesh.bounds, evidence,
+                               known.level))
             return notes
 
         mesh.bounds  # noqa: B018 - collective at its first use
@@ -273,7 +281,9 @@ def _write_results(arguments, run, comm, screen, clock, inputs, signals, result,
     loss = log.rows[-1]["loss"] if log is not None and log.rows else None
     content |= {"final_loss": loss, "data_misfit": result.data_misfit, "modes": result.modes,
                 "evaluations": result.evaluations, "stage_endings": result.endings,
-                "interface": {**rule, "facets": number}, "metrics": figures}
+                "interface": {**rule, "facets": number}, "metrics": figures,
+                "uncertainty": {"sigma": known.sigma, "determined": determined,
+                                "directions": int((known.spectrum > 1).sum())}}
     on_root(comm, folder.write_summary, out, content)
     screen.say(*notes, *(f"stage {name}: {why}" for name, why in result.endings.items()),
                *describe_result(result, rule, number, figures), *_picture(out),

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, model_validator
 
 from ..errors import InputError
-from ..inversion.stages import PRESETS, Stage
+from ..inversion.stages import Shapes, Stage, preset
+from ..mesh import Mesh
 from .acquisition import Acquisitions
 from .mesh import MeshSection
 from .quantities import FROM_SIGNALS, requests
@@ -69,10 +70,10 @@ class ReconstructConfig(Run):
     time_step_ms: Positive = 0.25
     interface: InterfaceSection = InterfaceSection()
 
-    def stage_list(self) -> list[Stage]:
-        """The stages of the preset or of the list."""
+    def stage_list(self, mesh: Mesh | None = None, acquisition=None) -> list[Stage | Shapes]:
+        """The stages of the preset, as a mesh and waveforms allow them, or of the list."""
         if isinstance(self.stages, str):
-            return PRESETS[self.stages]()
+            return preset(self.stages, mesh, acquisition)
         return [stage.stage() for stage in self.stages]
 
     @model_validator(mode="after")

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from ..inversion.stages import PRESETS, TAO, Adam, Stage
-from .values import Number, Positive, Ramp, Section, Sequences, exactly_one
+from ..inversion.stages import PRESETS, TAO, Adam, GaussNewton, Shapes, Stage
+from .values import KeyProblem, Number, Positive, Ramp, Section, Sequences, exactly_one
 
 
 class TAOSection(Section):
@@ -23,18 +23,39 @@ class AdamSection(Section):
     clip: Positive = Adam.clip
 
 
+class GaussNewtonSection(Section):
+    damping: Positive = GaussNewton.damping
+    least_damping: Positive = GaussNewton.least_damping
+    tries: Annotated[int, Field(ge=1)] = GaussNewton.tries
+    longest_step: Positive = GaussNewton.longest_step
+    tolerance: Positive = GaussNewton.tolerance
+    least_gain: Positive = GaussNewton.least_gain
+
+
 class OptimiserSection(Section):
     tao: TAOSection | None = None
     adam: AdamSection | None = None
+    gauss_newton: GaussNewtonSection | None = None
 
     @model_validator(mode="after")
     def _one(self):
-        exactly_one(self, ("tao", "adam"))
+        exactly_one(self, ("tao", "adam", "gauss_newton"))
         return self
+
+
+class ShapesSection(Section):
+    cells: Annotated[int, Field(ge=1, le=2)] = Shapes.cells
+    ellipsoids: Annotated[int, Field(ge=1)] = Shapes.ellipsoids
+    candidates: Annotated[int, Field(ge=1)] = Shapes.candidates
+    rounds: Annotated[int, Field(ge=1)] = Shapes.rounds
+    stop_at: Number = Shapes.stop_at
+    noise: Number | None = Shapes.noise
+    seed: Annotated[int, Field(ge=0)] = Shapes.seed
 
 
 class StageSection(Section):
     name: str
+    shapes: ShapesSection | None = None
     iterations: Annotated[int, Field(ge=1)] = Stage.iterations
     sequences: Sequences = Stage.sequences
     b_max_s_per_mm2: Positive = Stage.b_max
@@ -49,13 +70,24 @@ class StageSection(Section):
     skip_below: Number = Stage.skip_below
     patience: Annotated[int, Field(ge=1)] = Stage.patience
 
-    def stage(self) -> Stage:
+    @model_validator(mode="after")
+    def _one_kind(self):
+        others = sorted(self.model_fields_set - {"name", "shapes"})
+        if self.shapes is not None and others:
+            raise KeyProblem(others[0], "expected no other key than name in a stage with shapes")
+        return self
+
+    def stage(self) -> Stage | Shapes:
         """The stage, or the InputError that it raises."""
+        if self.shapes is not None:
+            return Shapes(self.name, **self.shapes.model_dump())
         optimiser = TAO()
         if self.optimiser is not None and self.optimiser.tao is not None:
             optimiser = TAO(**self.optimiser.tao.model_dump())
-        elif self.optimiser is not None:
+        elif self.optimiser is not None and self.optimiser.adam is not None:
             optimiser = Adam(**self.optimiser.adam.model_dump())
+        elif self.optimiser is not None:
+            optimiser = GaussNewton(**self.optimiser.gauss_newton.model_dump())
         rest = {key: getattr(self, key) for key in (
             "name", "iterations", "sequences", "weights", "control", "priors", "misfit_weight",
             "stop_at", "every", "skip_below", "patience")}

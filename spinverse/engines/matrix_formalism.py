@@ -43,7 +43,7 @@ _STIFFEST = 1e5  # 1/ms: modes that decay faster only make exponentials long
 
 
 @dataclass
-class _Group:
+class Group:
     """Measurements that share their pieces of constant gradient, up to its strength.
 
     A piece is (duration, value, direction). ``fold`` is 0 when the pieces are the whole waveform,
@@ -102,13 +102,18 @@ class MatrixFormalism:
             permeability: ``(nf,)`` um/ms of the owned facets; as it is if nothing is said.
             remember: keep what `gradient` needs.
         """
+        self.find_modes(permeability)
+        return self.evolve(remember)
+
+    def find_modes(self, permeability: np.ndarray | None = None) -> Eigenmodes:
+        """The modes at a permeability, ``(nf,)`` um/ms; as it is if nothing is said. Collective."""
         if permeability is not None:
             self.problem.set_permeability(permeability)
         if self.modes == "auto":
             self._choose_modes()
         else:
             self.basis = eigenmodes(self.problem, self.modes)
-        return self.evolve(remember)
+        return self.basis
 
     def evolve(self, remember: bool = False) -> np.ndarray:
         """Signals in the present modes. Collective."""
@@ -146,12 +151,12 @@ class MatrixFormalism:
     def _share_out(self, max_step: float) -> None:
         """Group the measurements, and choose this rank's."""
         self.max_step = max_step
-        self._groups = _plan(self.acquisition, max_step, self.problem.mesh.dim,
+        self._groups = plan(self.acquisition, max_step, self.problem.mesh.dim,
                              self.problem.periodic)
         by_cost = sorted(range(len(self._groups)), key=lambda i: (-self._groups[i].cost, i))
         self._mine = by_cost[self.problem.comm.rank:: self.problem.comm.size]
 
-    def _evolve_group(self, basis: Eigenmodes, group: _Group, remember: bool = False,
+    def _evolve_group(self, basis: Eigenmodes, group: Group, remember: bool = False,
                       corrected: bool = False):
         """Signals of the group's rows; with what the omitted modes do, if ``corrected``."""
         count = len(group.rows)
@@ -388,10 +393,10 @@ class _Rest:
         return np.exp(-self.eigenvalues * self.duration)[:, None] * adjoint
 
 
-def _plan(acquisition: Acquisition, max_step: float, dim: int,
-          periodic: tuple[int, ...] = ()) -> list[_Group]:
+def plan(acquisition: Acquisition, max_step: float, dim: int,
+          periodic: tuple[int, ...] = ()) -> list[Group]:
     """Group the rows of the table by the pieces that are to be propagated."""
-    groups: dict[tuple, _Group] = {}
+    groups: dict[tuple, Group] = {}
     drifting: dict[int, tuple] = {}
     folds = [_fold(waveform, max_step) for waveform in acquisition.waveforms]
     strength = acquisition.strength
@@ -413,7 +418,7 @@ def _plan(acquisition: Acquisition, max_step: float, dim: int,
                 pieces = tuple((duration, value, along) for duration, value in pieces)
             else:
                 pieces = tuple(_unit(duration, value[:dim]) for duration, value in pieces)
-        group = groups.setdefault((pieces, fold), _Group(pieces, fold))
+        group = groups.setdefault((pieces, fold), Group(pieces, fold))
         group.rows.append(row)
         group.strength.append(float(strength[row]))
         group.gap.append(float(gap))
@@ -429,7 +434,7 @@ def _unit(duration: float, vector: tuple[float, ...]) -> tuple:
 
 
 def _fold(waveform, max_step: float) -> tuple[tuple, int, float]:
-    """Pieces to propagate, whether they are a first half (see `_Group`), and the gap after them."""
+    """Pieces to propagate, whether they are a first half (see `Group`), and the gap after them."""
     durations, values = waveform.segments(max_step)
     pieces = list(zip(durations.tolist(), (tuple(v) if waveform.vector else v
                                            for v in values.tolist()), strict=True))

@@ -11,12 +11,13 @@ import meshio
 import numpy as np
 
 from ..errors import InputError, on_root
+from ..inversion.uncertainty import Uncertainty
 from ..mesh.distributed import Mesh
 from .metrics import cell_pairs, cell_regions
 
 
 def write_permeability(path: str | Path, mesh: Mesh, permeability: np.ndarray,
-                       **extra: np.ndarray) -> None:
+                       uncertainty: Uncertainty | None = None, **extra: np.ndarray) -> None:
     """Write the permeability of all facets as ``.npz``. Collective.
 
     ``facets (Nf, 3)``: vertex triples in the numbering of the input, in lexicographic order;
@@ -26,8 +27,10 @@ def write_permeability(path: str | Path, mesh: Mesh, permeability: np.ndarray,
         path: of the file; it appears complete or not at all.
         mesh: the mesh.
         permeability: ``(nf,)`` of the owned facets, um/ms.
+        uncertainty: adds its ``sensitivity``, ``posterior_std`` and ``determined``.
         **extra: further arrays over the owned facets, such as ``membrane``.
     """
+    extra = extra | _known(uncertainty)
     names = ("facets", "permeability", *extra)
     whole = mesh.gather_facets(permeability, *extra.values())
 
@@ -48,14 +51,17 @@ def read_permeability(path: str | Path, mesh: Mesh) -> np.ndarray:
     return mesh.scatter_facets(*content, what=f"permeability file {path}")
 
 
-def write_vtu(path: str | Path, mesh: Mesh, fields: Mapping[str, np.ndarray]) -> None:
+def write_vtu(path: str | Path, mesh: Mesh, fields: Mapping[str, np.ndarray],
+              uncertainty: Uncertainty | None = None) -> None:
     """Write all facets as triangles with cell data, for ParaView. Collective.
 
     Args:
         path: of the ``.vtu`` file.
         mesh: the mesh.
         fields: arrays over the owned facets, ``(nf,)``; permeabilities in um/ms.
+        uncertainty: adds its ``sensitivity``, ``posterior_std`` and ``determined``.
     """
+    fields = dict(fields) | _known(uncertainty)
     whole = mesh.gather_facets(mesh.facet_corners, *fields.values())
 
     def write(temporary):
@@ -116,6 +122,14 @@ def write_stl(path: str | Path, mesh: Mesh, found: np.ndarray,
         meshio.write(temporary, surface, file_format="stl", binary=True)
 
     on_root(mesh.comm, _replace, Path(path), write)
+
+
+def _known(uncertainty: Uncertainty | None) -> dict[str, np.ndarray]:
+    """What files say of an uncertainty."""
+    if uncertainty is None:
+        return {}
+    return {name: getattr(uncertainty, name)
+            for name in ("sensitivity", "posterior_std", "determined")}
 
 
 def _replace(path: Path, write) -> None:

@@ -153,12 +153,27 @@ def compartments(tissue: Tissue, boundary_absorbing: bool,
     features = modes.modes[:, chosen][cells].mean(axis=1)
     labels, retained = _classify(mesh, features, boundary_absorbing)
     labels, volumes = _by_volume(mesh, labels)
+    return Compartments(labels, between(mesh, labels, boundary_absorbing), rates[chosen],
+                        retained, volumes)
+
+
+def between(mesh: Mesh, labels: np.ndarray, boundary_absorbing: bool) -> np.ndarray:
+    """The surfaces of a partition of the cells. Collective.
+
+    Args:
+        mesh: the mesh.
+        labels: ``(owned cells,)`` 0 outside.
+        boundary_absorbing: outer facets of cells that are not outside belong to them.
+
+    Returns:
+        ``(nf,)`` bool, over owned facets.
+    """
     everywhere = spread_cells(mesh, labels)
     first, second = mesh.facet_cells.T
     facets = ~mesh.outer & (everywhere[first] != everywhere[second])
     if boundary_absorbing:
         facets |= mesh.outer & (everywhere[first] > 0)
-    return Compartments(labels, facets, rates[chosen], retained, volumes)
+    return facets
 
 
 def spread_cells(mesh: Mesh, values: np.ndarray) -> np.ndarray:

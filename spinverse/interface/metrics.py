@@ -11,11 +11,17 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from ..errors import InputError, on_root
+from ..mesh.checks import facets_of
+from ..mesh.data import MeshData
 from ..mesh.distributed import Mesh
+from .alignment import Lattice, align
 
 MEMBRANE_CUT = 1.0  # um/ms; 1e-3 um/us in the published code
 SAMPLES = 4096  # points on a surface, for the Chamfer distance
 BOUNDARIES = ("reflecting", "absorbing")
+# Cuts, and maps for each, that are tried for the best aligned F1; one cut on larger meshes.
+_CUTS, _MAPS, _LARGE = 24, 60, 20000
+_KEY = np.array([1 << 42, 1 << 21, 1])  # vertex triples as one number
 
 
 def metrics(mesh: Mesh, found: np.ndarray, permeability: np.ndarray, included: np.ndarray,
@@ -25,7 +31,8 @@ def metrics(mesh: Mesh, found: np.ndarray, permeability: np.ndarray, included: n
     Facets that are not ``included`` take no part. Counts, precision, recall, F1, IoU, AUC and
     the best F1 are over interior facets; surfaces (Chamfer, edges) hold outer facets as well
     where the boundary absorbs. Where it reflects, a membrane may end on it: edges on the outer
-    boundary are then not counted. Nothing is aligned but by the centring of ``chamfer``.
+    boundary are then not counted. Only ``chamfer`` (centred) and what is called aligned know of
+    shifts.
 
     Args:
         mesh: a mesh that knows its interface.
@@ -41,10 +48,16 @@ def metrics(mesh: Mesh, found: np.ndarray, permeability: np.ndarray, included: n
           (outer ones count where the boundary absorbs), other interior facets not below it;
         - ``found``, ``true``, ``false_positives``, ``false_negatives``, ``precision``,
           ``recall``, ``f1``, ``iou``;
+        - ``aligned_precision``, ``aligned_recall``, ``aligned_f1``, ``aligned_iou`` after the
+          best shift of the grid (``aligned_shift``, um) and point reflection
+          (``aligned_reflected``), see `alignment.align`;
         - ``auc``, ``best_f1``, ``best_f1_cut`` (um/ms): by ranking permeabilities;
+        - ``aligned_best_f1``: the largest aligned F1 over cuts of the permeability;
         - ``chamfer`` (both surfaces centred, as published), ``chamfer_uncentred``: um^2;
         - ``edges``, ``open_edges_percent``, ``branch_edges_percent``, ``bad_edges_percent``:
-          see `edge_defects`;
+          see `edge_defects`; ``bad_edges_inside_percent``: of the edges that do not lie on the
+          outer boundary, which may force some; ``true_bad_edges_inside_percent``: the same of
+          the truth, which has some where compartments touch;
         - ``adjusted_rand_index``: of the cells' partition by the found facets, see
           `adjusted_rand_index`.
 
@@ -66,6 +79,38 @@ def metrics(mesh: Mesh, found: np.ndarray, permeability: np.ndarray, included: n
         mesh.interface > 0, mesh.outer, mesh.facet_corners, cell_pairs(mesh))
     result = on_root(mesh.comm, lambda: _compare(whole, mesh.num_cells, boundary == "absorbing"))
     return mesh.comm.bcast(result, root=0)
+
+
+def compare(data: MeshData, facets: np.ndarray, found: np.ndarray, permeability: np.ndarray,
+            boundary: str = "absorbing", surface: np.ndarray | None = None) -> dict:
+    """`metrics` of a result that is on file, without a distributed mesh.
+
+    Args:
+        data: a mesh with ``interface_facets``, the truth.
+        facets: ``(n, 3)`` vertex triples in the numbering of ``data``, every facet once.
+        found: ``(n,)`` bool.
+        permeability: ``(n,)`` um/ms.
+        boundary: "absorbing": all facets were unknown; "reflecting": the interior ones.
+        surface: ``(m, 3, 3)`` um, triangles of the true surface where it is known better than
+            by the facets of the grid; the Chamfer distances are then taken to it.
+
+    Raises:
+        InputError: a boundary of another name, facets that are not those of the mesh.
+    """
+    if boundary not in BOUNDARIES:
+        raise InputError(f"boundary: {boundary!r}, expected one of {', '.join(BOUNDARIES)}")
+    known, pairs = facets_of(data.cells, data.name)
+    triples = np.sort(np.asarray(facets, dtype=np.int64).reshape(-1, 3), axis=1)
+    order = np.lexsort(triples.T[::-1])
+    if not np.array_equal(triples[order], known):
+        raise InputError(f"facets: {len(triples)} vertex triples that are not the {len(known)} "
+                         f"facets of mesh '{data.name}', expected every facet once")
+    outer = pairs[:, 1] < 0
+    true = np.isin(known @ _KEY, np.sort(data.interface_facets, axis=1) @ _KEY)
+    included = np.ones(len(known), bool) if boundary == "absorbing" else ~outer
+    whole = (known, np.asarray(found, bool)[order], np.asarray(permeability, float)[order],
+             included, true, outer, data.points[known], pairs)
+    return _compare(whole, len(data.cells), boundary == "absorbing", surface)
 
 
 def cell_pairs(mesh: Mesh) -> np.ndarray:
@@ -203,7 +248,8 @@ def adjusted_rand_index(first: np.ndarray, second: np.ndarray) -> float:
     return 1.0 if most == chance else float((together - chance) / (most - chance))
 
 
-def _compare(whole: tuple, num_cells: int, absorbing: bool) -> dict:
+def _compare(whole: tuple, num_cells: int, absorbing: bool,
+             true_surface: np.ndarray | None = None) -> dict:
     triples, found, kappa, included, true, outer, corners, pairs = whole
     interior = included & ~outer
     surface = included if absorbing else interior
@@ -219,16 +265,46 @@ def _compare(whole: tuple, num_cells: int, absorbing: bool) -> dict:
         "precision": _ratio(tp, tp + fp), "recall": _ratio(tp, tp + fn),
         "f1": _ratio(2 * tp, 2 * tp + fp + fn), "iou": _ratio(tp, tp + fp + fn),
         **ranking(kappa[interior], t)}
-    clouds = [surface_points(corners[s]) if s.any() else None
-              for s in (found & surface, true & surface)]
+    lattice = Lattice(corners, outer)
+    best = align(lattice, found & surface, true & included)
+    best_cut = _aligned_best_f1(lattice, kappa, surface, true & included, result["best_f1_cut"])
+    result |= {"aligned_precision": best.precision, "aligned_recall": best.recall,
+               "aligned_f1": best.f1, "aligned_iou": best.iou,
+               "aligned_shift": list(best.shift), "aligned_reflected": best.reflected,
+               "aligned_best_f1": best_cut}
+    if true_surface is None:
+        true_surface = corners[true & surface]
+    clouds = [surface_points(c) if len(c) else None
+              for c in (corners[found & surface], true_surface)]
     both = all(cloud is not None for cloud in clouds)
     result["chamfer"] = chamfer(*clouds) if both else None
     result["chamfer_uncentred"] = chamfer(*clouds, centred=False) if both else None
-    ignored = None if absorbing else np.unique(_edges(triples[outer]), axis=0)
-    result.update(edge_defects(triples[found & surface], ignored))
+    on_boundary = np.unique(_edges(triples[outer]), axis=0)
+    result |= edge_defects(triples[found & surface], None if absorbing else on_boundary)
+    inside = edge_defects(triples[found & surface], on_boundary)
+    result["bad_edges_inside_percent"] = inside["bad_edges_percent"]
+    own = edge_defects(triples[true & surface], on_boundary)
+    result["true_bad_edges_inside_percent"] = own["bad_edges_percent"]
     regions = [cell_regions(num_cells, pairs, s & surface) for s in (found, true)]
     result["adjusted_rand_index"] = adjusted_rand_index(*regions)
     return result
+
+
+def _aligned_best_f1(lattice: Lattice, kappa: np.ndarray, surface: np.ndarray,
+                     true: np.ndarray, cut: float | None) -> float | None:
+    """The largest aligned F1 of the facets below a cut: ``cut``, or one of those in between."""
+    values = np.unique(kappa[surface])
+    if not true.any() or not len(values):
+        return None
+    # beyond four times the true number F1 cannot reach 0.4
+    most = np.sort(kappa[surface])[min(int(surface.sum()), 4 * int(true.sum())) - 1]
+    values = values[values <= max(most, values[0])]
+    chosen = values[np.unique(np.linspace(0, len(values) - 1, _CUTS).astype(int))]
+    if len(kappa) > _LARGE and cut is not None:
+        chosen = chosen[:0]
+    cuts = np.append(chosen, chosen[:0] if cut is None else cut)
+    scores = [align(lattice, surface & (kappa <= value), true, _MAPS).f1 for value in cuts]
+    return max(score or 0.0 for score in scores)
 
 
 def _edges(triples: np.ndarray) -> np.ndarray:

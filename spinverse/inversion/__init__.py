@@ -2,6 +2,7 @@
 
 from . import stages
 from .reconstruct import Progress, Reconstruction, reconstruct
-from .stages import TAO, Adam, Stage
+from .stages import TAO, Adam, GaussNewton, Shapes, Stage
 
-__all__ = ["TAO", "Adam", "Progress", "Reconstruction", "Stage", "reconstruct", "stages"]
+__all__ = ["TAO", "Adam", "GaussNewton", "Progress", "Reconstruction", "Shapes", "Stage",
+           "reconstruct", "stages"]

@@ -16,14 +16,17 @@ from ..mesh.distributed import Mesh
 from ..problem import BlochTorrey
 from ..simulate import make_engine
 from ..tissue import Permeability, Tissue
-from . import stages as stage_presets
 from .clock import Clock
 from .controls import CONTROLS, FromLog
 from .facet_graph import FacetGraph
+from .gauss_newton import Linearisation
+from .memory import Keeper, Memory
 from .misfit import NormalisedMagnitude, references
 from .optimise import BacktrackingFunctional, StopStage, minimise
 from .priors import make_prior
-from .stages import Adam, Stage
+from .shapes.search import Search, Settings
+from .shapes.task import Task
+from .stages import Adam, GaussNewton, Shapes, Stage, preset
 
 BOUNDARIES = ("reflecting", "absorbing")
 NORMALISATIONS = ("measured", "own")
@@ -31,7 +34,10 @@ NORMALISATIONS = ("measured", "own")
 
 @dataclass(frozen=True)
 class Progress:
-    """One iteration: what the line on the screen and the row of history.csv say."""
+    """One iteration: what the line on the screen and the row of history.csv say.
+
+    A search for shapes has phases, and neither gradient nor step.
+    """
 
     stage: str
     iteration: int
@@ -41,6 +47,7 @@ class Progress:
     gradient: float
     step: float
     seconds: float
+    phase: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +63,8 @@ class Reconstruction:
         history: one `Progress` an iteration.
         endings: why each stage ended.
         seconds: by phase.
+        labels: ``(owned cells,)`` int32 where shapes were searched for: 0 outside, 1.. the cells
+            that were found; else None.
         modes: number of modes at the end (matrix formalism), else 0.
         evaluations: of the loss.
     """
@@ -71,9 +80,10 @@ class Reconstruction:
     modes: int
     evaluations: int = 0
     unknown: np.ndarray = field(default=None)
+    labels: np.ndarray | None = None
 
 
-def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage] | str = "default", *,
+def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage | Shapes] | str = "default", *,
                 diffusivity=2.0, T2=np.inf, density=1.0, interface: str = "equilibrium",
                 boundary: str = "reflecting",
                 normalisation: str = "measured",
@@ -81,15 +91,19 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage] | str = "defau
                 engine: str = "matrix_formalism", modes: int | str = "auto",
                 tolerance: float = 1e-5, time_step: float = 0.25,
                 progress: Callable[[Progress], None] | None = None,
-                after_stage: Callable[[int, np.ndarray], None] | None = None,
-                after_iteration: Callable[[int, int, np.ndarray], None] | None = None,
+                after_stage: Callable[[int, np.ndarray, np.ndarray | None], None] | None = None,
+                after_iteration: Callable[[int, int, np.ndarray, Callable, np.ndarray | None],
+                                          None] | None = None,
+                memory: dict[str, np.ndarray] | None = None, labels: np.ndarray | None = None,
                 ) -> Reconstruction:
     """Find the permeability of every facet from signals. Collective.
 
     Args:
         mesh: the mesh; what it knows of a true membrane is not looked at.
         signals: the measurements; magnitudes normalised by |S(b = 0)| of the same sequence count.
-        stages: a list of `Stage`, or the name of a preset ("default", "published").
+        stages: a list of `Stage` and `Shapes`, or the name of a preset: "default" (a search for
+            shapes; `facets` for meshes too large for it and other waveforms than PGSE), "fast",
+            "facets" or "published".
         diffusivity, T2, density, interface: as in `Tissue`; they are known. Periodic tissues
             cannot be reconstructed.
         boundary: "absorbing": outer facets are unknown too; "reflecting": they are closed.
@@ -105,18 +119,20 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage] | str = "defau
         tolerance: of the final signals, which have as many modes as that needs.
         time_step: ms, of time stepping.
         progress: called after every iteration, on every rank.
-        after_stage: called with the stage's number and the permeability when a stage ends.
-        after_iteration: called with the stage's number, the iteration and the permeability that
-            was evaluated last, ``(nf,)`` um/ms: for checkpoints.
+        after_stage: called with the stage's number, the permeability and `labels` when a stage
+            ends.
+        after_iteration: for checkpoints; called with the stage's number, the iteration, the
+            permeability to go on with, ``(nf,)`` um/ms, a function that makes the optimiser's
+            `Memory`, and `labels`.
+        memory: of the optimiser of the first stage, as `Memory.gathered` gave it, when this stage
+            was interrupted: it goes on as if it had not been. The same on every rank.
+        labels: `Reconstruction.labels` of a stage before the first one.
 
     Raises:
         InputError: for arguments that make no sense; SolverError: if the first solve fails.
     """
     if isinstance(stages, str):
-        if stages not in stage_presets.PRESETS:
-            raise InputError(f"stages: {stages!r}, expected one of "
-                             f"{', '.join(stage_presets.PRESETS)} or a list of stages")
-        stages = stage_presets.PRESETS[stages]()
+        stages = preset(stages, mesh, signals.acquisition)
     if boundary not in BOUNDARIES:
         raise InputError(f"boundary: {boundary!r}, expected one of {', '.join(BOUNDARIES)}")
     if normalisation not in NORMALISATIONS:
@@ -140,6 +156,38 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage] | str = "defau
     evaluations = 0
 
     for number, stage in enumerate(stages):
+        if isinstance(stage, Shapes):
+            task = Task(mesh, tissue, signals, boundary == "absorbing", permeability_range,
+                        normalisation == "own", stage.noise)
+            count = iter(range(10**9))
+
+            def seen(phase, misfit, stage=stage, count=count):
+                item = Progress(stage.name, next(count), misfit, misfit, {}, np.nan, np.nan,
+                                time.perf_counter() - begin, phase)
+                history.append(item)
+                if progress is not None:
+                    progress(item)
+
+            def keep(state, task=task, number=number):
+                if after_iteration is None:
+                    return
+                best = task.whole.facet_values(task.permeability(state["labels"]))
+                after_iteration(number, int(state["part"]), best, lambda: Memory(
+                    "Shapes", int(state["part"]), state, {"control": best}), None)
+
+            earlier = Memory.scattered(mesh, memory).numbers if memory and number == 0 else None
+            with clock("shapes"):
+                found = Search(task, Settings(
+                    ellipsoids=stage.ellipsoids, candidates=stage.candidates, rounds=stage.rounds,
+                    cells=stage.cells, target=stage.stop_at, seed=stage.seed), seen).run(
+                        keep, earlier)
+            evaluations += found.shapes
+            endings[stage.name] = found.ending
+            kappa = task.whole.facet_values(task.permeability(found.labels))
+            labels = found.labels[task.whole.owned_cells].astype(np.int32)
+            if after_stage is not None:
+                after_stage(number, kappa, labels)
+            continue
         rows = stage.rows(acquisition)
         control_type = CONTROLS[stage.control](low, high)
         origin = kappa if stage.restart is None else np.where(
@@ -178,26 +226,37 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage] | str = "defau
                 endings[stage.name] = f"left out: data misfit {best:.1e} already"
                 continue
 
+        keeper = Keeper(Memory.scattered(mesh, memory) if memory and number == 0 else None)
+        if keeper.earlier is not None:
+            parts.ramp(keeper.earlier.iteration + 1)
+
         def monitor(iteration, value, gradient, step, stage=stage, parts=parts, number=number,
-                    problem=problem, losses=[]):  # noqa: B006 - one list a stage
+                    problem=problem, keeper=keeper, before=kappa, labels=labels):
             item = Progress(stage.name, iteration, value, parts.data.last,
                             {p.name: p.last for p in parts.priors}, gradient, step,
                             time.perf_counter() - begin)
             history.append(item)
             if progress is not None:
                 progress(item)
-            if after_iteration is not None and stage.restart is None:
-                last = problem.kappa.x.array[: mesh.num_owned_facets]
-                after_iteration(number, iteration, last.copy())
+            if after_iteration is not None:
+                last = problem.kappa.x.array[: mesh.num_owned_facets].copy()
+                # a stage that restarts is compared with what there was
+                after_iteration(number, iteration, last if stage.restart is None else before,
+                                keeper.memory, labels)
             parts.ramp(iteration + 1)
-            losses.append(value)
+            losses = keeper.losses
             if (not isinstance(stage.optimiser, Adam) and len(losses) > stage.patience
                     and value > 0.99 * losses[-1 - stage.patience]):
                 raise StopStage("no longer improving")
             if parts.data.last <= stage.stop_at:
                 raise StopStage(f"data misfit below {stage.stop_at:g}")
 
-        control, ending = minimise(stage, functional, control, control_type.bounds, monitor)
+        linearise = None
+        if isinstance(stage.optimiser, GaussNewton) and engine == "matrix_formalism":
+            linearise = clock("jacobian")(Linearisation(
+                solver.engine, misfit, control_type, from_log, stage.misfit_weight, parts.priors))
+        control, ending = minimise(stage, functional, control, control_type.bounds, monitor,
+                                   keeper, linearise)
         reached = float(functional(control))
         evaluations += solver.calls
         if stage.restart is not None and np.isfinite(reached) and parts.data.last >= best:
@@ -207,7 +266,7 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage] | str = "defau
             endings[stage.name] = ending
             kappa = from_log.value(control_type.value(control.values))
         if after_stage is not None:
-            after_stage(number, kappa)
+            after_stage(number, kappa, labels)
 
     final = tissue.with_permeability(kappa)
     with clock("final signals"):
@@ -220,7 +279,7 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage] | str = "defau
     clock.seconds["total"] = time.perf_counter() - begin
     return Reconstruction(mesh, kappa, final, predicted, float(np.mean(residual**2)), history,
                           endings, clock.seconds, len(getattr(engine_of_all, "basis", ())),
-                          evaluations, unknown)
+                          evaluations, unknown, labels)
 
 
 def _check_amount(scale: np.ndarray, tissue: Tissue) -> None:

@@ -8,8 +8,10 @@ import numpy as np
 
 from ..acquisition import Acquisition
 from ..errors import InputError
+from ..mesh.distributed import Mesh
 from .controls import CONTROLS
 from .priors import PRIORS
+from .shapes.task import check_task
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,29 @@ class Adam:
 
 
 @dataclass(frozen=True)
+class GaussNewton:
+    """Levenberg-Marquardt with bounds and the whole Jacobian (`spinverse.inversion.gauss_newton`).
+
+    For the end of a reconstruction: far from the solution it moves too many facets at once.
+
+    Attributes:
+        damping: mu at first, in units of the largest diagonal entry of the Gauss-Newton matrix.
+        least_damping: mu never gets smaller than this, in the same units.
+        tries: steps that are refused, mu growing from one to the next, before the stage ends.
+        longest_step: largest change of any facet's control in one iteration.
+        tolerance: the stage ends when the norm of the projected gradient is smaller.
+        least_gain: or when two iterations running lower the loss by less than this share of it.
+    """
+
+    damping: float = 1e-2
+    least_damping: float = 1e-12
+    tries: int = 12
+    longest_step: float = 1.0
+    tolerance: float = 1e-9
+    least_gain: float = 1e-3
+
+
+@dataclass(frozen=True)
 class Stage:
     """One stage of a reconstruction.
 
@@ -66,7 +91,7 @@ class Stage:
         weights: weight of each sequence, from the longest; 1 where nothing is said.
         control: "log" (bounded) or "squashed" (the published one).
         priors: weight of each prior, or (first, last) of a linear ramp over the stage.
-        optimiser: `TAO` or `Adam`.
+        optimiser: `TAO`, `Adam` or `GaussNewton`.
         misfit_weight: what the misfit is multiplied by in the loss.
         stop_at: stop when the data misfit (mean square) falls below.
         restart: um/ms; start anew from this uniform permeability, and go on with the result only
@@ -83,7 +108,7 @@ class Stage:
     weights: tuple[float, ...] = ()
     control: str = "log"
     priors: dict = field(default_factory=dict)
-    optimiser: TAO | Adam = field(default_factory=TAO)
+    optimiser: TAO | Adam | GaussNewton = field(default_factory=TAO)
     misfit_weight: float = 100.0
     stop_at: float = 0.0
     restart: float | None = None
@@ -136,6 +161,51 @@ class Stage:
                 for name, weight in self.priors.items()}
 
 
+@dataclass(frozen=True)
+class Shapes:
+    """A search for the shapes of cells: see `spinverse.inversion.shapes`.
+
+    It finds which mesh cells lie inside; every interface is closed by construction. Walls have
+    the lowest permeability of the range, all other facets the highest. For meshes of up to a few
+    thousand cells, and pairs of rectangular pulses.
+
+    Attributes:
+        name: for the history.
+        cells: at most so many cells, which may touch or contain each other: 1 or 2. A second one
+            is looked for where one does not explain the data.
+        ellipsoids: random ones to begin with in every round.
+        candidates: of these, the best distinct ones are followed up.
+        rounds: at most so many; a round begins with new ellipsoids.
+        stop_at: mean-square misfit that ends the search where there is no noise.
+        noise: standard deviation of the normalised magnitudes; None: from measurements that were
+            repeated (as b = 0 usually is), else 0.
+        seed: of all that is random.
+    """
+
+    name: str = "shapes"
+    cells: int = 2
+    ellipsoids: int = 400
+    candidates: int = 6
+    rounds: int = 3
+    stop_at: float = 1e-7
+    noise: float | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, least, most in (("cells", 1, 2), ("ellipsoids", 1, np.inf),
+                                  ("candidates", 1, np.inf), ("rounds", 1, np.inf),
+                                  ("seed", 0, np.inf)):
+            value = getattr(self, name)
+            if not least <= value <= most:
+                expected = f"from {least} to {most}" if most < np.inf else f"at least {least}"
+                raise InputError(f"stage {self.name!r}: {name} {value}, expected {expected}")
+
+    @property
+    def iterations(self) -> int:
+        """About so many reports, for a progress bar."""
+        return self.candidates * 8
+
+
 def sequence_ranks(acquisition: Acquisition) -> np.ndarray:
     """Rank of each waveform by diffusion time, 0 the longest."""
     times = np.array([waveform.diffusion_time for waveform in acquisition.waveforms])
@@ -144,7 +214,17 @@ def sequence_ranks(acquisition: Acquisition) -> np.ndarray:
     return ranks
 
 
-def default() -> list[Stage]:
+def default() -> list[Stage | Shapes]:
+    """The search for shapes. `facets` where that cannot run: see `preset`."""
+    return [Shapes()]
+
+
+def fast() -> list[Stage | Shapes]:
+    """The search for shapes with less patience, and for a single cell."""
+    return [Shapes(cells=1, ellipsoids=200, candidates=3, rounds=1)]
+
+
+def facets() -> list[Stage | Shapes]:
     """Search, long diffusion times first; a second start if that did not fit; then converge.
 
     A cell that closes in the wrong place does not open again. Sign-normalised steps (Adam) and
@@ -160,7 +240,7 @@ def default() -> list[Stage]:
             Stage("all", iterations=150, stop_at=3e-7, patience=12)]
 
 
-def published() -> list[Stage]:
+def published() -> list[Stage | Shapes]:
     """The published schedule: 200 Adam steps on the longest sequence, 200 on the second."""
     priors = dict(control="squashed", optimiser=Adam(), iterations=200)
     return [Stage("10/60", sequences=(0,), **priors,
@@ -169,4 +249,23 @@ def published() -> list[Stage]:
                   priors={"continuity": 2.0, "manifold": (1.0, 2.0)})]
 
 
-PRESETS = {"default": default, "published": published}
+PRESETS = {"default": default, "fast": fast, "facets": facets, "published": published}
+
+
+def preset(name: str, mesh: Mesh | None = None,
+           acquisition: Acquisition | None = None) -> list[Stage | Shapes]:
+    """The stages of a preset; `facets` instead of a search that a mesh or waveforms do not allow.
+
+    Raises:
+        InputError: no such preset.
+    """
+    if name not in PRESETS:
+        raise InputError(f"stages: {name!r}, expected one of {', '.join(PRESETS)} or a list of "
+                         "stages")
+    found = PRESETS[name]()
+    if any(isinstance(stage, Shapes) for stage in found) and mesh is not None:
+        try:
+            check_task(mesh, acquisition)
+        except InputError:
+            return facets()
+    return found

@@ -8,6 +8,7 @@ it appears complete or not at all, ``summary.json`` last.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
 import json
 import math
@@ -24,9 +25,12 @@ from ..acquisition import Signals
 from ..acquisition.io import write_signals
 from ..errors import InputError, on_root
 from ..inversion import Progress
+from ..inversion.memory import Memory
 from ..mesh import Mesh
 
 SUMMARY, HISTORY, CHECKPOINT = "summary.json", "history.csv", "checkpoint/latest.npz"
+PREVIOUS = "previous.npz"  # beside it
+_MEMORY, _SEAL = "memory/", "sha256"  # of a checkpoint's arrays
 _ROWS = "measurements"  # a column of signals.csv: how many rows the table has
 
 
@@ -191,16 +195,19 @@ def read_history(path: Path) -> list[dict]:
 
 # ---- checkpoints ----------------------------------------------------------------------------
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Checkpoint:
     """Where a reconstruction is.
 
     Attributes:
         stage: number of the stage to go on with.
-        iteration: iterations of it that are done.
+        iteration: of that stage, the last one that is done.
         triples, permeability: ``(Nf, 3)`` and ``(Nf,)`` um/ms of the whole mesh.
         stages: names of all stages.
         inputs: sha256 of the mesh and signals files, by name.
+        memory: what the optimiser of the stage remembers, for `Memory.scattered`, or None.
+        labels: ``(Nt,)`` compartment of each cell in the numbering of the input, or None.
+        note: what was wrong with the files, "" if nothing.
     """
 
     stage: int
@@ -209,40 +216,71 @@ class Checkpoint:
     permeability: np.ndarray
     stages: tuple[str, ...]
     inputs: dict[str, str]
+    memory: dict[str, np.ndarray] | None = None
+    labels: np.ndarray | None = None
+    note: str = ""
 
 
 def save_checkpoint(folder: Path, mesh: Mesh, permeability: np.ndarray, stage: int,
-                    iteration: int, stages: list[str], inputs: dict[str, str]) -> None:
-    """Write ``checkpoint/latest.npz``. Collective."""
+                    iteration: int, stages: list[str], inputs: dict[str, str],
+                    memory: Memory | None = None, labels: np.ndarray | None = None) -> None:
+    """Write ``checkpoint/latest.npz``; what had that name becomes ``previous.npz``. Collective.
+
+    Args:
+        folder: of the run.
+        mesh: the mesh.
+        permeability: ``(nf,)`` um/ms.
+        stage, iteration, stages, inputs: see `Checkpoint`.
+        memory: the optimiser's, in the middle of a stage.
+        labels: ``(owned cells,)``, where compartments are known.
+    """
     whole = mesh.gather_facets(permeability)
+    remembered = None if memory is None else memory.gathered(mesh)
+    cells = None
+    if labels is not None:
+        cells = mesh.comm.gather((mesh.input_cells[: mesh.num_owned_cells], labels), root=0)
 
-    def write(path: Path) -> None:
-        np.savez(path, stage=stage, iteration=iteration, facets=whole[0],
-                 permeability_um_per_ms=whole[1], stages=np.array(stages),
-                 inputs=json.dumps(inputs))
+    def write() -> None:
+        arrays = {"stage": np.array(stage), "iteration": np.array(iteration), "facets": whole[0],
+                  "permeability_um_per_ms": whole[1], "stages": np.array(stages),
+                  "inputs": np.array(json.dumps(inputs))}
+        if cells is not None:
+            arrays["labels"] = np.empty(mesh.num_cells, dtype=np.int32)
+            for place, values in cells:
+                arrays["labels"][place] = values
+        for name, value in (remembered or {}).items():
+            if name != "triples":  # they are `facets`
+                arrays[_MEMORY + name] = value
+        latest = folder / CHECKPOINT
+        if latest.is_file():
+            replace(latest.with_name(PREVIOUS), lambda path: _link(latest, path))
+        replace(latest, lambda path: write_sealed(path, arrays))
 
-    on_root(mesh.comm, replace, folder / CHECKPOINT, write)
+    on_root(mesh.comm, write)
 
 
 def load_checkpoint(folder: Path, stages: list[str], inputs: dict[str, str]) -> Checkpoint | None:
     """The checkpoint of a folder, None where there is none yet.
 
+    Where ``latest.npz`` is damaged, ``previous.npz`` serves, and `Checkpoint.note` says so.
+
     Raises:
-        InputError: it cannot be read, or belongs to other stages or inputs.
+        InputError: neither can be read, or it belongs to other stages or inputs.
     """
-    path = folder / CHECKPOINT
-    if not path.is_file():
+    latest = folder / CHECKPOINT
+    previous = latest.with_name(PREVIOUS)
+    if not latest.is_file() and not previous.is_file():
         if folder.is_dir() and any(folder.iterdir()) and not (folder / HISTORY).is_file():
             raise InputError(f"-o {folder}: holds no spinverse run, expected one for --resume")
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            found = Checkpoint(int(file["stage"]), int(file["iteration"]), file["facets"],
-                               file["permeability_um_per_ms"],
-                               tuple(map(str, file["stages"])), json.loads(str(file["inputs"])))
-    except Exception as error:  # zip, key and header errors have no common base
-        raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())}), "
-                         "expected a checkpoint") from None
+        found = _read_checkpoint(latest)
+    except InputError as damage:
+        try:
+            found = _read_checkpoint(previous)
+        except InputError:
+            raise damage from None
+        found = dataclasses.replace(found, note=f"{damage}; went on from {previous.name}")
     if list(found.stages) != list(stages):
         raise InputError(f"--resume: the run in {folder} has stages {', '.join(found.stages)}, "
                          f"expected {', '.join(stages)} as in the run file")
@@ -251,6 +289,55 @@ def load_checkpoint(folder: Path, stages: list[str], inputs: dict[str, str]) -> 
             raise InputError(f"--resume: {name} is not what the run in {folder} began with, "
                              "expected the same input")
     return found
+
+
+def write_sealed(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """An npz with the hash of its content, by which damage is noticed; an old hash is replaced."""
+    arrays = {name: np.asarray(array) for name, array in arrays.items() if name != _SEAL}
+    np.savez(path, **arrays, **{_SEAL: np.array(_seal(arrays))})
+
+
+def _read_sealed(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except Exception as error:  # zip, key and header errors have no common base
+        raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())}), "
+                         "expected a checkpoint") from None
+    if str(arrays.pop(_SEAL, "")) != _seal(arrays):
+        raise InputError(f"{path}: is damaged, its content has another checksum than it says")
+    return arrays
+
+
+def _seal(arrays: dict[str, np.ndarray]) -> str:
+    total = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        total.update(f"{name} {array.dtype.str} {array.shape} ".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()
+
+
+def _read_checkpoint(path: Path) -> Checkpoint:
+    file = _read_sealed(path)
+    try:
+        memory = {name.removeprefix(_MEMORY): value for name, value in file.items()
+                  if name.startswith(_MEMORY)}
+        return Checkpoint(int(file["stage"]), int(file["iteration"]), file["facets"],
+                          file["permeability_um_per_ms"], tuple(map(str, file["stages"])),
+                          json.loads(str(file["inputs"])),
+                          {**memory, "triples": file["facets"]} if memory else None,
+                          file.get("labels"))
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{path}: no {error}, expected a checkpoint") from None
+
+
+def _link(old: Path, new: Path) -> None:
+    """A second name for a file; a copy where the file system has no such thing."""
+    try:
+        os.link(old, new)
+    except OSError:
+        shutil.copyfile(old, new)
 
 
 def _plain(value):

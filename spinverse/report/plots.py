@@ -13,6 +13,7 @@ from ..acquisition import Acquisition
 
 MEASURED, PREDICTED = "#333333", "#0072b2"
 TERMS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+UNDETERMINED = "#d55e00"
 DPI = 150
 
 
@@ -193,7 +194,8 @@ def losses(path: Path, rows: list[dict]) -> None:
 
 
 def interface(path: Path, corners: np.ndarray, permeability: np.ndarray, found: np.ndarray,
-              true: np.ndarray | None, bounds: np.ndarray) -> None:
+              true: np.ndarray | None, bounds: np.ndarray, evidence: np.ndarray | None = None,
+              level: float = 3.0) -> None:
     """The found interface in its box, beside the true one where that is known; same view.
 
     Args:
@@ -203,31 +205,55 @@ def interface(path: Path, corners: np.ndarray, permeability: np.ndarray, found: 
         found: ``(nf,)`` bool.
         true: ``(nf,)`` bool, or None.
         bounds: ``(2, 3)`` corners of the box, um.
+        evidence: ``(nf,)`` of `spinverse.inversion.uncertainty.Uncertainty`; colours and opacity
+            show it then, in place of the permeability.
+        level: evidence below which a facet is undetermined.
     """
     from matplotlib import cm, colors
+    from matplotlib.patches import Patch
+    from matplotlib.ticker import NullFormatter
 
     panels = 1 if true is None else 2
     figure = _figure(4.8 * panels + 1.0, 5.0)
     width = 0.88 / panels
-    values = np.log10(np.maximum(permeability[found], 1e-12)) if found.any() else np.zeros(1)
-    low, high = float(values.min()), float(values.max())
-    if high - low < 0.5:
-        low, high = (low + high) / 2 - 0.25, (low + high) / 2 + 0.25
-    scale = cm.ScalarMappable(colors.Normalize(low, high), "viridis")
+    if evidence is None:
+        values = np.log10(np.maximum(permeability[found], 1e-12))
+        low, high = (values.min(), values.max()) if found.any() else (0.0, 0.0)
+        if high - low < 0.5:
+            low, high = (low + high) / 2 - 0.25, (low + high) / 2 + 0.25
+        scale = cm.ScalarMappable(colors.Normalize(low, high), "viridis")
+        label, unsure = "log10 permeability (µm/ms)", np.zeros(len(values), bool)
+    else:
+        values = np.clip(evidence[found], level, 1e6 * level)
+        high = values.max(initial=100 * level)
+        scale = cm.ScalarMappable(colors.LogNorm(level, high), "viridis")
+        label, unsure = "signals notice an opened facet by (σ of noise)", evidence[found] < level
+    colours = scale.to_rgba(values, alpha=0.85)
+    if evidence is not None:
+        colours[:, 3] = 0.45 + 0.5 * scale.norm(values).filled()
+        colours[unsure] = (*colors.to_rgb(UNDETERMINED), 0.5)
     if true is not None:
         axis = figure.add_axes((0.0, 0.02, width, 0.88), projection="3d")
         _facets(axis, corners[true], np.tile((0.62, 0.66, 0.72, 0.85), (int(true.sum()), 1)),
                 bounds)
         axis.set_title(f"true: {true.sum()} facets", fontsize=11)
     axis = figure.add_axes((0.88 - width, 0.02, width, 0.88), projection="3d")
-    _facets(axis, corners[found], scale.to_rgba(values, alpha=0.85), bounds)
+    _facets(axis, corners[found], colours, bounds)
     title = f"found: {found.sum()} facets"
     if true is not None:
         title += f" ({(found & true).sum()} true, {(found & ~true).sum()} false)"
     axis.set_title(title, fontsize=11)
+    if evidence is not None:
+        figure.legend(handles=[
+            Patch(facecolor=scale.to_rgba(high), label=f"determined: {(~unsure).sum()}"),
+            Patch(facecolor=UNDETERMINED, alpha=0.5,
+                  label=f"undetermined (below {level:g} σ): {unsure.sum()}")],
+            loc="upper center", bbox_to_anchor=(0.88 - width / 2, 0.92), ncols=2, fontsize=9,
+            frameon=False)
     bar = figure.colorbar(scale, cax=figure.add_axes((0.90, 0.22, 0.018, 0.5)))
-    bar.set_label("log10 permeability (µm/ms)", fontsize=9)
+    bar.set_label(label, fontsize=9)
     bar.ax.tick_params(labelsize=8)
+    bar.ax.yaxis.set_minor_formatter(NullFormatter())
     figure.savefig(path, dpi=DPI)
 
 

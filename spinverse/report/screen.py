@@ -13,7 +13,7 @@ import numpy as np
 from .. import __version__
 from .._stack import load_stack
 from ..config import KnownTissue, PermeabilitySection
-from ..inversion import TAO, Progress, Reconstruction, Stage
+from ..inversion import TAO, Progress, Reconstruction, Shapes, Stage
 from ..mesh import Mesh
 from ..units import describe_diffusivity, describe_permeability
 
@@ -95,13 +95,20 @@ class Screen:
             item: the iteration.
             done: iterations so far, of all stages, for the bar.
         """
+        if item.phase:
+            self.say(f"{item.stage:>14} {item.iteration:4d}  {item.phase:<10}"
+                     f" data {item.data:10.4e}  {item.seconds:8.1f} s")
+        else:
+            self._say_iteration(item)
+        if self._bar is not None:
+            self._bar.update(self._task, description=f"{item.stage} {item.phase}",
+                             completed=done, misfit=f"{item.data:.3e}")
+
+    def _say_iteration(self, item: Progress) -> None:
         priors = "".join(f"  {name} {value:9.3e}" for name, value in item.priors.items())
         self.say(f"{item.stage:>14} {item.iteration:4d}  loss {item.loss:10.4e}"
                  f"  data {item.data:10.4e}{priors}  |g| {item.gradient:9.3e}"
                  f"  step {item.step:9.3e}  {item.seconds:8.1f} s")
-        if self._bar is not None:
-            self._bar.update(self._task, description=item.stage, completed=done,
-                             misfit=f"{item.data:.3e}")
 
 
 def one_line(message) -> str:
@@ -224,13 +231,17 @@ def describe_accuracy(run, engine) -> tuple[dict, str]:
     return {**used, "modes": modes}, f"matrix formalism: {modes} modes, {words}"
 
 
-def describe_stage(number: int, stage: Stage) -> str:
+def describe_stage(number: int, stage: Stage | Shapes) -> str:
     """A stage of a reconstruction in a line."""
+    if isinstance(stage, Shapes):
+        return (f"stage {number + 1}: {stage.name}: search for the shapes of up to {stage.cells} "
+                f"cells, {stage.rounds} rounds of {stage.candidates} candidates")
     words = [f"{stage.iterations} iterations", f"sequences {stage.sequences}"]
     if np.isfinite(stage.b_max):
         words.append(f"b up to {stage.b_max:g} s/mm^2")
     optimiser = stage.optimiser
-    words.append(f"TAO {optimiser.type}" if isinstance(optimiser, TAO) else "Adam")
+    words.append(f"TAO {optimiser.type}" if isinstance(optimiser, TAO)
+                 else type(optimiser).__name__)
     words += [f"{name} {weight}" for name, weight in stage.priors.items()]
     return f"stage {number + 1}: {stage.name}: {', '.join(words)}"
 

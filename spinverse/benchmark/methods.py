@@ -1,0 +1,122 @@
+"""What is compared: presets by name, or YAML files with stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from ..config import ReconstructConfig
+from ..config.reading import _Loader, explain
+from ..errors import InputError
+from ..inversion.stages import PRESETS, Shapes
+
+#: Keys of a run file that the benchmark writes itself.
+TAKEN = ("mesh", "signals", "acquisition")
+#: The published rule for its interface: below 1e-3 m/s.
+_INTERFACES = {"published": {"rule": "threshold", "cut_um_per_ms": 1.0}}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to reconstruct.
+
+    Attributes:
+        name: of its folders and rows.
+        keys: of the run file: ``stages`` and whatever else the method says.
+    """
+
+    name: str
+    keys: dict
+
+    def run_file(self, mesh: str, signals: str, boundary: str,
+                 normalisation: str = "measured", seed: int = 0) -> dict:
+        """The run file of ``spinverse reconstruct``.
+
+        Args:
+            mesh, signals: paths as they should stand in it.
+            boundary, normalisation: as in a run file.
+            seed: added to the seeds of searches; 0 leaves the method as it is.
+        """
+        tissue = {**self.keys.get("tissue", {}), "boundary": boundary}
+        content = {"mesh": {"file": mesh},
+                   "signals": {"file": signals, "normalisation": normalisation},
+                   **self.keys, "tissue": tissue}
+        if seed:
+            content["stages"] = _seeded(self.keys["stages"], seed)
+        return content
+
+
+def _seeded(stages: str | list, seed: int) -> str | list:
+    """The same stages with other random numbers; a preset without any keeps its name."""
+    if isinstance(stages, str):
+        made = PRESETS[stages]()
+        if not all(isinstance(stage, Shapes) for stage in made):
+            return stages
+        stages = [{"name": stage.name, "shapes": {
+            key: value for key, value in asdict(stage).items() if key != "name"}}
+            for stage in made]
+    return [{**stage, "shapes": {**(stage["shapes"] or {}),
+                                 "seed": (stage["shapes"] or {}).get("seed", 0) + seed}}
+            if "shapes" in stage else stage for stage in stages]
+
+
+def find(words: Sequence[str]) -> list[Method]:
+    """The methods that words stand for, checked.
+
+    Args:
+        words: names of presets, or YAML files that hold a list of stages, or a mapping of
+            ``stages`` and other keys of a run file (``interface``, ``modes``, ``tissue`` without
+            its boundary, ...).
+
+    Raises:
+        InputError: a word that is neither, a file that is no such thing, two of one name.
+    """
+    found = [_one(word) for word in words]
+    names = [method.name for method in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"method {name}: named {names.count(name)} times, expected "
+                             "different names")
+    for method, word in zip(found, words, strict=True):
+        data = method.run_file("grid.npz", "signals.npz", "reflecting")
+        try:
+            ReconstructConfig.model_validate(data, context={"folder": Path(".")})
+        except ValidationError as error:
+            raise InputError(f"method {word}: {explain(error, ReconstructConfig, data)}") from None
+        except InputError as error:
+            raise InputError(f"method {word}: {error}") from None
+    return found
+
+
+def _one(word: str) -> Method:
+    path = Path(word).expanduser()
+    if word in PRESETS:
+        keys = {"stages": word}
+        if word in _INTERFACES:
+            keys["interface"] = dict(_INTERFACES[word])
+        return Method(word, keys)
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        raise InputError(f"method {word!r}: expected {', '.join(PRESETS)}, or a .yaml file with "
+                         "a list of stages")
+    if not path.is_file():
+        raise InputError(f"method {word}: no such file, expected a list of stages (YAML)")
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise InputError(f"method {word}: not YAML: {' '.join(str(error).split())}") from None
+    keys = {"stages": content} if isinstance(content, list | str) else content
+    if not isinstance(keys, Mapping) or "stages" not in keys:
+        raise InputError(f"method {word}: expected a list of stages, or a mapping with stages")
+    for key in TAKEN:
+        if key in keys:
+            raise InputError(f"method {word}: {key}: the benchmark says it, expected stages and "
+                             "what a run file may have beside them")
+    tissue = keys.get("tissue", {})
+    if not isinstance(tissue, Mapping) or "boundary" in tissue:
+        raise InputError(f"method {word}: tissue: {tissue!r:.60}, expected keys without boundary, "
+                         "which the benchmark says")
+    return Method(path.stem, dict(keys))

@@ -1,0 +1,338 @@
+"""One reconstruction of the benchmark: its files, its process, and what came out.
+
+A benchmark's folder holds
+
+    targets/NAME/grid.npz                 the mesh without its membrane: all that a method sees
+    targets/NAME/truth.npz                with it; fine.npz: the true shape on a mesh of its own
+    signals/NAME/SETTING/simulated/       of ``spinverse simulate``
+    signals/NAME/SETTING/snr50-seed0.npz
+    runs/NAME/SETTING/snr50-seed0/METHOD/ run.yaml, log.txt, run.json, metrics.json, and
+                                          found/, the folder of ``spinverse reconstruct``
+
+where SETTING is as ``absorbing-published``, with ``-fine`` where the target has its own mesh.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from ..acquisition.io import read_signals, write_signals
+from ..errors import InputError, SolverError
+from ..interface.metrics import compare
+from ..mesh import readers
+from ..mesh.data import MeshData
+from ..mesh.readers import write_npz
+from ..report import folder as run_folder
+from . import fine
+from .measured import ACQUISITIONS, add_noise
+from .methods import Method
+from .processes import Outcome, spinverse
+from .targets import Target
+
+WALL, ELSEWHERE = 0.01, 100.0  # um/ms: 1e-5 and 0.1 m/s, as published
+DIFFUSIVITY = 2.0  # um^2/ms
+#: Of the targets' signals; the surface of a fine mesh leaves more than its modes do.
+TOLERANCES = {"grid": 1e-5, "fine": 1e-4}
+BOUNDARIES = ("absorbing", "reflecting")
+TARGET_MESHES = ("grid", "fine")
+DONE, FAILED, LIMIT, RUNNING, INTERRUPTED = "ok", "failed", "time limit", "running", "interrupted"
+
+
+@dataclass(frozen=True)
+class Data:
+    """What signals are of.
+
+    Attributes:
+        target: name.
+        boundary: "absorbing" or "reflecting".
+        acquisition: a name of `measured.ACQUISITIONS`.
+        target_mesh: "grid": simulated on the mesh of the reconstruction; "fine": the true shape
+            on a mesh of its own.
+    """
+
+    target: str
+    boundary: str
+    acquisition: str = "published"
+    target_mesh: str = "grid"
+
+    @property
+    def normalisation(self) -> str:
+        """What predictions are divided by, as in a run file.
+
+        How much is left at b = 0 after leaks depends on the surface, which the grid has rougher:
+        where the target has its own mesh, each side is divided by its own |S(b=0)|.
+        """
+        return "measured" if self.target_mesh == "grid" else "own"
+
+    @property
+    def on_grid(self) -> Data:
+        """The same on the mesh of the reconstruction."""
+        return replace(self, target_mesh="grid")
+
+    @property
+    def setting(self) -> str:
+        """The name of its folders."""
+        end = "" if self.target_mesh == "grid" else f"-{self.target_mesh}"
+        return f"{self.boundary}-{self.acquisition}{end}"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table.
+
+    Attributes:
+        data: what the signals are of.
+        snr: at b = 0, inf without noise.
+        seed: of the noise, and added to those of a method.
+        method: name.
+    """
+
+    data: Data
+    snr: float
+    seed: int
+    method: str
+
+    @property
+    def noise(self) -> str:
+        """The name of its signals."""
+        return f"snr{self.snr:g}-seed{self.seed}"
+
+    def describe(self) -> str:
+        """A few words for the screen."""
+        return (f"{self.data.target}, {self.data.setting}, SNR {self.snr:g}, seed {self.seed}, "
+                f"{self.method}")
+
+
+class Bench:
+    """The folder of a benchmark. One at a time may work in it.
+
+    Args:
+        root: the folder.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def target_folder(self, name: str) -> Path:
+        """Where the meshes of a target are."""
+        return self.root / "targets" / name
+
+    def signals_folder(self, data: Data) -> Path:
+        """Where the signals are."""
+        return self.root / "signals" / data.target / data.setting
+
+    def run_folder(self, case: Case) -> Path:
+        """Where a run is."""
+        return (self.root / "runs" / case.data.target / case.data.setting / case.noise
+                / case.method)
+
+    # ---- targets and signals ----------------------------------------------------------------
+
+    def write_target(self, target: Target, with_fine: bool) -> None:
+        """Write the meshes of a target, unless they are there.
+
+        Raises:
+            InputError: the target cannot be meshed finely, or another one has this name.
+        """
+        place = self.target_folder(target.name)
+        place.mkdir(parents=True, exist_ok=True)
+        if (place / "truth.npz").is_file():
+            known = readers.read(place / "truth.npz")
+            if not all(np.array_equal(getattr(known, key), getattr(target.data, key))
+                       for key in ("points", "cells", "interface_facets")):
+                raise InputError(f"target {target.name}: {place} holds another mesh of this name, "
+                                 "expected the same (or another -o DIR)")
+        else:
+            bare = MeshData(target.data.points, target.data.cells)
+            run_folder.replace(place / "grid.npz", lambda path: write_npz(path, bare))
+            run_folder.replace(place / "truth.npz", lambda path: write_npz(path, target.data))
+        if with_fine and not (place / "fine.npz").is_file():
+            made = fine.mesh(target)
+            run_folder.replace(place / "fine.npz", lambda path: write_npz(path, made))
+
+    def simulate(self, data: Data, stop: threading.Event) -> None:
+        """Make the signals without noise, unless they are there.
+
+        Raises:
+            SolverError: the simulation failed.
+        """
+        place = self.signals_folder(data)
+        mesh = self.target_folder(data.target) / (
+            "fine.npz" if data.target_mesh == "fine" else "truth.npz")
+        content = {
+            "mesh": {"file": os.path.relpath(mesh, place)},
+            "tissue": {"boundary": data.boundary, "diffusivity_um2_per_ms": DIFFUSIVITY,
+                       "permeability": _permeability(data)},
+            "acquisition": [ACQUISITIONS[data.acquisition]],
+            "tolerance": TOLERANCES[data.target_mesh]}
+        text = yaml.safe_dump(content, sort_keys=False)
+        config, done = place / "simulate.yaml", place / "simulated"
+        same = config.is_file() and config.read_text() == text
+        if same and (done / run_folder.SUMMARY).is_file():
+            return
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        config.write_text(text)
+        outcome = spinverse(["simulate", config.name, "-o", done.name], place, stop=stop)
+        if outcome.code:
+            why = outcome.ended or outcome.message or f"exit code {outcome.code}"
+            raise SolverError(f"signals of {data.target} ({data.setting}): {why}; "
+                              f"{place / 'log.txt'} has more")
+
+    def write_signals(self, case: Case) -> Path:
+        """The signals of a case with their noise, written unless they are there."""
+        place = self.signals_folder(case.data)
+        path = place / f"{case.noise}.npz"
+        if not path.is_file():
+            clean = read_signals(place / "simulated" / "signals.npz")
+            noisy = add_noise(clean, case.snr, case.seed,
+                              f"{case.data.target}/{case.data.setting}")
+            run_folder.replace(path, lambda temporary: write_signals(temporary, noisy))
+        return path
+
+    # ---- runs -------------------------------------------------------------------------------
+
+    def reconstruct(self, case: Case, method: Method, limit: float, force: bool,
+                    stop: threading.Event) -> str:
+        """Run a case, unless it is done; what is unfinished goes on.
+
+        Args:
+            case, method: what to run.
+            limit: s of the clock for the run, earlier parts included.
+            force: run what is done as well, anew.
+            stop: interrupts it when set.
+
+        Returns:
+            "done before", or the status.
+        """
+        place = self.run_folder(case)
+        signals = self.write_signals(case)
+        text = yaml.safe_dump(method.run_file(
+            os.path.relpath(self.target_folder(case.data.target) / "grid.npz", place),
+            os.path.relpath(signals, place), case.data.boundary, case.data.normalisation,
+            case.seed), sort_keys=False)
+        key = hashlib.sha256(text.encode() + signals.read_bytes()).hexdigest()
+        known = self.state(place)
+        if force or known.get("key") != key or known.get("status") == FAILED:
+            shutil.rmtree(place, ignore_errors=True)
+            known = {}
+        if known.get("status") == DONE and (place / "found" / run_folder.SUMMARY).is_file():
+            return "done before"
+        spent = known.get("seconds", 0.0)
+        if known.get("status") == RUNNING:  # the benchmark itself was ended
+            spent += max(0.0, _last_change(place / "found") - known["started"])
+        if known.get("status") == LIMIT and spent >= limit:
+            return LIMIT
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "run.yaml").write_text(text)
+        state = {"case": asdict(case), "key": key, "status": RUNNING, "message": "",
+                 "seconds": spent, "cpu_seconds": known.get("cpu_seconds", 0.0),
+                 "peak_mb": known.get("peak_mb", 0.0), "parts": known.get("parts", 0) + 1,
+                 "started": time.time()}
+        self._save(place, state)
+        outcome = self._run(place, limit - spent, stop)
+        state |= {"seconds": spent + outcome.seconds,
+                  "cpu_seconds": state["cpu_seconds"] + outcome.cpu_seconds,
+                  "peak_mb": max(state["peak_mb"], outcome.peak_mb),
+                  "status": _status(outcome, place)}
+        if state["status"] == FAILED:
+            state["message"] = outcome.message or f"exit code {outcome.code}"
+        if state["status"] == DONE:
+            try:
+                self.measure(case)
+            except Exception as error:  # noqa: BLE001 - a run that cannot be judged has failed
+                state |= {"status": FAILED, "message": f"metrics: {error}"}
+        self._save(place, state)
+        return state["status"]
+
+    def give_up(self, case: Case, why: str) -> str:
+        """Note that a case could not be run; returns its status."""
+        place = self.run_folder(case)
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        self._save(place, {"case": asdict(case), "key": "", "status": FAILED, "message": why,
+                           "seconds": 0.0, "cpu_seconds": 0.0, "peak_mb": 0.0})
+        return FAILED
+
+    def _run(self, place: Path, limit: float, stop: threading.Event) -> Outcome:
+        found = place / "found"
+        words = ["reconstruct", "run.yaml", "-o", "found"]
+        if (found / run_folder.CHECKPOINT).is_file():
+            outcome = spinverse([*words, "--resume"], place, limit, stop)
+            if outcome.code != 2:  # 2: the checkpoint is of no use
+                return outcome
+        shutil.rmtree(found, ignore_errors=True)
+        return spinverse(words, place, limit, stop)
+
+    def measure(self, case: Case) -> dict:
+        """The metrics of a finished run, and `true_misfit`; also written to ``metrics.json``.
+
+        Raises:
+            InputError: its files are not what they should be.
+        """
+        place, home = self.run_folder(case), self.target_folder(case.data.target)
+        truth = readers.read(home / "truth.npz")
+        with np.load(place / "found" / "permeability.npz") as file:
+            facets, kappa, membrane = (file[name] for name in
+                                       ("facets", "permeability", "membrane"))
+        surface = None
+        if case.data.target_mesh == "fine":
+            true = readers.read(home / "fine.npz")
+            surface = true.points[true.interface_facets]
+        found = compare(truth, facets, membrane, kappa, case.data.boundary, surface)
+        found["true_misfit"] = self.true_misfit(case)
+        run_folder.write_json(place / "metrics.json", found)
+        return found
+
+    def true_misfit(self, case: Case) -> float:
+        """The data misfit that the true cells on the grid have: what noise and mesh leave."""
+        measured = read_signals(self.write_signals(case))
+        path = self.signals_folder(case.data.on_grid) / "simulated" / "signals.npz"
+        on_grid = read_signals(path)
+        own = case.data.normalisation == "own"
+        predicted = on_grid.magnitude / (on_grid if own else measured).reference
+        return float(np.mean((measured.normalised - predicted) ** 2))
+
+    def state(self, place: Path) -> dict:
+        """What ``run.json`` says, empty where there is none."""
+        try:
+            return json.loads((place / "run.json").read_text())
+        except (OSError, ValueError):
+            return {}
+
+    def _save(self, place: Path, state: dict) -> None:
+        run_folder.write_json(place / "run.json", state)
+
+
+def case_of(state: dict) -> Case:
+    """The case of a ``run.json``."""
+    saved = dict(state["case"])
+    return Case(Data(**saved["data"]), float(saved["snr"]), int(saved["seed"]), saved["method"])
+
+
+def _permeability(data: Data) -> dict:
+    """Section ``permeability`` of a simulation."""
+    # between the cells of a fine mesh there is nothing; those of the grid have 0.1 m/s
+    elsewhere = ELSEWHERE if data.target_mesh == "grid" else float("inf")
+    found = {"membrane_um_per_ms": WALL, "elsewhere_um_per_ms": elsewhere}
+    return found | ({"outer_um_per_ms": ELSEWHERE} if data.boundary == "absorbing" else {})
+
+
+def _status(outcome: Outcome, place: Path) -> str:
+    if outcome.code == 0 and (place / "found" / run_folder.SUMMARY).is_file():
+        return DONE
+    return {"time limit": LIMIT, "interrupted": INTERRUPTED}.get(outcome.ended, FAILED)
+
+
+def _last_change(place: Path) -> float:
+    return max((path.stat().st_mtime for path in place.rglob("*")), default=0.0)

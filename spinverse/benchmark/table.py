@@ -1,0 +1,184 @@
+"""The table of a benchmark: a row a run, and means by method."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..report import folder as run_folder
+from .runs import DONE, Bench, case_of
+
+CSV, MEANS, MARKDOWN = "table.csv", "means.csv", "table.md"
+CASE = ("target", "target_mesh", "acquisition", "boundary", "snr", "method", "seed", "status")
+#: Column to name in metrics.json.
+METRICS = {
+    "true_misfit": "true_misfit",
+    **{name: name for name in (
+        "precision", "recall", "f1", "iou", "aligned_precision", "aligned_recall", "aligned_f1",
+        "aligned_iou", "best_f1", "aligned_best_f1", "auc", "chamfer", "chamfer_uncentred")},
+    "open_percent": "open_edges_percent", "branch_percent": "branch_edges_percent",
+    "bad_percent": "bad_edges_percent", "bad_inside_percent": "bad_edges_inside_percent",
+    "true_bad_inside_percent": "true_bad_edges_inside_percent",
+    "adjusted_rand": "adjusted_rand_index", "found": "found", "true": "true",
+    "aligned_shift": "aligned_shift", "aligned_reflected": "aligned_reflected"}
+COLUMNS = (*CASE, "misfit", *METRICS, "seconds", "cpu_seconds", "peak_mb", "message")
+_AVERAGED = ("precision", "recall", "f1", "iou", "aligned_precision", "aligned_recall",
+             "aligned_f1", "aligned_iou", "best_f1", "aligned_best_f1", "auc", "chamfer",
+             "chamfer_uncentred", "open_percent", "branch_percent", "bad_percent",
+             "bad_inside_percent", "adjusted_rand", "seconds", "cpu_seconds", "peak_mb")
+_GROUP = ("method", "target_mesh", "acquisition", "boundary", "snr")
+
+# What markdown shows: head, column, format.
+_SHOWN = (
+    ("target", "target", ""), ("mesh", "target_mesh", ""), ("acquisition", "acquisition", ""),
+    ("boundary", "boundary", ""), ("SNR", "snr", "g"), ("method", "method", ""),
+    ("seed", "seed", "d"), ("misfit", "misfit", ".1e"),
+    ("true misfit", "true_misfit", ".1e"), ("precision", "precision", ".3f"),
+    ("recall", "recall", ".3f"), ("F1", "f1", ".3f"), ("IoU", "iou", ".3f"),
+    ("aligned F1", "aligned_f1", ".3f"), ("aligned IoU", "aligned_iou", ".3f"),
+    ("best F1", "best_f1", ".3f"), ("aligned best", "aligned_best_f1", ".3f"),
+    ("Chamfer", "chamfer", ".2f"), ("uncentred", "chamfer_uncentred", ".2f"),
+    ("open %", "open_percent", ".1f"), ("branch %", "branch_percent", ".1f"),
+    ("bad %", "bad_percent", ".1f"), ("bad inside %", "bad_inside_percent", ".1f"),
+    ("ARI", "adjusted_rand", ".3f"), ("s", "seconds", ".0f"), ("CPU s", "cpu_seconds", ".0f"),
+    ("MiB", "peak_mb", ".0f"), ("status", "status", ""))
+_LEGEND = """\
+Misfit: mean square of normalised magnitudes over all measurements; true misfit: that of the true
+cells on the grid, which noise and a finer target mesh leave. Precision to IoU: interior facets;
+aligned: after the best shift of the grid and point reflection, which magnitudes cannot
+see; best: at the best cut of the permeability. Chamfer: um^2, both surfaces centred, and not.
+Edges of the interface: degree 1, above 2, not 2, and not 2 among those off the outer boundary.
+ARI: adjusted Rand index of the cells' partition. s: of the clock, in a process of its own.
+"""
+
+
+def row_of(bench: Bench, place: Path) -> dict | None:
+    """The row of a run's folder; None where it holds none. Undefined figures are None."""
+    state = bench.state(place)
+    if "case" not in state:
+        return None
+    case = case_of(state)
+    row = dict.fromkeys(COLUMNS)
+    row |= {"target": case.data.target, "target_mesh": case.data.target_mesh,
+            "acquisition": case.data.acquisition, "boundary": case.data.boundary,
+            "snr": case.snr, "method": case.method, "seed": case.seed,
+            "status": state["status"],
+            "message": "" if state["status"] == DONE else state["message"],
+            **{name: state[name] for name in ("seconds", "cpu_seconds", "peak_mb")}}
+    if state["status"] == DONE:
+        figures = json.loads((place / "metrics.json").read_text())
+        row |= {column: figures.get(name) for column, name in METRICS.items()}
+        row["misfit"] = json.loads(
+            (place / "found" / run_folder.SUMMARY).read_text())["data_misfit"]
+    return row
+
+
+def collect(bench: Bench) -> list[dict]:
+    """The rows of all runs of a benchmark's folder, in order."""
+    places = (path.parent for path in (bench.root / "runs").glob("*/*/*/*/run.json"))
+    rows = [row for row in (row_of(bench, place) for place in sorted(places)) if row]
+    return sorted(rows, key=lambda row: (
+        row["target_mesh"] != "grid", row["acquisition"] != "published", row["boundary"],
+        -row["snr"], row["method"], row["target"], row["seed"]))
+
+
+def means(rows: Iterable[dict]) -> list[dict]:
+    """Means over the runs that ended well, by method, boundary and SNR.
+
+    ``ended`` of ``runs`` ended well; the misfit is the median.
+    """
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in _GROUP), []).append(row)
+    found = []
+    for key, members in groups.items():
+        good = [row for row in members if row["status"] == DONE]
+        item = dict(zip(_GROUP, key, strict=True)) | {"runs": len(members), "ended": len(good)}
+        misfits = [row["misfit"] for row in good if row["misfit"] is not None]
+        item["median_misfit"] = float(np.median(misfits)) if misfits else None
+        item["true_misfit"] = _mean(good, "true_misfit")
+        for name in _AVERAGED:
+            item[name] = _mean(good, name)
+        found.append(item)
+    return found
+
+
+def _mean(rows: Sequence[dict], name: str) -> float | None:
+    values = [row[name] for row in rows if row[name] is not None]
+    return float(np.mean(values)) if values else None
+
+
+def write(root: Path, rows: Sequence[dict]) -> None:
+    """Write ``table.csv``, ``means.csv`` and ``table.md``."""
+    averages = means(rows)
+    run_folder.replace(root / CSV, lambda path: _write_csv(path, COLUMNS, rows))
+    run_folder.replace(root / MEANS, lambda path: _write_csv(
+        path, tuple(averages[0]) if averages else _GROUP, averages))
+    run_folder.replace(root / MARKDOWN, lambda path: path.write_text(markdown(rows)))
+
+
+def markdown(rows: Sequence[dict]) -> str:
+    """The rows and their means as tables that can be read as text too."""
+    parts = ["# Benchmark", "", _LEGEND, _aligned(_SHOWN, rows), ""]
+    averages = means(rows)
+    heads = [("runs", "runs", "d"), ("ended", "ended", "d"),
+             ("misfit (median)", "median_misfit", ".1e"), ("true misfit", "true_misfit", ".1e")]
+    columns = [c for c in _SHOWN if c[1] in _GROUP] + heads + [
+        c for c in _SHOWN if c[1] in _AVERAGED]
+    parts += ["## Means over the runs that ended well", "", _aligned(columns, averages), ""]
+    failed = [row for row in rows if row["status"] != DONE]
+    if failed:
+        parts += ["## Runs that did not end well", "", *(
+            f"- {row['target']}, {row['boundary']}, SNR {row['snr']:g}, {row['method']}, seed "
+            f"{row['seed']}: {row['status']}{': ' if row['message'] else ''}{row['message']}"
+            for row in failed), ""]
+    return "\n".join(parts)
+
+
+def _aligned(columns: Sequence[tuple[str, str, str]], rows: Sequence[dict]) -> str:
+    """A markdown table; columns that say the same everywhere stand above it."""
+    common = [c for c in columns if c[1] in ("target_mesh", "acquisition", "seed", "status")
+              and len(rows) and len({row[c[1]] for row in rows}) == 1]
+    shown = [c for c in columns if c not in common]
+    cells = [[head for head, *_ in shown]]
+    cells += [[_cell(row[name], form) for _, name, form in shown] for row in rows]
+    widths = [max(3, *(len(line[k]) for line in cells)) for k in range(len(shown))]
+    words = [not form for *_, form in shown]
+
+    def line(items: Sequence[str]) -> str:
+        padded = (item.ljust(n) if left else item.rjust(n)
+                  for item, n, left in zip(items, widths, words, strict=True))
+        return f"| {' | '.join(padded)} |"
+
+    rule = (f":{'-' * (n - 1)}" if left else f"{'-' * (n - 1)}:"
+            for n, left in zip(widths, words, strict=True))
+    lines = [line(cells[0]), f"| {' | '.join(rule)} |", *map(line, cells[1:])]
+    said = [f"{head}: {_cell(rows[0][name], form)}" for head, name, form in common]
+    return "\n".join([*([f"({', '.join(said)} in all rows)", ""] if said else []), *lines])
+
+
+def _cell(value, form: str) -> str:
+    if value is None:
+        return "-"
+    return format(value, form) if form else str(value)
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows({name: _plain(row[name]) for name in columns} for row in rows)
+
+
+def _plain(value):
+    """A csv cell: numbers in full, shifts as three numbers, nothing for None."""
+    if isinstance(value, list):
+        return " ".join(f"{v:.6g}" for v in value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return "" if value is None else value

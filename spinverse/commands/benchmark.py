@@ -1,0 +1,208 @@
+"""``spinverse benchmark``: methods on targets whose membrane is known, as one table."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import itertools
+import os
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+
+from mpi4py import MPI
+
+from ..benchmark import methods, table, targets
+from ..benchmark.measured import ACQUISITIONS
+from ..benchmark.runs import BOUNDARIES, DONE, TARGET_MESHES, Bench, Case, Data, case_of
+from ..errors import InputError, SpinverseError
+from ..report.screen import Screen, one_line
+
+HELP = "reconstruct targets whose membrane is known, and tabulate how well"
+MARKER = "benchmark.lock"  # in the folder of a benchmark
+
+
+class RunsFailed(SpinverseError):
+    """Some runs did not end well; the table is there."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of this command."""
+    seeded = ", ".join(f"{name}-N" for name in targets.SEEDED)
+    parser.add_argument("--targets", nargs="+", metavar="NAME|FILE", default=["own"],
+                        help=f"our own by name ({', '.join(targets.FIXED)}; {seeded} with a seed "
+                        "N; own: a set of all), meshes with interface_facets, folders of such "
+                        ".npz files (default own)")
+    parser.add_argument("--methods", nargs="+", metavar="NAME|FILE", default=["default"],
+                        help="presets, or YAML files with a list of stages (default default)")
+    parser.add_argument("--boundary", nargs="+", choices=BOUNDARIES, default=["absorbing"],
+                        help="outer boundary (default absorbing, as published)")
+    parser.add_argument("--snr", nargs="+", type=float, metavar="SNR", default=[float("inf")],
+                        help="at b = 0, Rician noise; inf for none (default inf)")
+    parser.add_argument("--seed", nargs="+", type=int, metavar="N", default=[0],
+                        help="of the noise and of searches (default 0)")
+    parser.add_argument("--acquisition", choices=tuple(ACQUISITIONS), default="published",
+                        help="published: b to 5000, 30 directions, three sequences; rich: b to "
+                        "40000, 60 directions, five (default published)")
+    parser.add_argument("--target-mesh", choices=TARGET_MESHES, default="grid",
+                        help="fine: signals of the true, smooth shape on a mesh of its own; our "
+                        "own targets only (default grid: that of the reconstruction)")
+    parser.add_argument("--jobs", type=int, metavar="N",
+                        help="runs at a time, one core each (default: the number of cores)")
+    parser.add_argument("--time-limit", type=float, metavar="S", default=float("inf"),
+                        help="seconds for a run (default: none)")
+    parser.add_argument("--collect", action="store_true",
+                        help="run nothing: the metrics and the table of what is there")
+
+
+def run(arguments, comm: MPI.Comm) -> None:
+    """Run the cases that are not done, write the table.
+
+    Raises:
+        InputError: bad input.
+        RunsFailed: some runs did not end well; the table says which.
+    """
+    screen, out = Screen(comm, arguments.quiet), arguments.output
+    if comm.size > 1:
+        raise InputError(f"{comm.size} ranks, expected one: a benchmark runs its own processes "
+                         "(--jobs)")
+    jobs = len(os.sched_getaffinity(0)) if arguments.jobs is None else arguments.jobs
+    if jobs < 1:
+        raise InputError(f"--jobs {jobs}: expected at least 1")
+    if not arguments.time_limit > 0:
+        raise InputError(f"--time-limit {arguments.time_limit:g}: expected a positive time in s")
+    for snr in arguments.snr:
+        if not snr > 0:
+            raise InputError(f"--snr {snr:g}: expected a positive number or inf")
+    for seed in arguments.seed:
+        if seed < 0:
+            raise InputError(f"--seed {seed}: expected 0 or above")
+    bench = Bench(out)
+    if arguments.collect:
+        if not (out / MARKER).is_file():
+            raise InputError(f"-o {out}: holds no benchmark, expected one for --collect")
+        with _alone(out):
+            rows = _collect(bench)
+    else:
+        chosen, known = targets.find(arguments.targets), methods.find(arguments.methods)
+        data = [Data(target.name, boundary, arguments.acquisition, arguments.target_mesh)
+                for target in chosen for boundary in dict.fromkeys(arguments.boundary)]
+        cases = [(Case(item, snr, seed, method.name), method)
+                 for snr, seed, method, item in itertools.product(
+                     dict.fromkeys(arguments.snr), dict.fromkeys(arguments.seed), known, data)]
+        _check_folder(out)
+        with _alone(out):
+            for target in chosen:
+                bench.write_target(target, arguments.target_mesh == "fine")
+            rows = _run(bench, screen, arguments, jobs, data, cases)
+    if not screen.quiet and rows:
+        print(table.markdown(rows))
+    bad = [row for row in rows if row["status"] != DONE]
+    screen.say(f"results in {out}")
+    if bad:
+        raise RunsFailed(f"{len(bad)} of {len(rows)} runs did not end well; "
+                         f"{out / table.MARKDOWN} says which")
+
+
+def _run(bench: Bench, screen: Screen, arguments, jobs: int, data: list[Data],
+         cases: list[tuple[Case, methods.Method]]) -> list[dict]:
+    """Signals, then runs, ``jobs`` at a time; the table is written after each."""
+    stop, missing, rows = threading.Event(), {}, []
+    screen.say(f"{len(cases)} runs, {jobs} at a time")
+
+    def go(case: Case, method: methods.Method) -> str:
+        if case.data in missing:
+            return bench.give_up(case, missing[case.data])
+        return bench.reconstruct(case, method, arguments.time_limit, arguments.force, stop)
+
+    with ThreadPoolExecutor(jobs) as pool, _ended_as_interrupted():
+        try:
+            # on the grid too: what the true cells' misfit is taken from
+            needed = dict.fromkeys([*data, *(item.on_grid for item in data)])
+            waiting = {pool.submit(bench.simulate, item, stop): item for item in needed}
+            for future in as_completed(waiting):
+                try:
+                    future.result()
+                except SpinverseError as error:
+                    item = waiting[future]
+                    missing |= {other: str(error) for other in data
+                                if item in (other, other.on_grid)}
+                    screen.warn(error)
+            screen.say(f"signals of {len(data) - len(missing)} settings are there")
+            waiting = {pool.submit(go, *pair): pair[0] for pair in cases}
+            for number, future in enumerate(as_completed(waiting), 1):
+                case, status = waiting[future], future.result()
+                rows = table.collect(bench)
+                table.write(bench.root, rows)
+                screen.say(f"{number}/{len(cases)}  {case.describe()}: "
+                           f"{_words(table.row_of(bench, bench.run_folder(case)), status)}")
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            table.write(bench.root, table.collect(bench))
+            raise
+    return rows
+
+
+@contextmanager
+def _ended_as_interrupted():
+    """Let SIGTERM and SIGHUP do what Ctrl-C does: the runs end with their benchmark."""
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, interrupt)
+              for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _words(row: dict, status: str) -> str:
+    if row["status"] != DONE:
+        return f"{row['status']} {one_line(row['message']) if row['message'] else ''}".rstrip()
+    figures = ", ".join(f"{name} {'-' if row[key] is None else format(row[key], form)}"
+                        for name, key, form in (
+                            ("misfit", "misfit", ".1e"), ("F1", "f1", ".3f"),
+                            ("aligned", "aligned_f1", ".3f"), ("s", "seconds", ".0f")))
+    return f"{figures}{' (done before)' if status == 'done before' else ''}"
+
+
+def _collect(bench: Bench) -> list[dict]:
+    for path in (bench.root / "runs").glob("*/*/*/*/run.json"):
+        state = bench.state(path.parent)
+        if state.get("status") == DONE:
+            bench.measure(case_of(state))
+    rows = table.collect(bench)
+    table.write(bench.root, rows)
+    return rows
+
+
+def _check_folder(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise InputError(f"-o {out}: is a file, expected a folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / MARKER).is_file():
+        raise InputError(f"-o {out}: holds something else, expected a new folder or that of a "
+                         "benchmark")
+    above = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
+    if not os.access(above, os.W_OK):
+        raise InputError(f"-o {out}: {above} is no folder that can be written to")
+
+
+@contextmanager
+def _alone(out: Path):
+    """Keep other benchmarks out of the folder while the block runs."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / MARKER).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"-o {out}: another benchmark is at work there, expected its end "
+                             "or another folder") from None
+        yield

@@ -1,0 +1,193 @@
+"""Derivatives of all signals with respect to all facet permeabilities, by the matrix formalism.
+
+For measurement m, dS_m = sum(G_m * dA) with A = Phi^T (decay) Phi and G_m a K x K matrix that one
+backward sweep leaves (`spinverse.engines.chebyshev`); what facet F contributes to dA is
+dkappa_F B_F, B_F = int_F [Phi]^T [Phi]. So J_mF = <G_m, B_F>: both symmetric, hence packed to
+K (K + 1) / 2 numbers, and the contraction is one matrix product for a block of measurements and a
+block of facets. A rank sweeps its own measurements and contracts its own facets; packed G_m are
+exchanged in between, a block at a time, so N K^2 numbers are nowhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+import numpy as np
+from mpi4py import MPI
+
+from ..errors import InputError
+from .chebyshev import Propagation
+from .matrix_formalism import MatrixFormalism, _divided_differences, _with_ghosts
+
+_BLOCK_BYTES = 2**26  # packed matrices of a block of measurements, or of facets
+
+
+def signal_jacobian(engine: MatrixFormalism, permeability: np.ndarray | None = None,
+                    weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Signals, and the derivative of each one's magnitude by each facet permeability. Collective.
+
+    Row m is what `MatrixFormalism.gradient` gives for an adjoint that is zero but at m, with the
+    modes as a fixed basis. It costs about three gradients of all measurements.
+
+    Args:
+        engine: the matrix formalism on a problem; what it remembers for `gradient` stays.
+        permeability: ``(nf,)`` um/ms of the owned facets; as it is if nothing is said.
+        weights: ``(N,)`` complex w: derivatives of Re(conj(w) S) instead. The same on all ranks.
+
+    Returns:
+        Complex signals ``(N,)``, um^3 times density, the same on every rank; and ``(N, nf)`` over
+        the owned facets, um^3 times density per um/ms, zero on tied facets.
+
+    Raises:
+        InputError: another engine, weights of another shape; SolverError: the eigenproblem failed.
+    """
+    if not isinstance(engine, MatrixFormalism):
+        raise InputError(f"engine: a {type(engine).__name__}, expected a MatrixFormalism")
+    number = len(engine.acquisition)
+    if weights is not None and np.shape(weights) != (number,):
+        raise InputError(f"weights: shape {np.shape(weights)}, expected ({number},)")
+    basis, comm = engine.find_modes(permeability), engine.problem.comm
+    K = len(basis)
+    packed = K * (K + 1) // 2
+    block = max(1, _BLOCK_BYTES // (8 * packed * comm.size))
+    mine = sum(len(engine._groups[i].rows) for i in engine._mine)
+    rounds = comm.allreduce(-(-mine // block), op=MPI.MAX)
+
+    signals = np.zeros(number, dtype=complex)
+    jacobian = np.zeros((number, engine.problem.mesh.num_owned_facets))
+    sweeps = _sweeps(engine, weights, signals)
+    contraction = _Contraction(engine)
+    for _ in range(rounds):
+        found = list(islice(sweeps, block))
+        rows = np.array([row for row, _ in found], dtype=np.int64)
+        matrices = np.array([G for _, G in found]).reshape(-1, packed)
+        rows, matrices = _gather(comm, rows, matrices)
+        contraction.into(jacobian, rows, matrices)
+    return comm.allreduce(signals), jacobian
+
+
+def _sweeps(engine: MatrixFormalism, weights: np.ndarray | None,
+            signals: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """This rank's measurements with their packed G_m; fills in their signals on the way."""
+    basis, remembered = engine.basis, engine._tape
+    K = len(basis)
+    upper, decays = np.triu_indices(K), {}
+    for index in engine._mine:
+        engine._tape = []
+        values = engine._evolve_group(basis, engine._groups[index], True)
+        (group, left, right, forward), = engine._tape
+        engine._tape = remembered  # only this group's states are held
+        signals[group.rows] = values
+        w = _phase(values) if weights is None else np.asarray(weights)[group.rows]
+        ket = left.conj() if group.fold > 0 else left
+        decay = np.exp(-basis.eigenvalues[:, None] * np.array(group.gap))
+        products = []
+        if forward:
+            p = w * decay * ket
+            if group.fold:
+                p_left = w.conj() * decay * right if group.fold < 0 else w * decay * right.conj()
+                p = np.hstack([p, p_left]) if engine._ratio is None else p + p_left / engine._ratio
+            products = _backward(forward, p, basis.eigenvalues, len(group.rows))
+        for m, row in enumerate(group.rows):
+            G = np.zeros((K, K))
+            for swept, states, factor in products:
+                G += (swept[m] @ states[m].T) * factor
+            if gap := group.gap[m]:
+                if gap not in decays:
+                    decays[gap] = _divided_differences(basis.eigenvalues, gap)
+                G += np.outer((w[m] * ket[:, m]).conj(), right[:, m]).real * decays[gap]
+            G += G.T
+            G[np.diag_indices(K)] *= 0.5  # entries off the diagonal stand for two
+            yield row, G[upper]
+
+
+def _backward(forward: list, p: np.ndarray, eigenvalues: np.ndarray, count: int) -> list[tuple]:
+    """Pull all adjoints back through the pieces: what each measurement's G is the product of.
+
+    Returns:
+        For each step ``(swept, states, factor)``: lists over the measurements of ``(K, n)``, and
+        what their product ``swept states^T`` is multiplied by, entry by entry.
+    """
+    products = []
+    for step in reversed(forward):
+        if isinstance(step, Propagation):
+            p, found = _swept(step, p, count)
+            products += found
+        else:
+            products.append((_by_measurement([np.hstack([p.real, p.imag])], count),
+                             _by_measurement([np.hstack([step._input.real, step._input.imag])],
+                                             count),
+                             _divided_differences(eigenvalues, step.duration)))
+            p = np.exp(-eigenvalues * step.duration)[:, None] * p
+    return products
+
+
+def _swept(step: Propagation, adjoint: np.ndarray, count: int) -> tuple[np.ndarray, list[tuple]]:
+    """`Propagation.backward` with the products of each measurement by themselves."""
+    state = np.hstack([adjoint.real, adjoint.imag])
+    c, width = step._coefficients, state.shape[1]
+    products = []
+    for terms in reversed(step._tape):
+        later, now, swept = np.zeros_like(state), c[-1] * state, []
+        for ck in c[-2:0:-1]:
+            swept.append(now)
+            before = step._back(now)
+            before *= 2
+            before -= later
+            before += ck * state
+            later, now = now, before
+        swept.append(now)
+        swept = [2.0 * s for s in swept[:-1]] + [swept[-1]]
+        blocks = [terms[:, k: k + width] for k in range(0, terms.shape[1], width)]
+        products.append((_by_measurement(swept[::-1], count), _by_measurement(blocks, count),
+                         1.0 / step.plan.width))
+        state = c[0] * state + step._back(now) - later
+    half = width // 2
+    return state[:, :half] + 1j * state[:, half:], products
+
+
+def _by_measurement(blocks: list[np.ndarray], count: int) -> np.ndarray:
+    """Columns sorted by measurement, ``(count, K, n)``; it is the fastest index in each block."""
+    stacked = np.stack(blocks, axis=1)
+    K = len(stacked)
+    return np.ascontiguousarray(np.moveaxis(stacked.reshape(K, -1, count), 2, 0))
+
+
+def _phase(signals: np.ndarray) -> np.ndarray:
+    magnitude = np.abs(signals)
+    return np.divide(signals, magnitude, out=np.zeros_like(signals), where=magnitude > 0)
+
+
+def _gather(comm: MPI.Comm, rows: np.ndarray, matrices: np.ndarray) -> tuple:
+    """Rows and packed matrices of all ranks, on every rank."""
+    if comm.size == 1:
+        return rows, matrices
+    parts = comm.allgather(rows)
+    whole = np.empty((sum(map(len, parts)), matrices.shape[1]))
+    sizes = [len(part) * matrices.shape[1] for part in parts]
+    comm.Allgatherv(np.ascontiguousarray(matrices), (whole, sizes))
+    return np.concatenate(parts), whole
+
+
+class _Contraction:
+    """<G, B_F> of packed matrices with every owned facet."""
+
+    def __init__(self, engine: MatrixFormalism):
+        problem, basis = engine.problem, engine.basis
+        facets, K = problem.mesh.num_owned_facets, len(basis)
+        W = problem.jump_matrix @ _with_ghosts(problem, basis.modes)
+        self.jumps = W.reshape(facets, -1, K) if facets else np.zeros((0, 1, K))
+        self.free = np.flatnonzero(~problem.tied)
+        self.upper = np.triu_indices(K)
+
+    def into(self, jacobian: np.ndarray, rows: np.ndarray, matrices: np.ndarray) -> None:
+        """Write the rows of the Jacobian that belong to the packed ``matrices``."""
+        if not len(rows):
+            return
+        block = max(1, _BLOCK_BYTES // (16 * matrices.shape[1]))
+        for first in range(0, len(self.free), block):
+            facets = self.free[first: first + block]
+            W = self.jumps[facets]
+            B = (W.transpose(0, 2, 1) @ W)[:, *self.upper]
+            jacobian[np.ix_(rows, facets)] = matrices @ B.T

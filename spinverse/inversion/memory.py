@@ -1,0 +1,158 @@
+"""What an optimiser remembers, so that an interrupted stage goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..errors import InputError
+from ..mesh.distributed import Mesh
+
+LARGEST_LOG = 2**31  # bytes, of the whole mesh
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """The state of an optimiser between two iterations.
+
+    Attributes:
+        optimiser: which one, with its settings; another one cannot go on with it.
+        iteration: number of the last iteration that was reported.
+        numbers: arrays that are the same on every rank.
+        facets: arrays whose last axis runs over the owned facets. ``control`` is always there.
+    """
+
+    optimiser: str
+    iteration: int
+    numbers: dict[str, np.ndarray] = field(default_factory=dict)
+    facets: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def gathered(self, mesh: Mesh) -> dict[str, np.ndarray] | None:
+        """As plain arrays, facets in the order of their vertex triples. Collective.
+
+        Returns:
+            On rank 0 a dict of ``triples`` ``(Nf, d)``, ``optimiser``, ``iteration``,
+            ``numbers/NAME`` and ``facets/NAME`` with the facets along the first axis; elsewhere
+            None. `scattered` reads it at any number of ranks.
+        """
+        whole = mesh.gather_facets(*(np.moveaxis(a, -1, 0) for a in self.facets.values()))
+        if whole is None:
+            return None
+        return {"triples": whole[0], "optimiser": np.array(self.optimiser),
+                "iteration": np.array(self.iteration),
+                **{f"numbers/{name}": np.asarray(a) for name, a in self.numbers.items()},
+                **{f"facets/{name}": a for name, a in zip(self.facets, whole[1:], strict=True)}}
+
+    @classmethod
+    def scattered(cls, mesh: Mesh, saved: dict[str, np.ndarray]) -> Memory:
+        """The memory that `gathered` wrote; ``saved`` is known on every rank. Collective.
+
+        Raises:
+            InputError: arrays are missing, or belong to another mesh.
+        """
+        try:
+            triples, optimiser = saved["triples"], str(saved["optimiser"])
+            iteration = int(saved["iteration"])
+        except KeyError as error:
+            raise InputError(f"optimiser's memory: no {error.args[0]!r}, "
+                             "expected what Memory.gathered gives") from None
+        numbers = {name.removeprefix("numbers/"): np.asarray(a) for name, a in saved.items()
+                   if name.startswith("numbers/")}
+        facets = {name.removeprefix("facets/"): np.ascontiguousarray(np.moveaxis(
+                      mesh.scatter_facets(triples, a, "optimiser's memory"), 0, -1))
+                  for name, a in saved.items() if name.startswith("facets/")}
+        return cls(optimiser, iteration, numbers, facets)
+
+
+class Keeper:
+    """Hands an optimiser its earlier memory, and the latest one to whoever saves it.
+
+    Args:
+        earlier: the memory of a run of the same stage that was interrupted.
+
+    Attributes:
+        losses: of all iterations of the stage, those of the earlier run included.
+    """
+
+    def __init__(self, earlier: Memory | None = None):
+        self.earlier = earlier
+        self.losses: list[float] = []
+        if earlier is not None:
+            self.losses = np.atleast_1d(earlier.numbers.get("losses", [])).tolist()
+        self._make: Callable[[], Memory] | None = None
+
+    def keep(self, loss: float, make: Callable[[], Memory]) -> None:
+        """Called by an optimiser after each iteration; ``make`` is valid until the next one."""
+        self.losses.append(float(loss))
+        self._make = make
+
+    def memory(self) -> Memory | None:
+        """The state after the last iteration; None before the first one of this run."""
+        if self._make is None:
+            return None
+        found = self._make()
+        found.numbers["losses"] = np.array(self.losses)
+        return found
+
+
+class Log:
+    """Losses and gradients that an optimiser was given, in order.
+
+    An optimiser asks for nothing else. Whatever it keeps inside (pairs of a quasi-Newton matrix,
+    its scaling, trust radius, active set), it arrives at the same again when it starts from the
+    same point and gets the same answers, which cost nothing when they are read from here.
+
+    Args:
+        size: number of facets of the whole mesh.
+        memory: with a log in it, whose answers are given first.
+    """
+
+    def __init__(self, size: int, memory: Memory | None = None):
+        self.size, self.next, self.broken = size, 0, False
+        self.kinds: list[bool] | None = []  # True is a gradient; None: too long to be kept
+        self.losses: list[float] = []
+        self.gradients: list[np.ndarray] = []
+        if memory is not None:
+            self.kinds = memory.numbers["kinds"].astype(bool).tolist()
+            self.losses = memory.numbers["values"].tolist()
+            self.gradients = list(memory.facets["gradients"])
+        self.known = len(self.kinds)
+        self._given = [0, 0]
+
+    @property
+    def replays(self) -> bool:
+        """Whether the next answer is read."""
+        return self.next < self.known and not self.broken
+
+    def answer(self, gradient: bool):
+        """The next answer of the log; None if there is none, or is of the other kind."""
+        if not self.replays:
+            return None
+        if self.kinds[self.next] != gradient:
+            self.broken = True
+            return None
+        self.next += 1
+        self._given[gradient] += 1
+        return (self.gradients if gradient else self.losses)[self._given[gradient] - 1]
+
+    def add(self, gradient: bool, value) -> None:
+        """Write down an answer."""
+        if self.kinds is None:
+            return
+        if 8 * self.size * (len(self.gradients) + gradient) > LARGEST_LOG:
+            self.kinds, self.losses, self.gradients = None, [], []
+            return
+        self.kinds.append(gradient)
+        if gradient:
+            self.gradients.append(np.array(value))
+        else:
+            self.losses.append(float(value))
+
+    def arrays(self) -> tuple[dict, dict]:
+        """What `Memory` keeps: numbers, and values on facets. Empty if the log grew too long."""
+        if self.kinds is None:
+            return {}, {}
+        return ({"kinds": np.array(self.kinds, dtype=np.int8), "values": np.array(self.losses)},
+                {"gradients": np.array(self.gradients)})

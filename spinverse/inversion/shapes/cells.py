@@ -1,0 +1,95 @@
+"""Partitions of the cells of a mesh: which are allowed, their repair, their translations.
+
+A partition is an array of labels: 0 outside, 1, 2, ... compartments. Allowed are those whose
+compartments are connected and of some size, and whose outside has no sealed pocket.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from ...mesh.whole import WholeMesh
+
+SMALLEST = 4  # cells of a compartment
+
+
+class Cells:
+    """The adjacency of a mesh, for partitions."""
+
+    def __init__(self, whole: WholeMesh):
+        self.whole, self.neighbours = whole, whole.neighbours
+        self.at_rim = np.zeros(len(whole.cells), bool)
+        self.at_rim[whole.sides[whole.outer, 0]] = True
+        self.sides = whole.sides[~whole.outer]
+
+    def pieces(self, chosen: np.ndarray) -> list[list[int]]:
+        """Connected parts of a set of cells, ``(Nt,)`` bool, the largest first."""
+        left, result = bytearray(chosen.astype(np.uint8).tobytes()), []
+        for seed in np.flatnonzero(chosen).tolist():
+            if not left[seed]:
+                continue
+            left[seed], part = 0, [seed]
+            for cell in part:
+                for other in self.neighbours[cell]:
+                    if left[other]:
+                        left[other] = 0
+                        part.append(other)
+            result.append(part)
+        return sorted(result, key=len, reverse=True)
+
+    def allowed(self, labels: np.ndarray) -> bool:
+        """Whether a partition is allowed."""
+        for label in range(1, int(labels.max(initial=0)) + 1):
+            inside = labels == label
+            if np.count_nonzero(inside) < SMALLEST or len(self.pieces(inside)) != 1:
+                return False
+        return labels.any() and all(self.at_rim[part].any() for part in self.pieces(labels == 0))
+
+    def repaired(self, labels: np.ndarray) -> np.ndarray:
+        """The largest part of each compartment, pockets filled by what is around them."""
+        result = np.zeros_like(labels)
+        for label in np.unique(labels[labels > 0]):
+            result[self.pieces(labels == label)[0]] = label
+        for part in self.pieces(result == 0):
+            if not self.at_rim[part].any():
+                around = [result[other] for cell in part for other in self.neighbours[cell]
+                          if result[other]]
+                result[part] = np.bincount(around).argmax()
+        return result
+
+    def moves(self, labels: np.ndarray) -> list[tuple[int, int]]:
+        """(cell, new label): every cell at a wall may take a label from across it.
+
+        The outer boundary counts as outside: a cell there may become outside on its own.
+        """
+        a, b = self.sides[labels[self.sides[:, 0]] != labels[self.sides[:, 1]]].T
+        found = set(zip(a.tolist(), labels[b].tolist(), strict=True))
+        found |= set(zip(b.tolist(), labels[a].tolist(), strict=True))
+        found |= {(cell, 0) for cell in np.flatnonzero(self.at_rim & (labels > 0)).tolist()}
+        return sorted(found)
+
+    def translations(self) -> list[np.ndarray]:
+        """For each step from the middle vertex to another: ``(Nt,)`` where cells come from.
+
+        -1 where nothing does. On lattices these are the steps of the lattice; elsewhere shapes
+        move to the nearest cells.
+        """
+        whole = self.whole
+        tree, size = cKDTree(whole.centroids), np.mean(whole.volumes) ** (1 / 3)
+        middle = np.linalg.norm(whole.points - whole.centre, axis=1).argmin()
+        result = []
+        for step in whole.points - whole.points[middle]:
+            if not 0 < np.linalg.norm(step) < 0.6 * np.ptp(whole.points, axis=0).max():
+                continue
+            distance, source = tree.query(whole.centroids - step)
+            result.append(np.where(distance < 0.5 * size, source, -1))
+        return result
+
+
+def changed(labels: np.ndarray, moves) -> np.ndarray:
+    """Labels after some moves."""
+    result = labels.copy()
+    for cell, label in moves:
+        result[cell] = label
+    return result

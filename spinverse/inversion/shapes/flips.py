@@ -1,0 +1,325 @@
+"""Moves of single mesh cells across walls, many at a time, until the signals are explained.
+
+Near the truth the effects of single moves nearly add up; those of neighbouring cells are measured
+in pairs. So a quadratic surrogate of the residual round a shape is measured, annealed without
+rejections, and its best finds are verified. The residual is whitened by what single moves do:
+signals that every move changes alike count less, and the many shapes with nearly the same signals
+come apart. (The plain mean square gets stuck ten or twenty cells away from the truth.)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .cells import Cells, changed
+from .task import Measurements, Task
+
+# misfits in units of 1e4 times the mean square of what single moves change
+SOLVED = 3e-7  # a plain misfit below this is taken, whatever the whitened one says
+# what the whitening keeps, in rms changes by single moves; and at least, in rms of the noise
+FAR, CYCLE = 0.3, (0.1, 0.05, 0.02, 0.1)
+FAR_NOISY, CYCLE_NOISY = 0.5, (0.75, 2.5, 1.25, 0.4)
+STEPS, CHAINS, MOST = 4000, 3, 16  # of an annealing; moves at a time
+VERIFIED = 50  # shapes
+PATIENCE = 6  # iterations
+
+
+class Walk:
+    """A search from one partition: `begin`, then `step` or `run`.
+
+    Attributes:
+        labels, f: the present partition and its misfit by the full model.
+        best: the lowest misfit so far and its partition.
+        unit: of misfits, see `Surrogate.unit`.
+        shapes: partitions whose signals were computed.
+
+    Args:
+        task: of the search.
+        cells: adjacency.
+        look: measurements that count.
+        seed: of the annealing.
+    """
+
+    def __init__(self, task: Task, cells: Cells, look: Measurements, seed: tuple):
+        self.task, self.cells, self.look, self.seed = task, cells, look, seed
+        self.model = task.partition()
+        self.known: dict[bytes, np.ndarray] = {}
+        self.exact: dict[bytes, np.ndarray] = {}
+        self.bias, self.shapes = 0.0, 0
+
+    def residuals(self, shapes: list[np.ndarray]) -> np.ndarray:
+        """``(n, N)``, corrected by the full model at the present shape."""
+        new = {s.tobytes(): s for s in shapes if s.tobytes() not in self.known}
+        values = self.task.shared(
+            lambda s: self.task.residual(self.model, s, self.look), list(new.values()))
+        self.known.update(zip(new, values, strict=True))
+        self.shapes += len(new)
+        return np.array([self.known[s.tobytes()] for s in shapes]) - self.bias
+
+    def misfit(self, labels: np.ndarray) -> float:
+        """By this model, uncorrected at the first call."""
+        return float(np.mean(self.residuals([labels])[0] ** 2))
+
+    def centre_on(self, labels: np.ndarray) -> float:
+        """Correct the model at a shape; the misfit by the full model."""
+        key = labels.tobytes()
+        if key not in self.exact:
+            self.exact[key] = self.task.exact(labels, self.look)
+        self.bias = 0.0
+        self.bias = self.residuals([labels])[0] - self.exact[key]
+        return float(np.mean(self.exact[key] ** 2))
+
+    def begin(self, labels: np.ndarray) -> None:
+        """Go to a partition."""
+        self.f = self.centre_on(labels)
+        self.labels, self.best = labels, (self.f, labels)
+        self.visited, self.surrogate, self.sharper = {labels.tobytes()}, None, 0
+        self.iterations, self.unit, self.marks = 0, 1.0, [self.f]
+
+    def step(self) -> bool:
+        """One iteration; False if there is nowhere to go."""
+        floor = self.task.sigma**2
+        self.surrogate = surrogate = Surrogate(self, self.labels, self.surrogate)
+        if surrogate.number < 2:
+            return False
+        self.unit = unit = surrogate.unit
+        far = self.f > 3e-4 * unit + 1.5 * floor
+        turn = self.sharper % len(CYCLE)
+        noise = np.sqrt(floor / (1e-4 * unit))
+        W = surrogate.whitening(max(FAR, FAR_NOISY * noise) if far
+                                else max(CYCLE[turn], CYCLE_NOISY[turn] * noise))
+        before = np.mean((surrogate.r @ W) ** 2)
+        excess = before - floor * np.sum(W**2) / len(W)
+        found = self._annealed(surrogate, W, max(1e-4 * unit, excess / 10),
+                               (*self.seed, self.iterations))
+        shape, value = self._verified(surrogate, W, found, SOLVED * unit)
+        if shape is None:
+            return False
+        self.sharper += value >= before
+        self.labels = shape
+        self.visited.add(shape.tobytes())
+        self.f = self.centre_on(shape)
+        self.iterations += 1
+        self.marks.append(self.f)
+        if self.f < self.best[0]:
+            self.best = self.f, shape
+        return True
+
+    def stalled(self, patience: int = PATIENCE) -> bool:
+        """Whether the last iterations did not lower the best misfit by a good deal."""
+        floor = self.task.sigma**2
+        if len(self.marks) <= patience:
+            return False
+        return min(self.marks[-patience:]) - floor > 0.6 * (min(self.marks[:-patience]) - floor)
+
+    def run(self, iterations: int, target: float, report=None) -> None:
+        """Walk until the misfit is below ``target``, or nothing is gained any more."""
+        for _ in range(iterations):
+            if self.best[0] <= target or self.stalled() or not self.step():
+                return
+            if report is not None:
+                report("cells", self.f)
+
+    def _annealed(self, surrogate, W, hot, seed) -> dict[tuple, float]:
+        N = len(surrogate.r)
+        D, r = surrogate.D @ W, surrogate.r @ W
+        Q = {k: (places, V @ W) for k, (places, V) in surrogate.interactions.items()}
+
+        def chain(k):
+            return anneal(r, D, surrogate.parents, surrogate.rivals, Q,
+                          np.random.default_rng((*seed, k)),
+                          hot * N, 5e-6 * surrogate.unit * N)
+
+        pool: dict[tuple, float] = {}
+        for part in self.task.shared(chain, range(CHAINS)):
+            pool.update(part)
+        return pool
+
+    def _verified(self, surrogate, W, pool, solved):
+        """The best shape that has not been visited, among the verified and the measured."""
+        labels = surrogate.labels
+        by_size: dict[int, list] = {}
+        ordered = sorted((score, moves) for moves, score in pool.items())
+        for score, moves in ordered:
+            by_size.setdefault(len(moves), []).append((score, moves))
+        wanted = [item for size in by_size.values()
+                  for item in size[: max(VERIFIED // (3 * len(by_size)), 1)]]
+        shapes, seen = [], set()
+        for _, moves in [*wanted, *ordered[:400]]:
+            if moves in seen:
+                continue
+            seen.add(moves)
+            shape = changed(labels, (surrogate.moves[k] for k in moves))
+            if shape.tobytes() not in self.visited and self.cells.allowed(shape):
+                shapes.append(shape)
+            if len(shapes) == VERIFIED:
+                break
+        shapes += [s for s in surrogate.measured if s.tobytes() not in self.visited]
+        if not shapes:
+            return None, np.inf
+        r = self.residuals(shapes)
+        plain, white = np.mean(r**2, axis=1), np.mean((r @ W) ** 2, axis=1)
+        k = int(plain.argmin())
+        if plain[k] >= solved:
+            k = int(white.argmin())
+        return shapes[k], white[k]
+
+
+class Surrogate:
+    """What moves do to the residual round a partition, alone and in pairs.
+
+    Attributes:
+        moves: (cell, new label), those at the wall first, then those behind them.
+        D: ``(n, N)`` change of the residual by each.
+        parents: for moves behind the wall, which of the others must go with them; else None.
+        rivals: groups of moves of the same cell.
+        interactions: by move: places of others and ``(m, N)`` what they change together.
+        number: of moves at the wall.
+        measured: allowed shapes of which the residual is known.
+    """
+
+    def __init__(self, walk: Walk, labels: np.ndarray, before: Surrogate | None = None):
+        cells, self.labels = walk.cells, labels
+        self.r = walk.residuals([labels])[0]
+        single = [(m, changed(labels, [m])) for m in cells.moves(labels)]
+        single = [(m, shape) for m, shape in single if cells.allowed(shape)]
+        self.moves = [m for m, _ in single]
+        self.number, self.measured = len(single), [shape for _, shape in single]
+        if not single:
+            return
+        effects = list(walk.residuals(self.measured) - self.r)
+        self.parents: list[set | None] = [None] * self.number
+        place = {m: k for k, m in enumerate(self.moves)}
+        by_cell: dict[int, list[int]] = {}
+        for k, (cell, _) in enumerate(self.moves):
+            by_cell.setdefault(cell, []).append(k)
+        touched = np.ones(len(labels), bool)
+        if before is not None:
+            touched = np.zeros(len(labels), bool)
+            for cell in np.flatnonzero(before.labels != labels):
+                touched[[cell, *cells.neighbours[cell]]] = True
+
+        def old(kind, a, b):
+            if before is None or touched[a[0]] or touched[b[0]]:
+                return None
+            return getattr(before, kind).get((a, b))
+
+        pairs: dict[tuple, np.ndarray | None] = {}
+        behind: dict[tuple, tuple] = {}
+        for k, a in enumerate(self.moves[: self.number]):
+            for other in cells.neighbours[a[0]]:
+                for j in by_cell.get(other, ()):
+                    if j > k:
+                        pairs[a, self.moves[j]] = old("pairs", a, self.moves[j])
+                b = (other, a[1])
+                if labels[other] == labels[a[0]] and b not in place:
+                    if b in behind:
+                        behind[b][0].add(k)
+                    else:
+                        behind[b] = ({k}, a)
+        self.pairs, self.behind = pairs, {}
+        ask = [key for key, value in pairs.items() if value is None]
+        deep = [(a, b) for b, (_, a) in behind.items() if old("behind", a, b) is None]
+        shapes = [changed(labels, key) for key in [*ask, *deep]]
+        values = walk.residuals(shapes) - self.r if shapes else []
+        self.measured += [shape for shape in shapes if cells.allowed(shape)]
+        for (a, b), value in zip(ask, values[: len(ask)], strict=True):
+            pairs[a, b] = value - effects[place[a]] - effects[place[b]]
+        fresh = dict(zip(deep, values[len(ask):], strict=True))
+        for b, (parents, a) in behind.items():
+            value = old("behind", a, b)
+            if value is None:
+                value = fresh[a, b] - effects[place[a]]
+            self.behind[a, b] = value
+            self.moves.append(b)
+            effects.append(value)
+            self.parents.append(parents)
+            by_cell.setdefault(b[0], []).append(len(effects) - 1)
+        self.D = np.array(effects)
+        links: dict[int, list] = {}
+        for (a, b), value in pairs.items():
+            links.setdefault(place[a], []).append((place[b], value))
+            links.setdefault(place[b], []).append((place[a], value))
+        self.interactions = {k: (np.array([j for j, _ in items]),
+                                 np.array([value for _, value in items]))
+                             for k, items in links.items()}
+        self.rivals = [group for group in by_cell.values() if len(group) > 1]
+
+    @property
+    def unit(self) -> float:
+        """1 where single moves change the normalised signals by 1 % rms."""
+        return 1e4 * float(np.mean(self.D[: self.number] ** 2))
+
+    def whitening(self, keep: float) -> np.ndarray:
+        """(C + keep^2 tr C / N)^(-1/2), C of single moves, scaled to their mean square."""
+        D = self.D[: self.number]
+        N = D.shape[1]
+        C = D.T @ D / len(D)
+        values, vectors = np.linalg.eigh(C)
+        level = keep**2 * np.trace(C) / N
+        W = (vectors / np.sqrt(np.maximum(values, 0) + level)) @ vectors.T
+        return W * np.sqrt(np.mean(D**2) / np.mean((D @ W) ** 2))
+
+
+def anneal(r: np.ndarray, D: np.ndarray, parents: list, rivals: list, interactions: dict,
+           rng: np.random.Generator, hot: float, cold: float) -> dict[tuple, float]:
+    """Sets of moves with a small |r + their effects|^2, by a chain without rejections.
+
+    Args:
+        r: ``(N,)``.
+        D: ``(n, N)`` effects of single moves.
+        parents, rivals, interactions: see `Surrogate`.
+        rng: of the chain.
+        hot, cold: temperatures at its ends.
+
+    Returns:
+        Mean square by set, for the sets of two and more that were met.
+    """
+    n, N = D.shape
+    E, R, on, sign = D.copy(), r.copy(), np.zeros(n, bool), np.ones(n)
+    square = (E**2).sum(axis=1)
+    needs = np.zeros((n, n), bool)
+    for k, mine in enumerate(parents):
+        if mine is not None:
+            needs[k, list(mine)] = True
+    deep = needs.any(axis=1)
+    group_of = np.full(n, -1)
+    for g, group in enumerate(rivals):
+        group_of[group] = g
+    taken = np.zeros(len(rivals) + 1, bool)  # the last one, of no group, stays free
+    pool: dict[tuple, float] = {}
+    value, last = float(R @ R), -1
+    temperature = hot * (cold / hot) ** (np.arange(STEPS) / STEPS)
+    draw = rng.random(STEPS)
+    for step in range(STEPS):
+        score = square + 2 * sign * (E @ R)
+        if deep.any():
+            score[deep & ~on & ~(needs & on).any(axis=1)] = np.inf
+            for k in np.flatnonzero(deep & on):
+                support = np.flatnonzero(needs[k] & on)
+                if len(support) == 1:
+                    score[support[0]] = np.inf
+        score[~on & taken[group_of]] = np.inf
+        if on.sum() >= MOST:
+            score[~on] = np.inf
+        if last >= 0:
+            score[last] = np.inf
+        low = score.min()
+        if not np.isfinite(low):
+            break
+        chance = np.cumsum(np.exp(-(score - low) / temperature[step]))
+        k = min(int(np.searchsorted(chance, draw[step] * chance[-1])), n - 1)
+        R, value = R + sign[k] * E[k], value + score[k]
+        on[k] ^= True
+        direction = 1.0 if on[k] else -1.0
+        sign[k] = -direction
+        if group_of[k] >= 0:
+            taken[group_of[k]] = on[k]
+        if k in interactions:
+            others, V = interactions[k]
+            E[others] += direction * V
+            square[others] = (E[others] ** 2).sum(axis=1)
+        last = k
+        if on.sum() > 1:
+            pool[tuple(np.flatnonzero(on).tolist())] = float(R @ R) / N
+    return pool

@@ -1,0 +1,316 @@
+"""The whole search: many starts, the promising ones followed up, until the data are explained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from ...errors import SolverError
+from . import levels
+from .cells import Cells
+from .ellipsoids import starts
+from .flips import Walk
+from .graded import AGAIN, FIRST, RELEASED, Graded, blurred
+from .task import Task
+
+NEAR = 1e-4  # misfit, in the unit of walks, that is followed up at once
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much work a search may do. The same for every target.
+
+    Attributes:
+        cells: at most so many.
+        ellipsoids: random ones that are tried in each round, sharp and graded.
+        candidates: the best distinct ones of each kind, which are improved.
+        rounds: at most so many.
+        target: noise-free, a mean-square misfit that ends the search.
+        seed: of all that is random.
+        few, more: directions that the walks and the graded shapes look at, if there is no noise.
+        walks, steps: so many of the starts walk so far before the best are followed up.
+        followed: so many of these.
+        sharpened: so many of the graded candidates.
+        walk: iterations of a walk of single cells.
+        alternations: walks from one graded candidate, with a release in between.
+    """
+
+    cells: int = 2
+    ellipsoids: int = 400
+    candidates: int = 6
+    rounds: int = 3
+    target: float = 1e-7
+    seed: int = 0
+    few: int = 6
+    more: int = 10
+    walks: int = 3
+    steps: int = 3
+    followed: int = 1
+    sharpened: int = 3
+    walk: int = 40
+    alternations: int = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The best partition of a search.
+
+    Attributes:
+        labels: ``(Nt,)`` 0 outside, 1.. compartments.
+        misfit: mean square of all normalised magnitudes, by the full model.
+        shapes: partitions whose signals were computed.
+        ending: why the search ended.
+    """
+
+    labels: np.ndarray
+    misfit: float
+    shapes: int
+    ending: str
+
+
+Report = Callable[[str, float], None]
+
+
+class Search:
+    """A search for one task. Collective.
+
+    Args:
+        task: what is known.
+        settings: how much work.
+        report: called with a phase and its misfit.
+    """
+
+    def __init__(self, task: Task, settings: Settings, report: Report | None = None):
+        self.task, self.settings = task, settings
+        self.report = report or (lambda phase, misfit: None)
+        self.cells = Cells(task.whole)
+        # noise is averaged by looking at everything
+        noisy = task.sigma > 0
+        self.few = task.all if noisy else task.all.directions(settings.few)
+        self.more = task.all if noisy else task.all.directions(settings.more)
+        self.width = 0.31 * task.size
+        self.shapes = 0
+        self.best: tuple[float, np.ndarray] | None = None
+        self.target = max(settings.target, task.sigma**2)
+        self.fitted = False
+
+    def run(self, after_part: Callable[[dict], None] | None = None,
+            state: dict | None = None) -> Found:
+        """Rounds of starts until one explains the data.
+
+        Args:
+            after_part: called several times in each round with a state, plain arrays, to go on
+                from.
+            state: such a one.
+        """
+        done = 0 if state is None else self._restore(state)
+        kinds: list[Callable[[int], None]] = [partial(self._sharp, count=1), self._graded]
+        kinds += [partial(self._sharp, count=count) for count in range(2, self.settings.cells + 1)]
+        for part in range(done, len(kinds) * self.settings.rounds):
+            number, kind = divmod(part, len(kinds))
+            kinds[kind](number)
+            if self._solved():
+                break
+            if after_part is not None and self.best is not None:
+                after_part(self._state(part + 1))
+        if self.best is None:
+            raise SolverError("shape search: no start with a closed surface; more ellipsoids?")
+        return self._found("the data are explained" if self._solved() else "all rounds are done")
+
+    def _state(self, part: int) -> dict:
+        return {"part": np.array(part), "labels": self.best[1], "misfit": np.array(self.best[0]),
+                "shapes": np.array(self.shapes), "fitted": np.array(self.fitted),
+                "resistance": np.array(self.task.elements.resistance),
+                "unit": np.array(self.task.unit)}
+
+    def _restore(self, state: dict) -> int:
+        task = self.task
+        self.best = float(state["misfit"]), np.asarray(state["labels"], dtype=np.int8)
+        self.shapes, self.fitted = int(state["shapes"]), bool(state["fitted"])
+        task.elements = replace(task.elements, resistance=float(state["resistance"]))
+        task.unit = float(state["unit"])
+        self._set_target()
+        return int(state["part"])
+
+    def _set_target(self) -> None:
+        task = self.task
+        self.target = max(self.settings.target * min(task.unit, 1.0), task.sigma**2)
+
+    def _solved(self) -> bool:
+        return self.best is not None and self.best[0] <= self.target
+
+    def _found(self, why: str) -> Found:
+        misfit, labels = self.best
+        return Found(labels, misfit, self.shapes, why)
+
+    def _calibrate(self, labels: np.ndarray) -> None:
+        """Fit what the models cannot know, once there is a shape that is about right."""
+        if not self.fitted:
+            self.task.fit_resistance(labels, self.more)
+            self.fitted = True
+
+    # ---- sharp starts ---------------------------------------------------------------------------
+
+    def _sharp(self, number: int, count: int) -> None:
+        """Ellipsoids with sharp walls; a short walk from each tells the good ones."""
+        s, begun = self.settings, []
+        found = starts(self.task, self.cells, self.few, count, s.ellipsoids * count,
+                       s.candidates, (s.seed, number))
+        if not found:
+            return
+        self.report(f"{count} ellipsoid{'s' * (count > 1)}", found[0].misfit)
+        self._calibrate(found[0].labels)
+        if not number and count == 1:
+            self._set_unit(found[0].labels)
+        for k, start in enumerate(found[: s.walks]):
+            walk = self._walk((s.seed, number, count, k))
+            walk.begin(start.labels)
+            walk.run(s.steps, self.target, self.report)
+            begun.append(walk)
+            self._keep(walk)
+            if walk.best[0] < NEAR * walk.unit + self.task.sigma**2:
+                self._follow(begun.pop())
+            if self._solved():
+                return
+        begun.sort(key=lambda walk: walk.best[0])
+        for walk in begun[: s.followed]:
+            self._follow(walk)
+            if self._solved():
+                return
+
+    def _set_unit(self, labels: np.ndarray) -> None:
+        task = self.task
+        task.measure_unit(blurred(task, labels > 0, 1), self.few)
+        self._set_target()
+
+    def _walk(self, seed: tuple) -> Walk:
+        return Walk(self.task, self.cells, self.few, seed)
+
+    def _follow(self, walk: Walk) -> None:
+        """Walk on; where it stalls, elsewhere on the lattice."""
+        for _ in range(2):
+            walk.run(self.settings.walk, self.target, self.report)
+            self._keep(walk)
+            if self._solved():
+                return
+            f, labels = walk.best
+            here = walk.misfit(labels)
+            places = self._places(walk, labels)
+            if not places or places[0][2] > 1.5 * here + 5.0 * walk.unit * 1e-4:
+                return
+            self.report("moved", places[0][2])
+            walk.begin(places[0][1])
+            walk.run(self.settings.steps, self.target, self.report)
+            if walk.best[0] > 3 * f + 1e-3 * walk.unit:
+                return
+
+    def _places(self, walk: Walk, labels: np.ndarray) -> list[tuple]:
+        """Where else a shape might be: (source of each cell, labels, misfit), the best first.
+
+        A shape one step of the lattice away from the truth is a deep minimum of its own.
+        """
+        found, inside = [], np.count_nonzero(labels)
+        for source in self.cells.translations():
+            moved = np.where(source >= 0, labels[source], 0).astype(labels.dtype)
+            if np.count_nonzero(moved) < 0.75 * inside:
+                continue
+            moved = self.cells.repaired(moved)
+            if self.cells.allowed(moved) and not np.array_equal(moved, labels):
+                found.append((source, moved))
+        if not found:
+            return []
+        values = np.mean(walk.residuals([moved for _, moved in found]) ** 2, axis=1)
+        found = [(*item, float(v)) for item, v in zip(found, values, strict=True)]
+        return sorted(found, key=lambda item: item[2])
+
+    # ---- graded starts --------------------------------------------------------------------------
+
+    def _graded(self, number: int) -> None:
+        """Ellipsoids with soft edges, smooth shapes, shares of cells; the best are sharpened."""
+        s, task = self.settings, self.task
+        candidates = []
+        started = levels.screen(task, self.few, s.ellipsoids, s.candidates, (s.seed, number),
+                                self.width)
+        self.report("soft ellipsoids", started[0][0])
+        for k, (_, a) in enumerate(started):
+            fit = Graded(task, self.few)
+            c = fit.run(self._smooth(a), 12)
+            candidates.append((fit.misfit, k, c))
+            self.report("candidate", fit.misfit)
+            if fit.misfit < 4e-6 * task.unit + task.sigma**2:
+                break
+        for _, k, c in sorted(candidates, key=lambda item: item[:2])[: s.sharpened]:
+            self._sharpen(c, (s.seed, number, 0, k))
+            if self._solved():
+                return
+
+    def _smooth(self, a: np.ndarray) -> np.ndarray:
+        second, fourth = levels.Levels(self.task, 2), levels.Levels(self.task, 4)
+        a, _, _ = levels.fit(self.task, second, a, self.few, self.width, 6)
+        a = fourth.raised(a, second.powers)
+        return levels.fit(self.task, fourth, a, self.few, 0.8 * self.width, 8)[1]
+
+    def _sharpen(self, c: np.ndarray, seed: tuple) -> None:
+        """From a graded candidate to partitions, at its place and at others of the lattice."""
+        noise = self.task.sigma**2
+        c, free, misfit = Graded(self.task, self.more).sharpened(c, FIRST)
+        self.report("sharp", misfit)
+        labels = self._labels(c)
+        if labels is None:
+            return
+        walk = self._walk(seed)
+        here = walk.misfit(labels)
+        places = [item for item in self._places(walk, labels)[:2] if item[2] < 1.5 * here]
+        for source, _, _ in sorted([*places, (None, None, here)], key=lambda item: item[2]):
+            start = labels
+            if source is not None:
+                moved = np.where(source >= 0, free[source], 0.0)
+                c, _, there = Graded(self.task, self.more).sharpened(moved, AGAIN)
+                self.report("moved", there)
+                start = self._labels(c) if there - noise < 3 * (misfit - noise) else None
+            if start is not None:
+                self._alternate(start, seed)
+            if self._solved():
+                return
+
+    def _labels(self, c: np.ndarray) -> np.ndarray | None:
+        labels = self.cells.repaired((c > 0.5).astype(np.int8))
+        return labels if self.cells.allowed(labels) else None
+
+    def _alternate(self, labels: np.ndarray, seed: tuple) -> None:
+        """Walks of single cells and releases into graded shapes, in turns."""
+        s, task = self.settings, self.task
+        best = None
+        for turn in range(s.alternations):
+            walk = self._walk((*seed, turn))
+            walk.begin(labels)
+            walk.run(s.walk, self.target, self.report)
+            self._keep(walk)
+            better = best is None or walk.best[0] < 0.8 * best[0]
+            if best is None or walk.best[0] < best[0]:
+                best = walk.best
+            hopeless = best[0] > 4e-4 * task.unit + task.sigma**2 or (turn > 1 and not better)
+            if self._solved() or hopeless:
+                return
+            shape = (best[1] > 0).astype(float)
+            fit = Graded(task, self.more)
+            fit.correction = (task.exact(best[1], self.more)
+                              - task.residual(fit.model, shape, self.more))
+            c, _, misfit = fit.sharpened(blurred(task, shape, 1 + turn), RELEASED)
+            self.report("released", misfit)
+            labels = self._labels(c)
+            if labels is None:
+                return
+
+    def _keep(self, walk: Walk) -> None:
+        """Remember a partition that explains all measurements better than any before."""
+        self.shapes += walk.shapes
+        walk.shapes = 0
+        labels = walk.best[1]
+        misfit = float(np.mean(self.task.exact(labels, self.task.all) ** 2))
+        if self.best is None or misfit < self.best[0]:
+            self.best = misfit, labels
+            self.report("best", misfit)
