@@ -13,13 +13,13 @@ from .acquisition import Acquisition, Signals
 from .errors import InputError, SolverError, SpinverseError, StackError
 from .mesh import Mesh
 from .problem import BlochTorrey
-from .inversion import Reconstruction, Stage, reconstruct, stages
+from .inversion import Reconstruction, Shapes, Stage, reconstruct, stages
 from .simulate import simulate
 from .tissue import Permeability, Tissue
 from . import quantities
 
 __all__ = [
     "Acquisition", "BlochTorrey", "InputError", "Mesh", "Permeability", "Signals", "SolverError",
-    "Reconstruction", "SpinverseError", "StackError", "Stage", "Tissue", "acquisition", "mesh",
-    "quantities", "reconstruct", "simulate", "stages", "units",
+    "Reconstruction", "Shapes", "SpinverseError", "StackError", "Stage", "Tissue", "acquisition",
+    "mesh", "quantities", "reconstruct", "simulate", "stages", "units",
 ]
