@@ -376,3 +376,34 @@ def test_the_command_is_the_same_on_two_ranks(place):
         == run.stderr.splitlines()
     assert len(run.stderr.splitlines()) == 1
     assert not (place / "bad").exists()
+
+
+SHAPES = """mesh: {file: ball.npz}
+tissue: {boundary: absorbing}
+signals: {file: target/signals.csv}
+stages: [{name: cell, shapes: {cells: 1, ellipsoids: 12, candidates: 2, rounds: 1}}]
+"""
+
+
+def test_a_search_for_shapes(ready, capsys):
+    (ready / "shapes.yaml").write_text(SHAPES)
+    assert reconstruct(ready, config="shapes.yaml") == 0
+    said = capsys.readouterr().out
+    assert "stage 1: cell: search for the shapes of up to 1 cells" in said
+    assert "1 ellipsoid" in said and "cells" in said
+    found = ready / "found"
+    summary = json.loads((found / "summary.json").read_text())
+    # three directions see a ball this coarse, wherever it is
+    assert summary["data_misfit"] < 1e-7 and summary["metrics"]["aligned_f1"] == 1.0
+    assert summary["metrics"]["bad_edges_inside_percent"] == 0.0
+    assert summary["interface"]["rule"] == "search for shapes"
+    assert summary["uncertainty"]["determined"] > 0
+    with np.load(found / "permeability.npz") as file:
+        assert set(np.unique(file["permeability"])) == {0.01, 100.0}
+        membrane = file["membrane"].astype(bool)
+        assert (file["permeability"][membrane] == 0.01).all()
+        assert {"sensitivity", "posterior_std", "determined"} <= set(file)
+    before = (found / "permeability.npz").read_bytes()
+    assert reconstruct(ready, "--resume", config="shapes.yaml") == 0
+    assert "resumed: all stages are done" in capsys.readouterr().out
+    assert (found / "permeability.npz").read_bytes() == before
