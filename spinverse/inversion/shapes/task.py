@@ -64,15 +64,23 @@ class Measurements:
                             PulseTable.of(signals.acquisition))
 
     def directions(self, number: int) -> Measurements:
-        """About ``number`` of the directions, evenly taken from the list."""
+        """At most ``number`` of the directions, spread as well as a greedy choice does."""
         acquisition = self.signals.acquisition
-        _, first, which = np.unique(np.round(acquisition.directions, 9), axis=0,
-                                    return_index=True, return_inverse=True)
-        order = np.argsort(np.argsort(first))[which.ravel()]  # as they appear
         moving = acquisition.b > 0
-        count = len(np.unique(order[moving]))
-        chosen = order % max(1, count // number) == 0
-        return self.select(np.flatnonzero(chosen | ~moving & ~chosen[moving].any()))
+        axes, which = np.unique(np.round(acquisition.directions, 9), axis=0, return_inverse=True)
+        which = which.ravel()
+        present = np.unique(which[moving])
+        if len(present) <= number:
+            return self
+        # opposite directions are the same to a magnitude
+        alike = np.abs(axes[present] @ axes[present].T)
+        chosen = [0]
+        while len(chosen) < number:
+            chosen.append(int(alike[chosen].max(axis=0).argmin()))
+        keep = np.isin(which, present[chosen])
+        # rows without gradient whose direction is none of these count once each
+        still = ~moving & ~np.isin(which, present)
+        return self.select(np.flatnonzero(keep | still))
 
     def normalised(self, S: np.ndarray) -> np.ndarray:
         """Expected normalised magnitudes of real signals ``(..., N)``; noise lifts them (Rice)."""
