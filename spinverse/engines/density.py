@@ -1,9 +1,10 @@
-"""Signals of a graded shape: every cell is inside by a share c in [0, 1], with derivatives.
+"""Signals of graded shapes: every cell belongs to compartments by shares, with derivatives.
 
-Two continuous P1 fields on the whole mesh, one inside with matrices weighted by c, one outside
-with 1 - c, exchange through every facet with the permeability wall (c_i - c_j)^2. Where c is 0 or
-1 this is a partition with walls; in between, a differentiable path from one to the next. The
-derivative of every measurement with respect to every c comes from one sweep back in time, for
+A continuous P1 field on the whole mesh for each compartment and for the outside, with matrices
+weighted by its share c_a of each cell. Fields a and b exchange through every facet with the
+permeability -wall [c_a][c_b], which is wall [c]^2 for a single compartment. Where all shares are 0
+or 1 this is a partition with walls; in between, a differentiable path from one to the next. The
+derivative of every measurement with respect to every share comes from one sweep back in time, for
 
     dS = -2 int_pulses p^T (dA + i g dX) u + p^T dM u' dt - int_gap ... + ends,
 
@@ -59,62 +60,68 @@ class DensityModel:
         self._single = [m.astype(np.float32) for m in (self._of_cell, self._facet, self._rim)]
 
     def basis(self, c: np.ndarray) -> tuple:
-        """Rates ``(K,)``, modes ``(2 Nv, K)``, overlaps with 1 ``(K,)``, positions."""
+        """Rates ``(K,)``, modes ``((P + 1) Nv, K)``, overlaps with 1 ``(K,)``, positions.
+
+        The outside is the last field.
+        """
         whole, elements, nv = self.whole, self.elements, len(self.whole.points)
-        size = 2 * nv
+        shares = _shares(c)
+        size = len(shares) * nv
         A, M = np.zeros((size, size)), np.zeros((size, size))
         X = np.zeros((3, size, size))
-        for offset, share in ((0, c), (nv, 1 - c)):
-            block = slice(offset, offset + nv)
-            where = (whole.cells[:, :, None] * nv + whole.cells[:, None, :]).ravel()
 
-            def put(values, weight, where=where):
-                return np.bincount(where, (values * weight[:, None, None]).ravel(),
-                                   nv * nv).reshape(nv, nv)
+        def put(corners, values, weight):
+            where = (corners[:, :, None] * nv + corners[:, None, :]).ravel()
+            return np.bincount(where, (values * weight[:, None, None]).ravel(),
+                               nv * nv).reshape(nv, nv)
 
-            A[block, block] = put(elements.decay, _FLOOR + (1 - _FLOOR) * share)
+        block = [slice(a * nv, (a + 1) * nv) for a in range(len(shares))]
+        for a, share in enumerate(shares):
+            here = block[a], block[a]
+            A[here] = put(whole.cells, elements.decay, _FLOOR + (1 - _FLOOR) * share)
             weight = self.mass_floor + (1 - self.mass_floor) * share
-            M[block, block] = put(elements.mass, weight)
+            M[here] = put(whole.cells, elements.mass, weight)
             for axis in range(3):
-                X[axis][block, block] = put(elements.position[axis], weight)
-
-        def across(facets, values):
-            where = (facets[:, :, None] * nv + facets[:, None, :]).ravel()
-            return np.bincount(where, values.ravel(), nv * nv).reshape(nv, nv)
-
-        B = across(whole.facets[self.inner], elements.facet_mass[self.inner]
-                   * (self.wall * (self.jump @ c) ** 2)[:, None, None])
-        A[:nv, :nv] += B
-        A[nv:, nv:] += B
-        A[:nv, nv:] -= B
-        A[nv:, :nv] -= B
-        if self.outer:
-            rim, share = elements.facet_mass[~self.inner], self.rim_cell @ c
-            A[:nv, :nv] += across(whole.facets[~self.inner],
-                                  rim * (self.wall * share)[:, None, None])
-            A[nv:, nv:] += across(whole.facets[~self.inner],
-                                  rim * (self.outer * (1 - share))[:, None, None])
+                X[axis][here] = put(whole.cells, elements.position[axis], weight)
+            if self.outer:
+                out = self.outer if a == len(shares) - 1 else self.wall
+                A[here] += put(whole.facets[~self.inner], elements.facet_mass[~self.inner],
+                               out * (self.rim_cell @ share))
+        for a, b, weight in self._exchange(shares):
+            B = put(whole.facets[self.inner], elements.facet_mass[self.inner], weight)
+            A[block[a], block[a]] += B
+            A[block[b], block[b]] += B
+            A[block[a], block[b]] -= B
+            A[block[b], block[a]] -= B
         K = min(self.modes, size)
         some = {"subset_by_index": [0, K - 1]} if K < size else {}
         rates, modes = scipy.linalg.eigh(A, M, check_finite=False, **some)
         return (np.maximum(rates, 0.0), modes, modes.T @ M.sum(axis=1),
                 np.stack([modes.T @ x @ modes for x in X]))
 
+    def _exchange(self, shares: np.ndarray):
+        """Pairs of fields and the permeability between them on interior facets."""
+        jumps = [self.jump @ share for share in shares]
+        for a in range(len(shares)):
+            for b in range(a):
+                # two compartments that grow side by side do not exchange
+                yield a, b, self.wall * np.maximum(-jumps[a] * jumps[b], 0.0)
+
     def signals(self, c: np.ndarray, table: pulsed.PulseTable) -> np.ndarray:
-        """``(N,)`` um^3 for shares ``(Nt,)``."""
+        """``(N,)`` um^3 for shares ``(Nt,)`` or ``(P, Nt)``."""
         rates, _, start, positions = self.basis(c)
         return pulsed.signals(table, rates, start, positions, self.longest)
 
     def jacobian(self, c: np.ndarray, table: pulsed.PulseTable, mine=None) -> tuple:
-        """Signals ``(N,)`` and their derivatives ``(N, Nt)``.
+        """Signals ``(N,)`` and their derivatives ``(N, P Nt)``.
 
         Args:
-            c: ``(Nt,)`` shares.
+            c: ``(Nt,)`` or ``(P, Nt)`` shares of the compartments.
             table: the measurements.
             mine: ``mine(k)`` says whether to do the k-th direction; rows of others stay zero.
         """
         basis = self.basis(c)
-        n = len(self.whole.cells)
+        n = np.size(c)
         S, J = np.zeros(table.number), np.zeros((table.number, n))
         count = 0
         for pulse in table.pulses:
@@ -133,7 +140,7 @@ class DensityModel:
 
     def _measured(self, c, basis, pulse, direction):
         rates, modes, start, positions = basis
-        nv, g, gap = len(self.whole.points), pulse.gradient, pulse.gap
+        g, gap = pulse.gradient, pulse.gap
         h = pulsed.steps(pulse.duration, self.longest)
         xi, W = np.linalg.eigh(np.tensordot(direction, positions, axes=1))
         nodes, transfer = modes @ W, {}
@@ -181,19 +188,18 @@ class DensityModel:
                            np.concatenate(weight), len(g), np.concatenate(strength), direction)
         if gap.max() > 0:
             J += self._gap(c, basis, u.conj(), u, gap)
-        J += self._mass_term(modes @ (decay * u.conj()), modes @ u, nv)
+        J += self._mass_term(modes @ (decay * u.conj()), modes @ u)
         rest = 2 - 2 * (modes @ start)
         if np.abs(rest).max() > 1e-9:
             z0 = np.exp(-rates * h[0] / 2)[:, None] * (W @ z)
-            J += self._mass_term(modes @ z0, np.repeat(rest[:, None], len(g), 1), nv)
+            J += self._mass_term(modes @ z0, np.repeat(rest[:, None], len(g), 1))
         return S, J
 
     def _still(self, c, basis, time):
         """Signals without gradient at echo times, and their derivatives."""
         rates, modes, start, _ = basis
         u = np.exp(-np.outer(rates, time)) * start[:, None]
-        J = self._mass_term(modes @ u, np.repeat((2 - modes @ start)[:, None], len(time), 1),
-                            len(self.whole.points))
+        J = self._mass_term(modes @ u, np.repeat((2 - modes @ start)[:, None], len(time), 1))
         # fast modes live near the ends
         half = np.array([0.0, 1e-4, 5e-4, 0.002, 0.008, 0.03, 0.12, 0.5])
         edges = np.concatenate([half, 1 - half[-2::-1]])
@@ -219,31 +225,33 @@ class DensityModel:
         return self._contract(c, *(modes @ a.astype(np.complex64) for a in (p, u, slope)),
                               np.concatenate([w * time for w in weights]), right.shape[1])
 
-    def _mass_term(self, p, u, nv):
-        """p^T dM u, ``(m, Nt)``."""
-        total, S = 0.0, self._of_cell
-        for block, sign in ((slice(0, nv), 1.0), (slice(nv, None), -1.0)):
-            a, b = p[block], u[block]
-            total = total + sign * ((S @ a) * (S @ b) + S @ (a * b)).real
-        return ((1 - self.mass_floor) * self.whole.volumes[:, None] / 20 * total).T
+    def _mass_term(self, p, u):
+        """p^T dM u, ``(m, P Nt)``."""
+        S, nv = self._of_cell, len(self.whole.points)
+        fields = []
+        for a, b in zip(np.split(p, len(p) // nv), np.split(u, len(u) // nv), strict=True):
+            fields.append(((S @ a) * (S @ b) + S @ (a * b)).real)
+        weight = (1 - self.mass_floor) * self.whole.volumes[:, None] / 20
+        return np.concatenate([weight * (f - fields[-1]) for f in fields[:-1]]).T
 
     def _contract(self, c, P, U, slope, weight, m, strength=None, direction=None):
-        """-sum of weights p^T (dA + i g dX) u + p^T dM u', ``(m, Nt)``, from values at nodes."""
-        nv, (S, SF, SO) = len(self.whole.points), self._single
+        """-sum of weights p^T (dA + i g dX) u + p^T dM u', ``(m, P Nt)``, from values at nodes."""
+        S, SF, SO = self._single
         volumes = self.whole.volumes.astype(np.float32)[:, None]
         weight = weight.astype(np.float32)
         relaxation = self.elements.relaxation.astype(np.float32)[:, None]
-        total = np.zeros((len(volumes), P.shape[1]), np.float32)
+        shares = _shares(c)
+        P, U, slope = (np.split(x, len(shares)) for x in (P, U, slope))
         if strength is not None:
             x = (self._x @ direction).astype(np.float32)[:, None]
             Sx = S @ x
-        for block, sign in ((slice(0, nv), 1.0), (slice(nv, None), -1.0)):
-            p, u, du = P[block], U[block], slope[block]
-            t = np.zeros_like(total)
+        totals = []
+        for p, u, du in zip(P, U, slope, strict=True):
+            t = np.zeros((len(volumes), p.shape[1]), np.float32)
             for G in self._gradient:
                 t += _real(G @ p, G @ u)
-            Sp, rate = S @ p, du
-            t += (_real(Sp, S @ rate) + (S @ (p * rate)).real) / 20
+            Sp = S @ p
+            t += (_real(Sp, S @ du) + (S @ (p * du)).real) / 20
             if relaxation.any():
                 t += relaxation * (_real(Sp, S @ u) + (S @ (p * u)).real) / 20
             if strength is not None:
@@ -251,23 +259,34 @@ class DensityModel:
                 phase = (Sx * _imag(Sp, Su) + Sx * (S @ pu.imag) + _imag(Sp, S @ (x * u))
                          + _imag(Su, S @ (x * p)) + 2 * (S @ (x * pu.imag)))
                 t -= strength.astype(np.float32) * phase / 120
-            total -= np.float32(sign * (1 - _FLOOR)) * volumes * t
+            totals.append(-np.float32(1 - _FLOOR) * volumes * t)
 
         def face(matrix, areas, a, b):
             A, B = matrix @ a, matrix @ b
             return (areas / 12).astype(np.float32)[:, None] * (
                 _real(A, B) + (matrix @ (a * b)).real)
 
-        areas, jump = self.whole.areas, (self.jump @ c)[:, None]
-        f = face(SF, areas[self.inner], P[:nv] - P[nv:], U[:nv] - U[nv:])
-        total -= self.jump.T @ (2 * self.wall * jump * f)
+        areas, jumps = self.whole.areas, [self.jump @ share for share in shares]
+        for a, b, permeability in self._exchange(shares):
+            f = face(SF, areas[self.inner], P[a] - P[b], U[a] - U[b])
+            f *= (self.wall * (permeability > 0))[:, None].astype(np.float32)
+            totals[a] += self.jump.T @ (jumps[b][:, None] * f)
+            totals[b] += self.jump.T @ (jumps[a][:, None] * f)
         if self.outer:
-            rim = areas[~self.inner]
-            total -= self.rim_cell.T @ (
-                self.wall * face(SO, rim, P[:nv], U[:nv])
-                - self.outer * face(SO, rim, P[nv:], U[nv:]))
-        total *= weight
-        return total.reshape(len(volumes), -1, m).sum(axis=1).T
+            for a, total in enumerate(totals):
+                out = self.outer if a == len(totals) - 1 else self.wall
+                total -= self.rim_cell.T @ (out * face(SO, areas[~self.inner], P[a], U[a]))
+        result = []
+        for total in totals[:-1]:
+            total = (total - totals[-1]) * weight
+            result.append(total.reshape(len(volumes), -1, m).sum(axis=1))
+        return np.concatenate(result).T
+
+
+def _shares(c: np.ndarray) -> np.ndarray:
+    """Shares of all fields, the outside last, ``(P + 1, Nt)``."""
+    c = np.atleast_2d(c)
+    return np.concatenate([c, 1 - c.sum(axis=0, keepdims=True)])
 
 
 def _real(a, b):

@@ -1,4 +1,8 @@
-"""Graded shapes: Levenberg-Marquardt on the share of every cell, from blurred to sharp."""
+"""Graded shapes: Levenberg-Marquardt on the shares of every cell, from blurred to sharp.
+
+Shares are ``(Nt,)`` for one compartment, ``(P, Nt)`` for several; those of a cell add up to 1 at
+most, and the rest is outside.
+"""
 
 from __future__ import annotations
 
@@ -37,21 +41,24 @@ class Graded:
     def run(self, c: np.ndarray, iterations: int, sharpen: float = 0.0,
             tolerance: float = 1e-3) -> np.ndarray:
         """At most so many steps; ``sharpen`` is the weight of sum c (1 - c) / Nt."""
-        n, D = len(c), self.model.jump
+        n, D = c.shape[-1], self.model.jump
         sharpen = sharpen * self.task.unit
         predicted, J = self._jacobian(c)
         r = self._residual(predicted)
         f = self._loss(r, c, sharpen)
         for _ in range(iterations):
             H0, g = J.T @ J / len(r), J.T @ r / len(r)
-            d0 = D @ c
-            weight = self.variation * self.weights / np.sqrt(d0**2 + EDGE**2)
-            H = H0 + (D.T @ scipy.sparse.diags(weight) @ D).toarray() / n
-            g = g + (D.T @ (weight * d0) + sharpen * (1 - 2 * c)) / n
-            mean = np.trace(H0) / n
+            H = H0.copy()
+            for a, share in enumerate(np.atleast_2d(c)):
+                d0, block = D @ share, slice(a * n, (a + 1) * n)
+                weight = self.variation * self.weights / np.sqrt(d0**2 + EDGE**2)
+                H[block, block] += (D.T @ scipy.sparse.diags(weight) @ D).toarray() / n
+                g[block] += (D.T @ (weight * d0) + sharpen * (1 - 2 * share)) / n
+            mean = np.trace(H0) / len(g)
             for _ in range(8):
-                d = bounded_step(H + self.mu * mean * np.eye(n), g, c)
-                c_new = np.clip(c + d, 0.0, 1.0)
+                d = bounded_step(H + self.mu * mean * np.eye(len(g)), g, c.ravel())
+                c_new = _possible(c + d.reshape(c.shape))
+                d = (c_new - c).ravel()
                 f_new = self._loss(self._residual(self._signals(c_new)), c_new, sharpen)
                 rho = (f - f_new) / max(-(0.5 * d @ H @ d + g @ d), 1e-300)
                 if f_new < f:
@@ -96,10 +103,29 @@ class Graded:
         return predicted + self.correction - self.look.measured
 
     def _loss(self, r, c, sharpen):
-        d = self.model.jump @ c
-        penalty = self.variation * (self.weights @ (np.sqrt(d * d + EDGE**2) - EDGE))
-        penalty += sharpen * (c * (1 - c)).sum()
-        return 0.5 * np.mean(r**2) + penalty / len(c)
+        penalty = sharpen * (c * (1 - c)).sum()
+        for share in np.atleast_2d(c):
+            d = self.model.jump @ share
+            penalty += self.variation * (self.weights @ (np.sqrt(d * d + EDGE**2) - EDGE))
+        return 0.5 * np.mean(r**2) + penalty / c.shape[-1]
+
+
+def _possible(c: np.ndarray) -> np.ndarray:
+    """Shares in [0, 1] that add up to 1 at most."""
+    c = np.clip(c, 0.0, 1.0)
+    return c / np.maximum(c.sum(axis=0), 1.0) if c.ndim == 2 else c
+
+
+def sharpest(c: np.ndarray) -> np.ndarray:
+    """The label with the largest share of each cell, ``(Nt,)`` int8."""
+    c = np.atleast_2d(c)
+    return np.concatenate([1 - c.sum(axis=0, keepdims=True), c]).argmax(axis=0).astype(np.int8)
+
+
+def shares_of(labels: np.ndarray) -> np.ndarray:
+    """Shares of a partition: ``(Nt,)``, or ``(P, Nt)`` for more than one compartment."""
+    most = int(labels.max())
+    return np.array([labels == k for k in range(1, most + 1)] if most > 1 else labels > 0, float)
 
 
 def bounded_step(H: np.ndarray, g: np.ndarray, c: np.ndarray, iterations: int = 8) -> np.ndarray:
@@ -130,6 +156,8 @@ def bounded_step(H: np.ndarray, g: np.ndarray, c: np.ndarray, iterations: int = 
 
 def blurred(task: Task, c: np.ndarray, times: int) -> np.ndarray:
     """Each cell half itself, half the mean of its neighbours; so many times over."""
+    if np.ndim(c) == 2:
+        return np.array([blurred(task, share, times) for share in c])
     a, b = task.whole.sides[~task.whole.outer].T
     degree = np.bincount(np.r_[a, b], minlength=len(c))
     c = np.asarray(c, dtype=float)

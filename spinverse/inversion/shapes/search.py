@@ -13,7 +13,7 @@ from . import levels
 from .cells import Cells
 from .ellipsoids import starts
 from .flips import Walk
-from .graded import AGAIN, FIRST, RELEASED, Graded, blurred
+from .graded import AGAIN, FIRST, RELEASED, Graded, blurred, shares_of, sharpest
 from .task import Task
 
 NEAR = 1e-4  # misfit, in the unit of walks, that is followed up at once
@@ -176,8 +176,24 @@ class Search:
             if self._solved():
                 return
         begun.sort(key=lambda walk: walk.best[0])
+        if count > 1:
+            self._soften([start.labels for start in found[: s.walks]], (s.seed, number, count))
+            return
         for walk in begun[: s.followed]:
             self._follow(walk)
+            if self._solved():
+                return
+
+    def _soften(self, shapes: list[np.ndarray], seed: tuple) -> None:
+        """Graded shapes from sharp ones, the best sharpened again."""
+        candidates = []
+        for k, labels in enumerate(shapes):
+            fit = Graded(self.task, self.few)
+            c = fit.run(blurred(self.task, shares_of(labels), 2), 15)
+            candidates.append((fit.misfit, k, c))
+            self.report("candidate", fit.misfit)
+        for _, k, c in sorted(candidates, key=lambda item: item[:2])[: self.settings.sharpened]:
+            self._sharpen(c, (*seed, k))
             if self._solved():
                 return
 
@@ -264,10 +280,11 @@ class Search:
         walk = self._walk(seed)
         here = walk.misfit(labels)
         places = [item for item in self._places(walk, labels)[:2] if item[2] < 1.5 * here]
+        self.shapes += walk.shapes
         for source, _, _ in sorted([*places, (None, None, here)], key=lambda item: item[2]):
             start = labels
             if source is not None:
-                moved = np.where(source >= 0, free[source], 0.0)
+                moved = np.where(source >= 0, free[..., source], 0.0)
                 c, _, there = Graded(self.task, self.more).sharpened(moved, AGAIN)
                 self.report("moved", there)
                 start = self._labels(c) if there - noise < 3 * (misfit - noise) else None
@@ -277,7 +294,7 @@ class Search:
                 return
 
     def _labels(self, c: np.ndarray) -> np.ndarray | None:
-        labels = self.cells.repaired((c > 0.5).astype(np.int8))
+        labels = self.cells.repaired(sharpest(c))
         return labels if self.cells.allowed(labels) else None
 
     def _alternate(self, labels: np.ndarray, seed: tuple) -> None:
@@ -295,7 +312,7 @@ class Search:
             hopeless = best[0] > 4e-4 * task.unit + task.sigma**2 or (turn > 1 and not better)
             if self._solved() or hopeless:
                 return
-            shape = (best[1] > 0).astype(float)
+            shape = shares_of(best[1])
             fit = Graded(task, self.more)
             fit.correction = (task.exact(best[1], self.more)
                               - task.residual(fit.model, shape, self.more))
