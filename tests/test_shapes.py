@@ -1,6 +1,7 @@
 """The search for shapes: its forward models against the full one, its moves, a whole search."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from spinverse.errors import InputError
 from spinverse.inversion import Shapes
 from spinverse.inversion.shapes import flips
 from spinverse.inversion.shapes.cells import Cells, changed
-from spinverse.inversion.shapes.ellipsoids import starts
+from spinverse.inversion.shapes.ellipsoids import ellipsoid_labels, starts
 from spinverse.inversion.shapes.graded import bounded_step, shares_of, sharpest
+from spinverse.inversion.shapes.levels import Levels, level_of
 from spinverse.inversion.shapes.search import Search, Settings
 from spinverse.inversion.shapes.task import (
     Measurements,
@@ -249,6 +251,25 @@ def test_bounded_steps_stay_in_the_box_and_descend():
     slope, free = H @ d + g, (c + d > 1e-9) & (c + d < 1 - 1e-9)
     assert np.abs(slope[free]).max() < 1e-6
     assert (slope[c + d <= 1e-9] > -1e-6).all() and (slope[c + d >= 1 - 1e-9] < 1e-6).all()
+
+
+@pytest.mark.parametrize("shape", [(10,), (2, 10)])
+def test_the_derivative_of_level_sets(mesh, whole, shape):
+    levels = Levels(SimpleNamespace(whole=whole), 2)
+    rng = np.random.default_rng(0)
+    a, v = rng.normal(size=shape), rng.normal(size=shape)
+    c, J = levels.shares(a, 1.0)
+    slope = (levels.shares(a + 1e-5 * v, 1.0)[0] - levels.shares(a - 1e-5 * v, 1.0)[0]) / 2e-5
+    np.testing.assert_allclose(J @ v.ravel(), slope.ravel(), atol=1e-8)
+    assert c.min() >= 0 and np.atleast_2d(c).sum(axis=0).max() <= 1
+
+
+def test_ellipsoids_as_level_sets(mesh, whole):
+    levels = Levels(SimpleNamespace(whole=whole), 2)
+    ellipsoid = np.array([1.0, 0, -2, *np.log([6.0, 7, 9]), 0.3, -0.2, 0.5])
+    c, _ = levels.shares(level_of(levels, ellipsoid), 0.3)
+    inside = ellipsoid_labels(Cells(whole), ellipsoid[None]) > 0
+    assert np.mean((c > 0.5) == inside) > 0.97
 
 
 # ---- the search ---------------------------------------------------------------------------------

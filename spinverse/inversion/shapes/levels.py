@@ -6,6 +6,7 @@ from itertools import product
 
 import numpy as np
 from numpy.polynomial.legendre import legval
+from scipy.spatial.transform import Rotation
 
 from .task import Measurements, Task
 
@@ -46,21 +47,35 @@ class Levels:
 
     def scaled(self, a: np.ndarray) -> np.ndarray:
         """Coefficients of the same surface whose values are distances near it, about, um."""
+        if np.ndim(a) == 2:
+            return np.array([self.scaled(one) for one in a])
         slope = np.sqrt(sum((D @ a) ** 2 for D in self.slopes) + 1e-12)
         near = np.exp(-np.abs(self.values @ a) / (2 * slope))
         return a / ((slope * near).sum() / max(near.sum(), 1e-300))
 
     def shares(self, a: np.ndarray, width: float) -> tuple[np.ndarray, np.ndarray]:
-        """Shares ``(Nt,)`` and their derivatives ``(Nt, n)``; ``width`` of the edge, um."""
-        c, slope = 0.0, 0.0
+        """Shares ``(Nt,)`` and their derivatives ``(Nt, n)``; ``width`` of the edge, um.
+
+        For ``a`` of ``(P, n)``: ``(P, Nt)`` and ``(P Nt, P n)``; the highest level wins.
+        """
+        levels = np.atleast_2d(a)
+        number, (cells, n) = len(levels), self.inner[0].shape
+        c, slope = np.zeros((number, cells)), np.zeros((number, cells, number, n))
         for B in self.inner:
-            v = 1 / (1 + np.exp(-np.clip(B @ a / width, -40, 40)))
-            c = c + v / 4
-            slope = slope + (v * (1 - v) / (4 * width))[:, None] * B
-        return c, slope
+            raised = np.exp(np.clip(levels @ B.T / width, -40, 40))
+            v = raised / (1 + raised.sum(axis=0))
+            c += v / 4
+            for p in range(number):
+                for q in range(number):
+                    slope[p, :, q] += (v[p] * ((p == q) - v[q]) / (4 * width))[:, None] * B
+        if np.ndim(a) == 1:
+            return c[0], slope[0, :, 0]
+        return c, slope.reshape(number * cells, number * n)
 
     def raised(self, coefficients: np.ndarray, powers: list) -> np.ndarray:
         """Coefficients of this degree from those of a lower one."""
+        if np.ndim(coefficients) == 2:
+            return np.array([self.raised(a, powers) for a in coefficients])
         known = dict(zip(powers, coefficients, strict=True))
         return np.array([known.get(e, 0.0) for e in self.powers])
 
@@ -81,6 +96,13 @@ def random_ellipsoid(levels: Levels, rng: np.random.Generator, width: float) -> 
         inside = (levels.shares(a, width)[0] * levels.volumes).sum()
         low, high = (low, radius) if inside > volume else (radius, high)
     return a
+
+
+def level_of(levels: Levels, ellipsoid: np.ndarray) -> np.ndarray:
+    """Coefficients of an ellipsoid of `ellipsoids.random_ellipsoids`, ``(9,)``."""
+    turn = Rotation.from_rotvec(ellipsoid[6:]).as_matrix()
+    x = (levels.centroids - ellipsoid[:3]) @ turn / np.exp(ellipsoid[3:6])
+    return levels.scaled(np.linalg.lstsq(levels.values, 1 - (x**2).sum(axis=1), rcond=None)[0])
 
 
 def screen(task: Task, look: Measurements, number: int, keep: int, seed: tuple,
@@ -121,12 +143,13 @@ def fit(task: Task, levels: Levels, a: np.ndarray, look: Measurements, width: fl
         Ja = J @ slope
         H, g = Ja.T @ Ja / len(r), Ja.T @ r / len(r)
         # damped by what a step changes in the shares
-        metric = slope.T @ (slope * levels.volumes[:, None]) / levels.volumes.sum()
-        metric += 1e-6 * np.eye(len(a)) * np.trace(metric) / len(a)
+        volumes = np.tile(levels.volumes, np.atleast_2d(a).shape[0])
+        metric = slope.T @ (slope * volumes[:, None]) / levels.volumes.sum()
+        metric += 1e-6 * np.eye(a.size) * np.trace(metric) / a.size
         steps = [mu * 5.0**k for k in range(7)]
         for mu in steps:
             d = -np.linalg.solve(H + mu * metric, g)
-            c_new, slope_new = levels.shares(a + d, width)
+            c_new, slope_new = levels.shares(a + d.reshape(a.shape), width)
             f_new = task.comm.bcast(misfit(c_new) if task.comm.rank == 0 else None, root=0)
             if f_new < f:
                 break
@@ -134,7 +157,7 @@ def fit(task: Task, levels: Levels, a: np.ndarray, look: Measurements, width: fl
             break
         rho = (f - f_new) / max(-2 * (0.5 * d @ H @ d + g @ d), 1e-300)
         mu = mu / 5 if rho > 0.6 else mu * 2 if rho < 0.2 else mu
-        gain, a, c, slope = (f - f_new) / f, a + d, c_new, slope_new
+        gain, a, c, slope = (f - f_new) / f, a + d.reshape(a.shape), c_new, slope_new
         if gain < tolerance and iteration > 2:
             f = f_new
             break

@@ -11,7 +11,7 @@ import numpy as np
 from ...errors import SolverError
 from . import levels
 from .cells import Cells
-from .ellipsoids import starts
+from .ellipsoids import Start, starts
 from .flips import Walk
 from .graded import AGAIN, FIRST, RELEASED, Graded, blurred, shares_of, sharpest
 from .task import Task
@@ -155,7 +155,10 @@ class Search:
     # ---- sharp starts ---------------------------------------------------------------------------
 
     def _sharp(self, number: int, count: int) -> None:
-        """Ellipsoids with sharp walls; a short walk from each tells the good ones."""
+        """Ellipsoids with sharp walls; a short walk from each tells the good ones.
+
+        Two become graded first.
+        """
         s, begun = self.settings, []
         found = starts(self.task, self.cells, self.few, count, s.ellipsoids * count,
                        s.candidates, (s.seed, number))
@@ -165,6 +168,9 @@ class Search:
         self._calibrate(found[0].labels)
         if not number and count == 1:
             self._set_unit(found[0].labels)
+        if count > 1:  # short walks do not tell two good cells from two bad ones
+            self._soften(found, (s.seed, number, count))
+            return
         for k, start in enumerate(found[: s.walks]):
             walk = self._walk((s.seed, number, count, k))
             walk.begin(start.labels)
@@ -176,22 +182,27 @@ class Search:
             if self._solved():
                 return
         begun.sort(key=lambda walk: walk.best[0])
-        if count > 1:
-            self._soften([start.labels for start in found[: s.walks]], (s.seed, number, count))
-            return
         for walk in begun[: s.followed]:
             self._follow(walk)
             if self._solved():
                 return
 
-    def _soften(self, shapes: list[np.ndarray], seed: tuple) -> None:
-        """Graded shapes from sharp ones, the best sharpened again."""
-        candidates = []
-        for k, labels in enumerate(shapes):
+    def _soften(self, found: list[Start], seed: tuple) -> None:
+        """Graded shapes from sharp ellipsoids, the best sharpened again."""
+        candidates, second = [], levels.Levels(self.task, 2)
+        for k, start in enumerate(found):
+            a = np.array([levels.level_of(second, e) for e in start.ellipsoids])
+            c = second.shares(a, self.width)[0]
+            if np.mean(sharpest(c)[start.labels > 0] == start.labels[start.labels > 0]) > 0.8:
+                c = self._smooth(a)
+            else:  # one within the other: its level is the lower one
+                c = blurred(self.task, shares_of(start.labels), 2)
             fit = Graded(self.task, self.few)
-            c = fit.run(blurred(self.task, shares_of(labels), 2), 15)
+            c = fit.run(c, 15)
             candidates.append((fit.misfit, k, c))
             self.report("candidate", fit.misfit)
+            if fit.misfit < 4e-6 * self.task.unit + self.task.sigma**2:
+                break
         for _, k, c in sorted(candidates, key=lambda item: item[:2])[: self.settings.sharpened]:
             self._sharpen(c, (*seed, k))
             if self._solved():
