@@ -243,6 +243,11 @@ def test_an_interrupted_stage_goes_on_with_the_same_iterates(name, tmp_path):
     assert len(whole) >= 8
     *_, memory, _ = Small().run(optimiser, 10, until=4)
     assert memory.iteration == 4
+    # eigenvectors come with another last digit each time, and steps carry it on
+    repeated = Small().run(optimiser, 10)[0]
+    spread = max(np.abs(repeated[i] - whole[i]).max() for i in set(whole) & set(repeated))
+    assert spread < 1e-10
+    same = max(1e-12, 20 * spread)
 
     small = Small()  # what a new process has: the checkpoint
     folder.make(tmp_path / "run")
@@ -252,13 +257,13 @@ def test_an_interrupted_stage_goes_on_with_the_same_iterates(name, tmp_path):
     rest, again, why_again, last_again, _ = small.run(optimiser, 10, earlier)
     assert sorted(rest) == [i for i in sorted(whole) if i > 4]
     for iteration, control in rest.items():
-        assert np.abs(control - whole[iteration]).max() <= 1e-12
-    assert np.abs(again - reached).max() <= 1e-12 and why_again == why
-    assert last_again.numbers["losses"] == pytest.approx(losses, rel=1e-12)
+        assert np.abs(control - whole[iteration]).max() <= same
+    assert np.abs(again - reached).max() <= same and why_again == why
+    assert last_again.numbers["losses"] == pytest.approx(losses, rel=same)
     # and once more, from a memory that has been through this
     *_, twice, _ = Small().run(optimiser, 10, earlier, until=6)
     third, again, *_ = Small().run(optimiser, 10, twice)
-    assert min(third) == 7 and np.abs(again - reached).max() <= 1e-12
+    assert min(third) == 7 and np.abs(again - reached).max() <= same
 
 
 def test_without_its_memory_a_quasi_newton_stage_takes_another_way():

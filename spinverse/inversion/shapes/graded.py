@@ -13,6 +13,7 @@ from .task import Measurements, Task
 
 # weights, where shares at the edge change the signals as in `Task.unit`
 TV = 1e-6  # weight of the total variation of the shares
+MODES = 80  # of each compartment, and of the outside
 EDGE = 0.1  # differences of shares below this are smoothed, not kept
 # weight of c (1 - c), iterations with it
 FIRST = ((0.0, 10), (1e-5, 12), (1e-4, 10), (1e-3, 12), (1e-2, 5))
@@ -26,12 +27,15 @@ class Graded:
     Args:
         task: of the search.
         look: measurements that count.
+        compartments: how many.
+
+    Attributes:
         correction: ``(N,)`` what the full model adds to the graded one.
     """
 
-    def __init__(self, task: Task, look: Measurements, correction=0.0):
-        self.task, self.look, self.correction = task, look, correction
-        self.model = task.graded(160, 0.8)
+    def __init__(self, task: Task, look: Measurements, compartments: int = 1):
+        self.task, self.look, self.correction = task, look, 0.0
+        self.model = task.graded(MODES * (compartments + 1), 0.8)
         areas = task.whole.areas[self.model.inner]
         self.weights = areas / areas.mean()
         self.variation = TV * task.unit

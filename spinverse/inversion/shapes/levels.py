@@ -129,7 +129,7 @@ def screen(task: Task, look: Measurements, number: int, keep: int, seed: tuple,
 def fit(task: Task, levels: Levels, a: np.ndarray, look: Measurements, width: float,
         iterations: int, tolerance: float = 2e-2) -> tuple[np.ndarray, np.ndarray, float]:
     """Levenberg-Marquardt on the coefficients: they, the shares, the misfit."""
-    model, mu = task.graded(120, 1.0), 1e-2
+    model, mu = task.graded(60 * (1 + len(np.atleast_2d(a))), 1.0), 1e-2
 
     def misfit(c):
         return float(np.mean(task.residual(model, c, look) ** 2))

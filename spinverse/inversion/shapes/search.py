@@ -197,7 +197,7 @@ class Search:
                 c = self._smooth(a)
             else:  # one within the other: its level is the lower one
                 c = blurred(self.task, shares_of(start.labels), 2)
-            fit = Graded(self.task, self.few)
+            fit = Graded(self.task, self.few, len(start.ellipsoids))
             c = fit.run(c, 15)
             candidates.append((fit.misfit, k, c))
             self.report("candidate", fit.misfit)
@@ -283,7 +283,8 @@ class Search:
     def _sharpen(self, c: np.ndarray, seed: tuple) -> None:
         """From a graded candidate to partitions, at its place and at others of the lattice."""
         noise = self.task.sigma**2
-        c, free, misfit = Graded(self.task, self.more).sharpened(c, FIRST)
+        number = len(np.atleast_2d(c))
+        c, free, misfit = Graded(self.task, self.more, number).sharpened(c, FIRST)
         self.report("sharp", misfit)
         labels = self._labels(c)
         if labels is None:
@@ -296,7 +297,7 @@ class Search:
             start = labels
             if source is not None:
                 moved = np.where(source >= 0, free[..., source], 0.0)
-                c, _, there = Graded(self.task, self.more).sharpened(moved, AGAIN)
+                c, _, there = Graded(self.task, self.more, number).sharpened(moved, AGAIN)
                 self.report("moved", there)
                 start = self._labels(c) if there - noise < 3 * (misfit - noise) else None
             if start is not None:
@@ -324,7 +325,7 @@ class Search:
             if self._solved() or hopeless:
                 return
             shape = shares_of(best[1])
-            fit = Graded(task, self.more)
+            fit = Graded(task, self.more, len(np.atleast_2d(shape)))
             fit.correction = (task.exact(best[1], self.more)
                               - task.residual(fit.model, shape, self.more))
             c, _, misfit = fit.sharpened(blurred(task, shape, 1 + turn), RELEASED)
