@@ -24,8 +24,8 @@ class PartitionModel:
         wall: permeability of the surfaces, um/ms.
         outer: permeability of outer facets of label 0, um/ms; 0 reflects. Those of other labels
             are walls, or reflect too if this is 0.
-        modes: number of modes of label 0, and of each of the others; None for all of them, which
-            a reflecting boundary needs.
+        modes: number of modes of label 0, and of each of the others at least; None for all of
+            them, which a reflecting boundary needs.
         longest: ms, longest step of the splitting.
     """
 
@@ -120,7 +120,10 @@ class PartitionModel:
             mine = np.flatnonzero(labels[self.outer_cells] == label)
             add(A, self._outer[mine],
                 self._outer_mass[mine] * (self.wall if label else self.outer))
-        K = n if self.modes is None else min(self.modes[1 if label else 0], n)
+        K = n
+        if self.modes is not None:
+            # large cells hold more of their magnetisation in higher modes
+            K = min(n, max(self.modes[1], int(0.75 * n)) if label else self.modes[0])
         if K < n:
             rates, modes = scipy.linalg.eigh(A, M, check_finite=False, subset_by_index=[0, K - 1])
             A = np.diag(rates)
