@@ -14,8 +14,9 @@ Multiplying by v, integrating over each cell and summing (v and m jump across fa
 
 Every function below is one term. ``m`` and ``v`` are scalar for the matrix formalism, which
 needs real symmetric operators, and pairs (Re m, Im m) for time stepping; the terms are the same.
-A new term is a function of the same kind: pass it as ``extra_terms`` to
-`spinverse.BlochTorrey`. The same form runs on intervals, triangles and tetrahedra.
+A new term is a function ``extra_terms(m, v, t, coefficients)`` of the pair, with the time t in ms:
+pass it to `spinverse.simulate` or `spinverse.BlochTorrey` (docs/new_physics.md). The same form
+runs on intervals, triangles and tetrahedra.
 
 Where the spin densities rho of neighbours differ, uniform magnetisation is not at rest but
 m = rho is. What crosses a membrane is then (SpinDoctor, Li et al. 2019)
@@ -40,10 +41,12 @@ from dataclasses import dataclass, field
 
 import ufl
 
+from .errors import InputError
+
 
 @dataclass(frozen=True)
 class Coefficients:
-    """What the terms are made of.
+    """What the terms are made of. ``coefficients["name"]`` is one of the user's own.
 
     Attributes:
         D: diffusivity, scalar or 3x3 tensor per cell, um^2/ms.
@@ -58,6 +61,9 @@ class Coefficients:
         Q: int_0^t g along these axes and 0 along the others, a constant vector, rad/um; None
             where no axis is periodic. Terms of the user's see the whole g as well as Q, and
             the unknown w: with `gradient` in place of ``ufl.grad`` they read as for m.
+        echo_sign: +1 from the excitation on, turned by every 180-degree pulse. These are folded
+            into the sign of g; a phase that goes on through them, as that of a background field
+            does, is to be multiplied by this.
     """
 
     D: object
@@ -72,6 +78,13 @@ class Coefficients:
     extra: dict = field(default_factory=dict)
     periodic: tuple[int, ...] = ()
     Q: object = None
+    echo_sign: object = None
+
+    def __getitem__(self, name: str):
+        if name not in self.extra:
+            raise InputError(f"extra_terms: coefficient {name!r}, expected one of "
+                             f"extra_coefficients: {', '.join(map(repr, self.extra)) or 'none'}")
+        return self.extra[name]
 
 
 def mass(m, v, c: Coefficients) -> ufl.Form:

@@ -37,8 +37,9 @@ def faces(mesh: Mesh, axis: int) -> tuple[np.ndarray, np.ndarray]:
     low, high = mesh.bounds[:, axis]
     x = mesh.facet_corners[:, :, axis]
     near = TOLERANCE * (high - low)
-    return tuple(np.flatnonzero(mesh.outer & (np.abs(x - plane).max(axis=1) < near))
-                 for plane in (low, high))
+    lower, upper = (np.flatnonzero(mesh.outer & (np.abs(x - plane).max(axis=1) < near))
+                    for plane in (low, high))
+    return lower, upper
 
 
 def pair_across(mesh: Mesh, axis: int, points: tuple[np.ndarray, np.ndarray],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import dolfinx
@@ -12,6 +12,7 @@ import ufl
 from dolfinx.fem import petsc as fem_petsc
 from petsc4py import PETSc
 
+from . import extra_terms as extra
 from . import forms
 from .errors import InputError
 from .tissue import Tissue
@@ -27,34 +28,54 @@ class BlochTorrey:
     Args:
         tissue: diffusivity, T2, density and permeability on a mesh.
         degree: polynomial degree within a cell, at least 1.
-        extra_terms: ``extra_terms(m, v, c) -> ufl.Form``, added to the pair form (see
-            `spinverse.forms`); the matrix formalism refuses it, time stepping runs it.
-        extra_coefficients: named UFL coefficients that ``extra_terms`` finds in ``c.extra``.
+        extra_terms: ``extra_terms(m, v, t, coefficients) -> ufl.Form``, added to the pair form;
+            t is the time in ms (see `spinverse.forms` and docs/new_physics.md).
+        extra_coefficients: what ``extra_terms`` finds as ``coefficients[name]``: numbers, values
+            by cell tag or by cell, or UFL coefficients (see `spinverse.extra_terms`).
+        extra_breakpoints: times in ms at which ``extra_terms`` jump: steps end there.
+
+    Raises:
+        InputError: an argument that makes no sense; terms that are not linear in m and in v.
     """
 
     def __init__(self, tissue: Tissue, degree: int = 1,
-                 extra_terms: Callable | None = None, extra_coefficients: dict | None = None):
+                 extra_terms: Callable | None = None, extra_coefficients: dict | None = None,
+                 extra_breakpoints: Sequence[float] = ()):
         if not (isinstance(degree, int) and degree >= 1):
             raise InputError(f"degree: {degree!r}, expected a whole number of at least 1")
+        if extra_terms is None and extra_coefficients:
+            raise InputError("extra_coefficients: given without extra_terms")
+        if extra_terms is not None:
+            extra.check_function(extra_terms)
         self.tissue, self.mesh, self.degree = tissue, tissue.mesh, degree
         self.extra_terms = extra_terms
+        self.extra_breakpoints = tuple(sorted(float(time) for time in extra_breakpoints))
         domain = self.mesh.domain
         self.periodic = tissue.periodic_axes
         self.tied = tissue.permeability.tied | tissue.periodic_facets
         self.kappa = self.mesh.facet_function(np.where(self.tied, 0, tissue.permeability.values))
         self.g = dolfinx.fem.Constant(domain, np.zeros(self.mesh.dim))
         self.Q = dolfinx.fem.Constant(domain, np.zeros(self.mesh.dim)) if self.periodic else None
+        self.t = dolfinx.fem.Constant(domain, 0.0)
+        self.echo_sign = dolfinx.fem.Constant(domain, 1.0)
         centre = dolfinx.fem.Constant(domain, self.mesh.centre[: self.mesh.dim])
         self._balanced = tissue.balanced
         self.coefficients = forms.Coefficients(
-            D=_cell_function(domain, tissue.diffusivity, "D"),
-            R2=_cell_function(domain, 1.0 / tissue.T2, "R2"),
+            D=extra.cell_function(domain, tissue.diffusivity, "D"),
+            R2=extra.cell_function(domain, 1.0 / tissue.T2, "R2"),
             kappa=self.kappa, x=ufl.SpatialCoordinate(domain) - centre, g=self.g,
             dx=ufl.Measure("dx", domain), dS=ufl.Measure("dS", domain),
-            ds=_boundary(tissue), extra=extra_coefficients or {},
-            rho=_cell_function(domain, tissue.density, "rho") if self._balanced else None,
-            periodic=self.periodic, Q=self.Q)
+            ds=_boundary(tissue), extra=extra.coefficients_of(self.mesh, extra_coefficients),
+            rho=extra.cell_function(domain, tissue.density, "rho") if self._balanced else None,
+            periodic=self.periodic, Q=self.Q, echo_sign=self.echo_sign)
         self.space = dolfinx.fem.functionspace(domain, ("DG", degree))
+        self.extra_form = ufl.form.Form([])
+        if extra_terms is not None:
+            m, v = ufl.TrialFunction(self.pair_space), ufl.TestFunction(self.pair_space)
+            self.extra_form = self.extra(m, v)
+            extra.check_bilinear(self.extra_form, m, v)
+        self._blocks: extra.Blocks | None = None
+        self._with_extra: PETSc.Mat | None = None
 
     # ---- what both engines share -------------------------------------------------------------
 
@@ -67,8 +88,35 @@ class BlochTorrey:
         self.kappa.x.array[: self.mesh.num_owned_facets] = np.where(self.tied, 0.0, values)
 
     def compile(self, form: ufl.Form) -> dolfinx.fem.Form:
-        """The form, ready to assemble, with the facet submesh's entity map."""
-        return dolfinx.fem.form(form, entity_maps=[self.mesh.facet_map])
+        """The form, ready to assemble, with the facet submesh's entity map.
+
+        Raises:
+            InputError: extra terms that UFL or its compiler refuse.
+        """
+        try:
+            return dolfinx.fem.form(form, entity_maps=[self.mesh.facet_map])
+        except Exception as error:  # noqa: BLE001 - UFL raises all kinds
+            if self.extra_terms is None:
+                raise
+            hint = ("; on dS fields and m have two sides, m('+') and m('-')"
+                    if "restrict" in str(error) else "")
+            raise InputError(f"extra_terms: the form does not compile: {error}{hint}") from error
+
+    @cached_property
+    def pair_space(self) -> dolfinx.fem.FunctionSpace:
+        """Broken Lagrange pairs (Re m, Im m)."""
+        return dolfinx.fem.functionspace(self.mesh.domain, ("DG", self.degree, (2,)))
+
+    def extra(self, m, v) -> ufl.Form:
+        """The extra terms for pairs m and v; nothing if there are none."""
+        if self.extra_terms is None:
+            return ufl.form.Form([])
+        return self.extra_terms(m, v, self.t, self.coefficients)
+
+    @property
+    def extra_blocks(self) -> extra.Blocks | None:
+        """The extra terms as `decay_matrix` saw them last; None if there are none."""
+        return self._blocks
 
     @cached_property
     def traces(self) -> FacetTraces:
@@ -115,12 +163,29 @@ class BlochTorrey:
         return fem_petsc.create_matrix(self._decay_form)
 
     def decay_matrix(self) -> PETSc.Mat:
-        """Matrix of `forms.decay` at the present permeability, on the tied space."""
+        """Matrix of `forms.decay` at the present permeability, on the tied space.
+
+        With what is real of the extra terms.
+
+        Raises:
+            InputError: extra terms that the matrix formalism cannot take.
+        """
+        if self._blocks is not None:
+            self._blocks.destroy()
+            self._with_extra.destroy()
+            self._blocks = None
+        if not self.extra_form.empty():
+            self._blocks = extra.blocks(self)
         matrix = self._decay_matrix
         matrix.zeroEntries()
         fem_petsc.assemble_matrix(matrix, self._decay_form)
         matrix.assemble()
-        return self._tie(matrix)
+        if self._blocks is None:
+            return self._tie(matrix)
+        self._with_extra = matrix.copy()
+        self._with_extra.axpy(1.0, self._blocks.decay,
+                              PETSc.Mat.Structure.DIFFERENT_NONZERO_PATTERN)
+        return self._tie(self._with_extra)
 
     @cached_property
     def mass_matrix(self) -> PETSc.Mat:
@@ -139,6 +204,34 @@ class BlochTorrey:
         """(x_j m, v) for each axis j between owned broken dofs, um."""
         m, v, c = self._scalar
         return [self._local(forms.position(m, v, c, j)) for j in range(self.mesh.dim)]
+
+    @property
+    def phase_operators(self) -> list:
+        """What turns phases, to be multiplied with columns ``(n_owned, n)`` by ``@``.
+
+        One for each axis, um: what g_j times i multiplies; then, where extra terms turn phases by
+        themselves, what i multiplies for `echo_sign` 1 and, if they know it, -1, rad/ms.
+        """
+        if self._blocks is None:
+            return self.local_positions
+        more = self._blocks.positions
+        return [extra.Operator(J, more[j]) if j in more else J
+                for j, J in enumerate(self.local_positions)] + [
+                extra.Operator(None, matrix) for matrix in self._blocks.fields[: self.num_fields]]
+
+    @cached_property
+    def extra_structure(self) -> tuple[int, bool]:
+        """`spinverse.extra_terms.structure` of the extra terms. Collective.
+
+        Raises:
+            InputError: extra terms that the matrix formalism cannot take.
+        """
+        return (0, False) if self.extra_form.empty() else extra.structure(self)
+
+    @property
+    def num_fields(self) -> int:
+        """How many `phase_operators` are no axes: none, one, or one for each sign. Collective."""
+        return self.extra_structure[0]
 
     @cached_property
     def local_drifts(self) -> dict[int, scipy.sparse.csr_matrix]:
@@ -195,14 +288,3 @@ def _boundary(tissue: Tissue) -> ufl.Measure:
     tags = dolfinx.mesh.meshtags(mesh.domain, mesh.dim - 1, there.astype(np.int32),
                                  np.ones(len(there), dtype=np.int32))
     return ufl.Measure("ds", mesh.domain, subdomain_data=tags)(1)
-
-
-def _cell_function(domain, values: np.ndarray, name: str) -> dolfinx.fem.Function:
-    """DG0 function, scalar or tensor, from values over the cells of this rank."""
-    shape = values.shape[1:]
-    space = dolfinx.fem.functionspace(domain, ("DG", 0, shape) if shape else ("DG", 0))
-    function = dolfinx.fem.Function(space, name=name)
-    cells = space.dofmap.list.ravel()
-    function.x.array.reshape(-1, *shape)[cells] = values
-    function.x.scatter_forward()
-    return function

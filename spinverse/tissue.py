@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from mpi4py import MPI
@@ -106,10 +107,11 @@ class Tissue:
     """
 
     mesh: Mesh
-    diffusivity: object = 2.0
-    T2: object = np.inf
-    density: object = 1.0
-    permeability: object = np.inf
+    # arrays over cells, and a Permeability, once made
+    diffusivity: Any = 2.0
+    T2: Any = np.inf
+    density: Any = 1.0
+    permeability: Any = np.inf
     interface: str = "equilibrium"
     periodic: str = ""
 

@@ -121,8 +121,9 @@ class FacetTraces:
                 nodes = _facet_nodes(space.element.basix_element.points, corner)
                 dofs[chosen] = space.dofmap.list[self._cells[facets[chosen], 0]][:, nodes]
             sides.append(dofs)
-        return pair_across(self.mesh, axis, tuple(x[dofs] for dofs in sides),
-                           tuple(global_dofs[dofs] for dofs in sides))
+        low, high = sides
+        return pair_across(self.mesh, axis, (x[low], x[high]),
+                           (global_dofs[low], global_dofs[high]))
 
     def _by_corner(self, side: int, facets: np.ndarray | None = None):
         """Facets grouped by which corners of the side's cell they are."""
@@ -197,7 +198,7 @@ def _lower_owners(index_map, label) -> None:
     """Owners take the smallest label that any rank holds for their dofs."""
     ghosts = label.array[index_map.size_local:]
     comm = index_map.comm
-    send = [[] for _ in range(comm.size)]
+    send: list = [[] for _ in range(comm.size)]
     for owner in range(comm.size):
         mine = index_map.owners == owner
         if mine.any():

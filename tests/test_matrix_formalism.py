@@ -305,10 +305,12 @@ def test_bad_number_of_modes(modes):
         MatrixFormalism(tagged(), few(), modes=modes)
 
 
-def test_extra_terms_are_refused():
+def test_extra_terms_that_are_not_symmetric_are_refused():
     grid = ball()
-    problem = BlochTorrey(Tissue(grid), extra_terms=lambda m, v, c: ufl.inner(m, v) * c.dx)
-    with pytest.raises(InputError, match="matrix_formalism does not know extra_terms"):
+    problem = BlochTorrey(Tissue(grid), extra_terms=lambda m, v, t, c: ufl.inner(
+        ufl.grad(m)[:, 0], v) * c.dx)
+    with pytest.raises(InputError, match="matrix_formalism cannot take them, because they have a "
+                                         "part that is not symmetric"):
         MatrixFormalism(problem, few())
 
 

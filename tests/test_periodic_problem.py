@@ -181,7 +181,7 @@ def test_gradients_of_the_engines_approach_each_other():
     assert np.abs(found - exact).max() < 1e-3 * np.abs(exact).max()
 
 
-def sink(m, v, c):
+def sink(m, v, t, c):
     """A second diffusivity, as a user would add it: by `forms.gradient`, not ``ufl.grad``."""
     return c.extra["more"] * ufl.inner(forms.gradient(m, c), forms.gradient(v, c)) * c.dx
 

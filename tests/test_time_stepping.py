@@ -139,7 +139,7 @@ def test_stiff_membranes_do_not_ring():
 def test_opposite_gradient_by_turned_sign_equals_its_own_factor():
     plain = make()
     zero = dolfinx.fem.Constant(plain.mesh.domain, 0.0)
-    extra = BlochTorrey(plain.tissue, extra_terms=lambda m, v, c: zero * ufl.inner(m, v) * c.dx)
+    extra = BlochTorrey(plain.tissue, extra_terms=lambda m, v, t, c: zero * ufl.inner(m, v) * c.dx)
     assert np.allclose(TimeStepping(plain, pgse(), 0.2).signals(),
                        TimeStepping(extra, pgse(), 0.2).signals(), rtol=1e-11)
 
@@ -147,14 +147,14 @@ def test_opposite_gradient_by_turned_sign_equals_its_own_factor():
 # ---- extra terms --------------------------------------------------------------------------------
 
 
-def rotating(m, v, c):
+def rotating(m, v, t, c):
     """Off-resonance, and a sink on the interior facets."""
     turned = ufl.as_vector((-m[1], m[0]))
     return (c.extra["omega"] ** 2 * ufl.inner(turned, v) * c.dx
             + c.extra["sink"] * ufl.inner(ufl.avg(m), ufl.avg(v)) * c.dS)
 
 
-def by_gradient(m, v, c):
+def by_gradient(m, v, t, c):
     """A term that knows the gradient, and not as a factor."""
     return ufl.dot(c.g, c.g) * c.extra["omega"] * ufl.inner(m, v) * c.dx
 
@@ -351,10 +351,10 @@ def test_bad_arguments(arguments, message):
 
 
 @pytest.mark.parametrize("terms", [
-    lambda m, v, c: m[0] * c.dx,
-    lambda m, v, c: ufl.inner(m, m) * v[0] * c.dx,
-    lambda m, v, c: ufl.inner(m, v) * c.dx + v[0] * c.dx,
-    lambda m, v, c: 3.0,
+    lambda m, v, t, c: m[0] * c.dx,
+    lambda m, v, t, c: ufl.inner(m, m) * v[0] * c.dx,
+    lambda m, v, t, c: ufl.inner(m, v) * c.dx + v[0] * c.dx,
+    lambda m, v, t, c: 3.0,
 ])
 def test_extra_terms_that_are_not_bilinear(terms):
     with pytest.raises(InputError, match="extra_terms: expected a UFL form linear in m and in v"):

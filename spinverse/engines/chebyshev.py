@@ -84,6 +84,8 @@ class Propagation:
         square: what times q[c]^2 is added to A, a number (times 1) or ``(K, K)`` symmetric.
         interval: that the Hermitian part of all columns lies in, 1/ms; [0, lambda_max] if not
             given.
+        field: ``(K, K)`` real symmetric, rad/ms, that is added to Y of every column.
+        field_reach: bound on its spectral radius, rad/ms.
     """
 
     eigenvalues: np.ndarray
@@ -93,9 +95,11 @@ class Propagation:
     duration: float
     square: np.ndarray | float = 0.0
     interval: tuple[float, float] | None = None
+    field: np.ndarray | None = None
+    field_reach: float = 0.0
 
     def __post_init__(self):
-        phase = float(np.abs(self.q).max(initial=0.0)) * self.reach
+        phase = float(np.abs(self.q).max(initial=0.0)) * self.reach + self.field_reach
         low, high = (0.0, float(self.eigenvalues[-1])) if self.interval is None else self.interval
         plan = expansion(float(self.duration), high - low, phase)
         self.plan = plan
@@ -106,12 +110,18 @@ class Propagation:
         self._squares = squares if np.ndim(self.square) else None
         if np.ndim(self.square) == 0 and self.square:
             self._decay = self._decay + self.square * squares
+        self._field = None if self.field is None else self.field / plan.width
         self._tape: list[np.ndarray] = []
 
     def _apply(self, u, X, sign):
-        """((A - c) + sign i q X) / a on columns u = [Re | Im]."""
+        """((A - c) + sign i (q X + field)) / a on columns u = [Re | Im]."""
         half = u.shape[1] // 2
-        Yu = (X @ u) * self._q
+        if self._field is None:
+            Yu = (X @ u) * self._q
+        else:
+            Yu = self._field @ u
+            if self._q.any():
+                Yu += (X @ u) * self._q
         out = self._decay * u
         if self._squares is not None:
             out += (self.square @ u) * self._squares
@@ -150,12 +160,14 @@ class Propagation:
         half = state.shape[1] // 2
         return state[:, :half] + 1j * state[:, half:]
 
-    def backward(self, adjoint: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+    def backward(self, adjoint: np.ndarray, gradient: np.ndarray,
+                 turning: tuple[np.ndarray, np.ndarray] | None = None) -> np.ndarray:
         """Pull an adjoint back, and add to the derivative with respect to A.
 
         Args:
             adjoint: ``(K, C)`` complex p with dJ = Re sum(conj(p) d(output)).
             gradient: ``(K, K)``; dJ = sum(gradient * dA) is added in place.
+            turning: two of these, for X and for the field, if they are wanted.
 
         Returns:
             ``(K, C)`` adjoint of the input.
@@ -176,7 +188,23 @@ class Propagation:
             swept.append(now)
             # s_1 meets t_0 with weight 1, s_{k+1} meets t_k with weight 2
             swept = [2.0 * s for s in swept[:-1]] + [swept[-1]]
-            gradient += np.hstack(swept[::-1]) @ terms.T / self.plan.width
+            swept = np.hstack(swept[::-1])
+            gradient += swept @ terms.T / self.plan.width
+            if turning is not None:
+                self._add_turning(swept, terms, *turning)
             state = c[0] * state + self._back(now) - later
         half = state.shape[1] // 2
         return state[:, :half] + 1j * state[:, half:]
+
+    def _add_turning(self, swept: np.ndarray, terms: np.ndarray, by_position: np.ndarray,
+                     by_field: np.ndarray) -> None:
+        """As for A, where i times a real matrix is added to it: i (Re, Im) is (-Im, Re)."""
+        width = 2 * len(self.q)
+        turned = np.empty_like(terms)
+        for first in range(0, terms.shape[1], width):
+            middle, last = first + width // 2, first + width
+            turned[:, first:middle] = -terms[:, middle:last]
+            turned[:, middle:last] = terms[:, first:middle]
+        by_field += swept @ turned.T / self.plan.width
+        # _q is q / width, once for Re and once for Im
+        by_position += (swept * np.tile(self._q, terms.shape[1] // width)) @ turned.T

@@ -1,10 +1,12 @@
 """Derivatives of the weak form with respect to its coefficients, summed over time steps.
 
-Each class sums weight * d a(stage, adjoint) / d(coefficient), with the stage and the adjoint as
-`PairSystem.expand` left them.
+Each class sums weight * d a(stage, adjoint) / d(coefficient), with the stage and the adjoint that a
+`System` has at the time.
 """
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import dolfinx
 import numpy as np
@@ -12,13 +14,41 @@ import scipy.sparse
 import ufl
 
 from ..errors import InputError
-from .pair_system import PairSystem
+from ..extra_terms import has
+from ..problem import BlochTorrey
+
+
+class System(Protocol):
+    """A weak form with two Functions of pairs, ghosts included."""
+
+    problem: BlochTorrey
+    stage: dolfinx.fem.Function
+    adjoint: dolfinx.fem.Function
+
+    def operator(self, m, v) -> ufl.Form: ...
+
+
+def derivative_of(system: System, coefficient) -> OfPermeability | OfFunction | OfConstant:
+    """The sum for one coefficient.
+
+    Raises:
+        InputError: it is not in the weak form, or neither a Function nor a Constant.
+    """
+    problem = system.problem
+    if coefficient is problem.kappa and not has(problem.extra_form, coefficient):
+        return OfPermeability(system)
+    if isinstance(coefficient, dolfinx.fem.Function):
+        return OfFunction(system, coefficient)
+    if isinstance(coefficient, dolfinx.fem.Constant):
+        return OfConstant(system, coefficient)
+    raise InputError(f"coefficient: {coefficient!r:.60} is of the wrong kind, expected a dolfinx "
+                     "Function or Constant")
 
 
 class OfPermeability:
     """By facet jumps: Q(kappa) = T^T diag(kappa) T, without assembling anything."""
 
-    def __init__(self, system: PairSystem):
+    def __init__(self, system: System):
         self._system = system
         self._jumps: scipy.sparse.csr_matrix = system.problem.jump_matrix
 
@@ -41,7 +71,7 @@ class OfPermeability:
 class OfFunction:
     """By ``ufl.derivative``: any dolfinx Function of the weak form."""
 
-    def __init__(self, system: PairSystem, function: dolfinx.fem.Function):
+    def __init__(self, system: System, function: dolfinx.fem.Function):
         form = system.operator(system.stage, system.adjoint)
         if not any(function is c for c in form.coefficients()):
             raise InputError(f"coefficient: {function.name!r} is not in the weak form")
@@ -70,11 +100,11 @@ class OfFunction:
 class OfConstant:
     """By ``ufl.diff``: a Constant of the weak form, component by component."""
 
-    def __init__(self, system: PairSystem, constant: dolfinx.fem.Constant):
+    def __init__(self, system: System, constant: dolfinx.fem.Constant):
         form = system.operator(system.stage, system.adjoint)
         if not any(constant is c for c in form.constants()):
             raise InputError(f"coefficient: {constant!s} is not in the weak form")
-        self._comm, self._shape = system.comm, np.shape(constant.value)
+        self._comm, self._shape = system.problem.comm, np.shape(constant.value)
         zero = ufl.variable(dolfinx.fem.Constant(system.problem.mesh.domain, 0.0))
         self._forms = []
         for unit in np.eye(max(1, int(np.prod(self._shape)))):

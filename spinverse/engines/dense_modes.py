@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -35,8 +36,10 @@ def dense_modes(A: PETSc.Mat, M: PETSc.Mat, wanted: int) -> tuple:
         SolverError: LAPACK failed; a matrix has entries that are no numbers.
     """
     comm = A.comm.tompi4py()
+    a: Any  # rank 0 has the rows
+    m: Any
     a, m = (_gathered(matrix) for matrix in (A, M))
-    found = None
+    found: Any = None
     if comm.rank == 0:
         try:
             found = scipy.linalg.eigh(a.toarray(), m.toarray(), driver="gvd")

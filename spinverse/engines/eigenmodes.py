@@ -13,7 +13,7 @@ Phi^T x_j (A + s M)^-1 x_k Phi - X_j (Lambda + s)^-1 X_k, a solve for each mode 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import scipy.sparse
@@ -22,6 +22,7 @@ from petsc4py import PETSc
 from slepc4py import SLEPc
 
 from ..errors import SolverError
+from ..extra_terms import Unsuitable
 from ..problem import BlochTorrey
 from .dense_modes import dense_modes, is_small
 from .drifting_basis import enriched, lowest
@@ -47,7 +48,11 @@ class Eigenmodes:
         gauge: what drives them along periodic axes, None without.
         nest: ``(K, K)`` how to leave some out: see `drifting_basis.enriched`; None without.
         responses: ``(d, d, K, K)`` Phi^T J_j (A + s M)^-1 J_k Phi, um^2 ms; None if not asked for.
+            With `fields` these are counted with the positions.
         shift: s of `responses`, 1/ms.
+        fields: ``(n, K, K)`` what turns phases without gradient, rad/ms, before a 180-degree pulse
+            and (n = 2) after it: see `spinverse.extra_terms`; n = 0 for nothing.
+        field_reach: ``(n,)`` bounds on the spectral radius of `fields`, rad/ms.
     """
 
     eigenvalues: np.ndarray
@@ -60,6 +65,8 @@ class Eigenmodes:
     nest: np.ndarray | None = None
     responses: np.ndarray | None = None
     shift: float = 0.0
+    fields: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0)))
+    field_reach: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return len(self.eigenvalues)
@@ -73,7 +80,12 @@ class Eigenmodes:
                           self.start[few], self.receive[few], self.reach,
                           self.gauge and self.gauge.truncated(number), None,
                           None if self.responses is None else self.responses[:, :, few, few],
-                          self.shift)
+                          self.shift, self.fields[:, few, few], self.field_reach)
+
+    @property
+    def turning(self) -> np.ndarray:
+        """Positions, followed by fields."""
+        return np.concatenate([self.positions, self.fields]) if len(self.fields) else self.positions
 
     def _nested(self, number: int) -> Eigenmodes:
         first = self.nest[:number]
@@ -84,8 +96,11 @@ class Eigenmodes:
                           rotation)
 
     def omitted(self, direction) -> np.ndarray:
-        """C along a direction, ``(K, K)`` um^2 ms: what all other modes do, see above."""
-        X = np.tensordot(direction, self.positions, axes=1)
+        """C along a direction, ``(K, K)`` um^2 ms: what all other modes do, see above.
+
+        With `fields`, ``direction`` is g followed by a weight for each of them, and C in 1/ms.
+        """
+        X = np.tensordot(direction, self.turning, axes=1)
         whole = np.tensordot(np.outer(direction, direction), self.responses, axes=2)
         C = whole - X @ (X / (self.eigenvalues + self.shift)[:, None])
         return 0.5 * (C + C.T)
@@ -105,6 +120,7 @@ def eigenmodes(problem: BlochTorrey, number: int, options_prefix: str = "spinver
 
     Raises:
         SolverError: if the factorisation fails or too few pairs converge.
+        InputError: extra terms that the matrix formalism cannot take.
     """
     size = problem.num_unknowns
     number = lowest(problem, number)
@@ -125,6 +141,8 @@ def eigenmodes(problem: BlochTorrey, number: int, options_prefix: str = "spinver
         values, vectors = _pairs(eps, tied, wanted)
         solve = _solver(eps.getST().getKSP(), tied)
     kept = _cut(values, min(number, size), CANDIDATES // (1 + len(problem.periodic)))
+    if problem.extra_blocks is not None:
+        _check_decay(values)
     values, nest = np.maximum(values[:kept], 0.0), None
     modes = tied.broken(vectors[:, :kept])
     if problem.periodic and kept < size:
@@ -136,6 +154,12 @@ def eigenmodes(problem: BlochTorrey, number: int, options_prefix: str = "spinver
         eps.destroy()
     tied.destroy()
     return _project(problem, values, modes, nest, R, shift)
+
+
+def _check_decay(values: np.ndarray) -> None:
+    """Extra terms may let magnetisation grow, which the engine's exponentials do not know."""
+    if values[0] < -1e-8 * max(1.0, abs(values[-1])):
+        raise Unsuitable(f"a mode grows by a factor e in {-1 / values[0]:.3g} ms")
 
 
 class _Tied:
@@ -254,8 +278,9 @@ def _solver(ksp: PETSc.KSP, tied: _Tied) -> Callable[[np.ndarray], np.ndarray]:
 def _responses(problem: BlochTorrey, modes: np.ndarray, tied: _Tied,
                solve: Callable) -> np.ndarray:
     """See `Eigenmodes`; by blocks of modes, to hold no second basis. Collective."""
-    K, dim = modes.shape[1], problem.mesh.dim
-    moved = [J @ modes for J in problem.local_positions]
+    K = modes.shape[1]
+    moved = [J @ modes for J in problem.phase_operators]
+    dim = len(moved)
     local = np.zeros((dim, dim, K, K))
     for first in range(0, K, _BLOCK):
         block = slice(first, first + _BLOCK)
@@ -273,15 +298,27 @@ def _project(problem: BlochTorrey, values: np.ndarray, modes: np.ndarray,
              shift: float = 0.0) -> Eigenmodes:
     """Position operators, start and receive vectors, the same on every rank."""
     K, dim = len(values), problem.mesh.dim
-    packed = np.zeros((dim * K + 2, K))
-    for j, J in enumerate(problem.local_positions):
+    operators = problem.phase_operators
+    number = len(operators)
+    packed = np.zeros((number * K + 2, K))
+    for j, J in enumerate(operators):
         packed[j * K: (j + 1) * K] = modes.T @ (J @ modes)
     mass: scipy.sparse.csr_matrix = problem.local_mass
-    packed[dim * K] = (mass @ problem.initial) @ modes
-    packed[dim * K + 1] = (mass @ problem.scale) @ modes
+    packed[-2] = (mass @ problem.initial) @ modes
+    packed[-1] = (mass @ problem.scale) @ modes
     total = np.empty_like(packed)
     problem.comm.Allreduce(packed, total)
-    X = total[: dim * K].reshape(dim, K, K)
+    X = total[:-2].reshape(number, K, K)
+    X = 0.5 * (X + X.transpose(0, 2, 1))
     reach = (problem.mesh.bounds[1] - problem.mesh.bounds[0])[:dim] / 2
-    return Eigenmodes(values, modes, 0.5 * (X + X.transpose(0, 2, 1)), total[dim * K],
-                      total[dim * K + 1], reach, gauge_of(problem, modes), nest, responses, shift)
+    if problem.extra_blocks is not None:
+        for axis in problem.extra_blocks.positions:
+            reach[axis] = _radius(X[axis])
+    return Eigenmodes(values, modes, X[:dim], total[-2], total[-1], reach,
+                      gauge_of(problem, modes), nest, responses, shift, X[dim:],
+                      tuple(_radius(J) for J in X[dim:]))
+
+
+def _radius(matrix: np.ndarray) -> float:
+    """Spectral radius of a symmetric matrix, a little more."""
+    return 1.001 * float(np.abs(np.linalg.eigvalsh(matrix)[[0, -1]]).max())

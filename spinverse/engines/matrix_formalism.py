@@ -15,6 +15,10 @@ Waveforms that are not piecewise constant are cut into pieces of fourth order in
 
 Along periodic axes the modes drift instead: see `spinverse.engines.gauge`.
 
+Extra terms take part if they have the structure that `spinverse.extra_terms` tells: what decays is
+in Lambda, what turns with the gradient in X, and what turns without it is a field B,
+u' = -(Lambda + i B + i g(t) . X) u, under which waveforms are run as a whole.
+
 One eigenproblem serves all measurements; these are shared out over the ranks by direction.
 """
 
@@ -34,6 +38,8 @@ from . import gauge
 from .chebyshev import Propagation
 from .checks import check_directions
 from .eigenmodes import Eigenmodes, eigenmodes
+from .fields import plan_in_field, step_in_field
+from .mode_derivatives import ModeDerivatives, add_up
 
 _FIRST_MODES = 48
 _MOST_AT_FIRST = 400
@@ -47,7 +53,8 @@ class Group:
     """Measurements that share their pieces of constant gradient, up to its strength.
 
     A piece is (duration, value, direction). ``fold`` is 0 when the pieces are the whole waveform,
-    -1 or +1 when they are the first half of an antisymmetric or symmetric one.
+    -1 or +1 when they are the first half of an antisymmetric or symmetric one. ``fields`` are the
+    numbers of the fields (`Eigenmodes.fields`) that they are run under, empty without.
     """
 
     pieces: tuple[tuple[float, float, tuple[float, ...]], ...]
@@ -55,6 +62,7 @@ class Group:
     rows: list[int] = field(default_factory=list)
     strength: list[float] = field(default_factory=list)
     gap: list[float] = field(default_factory=list)
+    fields: tuple[int, ...] = ()
 
     @property
     def cost(self) -> float:
@@ -65,19 +73,20 @@ class MatrixFormalism:
     """Signals and their exact derivative with respect to the facet permeabilities.
 
     Args:
-        problem: the discrete problem, without extra terms.
+        problem: the discrete problem; extra terms as above.
         acquisition: the measurements.
         modes: number of modes, or "auto": as many as `tolerance` needs, found at the first call.
         tolerance: wanted absolute error of the normalised signal from cutting the spectrum.
         max_step: ms; pieces of a waveform that is not piecewise constant, or of any gradient along
             a periodic axis.
+
+    Raises:
+        InputError: an argument that makes no sense, or extra terms of another structure
+            (`spinverse.extra_terms.Unsuitable`).
     """
 
     def __init__(self, problem: BlochTorrey, acquisition: Acquisition,
                  modes: int | str = "auto", tolerance: float = 1e-5, max_step: float = 0.1):
-        if problem.extra_terms is not None:
-            raise InputError("engine: matrix_formalism does not know extra_terms; "
-                             "expected engine time_stepping for this problem")
         if modes != "auto" and not (isinstance(modes, int) and modes > 0):
             raise InputError(f"modes: {modes!r}, expected a positive number or 'auto'")
         if not tolerance > 0:
@@ -86,6 +95,9 @@ class MatrixFormalism:
         self.modes, self.tolerance = modes, tolerance
         self.basis: Eigenmodes | None = None
         self.estimated_error = np.nan
+        # how many fields there are: of extra terms, for each sign of the echo
+        self._fields = problem.num_fields
+        self._derivatives = ModeDerivatives(problem)
         # start = ratio * receive, if there is such a ratio: then one half serves both
         found = set(np.unique(problem.initial / problem.scale).tolist())
         found = set().union(*problem.comm.allgather(found))
@@ -134,17 +146,44 @@ class MatrixFormalism:
         Returns:
             ``(nf,)``, zero on tied facets; after ``signals(..., remember=True)``.
         """
+        return self._contract(self._taped, self._by_operator(adjoint)[0])
+
+    def gradient_of(self, coefficient, adjoint: np.ndarray) -> np.ndarray:
+        """Derivative of J with respect to one coefficient; see `gradients`. Collective."""
+        return self.gradients(adjoint, [coefficient])[0]
+
+    def gradients(self, adjoint: np.ndarray, coefficients: list) -> list[np.ndarray]:
+        """Derivatives of J with respect to coefficients of the weak form. Collective.
+
+        As `gradient`, with the modes as a fixed basis; arguments and results are those of
+        `TimeStepping.gradients`.
+
+        Raises:
+            InputError: a coefficient that the weak form does not contain, or the diffusivity on a
+                periodic box.
+        """
+        problem, basis = self.problem, self._taped
+        derivatives = [self._derivatives(coefficient) for coefficient in coefficients]
+        operators = self._by_operator(adjoint, not problem.periodic)
+        add_up(self._derivatives, derivatives, _with_ghosts(problem, basis.modes), operators)
+        return [derivative.result() for derivative in derivatives]
+
+    def _by_operator(self, adjoint: np.ndarray, turning: bool = False) -> np.ndarray:
+        """Derivatives with respect to Lambda as a matrix, ``(1, K, K)``, symmetric. Collective.
+
+        ``turning``: and to each of `Eigenmodes.turning`.
+        """
         basis = self._taped
         K = len(basis)
-        G = np.zeros((K, K))
+        total = np.zeros((1 + turning * len(basis.turning), K, K))
         gaps = defaultdict(lambda: np.zeros((K, K)))
         for group, left, right, forward in self._tape:
-            self._pull_back(group, adjoint, left, right, forward, G, gaps)
+            self._pull_back(group, adjoint, left, right, forward, total, gaps)
         for gap in sorted(gaps):
-            G += gaps[gap] * _divided_differences(basis.eigenvalues, gap)
-        total = np.empty_like(G)
-        self.problem.comm.Allreduce(0.5 * (G + G.T), total)
-        return self._contract(basis, total)
+            total[0] += gaps[gap] * _divided_differences(basis.eigenvalues, gap)
+        result = np.empty_like(total)
+        self.problem.comm.Allreduce(0.5 * (total + total.transpose(0, 2, 1)), result)
+        return result
 
     # ---- one group ----------------------------------------------------------------------------
 
@@ -152,7 +191,7 @@ class MatrixFormalism:
         """Group the measurements, and choose this rank's."""
         self.max_step = max_step
         self._groups = plan(self.acquisition, max_step, self.problem.mesh.dim,
-                             self.problem.periodic)
+                            self.problem.periodic, self._fields)
         by_cost = sorted(range(len(self._groups)), key=lambda i: (-self._groups[i].cost, i))
         self._mine = by_cost[self.problem.comm.rank:: self.problem.comm.size]
 
@@ -167,8 +206,11 @@ class MatrixFormalism:
             u = np.hstack([u, np.repeat(basis.receive[:, None], count, axis=1)])
             q = np.concatenate([q, q])
         forward, operators, drifts = [], {}, {}
-        for duration, value, direction in group.pieces:
-            if not value:
+        for place, (duration, value, direction) in enumerate(group.pieces):
+            if group.fields:
+                step = step_in_field(basis, group.fields[place], direction, value * q, duration,
+                                     operators, corrected)
+            elif not value:
                 step = _Rest(basis.eigenvalues, duration)
             elif isinstance(value, gauge.Wave):
                 step = gauge.propagation(basis, value, direction, q, duration, drifts)
@@ -209,8 +251,12 @@ class MatrixFormalism:
         if group.fold:
             p_left = w.conj() * decay * right if group.fold < 0 else w * decay * right.conj()
             p = np.hstack([p, p_left]) if self._ratio is None else p + p_left / self._ratio
-        for step in reversed(forward):
-            p = step.backward(p, G)
+        if len(G) == 1:
+            for step in reversed(forward):
+                p = step.backward(p, G[0])
+            return
+        for place in reversed(range(len(forward))):
+            p = _backward_turning(forward[place], p, G, group, place, len(basis.positions))
 
     # ---- over ranks ---------------------------------------------------------------------------
 
@@ -366,6 +412,20 @@ def _more_modes(found: int, before: float, error: float, excess: float) -> int:
     return int(found * np.clip(1.1 * excess ** (1 / np.clip(order, 2.0, 4.0)), 1.6, 3.0)) + 1
 
 
+def _backward_turning(step, p: np.ndarray, G: np.ndarray, group: Group, place: int,
+                      dim: int) -> np.ndarray:
+    """Pull back through one piece, adding to the derivatives of `MatrixFormalism._by_operator`."""
+    if isinstance(step, _Rest):
+        return step.backward(p, G[0])
+    by_position, by_field = np.zeros_like(G[:2])
+    p = step.backward(p, G[0], (by_position, by_field))
+    for axis, part in enumerate(group.pieces[place][2]):
+        G[1 + axis] += part * by_position
+    if group.fields:
+        G[1 + dim + group.fields[place]] += by_field
+    return p
+
+
 def _operators(basis: Eigenmodes, direction: tuple[float, ...], corrected: bool) -> tuple:
     """Position along a direction and its reach; what omitted modes add, and its largest value."""
     X, reach = np.tensordot(direction, basis.positions, axes=1), np.abs(direction) @ basis.reach
@@ -394,8 +454,10 @@ class _Rest:
 
 
 def plan(acquisition: Acquisition, max_step: float, dim: int,
-          periodic: tuple[int, ...] = ()) -> list[Group]:
+         periodic: tuple[int, ...] = (), fields: int = 0) -> list[Group]:
     """Group the rows of the table by the pieces that are to be propagated."""
+    if fields:
+        return plan_in_field(acquisition, max_step, dim, fields, Group, _unit)
     groups: dict[tuple, Group] = {}
     drifting: dict[int, tuple] = {}
     folds = [_fold(waveform, max_step) for waveform in acquisition.waveforms]

@@ -11,11 +11,10 @@ import numpy as np
 import ufl
 from dolfinx.fem import petsc as fem_petsc
 from petsc4py import PETSc
-from ufl.algorithms import expand_derivatives
-from ufl.algorithms.check_arities import ArityMismatch, check_form_arity
 
 from .. import forms
-from ..errors import InputError, SolverError
+from ..errors import SolverError
+from ..extra_terms import has
 from ..problem import BlochTorrey
 
 # Factors kept, of zero gradient, which all measurements share, and as many of others: one is
@@ -25,7 +24,8 @@ FACTORS = 4
 _SAME = PETSc.Mat.Structure.SAME_NONZERO_PATTERN
 _SUBSET = PETSc.Mat.Structure.SUBSET_NONZERO_PATTERN
 
-# g, one entry an axis, rad/(ms um); on periodic boxes followed by Q, rad/um: see `spinverse.forms`
+# g, one entry an axis, rad/(ms um); on periodic boxes followed by Q, rad/um; if extra terms know
+# them, by the sign of the echo and by the time in ms: see `spinverse.forms`
 Gradient = tuple[float, ...]
 
 
@@ -39,23 +39,17 @@ class PairSystem:
     Attributes:
         space: broken Lagrange pairs; their dofs are those of ``problem.space``, doubled.
         stage, adjoint: Functions of this space that the derivatives are taken at.
-
-    Raises:
-        InputError: extra terms that are not a form linear in m and in v.
     """
 
     def __init__(self, problem: BlochTorrey, options_prefix: str):
         self.problem, self.comm, self._prefix = problem, problem.comm, options_prefix
-        self.space = dolfinx.fem.functionspace(problem.mesh.domain, ("DG", problem.degree, (2,)))
-        m, v, c = ufl.TrialFunction(self.space), ufl.TestFunction(self.space), problem.coefficients
-        self.extra = ufl.form.Form([])
-        if problem.extra_terms is not None:
-            self.extra = problem.extra_terms(m, v, c)
-            if not _bilinear(self.extra, m, v):
-                raise InputError("extra_terms: expected a UFL form linear in m and in v, "
-                                 f"got {str(self.extra)!r:.60}")
+        self.space = problem.pair_space
+        m, v = ufl.TrialFunction(self.space), ufl.TestFunction(self.space)
+        self.extra = problem.extra_form
+        self.signed, self.timed = self.extra_has(problem.echo_sign), self.extra_has(problem.t)
         # A is linear in g and quadratic in Q, or assembled anew for each of them
-        self._polynomial = not (self.extra_has(problem.g) or self.extra_has(problem.Q))
+        self._polynomial = not (self.extra_has(problem.g) or self.extra_has(problem.Q)
+                                or self.signed or self.timed)
         # A(-g, -Q) is A(g, Q) with the sign of Im m turned; terms of the user's may not know that
         self._symmetric = problem.extra_terms is None
         self._full = problem.compile(self.operator(m, v))
@@ -70,13 +64,10 @@ class PairSystem:
 
     def operator(self, m, v) -> ufl.Form:
         """The whole weak form for given m and v, with a common ``problem.g`` and ``problem.Q``."""
-        form = forms.bloch_torrey(m, v, self.problem.coefficients)
-        if self.problem.extra_terms is not None:
-            form += self.problem.extra_terms(m, v, self.problem.coefficients)
-        return form
+        return forms.bloch_torrey(m, v, self.problem.coefficients) + self.problem.extra(m, v)
 
     def extra_has(self, coefficient) -> bool:
-        return any(coefficient is x for x in (*self.extra.coefficients(), *self.extra.constants()))
+        return has(self.extra, coefficient)
 
     # ---- matrices -----------------------------------------------------------------------------
 
@@ -168,10 +159,14 @@ class PairSystem:
             self._factors.popitem()[1].destroy()
 
     def _set(self, gradient: Gradient) -> None:
-        dim = self.problem.mesh.dim
-        self.problem.g.value[:] = gradient[:dim]
-        if self.problem.periodic:
-            self.problem.Q.value[:] = gradient[dim:]
+        problem, dim = self.problem, self.problem.mesh.dim
+        problem.g.value[:] = gradient[:dim]
+        if problem.periodic:
+            problem.Q.value[:] = gradient[dim: 2 * dim]
+        if self.timed:
+            *gradient, problem.t.value = gradient
+        if self.signed:
+            problem.echo_sign.value = gradient[-1]
 
     def _canonical(self, gradient: Gradient) -> tuple[Gradient, bool]:
         """Gradient to factorise with, and whether the sign of Im m is turned meanwhile."""
@@ -190,7 +185,8 @@ class PairSystem:
         if key in self._factors:
             self._factors.move_to_end(key)
             return self._factors[key]
-        alike = [k for k in self._factors if any(k[0]) == any(gradient)]
+        dim = self.problem.mesh.dim * (2 if self.problem.periodic else 1)
+        alike = [k for k in self._factors if any(k[0][:dim]) == any(gradient[:dim])]
         if len(alike) >= FACTORS:
             self._factors.pop(alike[0]).destroy()
         if self._polynomial:
@@ -283,17 +279,6 @@ class PairSystem:
     @cached_property
     def _broken(self) -> PETSc.Vec:
         return self.prolongation.createVecLeft()
-
-
-def _bilinear(form, m, v) -> bool:
-    """Whether each term has both arguments once; compiling would find out too late."""
-    if not isinstance(form, ufl.Form):
-        return False
-    try:
-        check_form_arity(expand_derivatives(form), (v, m))
-    except ArityMismatch:
-        return False
-    return form.empty() or set(form.arguments()) == {m, v}
 
 
 def _without_zeros(matrix: PETSc.Mat) -> PETSc.Mat:

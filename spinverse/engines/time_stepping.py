@@ -13,6 +13,10 @@ Pieces of constant gradient are cut into equal steps that end at the breakpoints
 Where a waveform is not piecewise constant, its pieces are of fourth order in their length
 (`spinverse.acquisition.waveforms`), a step each.
 
+Extra terms that know the time are taken at the middle of each step, which is of second order, and
+cost a factor a step; steps end at 180-degree pulses if the terms know their sign, and at the
+problem's ``extra_breakpoints``.
+
 Along periodic axes the operator depends on Q(t) = int_0^t g (`spinverse.forms`), which varies
 within pulses: a step takes Q at its middle and the mean of g, second order too. That is a factor a
 step; plateaus of Q share one.
@@ -22,7 +26,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import dolfinx
 import numpy as np
 from mpi4py import MPI
 from petsc4py import PETSc
@@ -31,7 +34,8 @@ from ..acquisition.table import Acquisition
 from ..errors import InputError, SolverError
 from ..problem import BlochTorrey
 from .checks import check_directions
-from .coefficient_derivatives import OfConstant, OfFunction, OfPermeability
+from .coefficient_derivatives import derivative_of
+from .echoes import refocusing_times, split
 from .pair_system import PairSystem
 
 # Stage vectors of one measurement that a rank keeps for the backward sweep, bytes; beyond, the
@@ -152,8 +156,9 @@ class TimeStepping:
         return result
 
     def _rows_by_steps(self, time_step: float, rows=None) -> dict[tuple[_Run, ...], list[int]]:
-        return _plan(self.acquisition, time_step, self.problem.mesh.dim, rows,
-                     self.problem.periodic)
+        problem, system = self.problem, self._system
+        return _plan(self.acquisition, time_step, problem.mesh.dim, rows, problem.periodic,
+                     system.signed, system.timed, problem.extra_breakpoints)
 
     def _choose_step(self) -> None:
         """Halve the step until some measurements of each waveform change by no more than it allows.
@@ -323,45 +328,57 @@ class TimeStepping:
     def _derivative(self, coefficient):
         known = self._derivatives.get(id(coefficient))
         if known is None:
-            system = self._system
-            if coefficient is self.problem.kappa and not system.extra_has(coefficient):
-                known = OfPermeability(system)
-            elif isinstance(coefficient, dolfinx.fem.Function):
-                known = OfFunction(system, coefficient)
-            elif isinstance(coefficient, dolfinx.fem.Constant):
-                known = OfConstant(system, coefficient)
-            else:
-                raise InputError(f"coefficient: {coefficient!r:.60} is of the wrong kind, "
-                                 "expected a dolfinx Function or Constant")
+            known = derivative_of(self._system, coefficient)
             self._derivatives[id(coefficient)] = known
         return known
 
 
 def _plan(acquisition: Acquisition, time_step: float, dim: int, rows=None,
-          periodic: tuple[int, ...] = ()) -> dict[tuple[_Run, ...], list[int]]:
+          periodic: tuple[int, ...] = (), signed: bool = False, timed: bool = False,
+          breakpoints: tuple[float, ...] = ()) -> dict[tuple[_Run, ...], list[int]]:
     """Rows of the table by the steps that they take; neighbours share gradients."""
     plan: dict[tuple, list[int]] = {}
-    pieces = [_along_period(waveform, time_step) if periodic else
-              [(*piece, None) for piece in zip(*waveform.segments(time_step), strict=True)]
-              for waveform in acquisition.waveforms]
+    pieces = []
+    for waveform in acquisition.waveforms:
+        turns = refocusing_times(waveform) if signed else ()
+        cuts = sorted({*turns, *breakpoints})
+        found = _along_period(waveform, time_step, cuts) if periodic else split(
+            zip(*waveform.segments(time_step), strict=True), cuts)
+        pieces.append(_with_extras(found, time_step, turns, signed, timed))
     along = np.isin(np.arange(dim), periodic)
     for row in range(len(acquisition)) if rows is None else rows:
         k = acquisition.waveform_index[row]
         g = acquisition.strength[row] * (
             1.0 if acquisition.waveforms[k].vector else acquisition.directions[row, :dim])
         runs: list[_Run] = []
-        for duration, value, wave in pieces[k]:
+        for duration, value, wave, known in pieces[k]:
             steps = max(1, int(np.ceil(duration / time_step * (1 - 1e-12))))
             # times and values that differ by rounding are to share a factor
             step = float(f"{duration / steps:.12g}")
             gradient = _times(value, g, dim)
             if wave is not None:
                 gradient += _times(wave, g * along, dim)
+            gradient += known
             if runs and (runs[-1].gradient, runs[-1].step) == (gradient, step):
                 steps += runs.pop().steps
             runs.append(_Run(gradient, steps, step))
         plan.setdefault(tuple(runs), []).append(row)
     return dict(sorted(plan.items(), key=lambda item: (max(item[0]).gradient, item[0])))
+
+
+def _with_extras(pieces, time_step: float, turns: tuple[float, ...], signed: bool,
+                 timed: bool) -> list[tuple]:
+    """Pieces with f, F (None without periods), and what extra terms know: sign, time."""
+    result, begin = [], 0.0
+    for duration, value, *wave in pieces:
+        sign = ((-1.0) ** sum(turn < begin + duration / 2 for turn in turns),) if signed else ()
+        wave = wave[0] if wave else None
+        count = max(1, int(np.ceil(duration / time_step * (1 - 1e-12)))) if timed else 1
+        for k in range(count):
+            middle = (float(f"{begin + (k + 0.5) * duration / count:.12g}"),) if timed else ()
+            result.append((duration / count, value, wave, sign + middle))
+        begin += duration
+    return result
 
 
 def _mean_steps(plan: dict[tuple[_Run, ...], list[int]], rows: list[int]) -> np.ndarray:
@@ -379,9 +396,12 @@ def _times(value, g, dim: int) -> tuple[float, ...]:
     return tuple((value * g + 0.0).tolist())
 
 
-def _along_period(waveform, time_step: float) -> list[tuple]:
+def _along_period(waveform, time_step: float, cuts=()) -> list[tuple]:
     """Steps of a waveform: their length, the mean of f and F = int f in their middle."""
     bounds = np.asarray(waveform.breakpoints)
+    inside = [cut for cut in cuts if 0 < cut < bounds[-1]
+              and np.abs(bounds - cut).min() > 1e-9 * bounds[-1]]
+    bounds = np.sort(np.append(bounds, inside))
     counts = np.maximum(1, np.ceil(np.diff(bounds) / time_step * (1 - 1e-12))).astype(int)
     edges = np.concatenate([np.linspace(*ends, n, endpoint=False) for *ends, n in
                             zip(bounds[:-1], bounds[1:], counts, strict=True)] + [bounds[-1:]])

@@ -1,0 +1,365 @@
+"""Terms of the user's own: their coefficients, their form, and what structure it has.
+
+A form F(m, v) that is linear in the pairs m = (Re m, Im m) and v is a real matrix with four
+blocks. Where it is linear in the complex m, these are [[R, -J], [J, R]], which stands for R + i J.
+The matrix formalism can take
+
+    R + i (J_b + s J_e + sum_j g_j J_j),       all of them real and symmetric,
+
+R into its eigenproblem, the others into the propagation of its modes; s is the sign that 180-degree
+pulses turn (`spinverse.forms.Coefficients.echo_sign`). `blocks` assembles a form for several values
+of g, s and t, looks whether it has this structure, and says what it is that it has not.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import dolfinx
+import numpy as np
+import ufl
+from dolfinx.fem import petsc as fem_petsc
+from petsc4py import PETSc
+from ufl.algorithms import expand_derivatives
+from ufl.algorithms.check_arities import ArityMismatch, check_form_arity
+
+from .errors import InputError
+from .mesh.distributed import Mesh
+
+_ROUNDING = 1e-9  # of the norm of all blocks
+_DIFFERENT = PETSc.Mat.Structure.DIFFERENT_NONZERO_PATTERN
+_SIGNATURE = "expected a function (m, v, t, coefficients) that returns a UFL form"
+
+
+class Unsuitable(InputError):
+    """Terms that the matrix formalism has no place for; ``reason`` says why."""
+
+    def __init__(self, reason: str):
+        self.reason = reason
+        super().__init__("extra_terms: engine matrix_formalism cannot take them, because "
+                         f"{reason}; expected engine 'time_stepping' or 'auto'")
+
+
+def check_function(function) -> None:
+    """Refuse what cannot be called with m, v, t and the coefficients."""
+    if not callable(function):
+        raise InputError(f"extra_terms: {function!r:.60}, {_SIGNATURE}")
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # compiled functions may have none
+        return
+    try:
+        signature.bind(None, None, None, None)
+    except TypeError:
+        name = getattr(function, "__name__", type(function).__name__)
+        raise InputError(f"extra_terms: {name}{signature}, {_SIGNATURE}") from None
+
+
+def check_bilinear(form, m, v) -> None:
+    """Refuse what is no form, or not linear in trial and test function m and v."""
+    if not _bilinear(form, m, v):
+        raise InputError("extra_terms: expected a UFL form linear in m and in v, "
+                         f"got {str(form)!r:.60}")
+
+
+def _bilinear(form, m, v) -> bool:
+    """Whether each term has both arguments once; compiling would find out too late."""
+    if not isinstance(form, ufl.Form):
+        return False
+    try:
+        check_form_arity(expand_derivatives(form), (v, m))
+    except ArityMismatch:
+        return False
+    return form.empty() or set(form.arguments()) == {m, v}
+
+
+def has(form: ufl.Form, coefficient) -> bool:
+    """Whether a coefficient or constant is in a form."""
+    return any(coefficient is x for x in (*form.coefficients(), *form.constants()))
+
+
+# ---- coefficients -------------------------------------------------------------------------------
+
+
+def coefficients_of(mesh: Mesh, given: Mapping | None) -> dict:
+    """Named values as UFL.
+
+    Args:
+        mesh: the mesh.
+        given: for each name a number, a vector or a tensor, which becomes a Constant; values by
+            cell tag or ``(Nt, ...)`` over the cells of the input, which become DG0 Functions; or
+            anything that UFL knows, as it is.
+
+    Raises:
+        InputError: a value that is none of these.
+    """
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise InputError(f"extra_coefficients: a {type(given).__name__}, expected a mapping of "
+                         "names to values")
+    return {name: _coefficient(mesh, name, value) for name, value in given.items()}
+
+
+def _coefficient(mesh: Mesh, name: str, value):
+    if isinstance(value, ufl.core.expr.Expr):
+        return value
+    field = f"extra_coefficients: {name}"
+    if isinstance(value, Mapping):
+        entries = {int(tag): _numbers(field, entry) for tag, entry in value.items()}
+        present = sorted(set().union(*mesh.comm.allgather(set(mesh.cell_tags.tolist()))))
+        for tag in present:
+            if tag not in entries:
+                raise InputError(f"{field}: no value for cell tag {tag}, expected one for each of "
+                                 f"{present}")
+        shapes = {entry.shape for entry in entries.values()}
+        if len(shapes) > 1:
+            raise InputError(f"{field}: shapes {sorted(shapes)}, expected the same for all tags")
+        values = np.zeros((len(mesh.cell_tags), *shapes.pop()))
+        for tag in present:
+            values[mesh.cell_tags == tag] = entries[tag]
+        return cell_function(mesh.domain, values, name)
+    array = _numbers(field, value)
+    if array.ndim and len(array) == mesh.num_cells:
+        return cell_function(mesh.domain, array[mesh.input_cells], name)
+    if any(size > 3 for size in array.shape):
+        raise InputError(f"{field}: shape {array.shape}, expected a number, a vector, a tensor, or "
+                         f"one of these for each of the {mesh.num_cells} cells")
+    return dolfinx.fem.Constant(mesh.domain, array)
+
+
+def _numbers(field: str, value) -> np.ndarray:
+    try:
+        array = np.array(value, dtype=float)
+    except (TypeError, ValueError):
+        raise InputError(f"{field}: {value!r:.60}, expected numbers or a UFL coefficient") from None
+    if not np.isfinite(array).all():
+        raise InputError(f"{field}: has values that are not finite")
+    return array
+
+
+def cell_function(domain, values: np.ndarray, name: str) -> dolfinx.fem.Function:
+    """DG0 function, scalar or not, from values over the cells of this rank."""
+    shape = values.shape[1:]
+    space = dolfinx.fem.functionspace(domain, ("DG", 0, shape) if shape else ("DG", 0))
+    function = dolfinx.fem.Function(space, name=name)
+    cells = space.dofmap.list.ravel()
+    function.x.array.reshape(-1, *shape)[cells] = values
+    function.x.scatter_forward()
+    return function
+
+
+# ---- structure ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """Real symmetric matrices on the broken scalar space.
+
+    Attributes:
+        decay: R.
+        fields: J_b + J_e and, if the terms know s, J_b - J_e.
+        positions: J_j by axis, if the terms know g.
+        turns: whether any of the fields is not zero.
+    """
+
+    decay: PETSc.Mat
+    fields: tuple[PETSc.Mat, ...]
+    positions: dict[int, PETSc.Mat]
+    turns: bool
+
+    def destroy(self) -> None:
+        for matrix in (self.decay, *self.fields, *self.positions.values()):
+            matrix.destroy()
+
+
+def blocks(problem) -> Blocks:
+    """The extra terms at their present coefficients. Collective.
+
+    Args:
+        problem: a `spinverse.BlochTorrey` with extra terms.
+
+    Raises:
+        Unsuitable: what is in the way of the structure above.
+        InputError: entries that are not finite.
+    """
+    # in parallel PETSc frees nothing by itself
+    pool: list[PETSc.Mat] = []
+    kept: list[PETSc.Mat] = []
+    try:
+        result = _blocks(problem, pool)
+        kept = [result.decay, *result.fields, *result.positions.values()]
+    finally:
+        problem.g.value[:], problem.echo_sign.value, problem.t.value = 0.0, 1.0, 0.0
+        for matrix in pool:
+            if not any(matrix is other for other in kept):
+                matrix.destroy()
+    return result
+
+
+def _blocks(problem, pool: list) -> Blocks:
+    form, dim = problem.extra_form, problem.mesh.dim
+    if problem.periodic and (has(form, problem.g) or has(form, problem.Q)):
+        raise Unsuitable("they depend on the gradient, on a periodic box")
+    compiled = problem.compile(form)
+    signs = (1.0, -1.0) if has(form, problem.echo_sign) else (1.0,)
+
+    def at(g=None, s=1.0, t=0.0) -> PETSc.Mat:
+        problem.g.value[:] = 0.0 if g is None else g
+        problem.echo_sign.value, problem.t.value = s, t
+        pool.append(fem_petsc.assemble_matrix(compiled))
+        pool[-1].assemble()
+        return pool[-1]
+
+    whole = [at(s=s) for s in signs]
+    size = max(matrix.norm() for matrix in whole)
+    if not np.isfinite(size):
+        raise InputError("extra_terms: their matrix has entries that are not finite; a coefficient "
+                         "that is not, or a division by zero?")
+    small = _ROUNDING * size
+    if has(form, problem.t) and any(
+            _distance(at(t=time), whole[0]) > small for time in (0.137, 1.71, 23.9)):
+        raise Unsuitable("they depend on the time")
+    decays, fields = zip(*(_complex(problem, matrix, small, pool) for matrix in whole),
+                         strict=True)
+    if _distance(decays[0], decays[-1]) > small:
+        raise Unsuitable("echo_sign is in a term that is not i times a symmetric one")
+    positions = {}
+    if has(form, problem.g):
+        by_axis = [at(axis) for axis in np.eye(dim)]
+        small = _ROUNDING * max(size, *(matrix.norm() for matrix in by_axis))
+        for axis, matrix in enumerate(by_axis):
+            real, positions[axis] = _complex(problem, matrix, small, pool)
+            if _distance(real, decays[0]) > small:
+                raise Unsuitable("the gradient is in a term that is not i times a symmetric one")
+            positions[axis].axpy(-1.0, fields[0], _DIFFERENT)
+            matrix.axpy(-1.0, whole[0], _DIFFERENT)
+        g = np.array([0.83, -1.71, 0.37])[:dim]
+        for base, s in zip(whole, signs, strict=True):
+            rest = at(g, s)
+            rest.axpy(-1.0, base, _DIFFERENT)
+            for strength, matrix in zip(g, by_axis, strict=True):
+                rest.axpy(-strength, matrix, _DIFFERENT)
+            if rest.norm() > 10 * small:
+                raise Unsuitable("they depend on the gradient, and not in proportion to it")
+    turning = max(matrix.norm() for matrix in fields) > _ROUNDING * size
+    if turning and problem.periodic:
+        raise Unsuitable("they turn the phase, on a periodic box")
+    return Blocks(decays[0], fields, positions, turning)
+
+
+def structure(problem) -> tuple[int, bool]:
+    """What the matrix formalism is to expect. Collective.
+
+    At coefficients near the present ones too, for they may change: a velocity of zero has any
+    structure.
+
+    Returns:
+        How many of `Blocks.fields` are ever to be looked at, 0, 1 or 2; and whether magnetisation
+        may grow (if it does, the modes tell).
+
+    Raises:
+        Unsuitable: as `blocks`.
+    """
+    found = [blocks(problem)]
+    try:
+        with _perturbed(problem):
+            found.append(blocks(problem))
+    except Unsuitable:
+        raise
+    except InputError:  # not finite: the moved values are out of a function's domain
+        pass
+    number = max(len(b.fields) * b.turns for b in found)
+    diagonal = found[0].decay.getDiagonal()
+    may_grow = diagonal.min()[1] < 0
+    diagonal.destroy()
+    for each in found:
+        each.destroy()
+    return number, may_grow
+
+
+def _complex(problem, pair: PETSc.Mat, small: float, pool: list) -> tuple:
+    """R and J of a pair matrix, dofs of the scalar space doubled."""
+    first, last = problem.space.dofmap.index_map.local_range
+    parts = [PETSc.IS().createStride(last - first, 2 * first + part, 2, comm=problem.comm)
+             for part in range(2)]
+    found = [pair.createSubMatrix(row, column) for row in parts for column in parts]
+    pool += found
+    for index in parts:
+        index.destroy()
+    re, minus, im, other = found
+    minus.scale(-1.0)
+    if max(_distance(re, other), _distance(im, minus)) > small:
+        raise Unsuitable("they treat Re m and Im m differently")
+    for matrix, what in ((re, "a part"), (im, "i times a part")):
+        transposed = PETSc.Mat()
+        matrix.transpose(transposed)
+        pool.append(transposed)
+        if _distance(transposed, matrix) > small:
+            raise Unsuitable(f"they have {what} that is not symmetric in m and v, as flow has")
+    return re, im
+
+
+def _distance(one: PETSc.Mat, other: PETSc.Mat) -> float:
+    difference = one.copy()
+    difference.axpy(-1.0, other, _DIFFERENT)
+    distance = difference.norm()
+    difference.destroy()
+    return distance
+
+
+@contextmanager
+def _perturbed(problem):
+    """Coefficients of the extra terms at other values, and back again."""
+    own = (problem.g, problem.Q, problem.t, problem.echo_sign)
+    form = problem.extra_form
+    constants = [c for c in form.constants() if not any(c is x for x in own)
+                 and isinstance(c, dolfinx.fem.Constant)]
+    functions = [f for f in form.coefficients() if isinstance(f, dolfinx.fem.Function)]
+    before = [np.copy(c.value) for c in constants], [f.x.array.copy() for f in functions]
+    try:
+        for k, c in enumerate(constants):
+            c.value[...] = _moved(np.asarray(c.value)[None], c.ufl_shape, k)[0]
+        for k, f in enumerate(functions):
+            shape = f.function_space.value_shape if f.function_space.dofmap.bs > 1 else ()
+            f.x.array[:] = _moved(f.x.array.reshape(-1, *shape), shape, k).ravel()
+            f.x.scatter_forward()
+        yield
+    finally:
+        for c, value in zip(constants, before[0], strict=True):
+            c.value[...] = value
+        for f, value in zip(functions, before[1], strict=True):
+            f.x.array[:] = value
+
+
+def _moved(values: np.ndarray, shape: tuple, seed: int) -> np.ndarray:
+    """Values ``(n, *shape)`` moved by about a tenth; symmetric tensors stay so."""
+    wave = np.sin(1.0 + seed + np.arange(len(values)) * 1.7).reshape(-1, *[1] * len(shape))
+    size = max(float(np.abs(values).max(initial=0.0)), 1e-3)
+    pattern = np.cos(1.0 + np.arange(int(np.prod(shape)))).reshape(shape) if shape else 1.0
+    if len(shape) == 2 and shape[0] == shape[1]:
+        pattern = pattern + pattern.T
+    return values * (1 + 0.1 * wave) + 0.05 * size * pattern * (1 + 0.3 * wave)
+
+
+class Operator:
+    """A sparse matrix of owned rows plus one that reaches over ranks, applied to dense columns."""
+
+    def __init__(self, local, matrix: PETSc.Mat):
+        self.local, self.matrix = local, matrix
+
+    def __matmul__(self, columns: np.ndarray) -> np.ndarray:
+        """``(n_owned, n)`` to the same. Collective."""
+        comm = self.matrix.comm
+        sizes = (self.matrix.getSizes()[1], (PETSc.DECIDE, columns.shape[1]))
+        dense = PETSc.Mat().createDense(sizes, comm=comm)
+        dense.getDenseArray()[:] = columns
+        dense.assemble()
+        product = self.matrix.matMult(dense)
+        result = product.getDenseArray(readonly=True).copy()
+        product.destroy()
+        dense.destroy()
+        return result if self.local is None else result + self.local @ columns
