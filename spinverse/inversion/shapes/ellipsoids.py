@@ -105,7 +105,7 @@ def starts(task: Task, cells: Cells, look: Measurements, number: int, tried: int
     found = [s for s in task.shared(one, range(tried)) if s is not None]
     chosen: list[Start] = []
     for start in sorted(found, key=lambda s: s.misfit):
-        if all(_overlap(start.labels, other.labels) < 0.5 for other in chosen):
+        if all(overlap(start.labels, other.labels) < 0.5 for other in chosen):
             chosen.append(start)
         if len(chosen) == keep:
             break
@@ -131,6 +131,6 @@ def starts(task: Task, cells: Cells, look: Measurements, number: int, tried: int
     return sorted(task.shared(evolved, list(enumerate(chosen))), key=lambda s: s.misfit)
 
 
-def _overlap(a: np.ndarray, b: np.ndarray) -> float:
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
     """Share of the cells with the same label among those that are inside either."""
     return np.count_nonzero((a == b) & (a > 0)) / np.count_nonzero((a > 0) | (b > 0))

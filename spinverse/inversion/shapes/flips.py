@@ -12,6 +12,8 @@ from __future__ import annotations
 import numpy as np
 
 from .cells import Cells, changed
+from .graded import bounded_step
+from .placements import Placement
 from .task import Measurements, Task
 
 # misfits in units of 1e4 times the mean square of what single moves change
@@ -86,7 +88,7 @@ class Walk:
         far = self.f > 3e-4 * unit + 1.5 * floor
         turn = self.sharper % len(CYCLE)
         noise = np.sqrt(floor / (1e-4 * unit))
-        W = surrogate.whitening(max(FAR, FAR_NOISY * noise) if far
+        W = surrogate.whitening(self._far(unit) if far
                                 else max(CYCLE[turn], CYCLE_NOISY[turn] * noise))
         before = np.mean((surrogate.r @ W) ** 2)
         excess = before - floor * np.sum(W**2) / len(W)
@@ -120,9 +122,58 @@ class Walk:
             if report is not None:
                 report("cells", self.f)
 
-    def _annealed(self, surrogate, W, hot, seed) -> dict[tuple, float]:
+    def survey(self, places: list[Placement]) -> list[tuple[float, Placement]]:
+        """What moves of single cells can at best leave of the misfit at other places.
+
+        The effects of such moves hardly depend on the place: they are those measured here,
+        relaxed to shares. Whitened, in units of `Surrogate.unit`.
+        """
+        shapes = [place(self.labels) for place in places]
+        which = [k for k, shape in enumerate(shapes) if self.cells.allowed(shape)]
+        surrogate = Surrogate(self, self.labels, pairs=False)
+        if surrogate.number < 2 or not which:
+            return []
+        W = surrogate.whitening(self._far(surrogate.unit))
+        D = surrogate.D @ W
+        N = len(W)
+        H = D @ D.T / N
+        H += 1e-2 * np.trace(H) / len(H) * np.eye(len(H))
+
+        def left(r):
+            share = bounded_step(H, D @ (r @ W) / N, np.zeros(len(D)))
+            return float(np.mean((r @ W + share @ D) ** 2)) / surrogate.unit
+
+        values = self.task.shared(left, list(self.residuals([shapes[k] for k in which])))
+        return [(value, places[k]) for value, k in zip(values, which, strict=True)]
+
+    def settle(self, place: Placement) -> np.ndarray | None:
+        """The best partition with a compartment at another place and some cells moved."""
+        labels = self.labels
+        if self.surrogate is None:
+            self.surrogate = Surrogate(self, labels)
+        surrogate = self.surrogate
+        W = surrogate.whitening(self._far(surrogate.unit))
+        r = self.residuals([place(labels)])[0]
+        before = np.mean((r @ W) ** 2)
+        excess = before - self.task.sigma**2 * np.sum(W**2) / len(W)
+        found = self._annealed(surrogate, W, max(1e-4 * surrogate.unit, excess / 10),
+                               (*self.seed, 0), r)
+        shapes = [place(labels)]
+        for _, moves in sorted((score, moves) for moves, score in found.items()):
+            shapes.append(place(changed(labels, (surrogate.moves[m] for m in moves))))
+            if len(shapes) > VERIFIED:
+                break
+        shapes = [shape for shape in shapes if self.cells.allowed(shape)]
+        if not shapes:
+            return None
+        return shapes[int(np.mean((self.residuals(shapes) @ W) ** 2, axis=1).argmin())]
+
+    def _far(self, unit: float) -> float:
+        return max(FAR, FAR_NOISY * self.task.sigma / np.sqrt(1e-4 * unit))
+
+    def _annealed(self, surrogate, W, hot, seed, residual=None) -> dict[tuple, float]:
         N = len(surrogate.r)
-        D, r = surrogate.D @ W, surrogate.r @ W
+        D, r = surrogate.D @ W, (surrogate.r if residual is None else residual) @ W
         Q = {k: (places, V @ W) for k, (places, V) in surrogate.interactions.items()}
 
         def chain(k):
@@ -176,9 +227,16 @@ class Surrogate:
         interactions: by move: places of others and ``(m, N)`` what they change together.
         number: of moves at the wall.
         measured: allowed shapes of which the residual is known.
+
+    Args:
+        walk: whose model and place it is.
+        labels: the partition.
+        before: surrogate of a partition nearby, whose effects far from the change still hold.
+        pairs: whether to measure more than the moves at the wall, one by one.
     """
 
-    def __init__(self, walk: Walk, labels: np.ndarray, before: Surrogate | None = None):
+    def __init__(self, walk: Walk, labels: np.ndarray, before: Surrogate | None = None,
+                 pairs: bool = True):
         cells, self.labels = walk.cells, labels
         self.r = walk.residuals([labels])[0]
         single = [(m, changed(labels, [m])) for m in cells.moves(labels)]
@@ -188,6 +246,9 @@ class Surrogate:
         if not single:
             return
         effects = list(walk.residuals(self.measured) - self.r)
+        if not pairs:
+            self.D = np.array(effects)
+            return
         self.parents: list[set | None] = [None] * self.number
         place = {m: k for k, m in enumerate(self.moves)}
         by_cell: dict[int, list[int]] = {}

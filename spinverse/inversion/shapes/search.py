@@ -11,9 +11,10 @@ import numpy as np
 from ...errors import SolverError
 from . import levels
 from .cells import Cells
-from .ellipsoids import Start, starts
+from .ellipsoids import Start, overlap, starts
 from .flips import Walk
 from .graded import AGAIN, FIRST, RELEASED, Graded, blurred, shares_of, sharpest
+from .placements import Placements
 from .task import Task
 
 NEAR = 1e-4  # misfit, in the unit of walks, that is followed up at once
@@ -27,6 +28,7 @@ class Settings:
         cells: at most so many.
         ellipsoids: random ones that are tried in each round, sharp and graded.
         candidates: the best distinct ones of each kind, which are improved.
+        pairs: so many candidates where there are several cells.
         rounds: at most so many.
         target: noise-free, a mean-square misfit that ends the search.
         seed: of all that is random.
@@ -35,12 +37,14 @@ class Settings:
         followed: so many of these.
         sharpened: so many of the graded candidates.
         walk: iterations of a walk of single cells.
+        places: of several cells, so many become graded.
         alternations: walks from one graded candidate, with a release in between.
     """
 
     cells: int = 2
     ellipsoids: int = 400
     candidates: int = 6
+    pairs: int = 16
     rounds: int = 3
     target: float = 1e-7
     seed: int = 0
@@ -51,6 +55,7 @@ class Settings:
     followed: int = 1
     sharpened: int = 3
     walk: int = 40
+    places: int = 12
     alternations: int = 4
 
 
@@ -91,6 +96,7 @@ class Search:
         noisy = task.sigma > 0
         self.few = task.all if noisy else task.all.directions(settings.few)
         self.more = task.all if noisy else task.all.directions(settings.more)
+        self.placements = Placements(self.cells)
         self.width = 0.31 * task.size
         self.shapes = 0
         self.best: tuple[float, np.ndarray] | None = None
@@ -107,8 +113,8 @@ class Search:
             state: such a one.
         """
         done = 0 if state is None else self._restore(state)
-        kinds: list[Callable[[int], None]] = [partial(self._sharp, count=1), self._graded]
-        kinds += [partial(self._sharp, count=count) for count in range(2, self.settings.cells + 1)]
+        kinds: list[Callable[[int], None]] = [partial(self._sharp, cells=1), self._graded]
+        kinds += [partial(self._sharp, cells=n) for n in range(2, self.settings.cells + 1)]
         for part in range(done, len(kinds) * self.settings.rounds):
             number, kind = divmod(part, len(kinds))
             kinds[kind](number)
@@ -154,25 +160,22 @@ class Search:
 
     # ---- sharp starts ---------------------------------------------------------------------------
 
-    def _sharp(self, number: int, count: int) -> None:
-        """Ellipsoids with sharp walls; a short walk from each tells the good ones.
-
-        Two become graded first.
-        """
+    def _sharp(self, number: int, cells: int) -> None:
+        """Ellipsoids with sharp walls; a short walk from each tells the good ones."""
         s, begun = self.settings, []
-        found = starts(self.task, self.cells, self.few, count, s.ellipsoids * count,
-                       s.candidates, (s.seed, number))
+        found = starts(self.task, self.cells, self.few, cells, s.ellipsoids * cells,
+                       s.candidates if cells == 1 else s.pairs, (s.seed, number))
         if not found:
             return
-        self.report(f"{count} ellipsoid{'s' * (count > 1)}", found[0].misfit)
+        self.report(f"{cells} ellipsoid{'s' * (cells > 1)}", found[0].misfit)
         self._calibrate(found[0].labels)
-        if not number and count == 1:
+        if not number and cells == 1:
             self._set_unit(found[0].labels)
-        if count > 1:  # short walks do not tell two good cells from two bad ones
-            self._soften(found, (s.seed, number, count))
+        if cells > 1:  # short walks do not tell two good cells from two bad ones
+            self._several(found, (s.seed, number, cells))
             return
         for k, start in enumerate(found[: s.walks]):
-            walk = self._walk((s.seed, number, count, k))
+            walk = self._walk((s.seed, number, cells, k))
             walk.begin(start.labels)
             walk.run(s.steps, self.target, self.report)
             begun.append(walk)
@@ -187,23 +190,37 @@ class Search:
             if self._solved():
                 return
 
-    def _soften(self, found: list[Start], seed: tuple) -> None:
-        """Graded shapes from sharp ellipsoids, the best sharpened again."""
-        candidates, second = [], levels.Levels(self.task, 2)
+    def _several(self, found: list[Start], seed: tuple) -> None:
+        """Cells of about the right shapes in all places that they can have."""
+        s, ranked, seen = self.settings, [], []
         for k, start in enumerate(found):
-            a = np.array([levels.level_of(second, e) for e in start.ellipsoids])
-            c = second.shares(a, self.width)[0]
-            if np.mean(sharpest(c)[start.labels > 0] == start.labels[start.labels > 0]) > 0.8:
-                c = self._smooth(a)
-            else:  # one within the other: its level is the lower one
-                c = blurred(self.task, shares_of(start.labels), 2)
-            fit = Graded(self.task, self.few, len(start.ellipsoids))
-            c = fit.run(c, 15)
-            candidates.append((fit.misfit, k, c))
+            walk = self._walk((*seed, k))
+            walk.begin(start.labels)
+            ranked += [(left, walk, place)
+                       for left, place in walk.survey(self.placements.of(start.labels))]
+        candidates: list[tuple] = []
+        for _, walk, place in sorted(ranked, key=lambda item: item[0]):
+            there = place(walk.labels)
+            if len(candidates) == s.places:
+                break
+            if any(overlap(there, other) > 0.8 for other in seen):
+                continue
+            seen.append(there)
+            shape = walk.settle(place)
+            if shape is not None and shape.max() == found[0].labels.max():
+                fit = Graded(self.task, self.few, int(shape.max()))
+                c = fit.run(blurred(self.task, shares_of(shape), 1), 5)
+                candidates.append((fit.misfit, len(candidates), fit, c))
+                self.report("place", fit.misfit)
+        self.shapes += sum(walk.shapes for walk in {id(w): w for _, w, _ in ranked}.values())
+        better = []
+        for _, k, fit, c in sorted(candidates, key=lambda item: item[:2])[: s.candidates]:
+            c = fit.run(c, 10)
+            better.append((fit.misfit, k, c))
             self.report("candidate", fit.misfit)
             if fit.misfit < 4e-6 * self.task.unit + self.task.sigma**2:
                 break
-        for _, k, c in sorted(candidates, key=lambda item: item[:2])[: self.settings.sharpened]:
+        for _, k, c in sorted(better, key=lambda item: item[:2])[: s.sharpened]:
             self._sharpen(c, (*seed, k))
             if self._solved():
                 return
