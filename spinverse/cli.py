@@ -1,11 +1,13 @@
 """The command ``spinverse``; the same under ``mpiexec -n N``, where rank 0 speaks.
 
-Exit codes: 0; 2 for bad input, with one line on standard error; 1 for a failure.
+Exit codes: 0; 2 for bad input, with one line on standard error; 1 for a failure; 75 where SIGTERM
+or SIGUSR1 ended the run, 130 where Ctrl-C did.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import importlib.util
 import signal
@@ -18,12 +20,15 @@ from mpi4py import MPI
 from petsc4py import PETSc
 
 from . import __version__
+from .commands import interruption
 from .errors import InputError, SpinverseError, StackError
 from .report.screen import one_line
 
 PATIENCE = 10.0  # s that a failed rank waits for the others before it ends them
+#: Of a disk that is full, over its quota, read-only or failing.
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 #: Modules of `spinverse.commands`; one that is not installed is no command.
-COMMANDS = ("simulate", "reconstruct", "benchmark", "validate", "config")
+COMMANDS = ("simulate", "reconstruct", "report", "benchmark", "validate", "config")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -82,7 +87,8 @@ def main(argv: list[str] | None = None) -> int:
         needs_output = getattr(command, "needs_output", lambda _: True)
         if arguments.output is None and needs_output(arguments):
             raise InputError("-o DIR: missing, expected the folder of the run")
-        command.run(arguments, comm)
+        with interruption.at_once():
+            command.run(arguments, comm)
         return 0
     except SystemExit as end:  # --help and --version
         return int(end.code or 0)
@@ -90,6 +96,8 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(watch, *_exit(error, "--debug" in argv))
     finally:
         watch.Free()
+
+
 def _exit(error: BaseException, debug: bool) -> tuple[int, str]:
     """Exit code and what to say."""
     cause = error
@@ -97,8 +105,13 @@ def _exit(error: BaseException, debug: bool) -> tuple[int, str]:
         cause = cause.__cause__  # an exception that passed through a callback of PETSc
     if isinstance(cause, InputError | StackError):
         return 2, one_line(cause)
+    if isinstance(cause, interruption.Interrupted):
+        return cause.code, one_line(cause)
     if isinstance(cause, KeyboardInterrupt):
-        return 130, "interrupted (--resume continues a reconstruction)"
+        return interruption.BY_HAND, "interrupted (--resume continues a reconstruction)"
+    if isinstance(cause, OSError) and cause.errno in DISK and not debug:
+        return 1, (f"cannot write: {one_line(cause)}; what was written before is whole "
+                   "(--resume continues a reconstruction)")
     if debug:
         return 1, "".join(traceback.format_exception(error))
     kind = "" if isinstance(cause, SpinverseError) else f"{type(cause).__name__}: "

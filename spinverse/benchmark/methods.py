@@ -9,8 +9,7 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from ..config import ReconstructConfig
-from ..config.reading import _Loader, explain
+from ..config import ReconstructConfig, explain, load_yaml
 from ..errors import InputError
 from ..inversion.stages import PRESETS, Shapes
 
@@ -105,7 +104,7 @@ def _one(word: str) -> Method:
     if not path.is_file():
         raise InputError(f"method {word}: no such file, expected a list of stages (YAML)")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
+        content = load_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise InputError(f"method {word}: not YAML: {' '.join(str(error).split())}") from None
     keys = {"stages": content} if isinstance(content, list | str) else content

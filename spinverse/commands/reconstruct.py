@@ -15,14 +15,15 @@ from ..acquisition.io import read_signals
 from ..errors import InputError, on_root
 from ..inversion import TAO, Shapes, Stage, reconstruct
 from ..inversion.clock import Clock
+from ..inversion.reconstruct import check_amount
 from ..inversion.shapes.task import check_task
+from ..inversion.stages import GaussNewton
 from ..mesh import Mesh
 from ..report import folder
 from ..report.screen import (
     Screen,
     count,
     describe_engine,
-    describe_mesh,
     describe_result,
     describe_stage,
     describe_tissue,
@@ -30,6 +31,8 @@ from ..report.screen import (
 )
 from ..tissue import Tissue
 from ..units import describe_permeability
+from . import estimates, interruption
+from .checkpoints import Checkpoints
 from .shared import (
     MESH,
     add_config,
@@ -40,6 +43,7 @@ from .shared import (
     plot,
     read_acquisition,
     summary,
+    understood,
     write_mesh,
 )
 
@@ -52,27 +56,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     parser.add_argument("--resume", action="store_true",
                         help="go on from the checkpoint in DIR, if there is one")
+    parser.add_argument("--dry-run", action="store_true",
+                        help="say what was understood and what it will take, reconstruct nothing; "
+                        "needs no -o")
+
+
+def needs_output(arguments) -> bool:
+    """Whether -o must be there."""
+    return not arguments.dry_run
 
 
 def run(arguments, comm: MPI.Comm) -> None:
     """Reconstruct what the run file says. Collective.
 
     Raises:
-        InputError: bad input; SolverError: a solver failed.
+        InputError: bad input; SolverError: a solver failed; Interrupted: a signal ended it.
     """
     screen, clock, out = Screen(comm, arguments.quiet), Clock(), arguments.output
-    on_root(comm, folder.check_output, out, arguments.force, arguments.resume)
+    if arguments.dry_run and arguments.resume:
+        raise InputError("--dry-run: expected without --resume")
+    if not arguments.dry_run:
+        on_root(comm, folder.check_output, out, arguments.force, arguments.resume)
     with screen.held_warnings(), clock("read inputs"):
         run = everywhere(comm, config.read, arguments.config, config.ReconstructConfig)
         signals = _read_signals(run, comm, arguments.config)
         with named(str(arguments.config)):
             mesh, made = make_mesh(run.mesh, comm, out / MESH if arguments.resume else None)
             stages = run.stage_list(mesh, signals.acquisition)
-            _check_stages(stages, mesh, signals.acquisition)
+            _check_stages(stages, mesh, signals.acquisition, run.engine)
             if mesh.dim != 3:
                 raise InputError(f"mesh: {mesh.name} has dimension {mesh.dim}, expected "
                                  "tetrahedra: membranes are found as surfaces")
-        known, tissue = _known_tissue(run, arguments, mesh)
+        known, tissue = _known_tissue(run, arguments, mesh, signals)
         inputs = everywhere(comm, hashes, config=arguments.config, mesh=run.mesh.source,
                              signals=run.signals.file)
         sums = {name: item["sha256"] for name, item in inputs.items() if name != "config"}
@@ -85,7 +100,9 @@ def run(arguments, comm: MPI.Comm) -> None:
             if found.labels is not None:
                 labels = found.labels[mesh.input_cells[: mesh.num_owned_cells]]
     low, high = tissue.permeability_range_um_per_ms
-    screen.say(versions(comm), *describe_mesh(mesh), *describe_tissue(tissue),
+    screen.say(versions(comm))
+    facts = understood(screen, run, mesh, signals.acquisition)
+    screen.say(*describe_tissue(tissue),
                f"unknown permeability: {describe_permeability(low)} to "
                f"{describe_permeability(high)}, start "
                f"{describe_permeability(tissue.start_um_per_ms)}",
@@ -98,7 +115,11 @@ def run(arguments, comm: MPI.Comm) -> None:
         screen.say("resumed: all stages are done" if not rest else
                    f"resumed at stage {rest[0].name}, iteration {done}" if first or done else
                    "nothing to resume, starting from the beginning")
-    names = [stage.name for stage in stages]
+    if arguments.dry_run:
+        screen.say(*estimates.in_words(tissue, facts, signals.acquisition),
+                   *estimates.of_reconstruction(run, mesh, signals.acquisition, stages))
+        screen.say("dry run: nothing was reconstructed")
+        return
     fresh = not (arguments.resume and (out / folder.HISTORY).is_file())
     comm.Barrier()  # every rank has looked before rank 0 makes it
     if fresh:
@@ -110,31 +131,28 @@ def run(arguments, comm: MPI.Comm) -> None:
                                     for prior in stage.priors))
         log = on_root(comm, folder.History, out / folder.HISTORY, priors, history)
         count_done = [sum(stage.iterations for stage in stages[:first]) + done]
-
-        def progress(item):
-            count_done[0] += item.iteration > 0
-            if log is not None:
-                log.add(item)
-            screen.iteration(item, count_done[0])
-
-        def after_iteration(number, iteration, permeability, memory, labels):
-            number += first
-            due = iteration % CHECKPOINT_EVERY == 0 and iteration < stages[number].iterations
-            if iteration and (due or isinstance(stages[number], Shapes)):
-                folder.save_checkpoint(out, mesh, permeability, number, iteration, names, sums,
-                                       memory(), labels)
-
-        def after_stage(number, permeability, labels):
-            folder.save_checkpoint(out, mesh, permeability, first + number + 1, 0, names, sums,
-                                   labels=labels)
-
         iterations = sum(stage.iterations for stage in stages)
-        with clock("reconstruct"), screen.progress_bar(iterations, count_done[0]):
-            result = reconstruct(
-                mesh, signals, rest, start=start, engine=run.engine, modes=run.modes,
-                tolerance=run.tolerance, time_step=run.time_step_ms, progress=progress,
-                after_stage=after_stage, after_iteration=after_iteration,
-                memory=memory, labels=labels, **known)
+        with interruption.noted() as note:
+            checkpoints = Checkpoints(
+                out, mesh, stages, first, sums,
+                run.checkpoint.every_iterations or CHECKPOINT_EVERY, run.checkpoint.every_s, note)
+
+            def progress(item):
+                count_done[0] += item.iteration > 0
+                if log is not None:
+                    log.add(item)
+                screen.iteration(item, count_done[0])
+                if item.phase:
+                    checkpoints.within_part(item.stage)
+
+            with clock("reconstruct"), screen.progress_bar(iterations, count_done[0]):
+                result = reconstruct(
+                    mesh, signals, rest, start=start, engine=run.engine, modes=run.modes,
+                    tolerance=run.tolerance, time_step=run.time_step_ms, progress=progress,
+                    after_stage=checkpoints.after_stage,
+                    after_iteration=checkpoints.after_iteration,
+                    memory=memory, labels=labels, **known)
+            checkpoints.at_end()
         _write_results(arguments, run, comm, screen, clock, inputs, signals, result, log)
     except BaseException:
         if fresh and comm.rank == 0 and not (out / folder.CHECKPOINT).is_file():
@@ -173,13 +191,18 @@ def _resume(arguments, comm: MPI.Comm, mesh: Mesh, stages: list[Stage | Shapes],
                        else (found.stage - 1, np.inf))]
 
 
-def _check_stages(stages: list[Stage | Shapes], mesh: Mesh, acquisition: Acquisition) -> None:
+def _check_stages(stages: list[Stage | Shapes], mesh: Mesh, acquisition: Acquisition,
+                  engine: str) -> None:
     """What would otherwise be noticed in the middle of the run."""
     for stage in stages:
         if isinstance(stage, Shapes):
             check_task(mesh, acquisition)
             continue
         stage.rows(acquisition)
+        if isinstance(stage.optimiser, GaussNewton) and engine != "matrix_formalism":
+            raise InputError(f"stage {stage.name!r}: optimiser gauss_newton with engine {engine}, "
+                             "expected engine matrix_formalism (it gives the Jacobian), or "
+                             "another optimiser")
         if isinstance(stage.optimiser, TAO):
             tao = PETSc.TAO().create(comm=PETSc.COMM_SELF)
             try:
@@ -191,7 +214,8 @@ def _check_stages(stages: list[Stage | Shapes], mesh: Mesh, acquisition: Acquisi
                 tao.destroy()
 
 
-def _known_tissue(run, arguments, mesh: Mesh) -> tuple[dict, config.UnknownTissue]:
+def _known_tissue(run, arguments, mesh: Mesh,
+                  signals: Signals) -> tuple[dict, config.UnknownTissue]:
     """Arguments of `reconstruct` that say what is known, checked before anything is written."""
     tissue = run.tissue
     known = {"diffusivity": tissue.diffusivity_um2_per_ms, "T2": tissue.T2_ms,
@@ -200,8 +224,8 @@ def _known_tissue(run, arguments, mesh: Mesh) -> tuple[dict, config.UnknownTissu
              "permeability_range": tissue.permeability_range_um_per_ms,
              "normalisation": run.signals.normalisation}
     with named(f"{arguments.config}: tissue"):
-        Tissue(mesh, known["diffusivity"], known["T2"], known["density"],
-               interface=known["interface"])
+        made = Tissue(mesh, known["diffusivity"], known["T2"], known["density"],
+                      interface=known["interface"])
         low, high = known["permeability_range"]
         if not low < high < np.inf:
             raise InputError(f"permeability_range_um_per_ms: [{low:g}, {high:g}], "
@@ -209,6 +233,9 @@ def _known_tissue(run, arguments, mesh: Mesh) -> tuple[dict, config.UnknownTissu
         if not low <= tissue.start_um_per_ms <= high:
             raise InputError(f"start_um_per_ms: {tissue.start_um_per_ms:g}, "
                              f"expected a value from {low:g} to {high:g}")
+    if known["normalisation"] == "measured":
+        with named(str(arguments.config)):
+            check_amount(signals.reference, made)
     return known, tissue
 
 

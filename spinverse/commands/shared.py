@@ -14,11 +14,13 @@ from mpi4py import MPI
 from .. import __version__, config
 from .._stack import load_stack
 from ..acquisition import Acquisition
+from ..config import plausible
 from ..errors import InputError, on_root
 from ..inversion.clock import Clock
 from ..mesh import Mesh, MeshData, readers, write_npz
 from ..report import folder
-from ..report.screen import count, one_line
+from ..report.mesh_facts import MeshFacts
+from ..report.screen import Screen, count, describe_mesh, one_line
 from ..tissue import Permeability
 from ..units import describe_permeability
 
@@ -121,6 +123,22 @@ def acquisition_files(sections: tuple[config.AcquisitionSection, ...]) -> dict[s
         if section.bvec is not None:
             files |= {f"bvec{mark}": section.bvec}
     return files
+
+
+def understood(screen: Screen, run, mesh: Mesh, acquisition: Acquisition) -> MeshFacts:
+    """Say what the mesh is like; warn of what is probably in another unit. Collective."""
+    facts = MeshFacts.of(mesh)
+    parts = facts.describe_parts(mesh.dim)
+    screen.say(*describe_mesh(mesh), facts.describe(mesh.dim))
+    if parts and run.mesh.file is not None:  # of others it is known that they are several
+        screen.warn(parts)
+    elif parts:
+        screen.say(parts)
+    warnings = plausible.of_tissue(run.tissue) + plausible.of_acquisition(acquisition)
+    # a time or diffusivity that is wrong makes any mesh look wrong
+    warnings = list(dict.fromkeys(warnings))  # tags may share a value
+    screen.warn(*(warnings or plausible.of_mesh(facts.edges[1], run.tissue, acquisition)))
+    return facts
 
 
 # ---- results --------------------------------------------------------------------------------

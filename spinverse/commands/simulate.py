@@ -20,13 +20,12 @@ from ..report.screen import (
     describe_accuracy,
     describe_engine,
     describe_known_permeability,
-    describe_mesh,
     describe_tissue,
     versions,
 )
 from ..simulate import make_engine
 from ..tissue import Tissue
-from . import derived
+from . import derived, estimates
 from .shared import (
     acquisition_files,
     add_config,
@@ -38,6 +37,7 @@ from .shared import (
     plot,
     read_acquisition,
     summary,
+    understood,
     write_mesh,
 )
 
@@ -79,7 +79,9 @@ def run(arguments, comm: MPI.Comm) -> None:
         inputs = everywhere(comm, hashes, config=name, mesh=run.mesh.source,
                             permeability=run.tissue.permeability.file,
                             **acquisition_files(run.acquisition))
-    screen.say(versions(comm), *describe_mesh(mesh), *describe_tissue(run.tissue),
+    screen.say(versions(comm))
+    facts = understood(screen, run, mesh, acquisition)
+    screen.say(*describe_tissue(run.tissue),
                describe_known_permeability(run.tissue.permeability),
                *(f"acquisition: {line}" for line in acquisition.describe()))
     with clock("set-up"), named(str(name)):
@@ -91,6 +93,8 @@ def run(arguments, comm: MPI.Comm) -> None:
     if run.quantities:
         screen.say(f"quantities: {', '.join(run.quantities)}")
     if arguments.dry_run:
+        screen.say(*estimates.in_words(run.tissue, facts, acquisition),
+                   *estimates.of_simulation(run, mesh, acquisition, problem.num_unknowns))
         screen.say("dry run: nothing was simulated")
         return
     found = {}

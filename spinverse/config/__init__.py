@@ -7,13 +7,21 @@ checked by the rooms that use them. Paths are relative to the folder of the run 
 from .acquisition import AcquisitionSection, read_table
 from .mesh import BUILDERS, MeshSection
 from .quantities import QUANTITIES
-from .reading import read
-from .runs import InterfaceSection, ReconstructConfig, SignalsSection, SimulateConfig
+from .reading import explain, load_yaml, read
+from .runs import (
+    VERSION,
+    CheckpointSection,
+    InterfaceSection,
+    ReconstructConfig,
+    SignalsSection,
+    SimulateConfig,
+)
 from .stages import StageSection
 from .tissue import KnownTissue, PermeabilitySection, TissueSection, UnknownTissue
 
 __all__ = [
-    "BUILDERS", "QUANTITIES", "AcquisitionSection", "InterfaceSection", "KnownTissue",
-    "MeshSection", "PermeabilitySection", "ReconstructConfig", "SignalsSection", "SimulateConfig",
-    "StageSection", "TissueSection", "UnknownTissue", "read", "read_table",
+    "BUILDERS", "QUANTITIES", "VERSION", "AcquisitionSection", "CheckpointSection",
+    "InterfaceSection", "KnownTissue", "MeshSection", "PermeabilitySection", "ReconstructConfig",
+    "SignalsSection", "SimulateConfig", "StageSection", "TissueSection", "UnknownTissue",
+    "explain", "load_yaml", "read", "read_table",
 ]

@@ -15,6 +15,10 @@ from .arguments import unknown
 from .runs import Run
 from .values import KeyProblem
 
+#: Keys by which the file of another command is known.
+ONLY_IN = {"SimulateConfig": {"signals": "reconstruct", "stages": "reconstruct"},
+           "ReconstructConfig": {"quantities": "simulate"}}
+
 
 class _Loader(yaml.SafeLoader):
     """YAML whose 1e-5 is a number, and in which a key that appears twice is an error."""
@@ -35,6 +39,15 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float",
                               list("-+.0123456789"))
 
 
+def load_yaml(text: str):
+    """The content of a YAML text, as run files are read: `_Loader` says how it differs.
+
+    Raises:
+        yaml.YAMLError: it is no YAML, or a key appears twice.
+    """
+    return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+
+
 def read(path: str | Path, model: type[Run]) -> Run:
     """Read a run file.
 
@@ -49,11 +62,14 @@ def read(path: str | Path, model: type[Run]) -> Run:
     if not path.is_file():
         raise InputError(f"{path}: no such file, expected a run file (YAML)")
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
+        data = load_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise InputError(f"{path}: expected keys with values, as mesh: ..., in YAML")
+    for key, kind in ONLY_IN.get(model.__name__, {}).items():
+        if key in data:
+            raise InputError(f"{path}: has {key}, so it is a run file of spinverse {kind}")
     try:
         return model.model_validate(data, context={"folder": path.parent})
     except ValidationError as error:

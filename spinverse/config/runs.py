@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from .. import __version__
 from ..errors import InputError
 from ..inversion.stages import Shapes, Stage, preset
 from ..mesh import Mesh
@@ -15,6 +17,9 @@ from .quantities import FROM_SIGNALS, requests
 from .stages import StageSection, stages_value
 from .tissue import TissueSection, UnknownTissue
 from .values import FilePath, KeyProblem, Modes, Positive, Section, TimeStep
+
+#: Of the keys of run files. Files that say another one are refused; see `Run`.
+VERSION = 1
 
 
 class SignalsSection(Section):
@@ -33,10 +38,38 @@ class InterfaceSection(Section):
         return self
 
 
+class CheckpointSection(Section):
+    """When checkpoints are written, besides those after each stage."""
+
+    every_iterations: Annotated[int, Field(ge=1)] | None = None
+    every_s: Positive = 600.0
+
+
 class Run(Section):
+    """What both kinds of run files have.
+
+    A file may say the `VERSION` of the keys that it was written for. One of another version gives
+    one error that says so, not one about the first key that has changed.
+    """
+
+    version: int = VERSION
     mesh: MeshSection
     engine: Literal["matrix_formalism", "time_stepping"] = "matrix_formalism"
     modes: Modes = "auto"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_this_version(cls, data):
+        found = data.get("version", VERSION) if isinstance(data, Mapping) else VERSION
+        if type(found) is not int:
+            raise KeyProblem("version", f"{found!r:.40}, expected a whole number: {VERSION} in "
+                             f"spinverse {__version__}")
+        if found != VERSION:
+            age = "an older" if found < VERSION else "a newer"
+            raise KeyProblem("version", f"{found}, of {age} spinverse; expected {VERSION}, as "
+                             f"spinverse {__version__} reads (spinverse config --example prints "
+                             "such a file)")
+        return data
 
 
 class SimulateConfig(Run):
@@ -69,6 +102,7 @@ class ReconstructConfig(Run):
     tolerance: Positive = 1e-5
     time_step_ms: Positive = 0.25
     interface: InterfaceSection = InterfaceSection()
+    checkpoint: CheckpointSection = CheckpointSection()
 
     def stage_list(self, mesh: Mesh | None = None, acquisition=None) -> list[Stage | Shapes]:
         """The stages of the preset, as a mesh and waveforms allow them, or of the list."""

@@ -89,7 +89,8 @@ class FromLog:
         return np.where(self.unknown, adjoint * LN10 * 10.0 ** np.where(self.unknown, z, 0.0), 0.0)
 
 
-CONTROLS = {"log": LogPermeability, "squashed": SquashedLogPermeability}
+CONTROLS: dict[str, type[LogPermeability] | type[SquashedLogPermeability]] = {
+    "log": LogPermeability, "squashed": SquashedLogPermeability}
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

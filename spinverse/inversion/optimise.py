@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from mpi4py import MPI
+from petsc4py import PETSc
 from pyadjoint import AdjFloat, MinimizationProblem, ReducedFunctional, TAOSolver, stop_annotating
 from pyadjoint.optimization.tao_solver import TAOConvergenceError
 
@@ -167,7 +169,8 @@ def _tao(run: _Run) -> tuple[FacetField, str]:
     if earlier is not None:
         start = start._like(earlier.facets["start"])
     functional.log = log = Log(start.mesh.num_facets, earlier)
-    solver = _tao_solver(run, start)
+    with _sums_in_one_order():
+        solver = _tao_solver(run, start)
     last, at, stop, lost = start._ad_copy(), -1, None, False
 
     def watch(tao):
@@ -195,7 +198,8 @@ def _tao(run: _Run) -> tuple[FacetField, str]:
     solver.tao.setMonitor(watch)
     solver.tao.setConvergenceTest(_with_default(converged, solver.tao))
     try:
-        solver.solve()
+        with _sums_in_one_order():
+            solver.solve()
     except TAOConvergenceError:
         pass  # a capped stage or a tired line search ends; it does not fail
     finally:
@@ -222,6 +226,26 @@ def _tao_solver(run: _Run, start: FacetField) -> TAOSolver:
         control.update(start)
     return TAOSolver(problem, parameters, comm=start.mesh.comm,
                      options_prefix=f"spinverse_{stage.name.replace('+', '_')}_tao_"[:60])
+
+
+@contextmanager
+def _sums_in_one_order():
+    """Vectors of PETSc that are made in the block add up in an order that memory has no say in.
+
+    By default products of one vector with several go through BLAS's gemv where these happen to lie
+    evenly spaced in memory, and one by one where they do not: the last digits of a quasi-Newton
+    step would differ from process to process, and with them an interrupted run from a whole one.
+    """
+    options = PETSc.Options()
+    ours = [name for name in ("vec_mdot_use_gemv", "vec_maxpy_use_gemv")
+            if not options.hasName(name)]
+    for name in ours:
+        options.setValue(name, False)
+    try:
+        yield
+    finally:
+        for name in ours:
+            options.delValue(name)
 
 
 def _with(arrays: tuple[dict, dict], **facets: np.ndarray) -> tuple[dict, dict]:

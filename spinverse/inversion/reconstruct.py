@@ -152,7 +152,7 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage | Shapes] | str
     graph = None
     acquisition, measured, scale = signals.acquisition, signals.normalised, signals.reference
     if normalisation == "measured":
-        _check_amount(scale, tissue)
+        check_amount(scale, tissue)
     evaluations = 0
 
     for number, stage in enumerate(stages):
@@ -238,11 +238,6 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage | Shapes] | str
             history.append(item)
             if progress is not None:
                 progress(item)
-            if after_iteration is not None:
-                last = problem.kappa.x.array[: mesh.num_owned_facets].copy()
-                # a stage that restarts is compared with what there was
-                after_iteration(number, iteration, last if stage.restart is None else before,
-                                keeper.memory, labels)
             parts.ramp(iteration + 1)
             losses = keeper.losses
             if (not isinstance(stage.optimiser, Adam) and len(losses) > stage.patience
@@ -250,6 +245,12 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage | Shapes] | str
                 raise StopStage("no longer improving")
             if parts.data.last <= stage.stop_at:
                 raise StopStage(f"data misfit below {stage.stop_at:g}")
+            # a stage that has ended is not to be gone on with: `after_stage` follows
+            if after_iteration is not None:
+                last = problem.kappa.x.array[: mesh.num_owned_facets].copy()
+                # a stage that restarts is compared with what there was
+                after_iteration(number, iteration, last if stage.restart is None else before,
+                                keeper.memory, labels)
 
         linearise = None
         if isinstance(stage.optimiser, GaussNewton) and engine == "matrix_formalism":
@@ -282,9 +283,18 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage | Shapes] | str
                           evaluations, unknown, labels)
 
 
-def _check_amount(scale: np.ndarray, tissue: Tissue) -> None:
-    """|S(b = 0)| cannot exceed what was there, and is hardly a thousandth of it."""
-    amount = BlochTorrey(tissue).magnetisation_at_start
+def check_amount(scale: np.ndarray, tissue: Tissue) -> None:
+    """|S(b = 0)| cannot exceed what was there, and is hardly a thousandth of it. Collective.
+
+    Args:
+        scale: the measured |S(b = 0)|, ``(N,)``.
+        tissue: with the density; its permeability does not matter.
+
+    Raises:
+        InputError: the signals are in other units.
+    """
+    mesh, owned = tissue.mesh, slice(0, tissue.mesh.num_owned_cells)
+    amount = mesh.comm.allreduce(float(tissue.density[owned] @ mesh.cell_volumes[owned]))
     worst = scale[np.argmax(np.abs(np.log(scale / amount)))]
     if not 1e-3 * amount <= worst <= 1.05 * amount:
         raise InputError(f"signals: |S(b = 0)| is {worst:.4g}, but the mesh holds {amount:.4g} "

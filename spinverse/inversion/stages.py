@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -242,10 +243,10 @@ def facets() -> list[Stage | Shapes]:
 
 def published() -> list[Stage | Shapes]:
     """The published schedule: 200 Adam steps on the longest sequence, 200 on the second."""
-    priors = dict(control="squashed", optimiser=Adam(), iterations=200)
-    return [Stage("10/60", sequences=(0,), **priors,
+    common: dict[str, Any] = dict(control="squashed", optimiser=Adam(), iterations=200)
+    return [Stage("10/60", sequences=(0,), **common,
                   priors={"continuity": 2.0, "manifold": (0.0, 1.0)}),
-            Stage("10/20", sequences=(1,), **priors,
+            Stage("10/20", sequences=(1,), **common,
                   priors={"continuity": 2.0, "manifold": (1.0, 2.0)})]
 
 
@@ -263,7 +264,8 @@ def preset(name: str, mesh: Mesh | None = None,
         raise InputError(f"stages: {name!r}, expected one of {', '.join(PRESETS)} or a list of "
                          "stages")
     found = PRESETS[name]()
-    if any(isinstance(stage, Shapes) for stage in found) and mesh is not None:
+    if any(isinstance(stage, Shapes) for stage in found) and mesh is not None \
+            and acquisition is not None:
         try:
             check_task(mesh, acquisition)
         except InputError:

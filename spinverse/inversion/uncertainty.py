@@ -16,6 +16,7 @@ and at the prior's price, and what the signals still notice must exceed the nois
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from mpi4py import MPI
@@ -119,7 +120,7 @@ def uncertainty(tissue: Tissue, signals: Signals, unknown: np.ndarray | None = N
     unknown = unknown & ~problem.tied
     if modes == "auto":
         modes = int(np.clip(mesh.num_cells // 4, _FEWEST_MODES, _MOST_MODES))
-    J, residual = _normalised(problem, signals, normalisation, modes)
+    J, residual = _normalised(problem, signals, normalisation, cast(int, modes))
     if sigma is None:
         sigma = float(np.hypot(np.sqrt(np.mean(residual**2)), model_error))
 

@@ -1,0 +1,82 @@
+"""When a reconstruction writes a checkpoint, and where it ends if it is asked to."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from ..inversion import Shapes, Stage
+from ..mesh import Mesh
+from ..report import folder
+from .interruption import Interrupted, Note
+
+
+class Checkpoints:
+    """Callbacks of `spinverse.reconstruct`, all collective.
+
+    Checkpoints are written every so many iterations, every so many seconds, after each part of a
+    search for shapes, after each stage, and where a signal asks the run to end; which it does then.
+
+    Args:
+        out: the run's folder.
+        mesh: the mesh.
+        stages: all of them.
+        first: number of the stage that the run begins with.
+        inputs: sha256 of the inputs, by name.
+        every: iterations.
+        seconds: by rank 0's clock.
+        note: of the signals.
+    """
+
+    def __init__(self, out: Path, mesh: Mesh, stages: list[Stage | Shapes], first: int,
+                 inputs: dict[str, str], every: int, seconds: float, note: Note):
+        self.out, self.mesh, self.stages, self.first = out, mesh, stages, first
+        self.inputs, self.every, self.seconds, self.note = inputs, every, seconds, note
+        self._saved = time.monotonic()
+
+    def after_iteration(self, number: int, iteration: int, permeability, memory, labels) -> None:
+        """For ``after_iteration``."""
+        stage = self.stages[self.first + number]
+        by, late = self._asked_or_late()
+        due = late or (iteration % self.every == 0 and iteration < stage.iterations)
+        if iteration and (due or by or isinstance(stage, Shapes)):
+            self._save(permeability, number, iteration, memory(), labels)
+        if by:
+            part = "part" if isinstance(stage, Shapes) else "iteration"
+            self._end(by, f"at stage {stage.name}, {part} {iteration}")
+
+    def within_part(self, stage: str) -> None:
+        """For ``progress`` of a search for shapes: it ends, and is to begin this part again."""
+        by, _ = self._asked_or_late()
+        if by:
+            self._end(by, f"in stage {stage}")
+
+    def after_stage(self, number: int, permeability, labels) -> None:
+        """For ``after_stage``."""
+        self._save(permeability, number + 1, 0, None, labels)
+        by, _ = self._asked_or_late()
+        if by:
+            self._end(by, f"after stage {self.stages[self.first + number].name}")
+
+    def at_end(self) -> None:
+        """When all stages are done."""
+        by, _ = self._asked_or_late()
+        if by:
+            self._end(by, "after the last stage")
+
+    def _asked_or_late(self) -> tuple[str, bool]:
+        # ranks hear of a signal at different times
+        late = time.monotonic() - self._saved >= self.seconds
+        said = self.mesh.comm.allgather((self.note.by, late))
+        return max(by for by, _ in said), said[0][1]
+
+    def _save(self, permeability, number, iteration, memory, labels) -> None:
+        folder.save_checkpoint(self.out, self.mesh, permeability, self.first + number, iteration,
+                               [stage.name for stage in self.stages], self.inputs, memory, labels)
+        self._saved = time.monotonic()
+
+    def _end(self, by: str, where: str) -> None:
+        there = self.mesh.comm.bcast((self.out / folder.CHECKPOINT).is_file())
+        raise Interrupted(by, f"stopped by {by} {where}; " + (
+            "--resume goes on from its checkpoint" if there else
+            "there was no checkpoint yet, so nothing is kept"))

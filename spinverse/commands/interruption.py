@@ -1,0 +1,88 @@
+"""Signals that ask a run to end: at once, or where it can be gone on with.
+
+Batch systems send SIGTERM before they kill, and SIGUSR1 where they are told to (``sbatch
+--signal``); a person presses Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from contextlib import contextmanager
+
+from mpi4py import MPI
+
+#: Exit code of a run that was asked to end, EX_TEMPFAIL of sysexits.h: the same command, with
+#: --resume, is to be run again.
+CODE = 75
+BY_HAND = 130  # the same after Ctrl-C, as shells have it
+ASKING = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to end.
+
+    Attributes:
+        by: name of the signal.
+    """
+
+    def __init__(self, by: str, message: str = ""):
+        super().__init__(message or f"stopped by {by}")
+        self.by = by
+
+    @property
+    def code(self) -> int:
+        """The exit code of the command."""
+        return BY_HAND if self.by == "SIGINT" else CODE
+
+
+class Note:
+    """Which signal asked this rank to end; "" for none yet."""
+
+    by = ""
+
+    def agreed(self, comm: MPI.Comm) -> str:
+        """What any rank was asked by: ranks hear of it at different times. Collective."""
+        return max(comm.allgather(self.by))
+
+
+@contextmanager
+def at_once():
+    """Within the block the signals raise `Interrupted`, wherever the program is."""
+    def raises(number, frame):
+        raise Interrupted(signal.Signals(number).name)
+
+    with _handled(ASKING, raises):
+        yield
+
+
+@contextmanager
+def noted():
+    """Within the block they are written down in the `Note` that it gives; a second Ctrl-C raises.
+
+    A process that ignores a signal, as nohup makes it, goes on ignoring it.
+    """
+    note = Note()
+
+    def writes(number, frame):
+        if number == signal.SIGINT and note.by:
+            raise KeyboardInterrupt
+        note.by = signal.Signals(number).name
+
+    with _handled((*ASKING, signal.SIGINT), writes):
+        yield note
+
+
+@contextmanager
+def _handled(numbers, handler):
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [n for n in numbers if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            # None: PETSc's, which cannot be had back
+            signal.signal(number, signal.SIG_DFL if old is None else old)
