@@ -8,6 +8,7 @@ the grid's vertices to vertices count, as far as the moved grid overlaps the gri
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.spatial import cKDTree
@@ -118,12 +119,13 @@ def align(lattice: Lattice, found: np.ndarray, true: np.ndarray,
     member[:-1] = interior_true
     ignored = np.append(lattice.outer, False)
     source = lattice.centroids[np.asarray(found, bool)]
-    best = None
+    best: Any = None  # the first candidate, no shift, is always kept
     for sign, shift in _candidates(lattice, source, lattice.centroids[interior_true],
                                    most):
         place = lattice.find(lattice.moved(source, sign, shift))
+        x, y, z = (float(v) + 0.0 for v in shift)
         this = Alignment(int(member[place].sum()), int((~ignored[place]).sum()),
-                         int(interior_true.sum()), tuple(float(v) + 0.0 for v in shift), sign < 0)
+                         int(interior_true.sum()), (x, y, z), sign < 0)
         if best is not None and not _better(this, best):
             continue
         if (sign > 0 and not np.any(shift)) or lattice.keeps(sign, shift):

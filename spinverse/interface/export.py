@@ -1,4 +1,7 @@
-"""Facet values and surfaces as files: .npz, .vtu and .stl, written whole by rank 0."""
+"""Values of facets and cells, and surfaces, as files: .npz, .vtu, .stl and .ply.
+
+Rank 0 writes them whole; a file appears complete or not at all.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ from ..errors import InputError, on_root
 from ..inversion.uncertainty import Uncertainty
 from ..mesh.distributed import Mesh
 from .metrics import cell_pairs, cell_regions
+
+CELL_TYPES = {3: "tetra", 2: "triangle", 1: "line"}  # meshio's names, by dimension
 
 
 def write_permeability(path: str | Path, mesh: Mesh, permeability: np.ndarray,
@@ -47,8 +52,8 @@ def read_permeability(path: str | Path, mesh: Mesh) -> np.ndarray:
     Raises:
         InputError: on every rank: no such file, another content, a facet without a value.
     """
-    content = mesh.comm.bcast(on_root(mesh.comm, _load, Path(path)), root=0)
-    return mesh.scatter_facets(*content, what=f"permeability file {path}")
+    triples, values = mesh.comm.bcast(on_root(mesh.comm, _load, Path(path)), root=0)
+    return mesh.scatter_facets(triples, values, what=f"permeability file {path}")
 
 
 def write_vtu(path: str | Path, mesh: Mesh, fields: Mapping[str, np.ndarray],
@@ -65,8 +70,8 @@ def write_vtu(path: str | Path, mesh: Mesh, fields: Mapping[str, np.ndarray],
     whole = mesh.gather_facets(mesh.facet_corners, *fields.values())
 
     def write(temporary):
-        triples, corners, *values = whole
-        points, triangles = _triangles(triples, corners)
+        _, corners, *values = whole
+        points, triangles = _shared(corners)
         data = {name: [v.astype(np.int8) if v.dtype == bool else v]
                 for name, v in zip(fields, values, strict=True)}
         meshio.write(temporary, meshio.Mesh(points, [("triangle", triangles)], cell_data=data),
@@ -75,11 +80,49 @@ def write_vtu(path: str | Path, mesh: Mesh, fields: Mapping[str, np.ndarray],
     on_root(mesh.comm, _replace, Path(path), write)
 
 
+def write_cells(path: str | Path, mesh: Mesh, fields: Mapping[str, np.ndarray]) -> None:
+    """Write all cells with cell data, in the order of the input, for ParaView. Collective.
+
+    Args:
+        path: of the ``.vtu`` file.
+        mesh: the mesh, of any dimension.
+        fields: arrays over the owned cells, ``(owned cells,)`` or ``(owned cells, m)``, such as
+            the ``labels`` of a `Reconstruction`, tags, diffusivities; bools become 0 and 1.
+            ``tag`` is added.
+
+    Raises:
+        InputError: on every rank: a path of another suffix, an array of another length.
+    """
+    path, owned = Path(path), mesh.num_owned_cells
+    fields = {"tag": mesh.cell_tags[:owned]} | {k: np.asarray(v) for k, v in fields.items()}
+    wrong = next((f"{name}: shape {value.shape}, expected ({owned},): one value for each cell "
+                  "that this rank owns" for name, value in fields.items()
+                  if value.shape[:1] != (owned,)), None)
+    if path.suffix != ".vtu":
+        wrong = f"{path}: suffix {path.suffix!r}, expected .vtu"
+    wrong = next((text for text in mesh.comm.allgather(wrong) if text), None)
+    if wrong:
+        raise InputError(wrong)
+    whole = gather_cells(mesh, cell_corners(mesh), *fields.values())
+
+    def write(temporary):
+        corners, *values = whole
+        points, cells = _shared(positive(corners))
+        data = {name: [v.astype(np.int8) if v.dtype == bool else v]
+                for name, v in zip(fields, values, strict=True)}
+        meshio.write(temporary, meshio.Mesh(points, [(CELL_TYPES[mesh.dim], cells)],
+                                            cell_data=data), file_format="vtu")
+
+    on_root(mesh.comm, _replace, path, write)
+
+
 def write_stl(path: str | Path, mesh: Mesh, found: np.ndarray,
               labels: np.ndarray | None = None) -> None:
-    """Write the interface as a binary ``.stl``. Collective.
+    """Write the interface as a binary ``.stl``, each facet once. Collective.
 
-    Normals point from the higher label to the lower, so out of the enclosed compartment.
+    Normals point from the higher label to the lower, so out of the enclosed compartment. Where
+    compartments touch, three sheets meet at an edge and the surface as a whole is not closed;
+    `write_compartment` writes the closed surface of one.
 
     Args:
         path: of the file; without any facet it holds no triangle.
@@ -88,40 +131,128 @@ def write_stl(path: str | Path, mesh: Mesh, found: np.ndarray,
         labels: ``(owned cells,)`` as `extraction.compartments` gives them. ``None``: the regions
             that the found facets enclose, the largest lowest.
     """
-    owned = mesh.num_owned_cells
+    _write_surface(Path(path), mesh, found, labels, "stl")
+
+
+def write_ply(path: str | Path, mesh: Mesh, found: np.ndarray,
+              labels: np.ndarray | None = None) -> None:
+    """Write the interface as a binary ``.ply``, whose triangles share their points. Collective.
+
+    Arguments and orientation are those of `write_stl`.
+    """
+    _write_surface(Path(path), mesh, found, labels, "ply")
+
+
+def write_compartment(path: str | Path, mesh: Mesh, labels: np.ndarray, compartment: int) -> None:
+    """Write the surface of one compartment as ``.stl`` or ``.ply``. Collective.
+
+    It is all that bounds the cells of that label, outer facets included, with normals outwards:
+    closed, and of the volume of these cells. Where they touch themselves in an edge only, that
+    edge has four triangles.
+
+    Args:
+        path: of the file; its suffix says the format.
+        mesh: the mesh.
+        labels: ``(owned cells,)``.
+        compartment: the label.
+
+    Raises:
+        InputError: on every rank: another suffix, or no cell has that label.
+    """
+    path = Path(path)
+    labels = np.asarray(labels)
+    count = mesh.comm.allreduce(int(np.count_nonzero(labels == compartment)))
+    if path.suffix not in (".stl", ".ply"):
+        raise InputError(f"{path}: suffix {path.suffix!r}, expected .stl or .ply")
+    if not count:
+        raise InputError(f"compartment {compartment}: no cell has this label")
+    whole = mesh.gather_facets(mesh.facet_corners, _away(mesh), cell_pairs(mesh))
+    members = gather_cells(mesh, labels == compartment)
+
+    def write(temporary):
+        _, corners, away, pairs = whole
+        inside = np.append(members[0], False)[pairs]  # -1 is outside
+        bounds = inside[:, 0] != inside[:, 1]
+        _write_triangles(temporary, _turned(corners[bounds], (inside[:, 0] == away)[bounds]),
+                         path.suffix[1:])
+
+    on_root(mesh.comm, _replace, path, write)
+
+
+# ---- whole meshes on rank 0 -------------------------------------------------------------------
+
+def cell_corners(mesh: Mesh) -> np.ndarray:
+    """Corner coordinates of the owned cells, ``(owned cells, d + 1, 3)``, um."""
+    return mesh.domain.geometry.x[mesh.domain.geometry.dofmaps[0][: mesh.num_owned_cells]]
+
+
+def positive(corners: np.ndarray) -> np.ndarray:
+    """The same tetrahedra, ``(n, 4, 3)``, with positive volumes; others as they are."""
+    if corners.shape[1] != 4:
+        return corners
+    inverted = np.linalg.det(corners[:, 1:] - corners[:, :1]) < 0
+    return np.where(inverted[:, None, None], corners[:, [0, 1, 3, 2]], corners)
+
+
+def gather_cells(mesh: Mesh, *arrays: np.ndarray) -> list[np.ndarray] | None:
+    """Values of the owned cells on rank 0, in the order of the input. Collective.
+
+    Returns:
+        The whole arrays on rank 0, ``None`` elsewhere.
+    """
+    places = mesh.comm.gather(mesh.input_cells[: mesh.num_owned_cells], root=0)
+    parts = [mesh.comm.gather(np.asarray(array), root=0) for array in arrays]
+    if mesh.comm.rank:
+        return None
+    order = np.argsort(np.concatenate(places))
+    return [np.concatenate(part)[order] for part in parts]
+
+
+def _away(mesh: Mesh) -> np.ndarray:
+    """Whether the normal of each owned facet, by its corners, leaves its first cell."""
     x = mesh.domain.geometry.x[mesh.domain.geometry.dofmaps[0]].mean(axis=1)
     corners = mesh.facet_corners
     normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    away = np.einsum("fi,fi->f", normals, corners[:, 0] - x[mesh.facet_cells[:, 0]]) > 0
-    whole = mesh.gather_facets(np.asarray(found, bool), corners, away, cell_pairs(mesh))
-    parts = [mesh.comm.gather(part, root=0) for part in (
-        mesh.input_cells[:owned], mesh.cell_volumes[:owned],
-        None if labels is None else np.asarray(labels))]
+    return np.einsum("fi,fi->f", normals, corners[:, 0] - x[mesh.facet_cells[:, 0]]) > 0
+
+
+def _write_surface(path: Path, mesh: Mesh, found, labels, kind: str) -> None:
+    whole = mesh.gather_facets(np.asarray(found, bool), mesh.facet_corners, _away(mesh),
+                               cell_pairs(mesh))
+    cells = gather_cells(mesh, mesh.cell_volumes[: mesh.num_owned_cells],
+                         *(() if labels is None else (labels,)))
 
     def write(temporary):
-        triples, member, corners, away, pairs = whole
-        cells = np.concatenate(parts[0])
-        if labels is None:
-            volumes = np.empty(len(cells))
-            volumes[cells] = np.concatenate(parts[1])
-            regions = cell_regions(len(cells), pairs, member)
-            size = np.bincount(regions, weights=volumes)
-            rank = np.empty(len(size), dtype=np.int64)
-            rank[np.lexsort((np.arange(len(size)), -size))] = np.arange(len(size))
-            label = rank[regions]
-        else:
-            label = np.empty(len(cells), dtype=np.int64)
-            label[cells] = np.concatenate(parts[2])
+        _, member, corners, away, pairs = whole
+        label = _enclosed(cells[0], pairs, member) if labels is None else cells[1].astype(np.int64)
         first, second = pairs[member].T
         below = np.where(second >= 0, label[second], -1)  # nothing is lower than the outside
         outwards = (label[first] > below) == away[member]
-        corners = corners[member]
-        corners = np.where(outwards[:, None, None], corners, corners[:, [0, 2, 1]])
-        surface = meshio.Mesh(corners.reshape(-1, 3),
-                              [("triangle", np.arange(3 * len(corners)).reshape(-1, 3))])
-        meshio.write(temporary, surface, file_format="stl", binary=True)
+        _write_triangles(temporary, _turned(corners[member], outwards), kind)
 
-    on_root(mesh.comm, _replace, Path(path), write)
+    on_root(mesh.comm, _replace, path, write)
+
+
+def _enclosed(volumes: np.ndarray, pairs: np.ndarray, walls: np.ndarray) -> np.ndarray:
+    """Number of the region of each cell between walls, the largest region first."""
+    regions = cell_regions(len(volumes), pairs, walls)
+    size = np.bincount(regions, weights=volumes)
+    rank = np.empty(len(size), dtype=np.int64)
+    rank[np.lexsort((np.arange(len(size)), -size))] = np.arange(len(size))
+    return rank[regions]
+
+
+def _turned(corners: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    return np.where(keep[:, None, None], corners, corners[:, [0, 2, 1]])
+
+
+def _write_triangles(path: Path, corners: np.ndarray, kind: str) -> None:
+    if kind == "ply":
+        points, triangles = _shared(corners)
+    else:
+        points, triangles = corners.reshape(-1, 3), np.arange(3 * len(corners)).reshape(-1, 3)
+    meshio.write(path, meshio.Mesh(points, [("triangle", triangles)]), file_format=kind,
+                 binary=True)
 
 
 def _known(uncertainty: Uncertainty | None) -> dict[str, np.ndarray]:
@@ -157,8 +288,8 @@ def _load(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return triples, values
 
 
-def _triangles(triples: np.ndarray, corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Shared points and triangles; corners of a facet come in any order, by coordinates then."""
+def _shared(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points that cells or facets share, and the numbers of theirs; told by coordinates."""
     flat = np.round(corners.reshape(-1, 3), 9) + 0.0
     points, number = np.unique(flat, axis=0, return_inverse=True)
-    return points, number.reshape(len(triples), 3)
+    return points, number.reshape(corners.shape[:2])

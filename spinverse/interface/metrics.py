@@ -5,6 +5,8 @@ All metrics are taken on rank 0 from gathered facets: they serve validation, not
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
@@ -74,7 +76,7 @@ def metrics(mesh: Mesh, found: np.ndarray, permeability: np.ndarray, included: n
     wrong = next((text for text in mesh.comm.allgather(wrong) if text), None)
     if wrong:
         raise InputError(wrong)
-    whole = mesh.gather_facets(
+    whole: Any = mesh.gather_facets(  # None but on rank 0
         np.asarray(found, bool), np.asarray(permeability, float), np.asarray(included, bool),
         mesh.interface > 0, mesh.outer, mesh.facet_corners, cell_pairs(mesh))
     result = on_root(mesh.comm, lambda: _compare(whole, mesh.num_cells, boundary == "absorbing"))
@@ -274,11 +276,11 @@ def _compare(whole: tuple, num_cells: int, absorbing: bool,
                "aligned_best_f1": best_cut}
     if true_surface is None:
         true_surface = corners[true & surface]
-    clouds = [surface_points(c) if len(c) else None
+    clouds: Any = [surface_points(c) if len(c) else None
               for c in (corners[found & surface], true_surface)]
     both = all(cloud is not None for cloud in clouds)
-    result["chamfer"] = chamfer(*clouds) if both else None
-    result["chamfer_uncentred"] = chamfer(*clouds, centred=False) if both else None
+    result["chamfer"] = chamfer(clouds[0], clouds[1]) if both else None
+    result["chamfer_uncentred"] = chamfer(clouds[0], clouds[1], centred=False) if both else None
     on_boundary = np.unique(_edges(triples[outer]), axis=0)
     result |= edge_defects(triples[found & surface], None if absorbing else on_boundary)
     inside = edge_defects(triples[found & surface], on_boundary)

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,9 +51,16 @@ def check_output(path: Path, force: bool = False, resume: bool = False) -> None:
                              "(or --force to overwrite it)")
         if not any((path / name).exists() for name in (SUMMARY, HISTORY, CHECKPOINT)):
             raise InputError(f"-o {path}: holds no spinverse run, expected one for --force")
-    above = next(p for p in path.absolute().parents if p.exists())
-    if not (above.is_dir() and os.access(above, os.W_OK)):
-        raise InputError(f"-o {path}: {above} is no folder that can be written to")
+    try:
+        places = path.absolute(), *path.absolute().parents
+        above = next(p for p in places[not resume:] if p.exists())
+        if not above.is_dir():
+            raise InputError(f"-o {path}: {above} is a file, expected a folder")
+        with tempfile.TemporaryFile(dir=above):  # permissions alone do not tell
+            pass
+    except OSError as error:
+        raise InputError(f"-o {path}: {above} cannot be written to ({error.strerror}), expected a "
+                         "place for a new folder") from None
 
 
 def make(path: Path) -> None:
@@ -102,6 +110,8 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         write(temporary)
+        with temporary.open("rb") as file:  # or a power cut may leave the name without the content
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -186,11 +196,14 @@ class History:
 
 
 def read_history(path: Path) -> list[dict]:
-    """Rows of a ``history.csv``, numbers as numbers, without empty cells."""
+    """Rows of a ``history.csv``, numbers as numbers, without empty cells.
+
+    A last row that was cut short, by a full disk or a run that was killed, is left out.
+    """
     with path.open(newline="") as file:
         return [{key: value if key == "stage" else int(value) if key == "iteration"
                  else float(value) for key, value in row.items() if value}
-                for row in csv.DictReader(file)]
+                for row in csv.DictReader(file) if row["seconds"]]
 
 
 # ---- checkpoints ----------------------------------------------------------------------------

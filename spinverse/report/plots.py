@@ -6,6 +6,7 @@ Every function writes one file; each raises ImportError where matplotlib is not 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -36,8 +37,8 @@ def signals(path: Path, acquisition: Acquisition, predicted: np.ndarray,
         predicted: ``(N,)`` normalised magnitudes.
         measured: ``(N,)`` normalised magnitudes, if there are any.
     """
-    panels = _panels(acquisition)
-    count = len(panels)
+    kinds = panels(acquisition)
+    count = len(kinds)
     extra = measured is not None
     columns = min(count + extra, 4)
     lines = -(-(count + extra) // columns)
@@ -45,7 +46,7 @@ def signals(path: Path, acquisition: Acquisition, predicted: np.ndarray,
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     span = max(float(np.ptp(acquisition.b)), 1.0)
     top = float(np.max([predicted, predicted if measured is None else measured]))
-    for index, ((title, rows), axis) in enumerate(zip(panels.items(), axes, strict=False)):
+    for index, ((title, rows), axis) in enumerate(zip(kinds.items(), axes, strict=False)):
         b = acquisition.b[rows]
         sets = [("simulated" if measured is None else "predicted", predicted, PREDICTED, "o", 0.0)]
         if measured is not None:
@@ -78,8 +79,8 @@ def _scatter(axis, acquisition, measured, predicted) -> None:
     low = float(min(measured.min(), predicted.min(), 0.0))
     high = 1.03 * float(max(measured.max(), predicted.max()))
     axis.plot([low, high], [low, high], color="0.6", linewidth=0.8, zorder=0)
-    panels = _panels(acquisition)
-    for index, (title, rows) in enumerate(panels.items()):
+    kinds = panels(acquisition)
+    for index, (title, rows) in enumerate(kinds.items()):
         axis.plot(measured[rows], predicted[rows], "o", markersize=2.6, alpha=0.6,
                   markeredgewidth=0, color=TERMS[index % len(TERMS)], label=title)
     error = float(np.mean((measured - predicted) ** 2))
@@ -89,7 +90,7 @@ def _scatter(axis, acquisition, measured, predicted) -> None:
     axis.set(xlim=(low, high), ylim=(low, high))
     axis.set_aspect("equal")
     axis.tick_params(labelsize=8)
-    if len(panels) <= 6:
+    if len(kinds) <= 6:
         axis.legend(fontsize=7, frameon=False, markerscale=2, loc="upper left")
 
 
@@ -101,13 +102,13 @@ def phases(path: Path, acquisition: Acquisition, values: np.ndarray) -> None:
         acquisition: the measurements.
         values: ``(N,)`` complex signals.
     """
-    panels = _panels(acquisition)
-    columns = min(len(panels), 4)
-    lines = -(-len(panels) // columns)
+    kinds = panels(acquisition)
+    columns = min(len(kinds), 4)
+    lines = -(-len(kinds) // columns)
     figure = _figure(3.6 * columns + 0.4, 3.4 * lines + 0.5, layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False, sharey=True).ravel()
     angles = np.degrees(np.angle(values))
-    for (title, rows), axis in zip(panels.items(), axes, strict=False):
+    for (title, rows), axis in zip(kinds.items(), axes, strict=False):
         axis.axhline(0.0, color="0.8", linewidth=0.8, zorder=0)
         axis.plot(acquisition.b[rows], angles[rows], "o", color=PREDICTED, markersize=2.6,
                   alpha=0.7, markeredgewidth=0)
@@ -116,18 +117,18 @@ def phases(path: Path, acquisition: Acquisition, values: np.ndarray) -> None:
         axis.tick_params(labelsize=8)
     for axis in axes[::columns]:
         axis.set_ylabel("phase of S (degrees)")
-    for axis in axes[len(panels):]:
+    for axis in axes[len(kinds):]:
         axis.set_axis_off()
     figure.savefig(path, dpi=DPI)
 
 
-def _panels(acquisition: Acquisition) -> dict[str, np.ndarray]:
+def panels(acquisition: Acquisition) -> dict[str, np.ndarray]:
     """Rows of each kind of sequence by its title; waveforms that differ in direction are one."""
-    panels: dict[str, list[int]] = {}
+    kinds: dict[str, list[int]] = {}
     for index, waveform in enumerate(acquisition.waveforms):
         rows = np.flatnonzero(acquisition.waveform_index == index)
-        panels.setdefault(_sequence(waveform), []).extend(rows.tolist())
-    return {title: np.array(sorted(rows)) for title, rows in panels.items()}
+        kinds.setdefault(_sequence(waveform), []).extend(rows.tolist())
+    return {title: np.array(sorted(rows)) for title, rows in kinds.items()}
 
 
 def _sequence(waveform) -> str:
@@ -168,7 +169,8 @@ def losses(path: Path, rows: list[dict]) -> None:
         axis.plot(np.insert(x, starts, x[starts] - 0.5),
                   np.insert(np.where(y > 0, y, np.nan), starts, np.nan), **style)
 
-    line("loss", color=MEASURED, linewidth=1.6, label="loss (weighted sum)")
+    if any(row.get("loss") != row.get("data") for row in rows):
+        line("loss", color=MEASURED, linewidth=1.6, label="loss (weighted sum)")
     line("data", color=TERMS[0], linewidth=1.4, label="data: mean square of normalised signals")
     for name, colour in zip(names, (TERMS * len(names))[1:], strict=False):
         line(name, color=colour, linewidth=1.0, linestyle="--", label=f"prior: {name}")
@@ -189,17 +191,19 @@ def losses(path: Path, rows: list[dict]) -> None:
     axis.set_xlabel("iteration (all stages)")
     axis.set_ylabel("terms of the loss")
     axis.grid(axis="y", color="0.92")
-    axis.legend(fontsize=8, frameon=False, loc="upper right")
+    # below the axes: curves fall anywhere inside
+    figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=DPI)
 
 
-def interface(path: Path, corners: np.ndarray, permeability: np.ndarray, found: np.ndarray,
-              true: np.ndarray | None, bounds: np.ndarray, evidence: np.ndarray | None = None,
-              level: float = 3.0) -> None:
+def interface(path: Path | BinaryIO, corners: np.ndarray, permeability: np.ndarray,
+              found: np.ndarray, true: np.ndarray | None, bounds: np.ndarray,
+              evidence: np.ndarray | None = None,
+              level: float = 3.0, determined: np.ndarray | None = None, dpi: int = DPI) -> None:
     """The found interface in its box, beside the true one where that is known; same view.
 
     Args:
-        path: file to write.
+        path: file to write, or a binary stream.
         corners: ``(nf, 3, 3)`` corners of all facets, um.
         permeability: ``(nf,)`` um/ms.
         found: ``(nf,)`` bool.
@@ -208,6 +212,8 @@ def interface(path: Path, corners: np.ndarray, permeability: np.ndarray, found: 
         evidence: ``(nf,)`` of `spinverse.inversion.uncertainty.Uncertainty`; colours and opacity
             show it then, in place of the permeability.
         level: evidence below which a facet is undetermined.
+        determined: ``(nf,)`` bool, where the evidence is not known: undetermined facets are marked.
+        dpi: of the picture.
     """
     from matplotlib import cm, colors
     from matplotlib.patches import Patch
@@ -222,7 +228,8 @@ def interface(path: Path, corners: np.ndarray, permeability: np.ndarray, found: 
         if high - low < 0.5:
             low, high = (low + high) / 2 - 0.25, (low + high) / 2 + 0.25
         scale = cm.ScalarMappable(colors.Normalize(low, high), "viridis")
-        label, unsure = "log10 permeability (µm/ms)", np.zeros(len(values), bool)
+        label = "log10 permeability (µm/ms)"
+        unsure = np.zeros(len(values), bool) if determined is None else ~determined[found]
     else:
         values = np.clip(evidence[found], level, 1e6 * level)
         high = values.max(initial=100 * level)
@@ -231,7 +238,7 @@ def interface(path: Path, corners: np.ndarray, permeability: np.ndarray, found: 
     colours = scale.to_rgba(values, alpha=0.85)
     if evidence is not None:
         colours[:, 3] = 0.45 + 0.5 * scale.norm(values).filled()
-        colours[unsure] = (*colors.to_rgb(UNDETERMINED), 0.5)
+    colours[unsure] = (*colors.to_rgb(UNDETERMINED), 0.5)
     if true is not None:
         axis = figure.add_axes((0.0, 0.02, width, 0.88), projection="3d")
         _facets(axis, corners[true], np.tile((0.62, 0.66, 0.72, 0.85), (int(true.sum()), 1)),
@@ -243,18 +250,19 @@ def interface(path: Path, corners: np.ndarray, permeability: np.ndarray, found: 
     if true is not None:
         title += f" ({(found & true).sum()} true, {(found & ~true).sum()} false)"
     axis.set_title(title, fontsize=11)
-    if evidence is not None:
+    if evidence is not None or determined is not None:
+        below = "" if evidence is None else f" (below {level:g} σ)"
         figure.legend(handles=[
             Patch(facecolor=scale.to_rgba(high), label=f"determined: {(~unsure).sum()}"),
             Patch(facecolor=UNDETERMINED, alpha=0.5,
-                  label=f"undetermined (below {level:g} σ): {unsure.sum()}")],
+                  label=f"undetermined{below}: {unsure.sum()}")],
             loc="upper center", bbox_to_anchor=(0.88 - width / 2, 0.92), ncols=2, fontsize=9,
             frameon=False)
     bar = figure.colorbar(scale, cax=figure.add_axes((0.90, 0.22, 0.018, 0.5)))
     bar.set_label(label, fontsize=9)
     bar.ax.tick_params(labelsize=8)
     bar.ax.yaxis.set_minor_formatter(NullFormatter())
-    figure.savefig(path, dpi=DPI)
+    figure.savefig(path, dpi=dpi, format="png" if hasattr(path, "write") else None)
 
 
 def _facets(axis, corners, colours, bounds) -> None:

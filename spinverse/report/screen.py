@@ -17,6 +17,8 @@ from ..inversion import TAO, Progress, Reconstruction, Shapes, Stage
 from ..mesh import Mesh
 from ..units import describe_diffusivity, describe_permeability
 
+SPEED_OF_LAST = 600.0  # s, whose iterations say how long the others will take
+
 
 class Screen:
     """Lines on standard output, and a progress bar where that is a terminal.
@@ -73,14 +75,16 @@ class Screen:
             MofNCompleteColumn,
             TextColumn,
             TimeElapsedColumn,
+            TimeRemainingColumn,
         )
         from rich.progress import (
             Progress as Bar,
         )
 
         self._bar = Bar(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-                        TimeElapsedColumn(), TextColumn("misfit {task.fields[misfit]}"),
-                        transient=True)
+                        TextColumn("misfit {task.fields[misfit]}"), TimeElapsedColumn(),
+                        TextColumn("left"), TimeRemainingColumn(), transient=True,
+                        speed_estimate_period=SPEED_OF_LAST)
         self._task = self._bar.add_task("starting", total=total, completed=done, misfit="-")
         try:
             with self._bar:

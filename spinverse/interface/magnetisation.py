@@ -1,0 +1,240 @@
+"""The magnetisation at chosen times, and as files for ParaView.
+
+It is that of the frame of the effective gradient: where a 180-degree pulse turns the sign of f(t),
+the phase before the pulse is shown with its sign turned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import meshio
+import numpy as np
+
+from ..acquisition.waveform import Waveform
+from ..engines.chebyshev import Propagation
+from ..engines.matrix_formalism import MatrixFormalism
+from ..engines.time_stepping import TimeStepping
+from ..errors import InputError, on_root
+from ..problem import BlochTorrey
+from .export import CELL_TYPES, _replace, cell_corners, gather_cells, positive
+
+_SAME = 1e-9  # ms; times closer than this are one
+
+
+def magnetisation(engine: MatrixFormalism | TimeStepping, measurement: int,
+                  times: Sequence[float]) -> np.ndarray:
+    """Magnetisation in one measurement. Collective.
+
+    Args:
+        engine: either one, with its problem and acquisition. The matrix formalism shows what its
+            modes resolve; under extra terms take time stepping.
+        measurement: row of the acquisition, from 0.
+        times: ms from the start of the waveform, at most its TE, in any order.
+
+    Returns:
+        ``(n, nd)`` complex, density times the share that is left: at each time the values at the
+        owned degrees of freedom of ``engine.problem.space``.
+
+    Raises:
+        InputError: a row or a time that is not there, a periodic problem, extra terms in the
+            matrix formalism; SolverError: a solver failed.
+    """
+    acquisition, problem = engine.acquisition, engine.problem
+    if not (isinstance(measurement, int | np.integer) and 0 <= measurement < len(acquisition)):
+        raise InputError(f"measurement: {measurement!r}, expected a row from 0 to "
+                         f"{len(acquisition) - 1}")
+    waveform = acquisition.waveforms[acquisition.waveform_index[measurement]]
+    times = np.asarray(times, dtype=float).ravel()
+    for time in times[~((times >= 0) & (times <= waveform.echo_time + _SAME))][:1]:
+        raise InputError(f"times: {time:g} ms, expected 0 to {waveform.echo_time:g} ms, the TE")
+    if problem.periodic:
+        raise InputError("magnetisation: the problem is periodic, where only its signals are "
+                         "known; expected a reflecting or absorbing box")
+    order = np.argsort(times, kind="stable")
+    row, ascending = int(measurement), np.minimum(times[order], waveform.echo_time)
+    result = np.empty((len(times), len(problem.scale)), dtype=complex)
+    result[order] = _in_modes(engine, row, ascending) if isinstance(engine, MatrixFormalism) \
+        else _in_steps(engine, row, ascending)
+    return result * problem.scale
+
+
+def write_magnetisation(path: str | Path, problem: BlochTorrey, times: Sequence[float],
+                        values: np.ndarray) -> None:
+    """Write a magnetisation as a series for ParaView. Collective.
+
+    ``path`` is a ``.pvd`` that names one ``.vtu`` a time beside it, with ``re``, ``im``,
+    ``magnitude`` and ``phase`` (rad) at the corners of every cell: cells do not share corners, so
+    that jumps across membranes are there. Of elements of higher degree the corners are written.
+
+    Args:
+        path: of the ``.pvd`` file, in a folder that exists.
+        problem: as in ``engine.problem``.
+        times: ``(n,)`` ms.
+        values: ``(n, nd)`` of `magnetisation`.
+
+    Raises:
+        InputError: on every rank: another suffix, arrays that do not fit.
+    """
+    path, mesh = Path(path), problem.mesh
+    values = np.asarray(values)
+    if path.suffix != ".pvd":
+        raise InputError(f"{path}: suffix {path.suffix!r}, expected .pvd")
+    fits = values.shape == (len(times), len(problem.scale))
+    if not all(mesh.comm.allgather(fits)):
+        raise InputError(f"values: shape {values.shape}, expected ({len(times)}, "
+                         f"{len(problem.scale)}): one row for each time")
+    # of a Lagrange element the corners come first, in the order of the geometry
+    corners = problem.space.dofmap.list[: mesh.num_owned_cells, : mesh.dim + 1]
+    whole: Any = gather_cells(  # None but on rank 0
+        mesh, cell_corners(mesh), np.moveaxis(values[:, corners], 0, -1))
+    names = [f"{path.stem}_{k:04d}.vtu" for k in range(len(times))]
+
+    def write() -> None:
+        x, m = whole
+        # points and values are turned as one
+        both = np.concatenate([np.moveaxis(x, 2, 0).astype(complex), np.moveaxis(m, 2, 0)])
+        x, m = _turned(x, both)
+        cells = [(CELL_TYPES[mesh.dim], np.arange(x.shape[0] * x.shape[1]).reshape(x.shape[:2]))]
+        for name, value in zip(names, m, strict=True):
+            value = value.ravel()
+            data = {"re": value.real, "im": value.imag, "magnitude": np.abs(value),
+                    "phase": np.angle(value)}
+            grid = meshio.Mesh(x.reshape(-1, 3), cells, point_data=data)
+            _replace(path.with_name(name),
+                     partial(meshio.write, mesh=grid, file_format="vtu"))
+        _replace(path, lambda temporary: _write_series(temporary, times, names))
+
+    on_root(mesh.comm, write)
+
+
+def _turned(x: np.ndarray, both: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Corners of cells with positive volumes, and values ``(n, cells, corners)`` in that order."""
+    kept = (positive(x) == x).all(axis=(1, 2))
+    if x.shape[1] == 4:
+        both = np.where(kept[None, :, None], both, both[:, :, [0, 1, 3, 2]])
+    return np.moveaxis(both[:3].real, 0, 2), both[3:]
+
+
+def _write_series(path: Path, times: Sequence[float], names: list[str]) -> None:
+    root = ElementTree.Element("VTKFile", type="Collection", version="0.1",
+                               byte_order="LittleEndian")
+    collection = ElementTree.SubElement(root, "Collection")
+    for time, name in zip(times, names, strict=True):
+        ElementTree.SubElement(collection, "DataSet", timestep=repr(float(time)), part="0",
+                               file=name)
+    ElementTree.indent(root)
+    ElementTree.ElementTree(root).write(path, encoding="utf-8", xml_declaration=True)
+
+
+# ---- the two engines ------------------------------------------------------------------------
+
+def _in_modes(engine: MatrixFormalism, row: int, times: np.ndarray) -> np.ndarray:
+    """The unknown at ascending times, ``(n, nd)``."""
+    problem, acquisition = engine.problem, engine.acquisition
+    if problem.extra_terms is not None:
+        raise InputError("magnetisation: the problem has extra terms, expected engine "
+                         "time_stepping for it")
+    basis = engine.basis if engine.basis is not None else engine.find_modes()
+    waveform = acquisition.waveforms[acquisition.waveform_index[row]]
+    u, states = basis.start[:, None].astype(complex), []
+    for duration, gradient in _pieces(waveform, engine.max_step, times):
+        if duration is None:
+            states.append(basis.modes @ u[:, 0])
+            continue
+        g = acquisition.strength[row] * _vector(gradient, acquisition.directions[row])
+        g = g[: problem.mesh.dim]
+        size = float(np.linalg.norm(g))
+        if size == 0:
+            u = np.exp(-basis.eigenvalues * duration)[:, None] * u
+        else:
+            X = np.tensordot(g / size, basis.positions, axes=1)
+            reach = float(np.abs(g / size) @ basis.reach)
+            u = Propagation(basis.eigenvalues, X, np.array([size]), reach, duration).forward(u)
+    return np.array(states)
+
+
+def _in_steps(engine: TimeStepping, row: int, times: np.ndarray) -> np.ndarray:
+    """The unknown at ascending times, ``(n, nd)``."""
+    system = engine._system
+    if engine.time_step == "auto":
+        engine.signals()  # it chooses the step
+    plan = engine._rows_by_steps(float(engine.time_step), [row])
+    (runs, _), = plan.items()
+    system.update()
+    y, states = system.initial.copy(), []
+    waiting, begin = list(times), 0.0
+    try:
+        for run in runs:
+            left = run.steps
+            while waiting and waiting[0] <= begin + left * run.step + _SAME:
+                whole = min(int((waiting[0] - begin + _SAME) / run.step), left)
+                _march(engine, y, run, whole, run.step)
+                begin, left = begin + whole * run.step, left - whole
+                z, rest = y.copy(), waiting.pop(0) - begin
+                if rest > _SAME:
+                    _march(engine, z, run, 1, rest)
+                states.append(_broken(system, z))
+                z.destroy()
+            _march(engine, y, run, left, run.step)
+            begin += left * run.step
+        # what rounding left over is at the end
+        states += [_broken(system, y) for _ in waiting]
+    finally:
+        system.forget_factors()
+        y.destroy()
+    return np.array(states)
+
+
+def _march(engine: TimeStepping, y, run, steps: int, step: float) -> None:
+    if steps:
+        engine._march(y, type(run)(run.gradient, steps, step))
+
+
+def _broken(system, y) -> np.ndarray:
+    """Complex values at the owned broken degrees of freedom."""
+    if system.prolongation is None:
+        pair = y.getArray(readonly=True).copy()
+    else:
+        vector = system.prolongation.createVecLeft()
+        system.prolongation.mult(y, vector)
+        pair = vector.getArray(readonly=True).copy()
+        vector.destroy()
+    return pair[0::2] + 1j * pair[1::2]
+
+
+def _pieces(waveform: Waveform, max_step: float, times: np.ndarray):
+    """(duration, f) one after the other, with (None, None) where one of ``times`` is reached.
+
+    As `Waveform.segments`, but with steps that end at the times: within a step of two pieces the
+    state is of a lower order.
+    """
+    bounds = np.unique(np.concatenate([np.asarray(waveform.breakpoints, float), times]))
+    bounds = bounds[np.concatenate([[True], np.diff(bounds) > _SAME])]
+    waiting = list(times)
+    for begin, end in zip(bounds, np.append(bounds[1:], np.nan), strict=True):
+        while waiting and waiting[0] <= begin + _SAME:
+            waiting.pop(0)
+            yield None, None
+        if not end > begin:
+            break
+        if waveform.piecewise_constant:
+            yield end - begin, waveform(np.array([0.5 * (begin + end)]))[0]
+            continue
+        count = max(1, int(np.ceil((end - begin) / (2 * max_step) * (1 - 1e-12))))
+        h = (end - begin) / count
+        starts = begin + h * np.arange(count)
+        early, late = (waveform(starts + (0.5 + sign * np.sqrt(3) / 6) * h) for sign in (-1, 1))
+        a, b = 0.25 + np.sqrt(3) / 6, 0.25 - np.sqrt(3) / 6
+        for first, second in zip(early, late, strict=True):
+            yield h / 2, 2 * (a * first + b * second)
+            yield h / 2, 2 * (b * first + a * second)
+    yield from ((None, None) for _ in waiting)
+
+
+def _vector(value, direction: np.ndarray) -> np.ndarray:
+    return np.asarray(value) if np.ndim(value) else float(value) * direction

@@ -1,0 +1,103 @@
+"""What a page is made of: figures with their words and tables, and the colours they share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+# Mid tones, which can be told from white and from near-black paper.
+MEASURED, PREDICTED, DATA = "#8b919c", "#2f86d1", "#2f86d1"
+FOUND, FALSE, MISSED, TRUE, UNSURE = "#2f86d1", "#d1495b", "#a05cc5", "#8b919c", "#e0902f"
+SERIES = ("#5b8def", "#3aa6b9", "#4caf7a", "#a3a635", "#e0902f", "#d65a4a", "#b4559b")
+# neither the blue nor the red of walls
+LABELS = ("#7fb98a", "#e3b261", "#b48ac2", "#6dbcc0", "#c9a08b", "#a9b45c", "#d59ab5", "#8fa3b8")
+BACKGROUND = "rgba(139, 145, 156, 0.16)"  # what lies outside all cells
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; cells are text.
+
+    Attributes:
+        caption: of the table.
+        head: names of the columns.
+        rows: as many cells as there are names.
+        open: shown at once, or behind a click.
+    """
+
+    caption: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    open: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A figure that plotly draws.
+
+    Attributes:
+        name: unique in the page, an HTML id.
+        figure: a plotly figure.
+        height: px.
+        caption: what it shows, sentences.
+        alt: what one would see, for those who do not.
+        still: a png for paper and for browsers without WebGL, or None.
+        solid: drawn with WebGL.
+    """
+
+    name: str
+    figure: Any
+    height: int
+    caption: str
+    alt: str
+    still: bytes | None = None
+    solid: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Section:
+    """A headed part of the page.
+
+    Attributes:
+        name: unique in the page, an HTML id.
+        title: heading.
+        words: paragraphs.
+        pictures, tables: in order.
+        code: (title, text) of texts that are shown as they are, behind a click.
+    """
+
+    name: str
+    title: str
+    words: tuple[str, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+    tables: tuple[Table, ...] = ()
+    code: tuple[tuple[str, str], ...] = ()
+
+
+def series(count: int) -> list[str]:
+    """``count`` colours in the order of `SERIES`, blended between them where there are more."""
+    if count <= len(SERIES):
+        step = (len(SERIES) - 1) / max(count - 1, 1)
+        return [SERIES[round(i * step)] for i in range(count)]
+    stops = [tuple(int(c[i:i + 2], 16) for i in (1, 3, 5)) for c in SERIES]
+    result = []
+    for i in range(count):
+        place = i * (len(stops) - 1) / (count - 1)
+        low = min(int(place), len(stops) - 2)
+        mixed = (round(a + (place - low) * (b - a))
+                 for a, b in zip(stops[low], stops[low + 1], strict=True))
+        result.append("#{:02x}{:02x}{:02x}".format(*mixed))
+    return result
+
+
+def number(value, digits: int = 4) -> str:
+    """A number as people write it; a dash where there is none."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
+        return f"{value:.{digits}g}"
+    return str(value)

@@ -1,0 +1,363 @@
+"""What a finished run left in its folder, read back for a page. For one rank, plain arrays only.
+
+Parts that are not there are None, and `Run.missing` says why in a sentence; only a folder that
+holds no run of ``simulate`` or ``reconstruct`` at all is an error.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from meshio import vtu
+
+from ..acquisition import Acquisition
+from ..acquisition.io import read_acquisition, read_signals
+from ..errors import InputError
+from ..interface.metrics import cell_regions
+from ..mesh import MeshData, readers
+from ..mesh.checks import facets_of
+from . import folder
+
+COMMANDS = ("reconstruct", "simulate")
+MESH, PERMEABILITY, QUANTITIES = "mesh.npz", "permeability.npz", "quantities.json"
+CELLS = "cells.vtu"  # with a label on each cell, in the order of the input
+_KEY = np.array([1 << 42, 1 << 21, 1])  # vertex triples as one number
+_KNOWN = {"permeability": float, "membrane": bool, "posterior_std": float, "determined": bool}
+PRIOR_STD = 0.5  # of openness, where the summary does not say
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a reconstruction found, on all facets of its mesh in lexicographic order.
+
+    Attributes:
+        points: ``(Nv, 3)`` um.
+        cells: ``(Nt, 4)``, none where only the surface is known.
+        triples: ``(Nf, 3)`` vertices of each facet.
+        outer: ``(Nf,)`` bool.
+        true: ``(Nf,)`` bool, the known membrane.
+        permeability: ``(Nf,)`` um/ms.
+        membrane: ``(Nf,)`` bool, the interface that was found.
+        posterior_std, determined: ``(Nf,)`` of `spinverse.inversion.uncertainty.Uncertainty`, or
+            None.
+        prior_std: of the same.
+        labels: ``(Nt,)`` compartment of each cell, or None.
+        labels_enclosed: they are regions that the found facets enclose, the largest 0, for lack
+            of the search's own.
+    """
+
+    points: np.ndarray
+    cells: np.ndarray
+    triples: np.ndarray
+    outer: np.ndarray
+    true: np.ndarray
+    permeability: np.ndarray
+    membrane: np.ndarray
+    posterior_std: np.ndarray | None = None
+    determined: np.ndarray | None = None
+    prior_std: float = PRIOR_STD
+    labels: np.ndarray | None = None
+    labels_enclosed: bool = False
+
+    @property
+    def unknown(self) -> np.ndarray:
+        """``(Nf,)`` bool, facets that were looked for, as far as files say."""
+        if self.posterior_std is not None and (self.posterior_std > 0).any():
+            return self.posterior_std > 0
+        return ~self.outer | self.membrane
+
+    @property
+    def bounds(self) -> np.ndarray:
+        """Lower and upper corner, ``(2, 3)`` um."""
+        return np.array([self.points.min(axis=0), self.points.max(axis=0)])
+
+    @property
+    def inside(self) -> np.ndarray:
+        """Centre of what lies inside cells, else of the box, ``(3,)`` um."""
+        if self.labels is None or self.labels_enclosed or not (self.labels > 0).any():
+            centre = self.bounds.mean(axis=0)
+        else:
+            centre = self.points[self.cells[self.labels > 0]].mean(axis=(0, 1))
+        return np.round(centre, 9) + 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run's folder.
+
+    Attributes:
+        path: the folder.
+        command: ``reconstruct`` or ``simulate``.
+        summary: of ``summary.json``; empty for a reconstruction that has not ended.
+        history: rows of ``history.csv``, oldest first, or None.
+        acquisition: of ``signals.csv``, or None.
+        predicted: ``(N,)`` normalised magnitudes that the run computed, or None.
+        measured: ``(N,)`` normalised magnitudes that it was given, or None.
+        complex: ``(N,)`` the computed signals, or None.
+        relative: what ``predicted`` is normalised by, in words, where not by S(b = 0).
+        mesh: the mesh, or None.
+        found: what a reconstruction found, or None.
+        quantities: of ``quantities.json``, or None.
+        missing: sentences on what could not be read, by part.
+        notes: sentences on what was read but is not as it should be.
+    """
+
+    path: Path
+    command: str
+    summary: dict
+    history: list[dict] | None = None
+    acquisition: Acquisition | None = None
+    predicted: np.ndarray | None = None
+    measured: np.ndarray | None = None
+    complex: np.ndarray | None = None
+    relative: str = ""
+    mesh: MeshData | None = None
+    found: Found | None = None
+    quantities: dict | None = None
+    missing: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def read_run(path: Path, mesh: Path | None = None) -> Run:
+    """Read the folder of a run.
+
+    Args:
+        path: the folder.
+        mesh: file of the mesh, where it is no longer where it was.
+
+    Raises:
+        InputError: no such folder, no run in it, a ``summary.json`` that is no JSON or of
+            another command, or ``mesh`` is not the mesh of the run.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such folder, expected that of a run")
+    if not path.is_dir():
+        raise InputError(f"{path}: is a file, expected the folder of a run")
+    summary = _summary(path)
+    command = summary.get("command", "reconstruct")
+    if command not in COMMANDS:
+        raise InputError(f"{path}: was written by spinverse {command}, expected a folder of "
+                         "simulate or reconstruct")
+    missing: dict[str, str] = {}
+    if not summary:
+        missing["summary"] = ("There is no summary.json: the run has not ended, or was ended. "
+                              "What it was asked and what it found is not known here.")
+    reader = _Reader(path, command, summary, missing)
+    data, notes = reader.mesh(mesh)
+    found = history = None
+    if command == "reconstruct":
+        found, same = reader.found(data, mesh is not None)
+        history = reader.history()
+        data, notes = (data, notes) if same else (None, ())
+    return Run(path, command, summary, history, **reader.signals(), mesh=data, found=found,
+               quantities=reader.quantities(), missing=missing, notes=notes)
+
+
+def _summary(path: Path) -> dict:
+    file = path / folder.SUMMARY
+    if not file.is_file():
+        if (path / folder.HISTORY).is_file():
+            return {}
+        raise InputError(f"{path}: holds no {folder.SUMMARY}, expected the folder of a run of "
+                         "spinverse simulate or reconstruct")
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read ({_words(error)}), expected JSON") from None
+    if not isinstance(content, dict) or "command" not in content:
+        raise InputError(f"{file}: has no key command, expected what a run of spinverse writes")
+    return content
+
+
+class _Reader:
+    """The parts of a folder; what is missing is said, not raised."""
+
+    def __init__(self, path: Path, command: str, summary: dict, missing: dict[str, str]):
+        self.path, self.command, self.summary, self.missing = path, command, summary, missing
+
+    def history(self) -> list[dict] | None:
+        file = self.path / folder.HISTORY
+        try:
+            rows = folder.read_history(file)
+        except (OSError, ValueError, KeyError) as error:
+            self.missing["history"] = f"{file.name} cannot be read: {_words(error)}."
+            return None
+        if not rows:
+            self.missing["history"] = f"{file.name} has no rows yet."
+        return rows or None
+
+    def quantities(self) -> dict | None:
+        file = self.path / QUANTITIES
+        if not file.is_file():
+            return None
+        try:
+            return json.loads(file.read_text())
+        except ValueError as error:
+            self.missing["quantities"] = f"{file.name} cannot be read: {_words(error)}."
+            return None
+
+    def signals(self) -> dict:
+        file = self.path / "signals.csv"
+        if not file.is_file():
+            self.missing["signals"] = "There is no signals.csv in the folder."
+            return {}
+        try:
+            folder.check_rows(file)
+            if self.command == "reconstruct":
+                columns = _columns(file, ("measured_normalised", "predicted_normalised"))
+                return {"acquisition": read_acquisition(file), "measured": columns[0],
+                        "predicted": columns[1]}
+            signals = read_signals(file)
+        except (InputError, OSError) as error:
+            self.missing["signals"] = f"{_words(error)}."
+            return {}
+        try:
+            return {"acquisition": signals.acquisition, "predicted": signals.normalised,
+                    "complex": signals.values}
+        except InputError as error:
+            largest = max(float(np.max(signals.magnitude)), 1e-300)
+            return {"acquisition": signals.acquisition, "predicted": signals.magnitude / largest,
+                    "complex": signals.values,
+                    "relative": f"{_words(error)}; values are relative to the largest signal"}
+
+    def mesh(self, given: Path | None) -> tuple[MeshData | None, tuple[str, ...]]:
+        """The mesh, and what is to be said of it."""
+        said = self.summary.get("inputs", {}).get("mesh", {})
+        if given is not None and not given.is_file():
+            raise InputError(f"--mesh {given}: no such file")
+        where = given if given is not None else next(self._candidates(said), None)
+        if where is None:
+            self.missing["mesh"] = (
+                f"The mesh ({said['path']}) is not where it was, nor beside the folder; --mesh "
+                "FILE says where it is." if said.get("path") else
+                f"There is no {MESH} in the folder; --mesh FILE says where the mesh is.")
+            return None, ()
+        repair = bool(_at(self.summary, "config", "mesh", "repair"))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                data = readers.read(where, repair=repair)
+        except InputError as error:
+            if given is not None:
+                raise InputError(f"--mesh {error}") from None
+            self.missing["mesh"] = f"The mesh cannot be read: {_words(error)}."
+            return None, ()
+        if where.name == MESH or said.get("sha256") in (None, folder.sha256(where)):
+            return data, ()
+        return data, (f"The mesh file {where.name} has another content than at the time of the "
+                      "run; its facets are the same.",)
+
+    def _candidates(self, said: dict):
+        """Files that may be the mesh: that in the folder, or what the summary names."""
+        own = self.path / MESH
+        if own.is_file():
+            yield own
+        path = Path(said["path"]) if said.get("path") else None
+        if path is None or "file" not in (_at(self.summary, "config", "mesh") or {}):
+            return
+        places = [path] if path.is_absolute() else [
+            base / path for base in (Path.cwd(), *self.path.absolute().parents)]
+        there = [place for place in places if place.is_file()]
+        yield from (p for p in there if folder.sha256(p) == said.get("sha256"))
+        yield from there[:1]
+
+    def found(self, data: MeshData | None, given: bool) -> tuple[Found | None, bool]:
+        """What was found, and whether ``data`` is its mesh."""
+        file = self.path / PERMEABILITY
+        if not file.is_file():
+            self.missing["permeability"] = f"There is no {file.name}: nothing was found yet."
+            return None, True
+        try:
+            with np.load(file, allow_pickle=False) as content:
+                values = {name: content[name] for name in content.files}
+            facets = values["facets"]
+            known = {name: values[name].astype(kind) for name, kind in _KNOWN.items()
+                     if name in values and values[name].shape == facets.shape[:1]}
+            known["permeability"], known["membrane"]
+        except Exception as error:  # zip, key and header errors have no common base
+            self.missing["permeability"] = f"{file.name} cannot be read: {_words(error)}."
+            return None, True
+        prior = _at(self.summary, "uncertainty", "prior_std") or PRIOR_STD
+        if data is None or data.dim != 3:
+            return self._surface_only(known, prior), True
+        triples, pairs = facets_of(data.cells, data.name)
+        if not np.array_equal(facets, data.input_vertices[triples]):
+            text = f"{len(facets)} facets in {file.name} that are not those of mesh {data.name}"
+            if given:
+                raise InputError(f"--mesh: {text}, expected the mesh of the run")
+            self.missing["mesh"] = f"{text}."
+            return self._surface_only(known, prior), False
+        labels, enclosed = self._labels(data, pairs, known["membrane"])
+        true = np.isin(triples @ _KEY, data.interface_facets @ _KEY)
+        return Found(data.points, data.cells, triples, pairs[:, 1] < 0, true, **known,
+                     prior_std=prior, labels=labels, labels_enclosed=enclosed), True
+
+    def _surface_only(self, known: dict, prior: float) -> Found | None:
+        """Facets from the .vtu, whose points know no cells and no truth."""
+        try:
+            read = vtu.read(self.path / "permeability.vtu")  # meshio.read would exit over it
+            triples = read.cells_dict["triangle"].astype(np.int64)
+        except Exception:  # parsers raise what they like
+            return None
+        nowhere = np.zeros(len(triples), bool)
+        if len(triples) != len(known["permeability"]):
+            return None
+        return Found(read.points, np.empty((0, 4), np.int64), triples, nowhere, nowhere, **known,
+                     prior_std=prior)
+
+    def _labels(self, data: MeshData, pairs: np.ndarray,
+                membrane: np.ndarray) -> tuple[np.ndarray, bool]:
+        """Labels of the cells, and whether they are enclosed regions."""
+        for read in (_labels_of_cells, _labels_of_checkpoint):
+            try:
+                labels = read(self.path)
+            except Exception:  # damaged or not there: the facets say enough
+                continue
+            if labels.shape == (len(data.cells),):
+                return labels.astype(np.int64), False
+        regions = cell_regions(len(data.cells), pairs, membrane)
+        volumes = np.bincount(regions, weights=_volumes(data))
+        rank = np.empty(len(volumes), np.int64)
+        rank[np.lexsort((np.arange(len(volumes)), -volumes))] = np.arange(len(volumes))
+        return rank[regions], True
+
+
+def _labels_of_cells(path: Path) -> np.ndarray:
+    return np.asarray(vtu.read(path / CELLS).cell_data["label"][0])
+
+
+def _labels_of_checkpoint(path: Path) -> np.ndarray:
+    with np.load(path / folder.CHECKPOINT, allow_pickle=False) as file:
+        return file["labels"]
+
+
+def _columns(file: Path, names: tuple[str, ...]) -> list[np.ndarray]:
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        rows = list(csv.DictReader(line for line in lines if line.strip() and line[0] != "#"))
+    for name in names:
+        if not rows or name not in rows[0]:
+            raise InputError(f"{file.name} has no column {name}")
+    try:
+        return [np.array([float(row[name]) for row in rows]) for name in names]
+    except (TypeError, ValueError):
+        raise InputError(f"{file.name} has a cell that is no number") from None
+
+
+def _volumes(mesh: MeshData) -> np.ndarray:
+    x = mesh.points[mesh.cells]
+    return np.abs(np.linalg.det(x[:, 1:] - x[:, :1])) / 6
+
+
+def _at(tree, *keys):
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
+
+
+def _words(error) -> str:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

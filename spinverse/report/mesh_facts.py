@@ -1,0 +1,81 @@
+"""What a mesh is like: lengths of its edges, quality of its cells, parts that do not touch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+from mpi4py import MPI
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from ..mesh import Mesh
+from ..mesh.checks import quality
+
+MOST = 200_000  # edges of a rank that the median is taken from
+
+
+@dataclass(frozen=True)
+class MeshFacts:
+    """Facts about a whole mesh, the same on every rank.
+
+    Attributes:
+        edges: shortest, median and longest edge, um.
+        worst, mean: radius ratio of the cells, 1 for regular ones, 0 for flat ones.
+        parts: volumes, um^d, of the parts that share no facet, the largest first.
+    """
+
+    edges: tuple[float, float, float]
+    worst: float
+    mean: float
+    parts: tuple[float, ...]
+
+    @classmethod
+    def of(cls, mesh: Mesh) -> MeshFacts:
+        """Collective."""
+        comm, owned = mesh.comm, mesh.num_owned_cells
+        nodes = mesh.domain.geometry.dofmaps[0][:owned]
+        x = mesh.domain.geometry.x
+        i, j = np.triu_indices(mesh.dim + 1, 1)
+        lengths = np.linalg.norm(x[nodes[:, i]] - x[nodes[:, j]], axis=2).ravel()
+        ratios = quality(SimpleNamespace(points=x, cells=nodes, dim=mesh.dim))
+        sample = comm.allgather(lengths[:: 1 + len(lengths) // MOST])
+        edges = (comm.allreduce(float(lengths.min(initial=np.inf)), op=MPI.MIN),
+                 float(np.median(np.concatenate(sample))),
+                 comm.allreduce(float(lengths.max(initial=0.0)), op=MPI.MAX))
+        return cls(edges, comm.allreduce(float(ratios.min(initial=1.0)), op=MPI.MIN),
+                   comm.allreduce(float(ratios.sum())) / mesh.num_cells, _parts(mesh))
+
+    def describe(self, dim: int) -> str:
+        """Edges and quality in words."""
+        low, middle, high = self.edges
+        return (f"mesh edges: {low:.3g} to {high:.3g} um, median {middle:.3g} um"
+                + (f"; quality (radius ratio) {self.worst:.2g} at worst, {self.mean:.2g} on "
+                   "average" if dim > 1 else ""))
+
+    def describe_parts(self, dim: int) -> str:
+        """The parts in words; "" for one."""
+        if len(self.parts) == 1:
+            return ""
+        unit = {1: "um", 2: "um^2", 3: "um^3"}[dim]
+        shown = ", ".join(f"{part:.4g}" for part in self.parts[:6])
+        return (f"mesh: {len(self.parts)} parts that share no facet, of {shown}"
+                f"{', ...' if len(self.parts) > 6 else ''} {unit}: nothing passes between them")
+
+
+def _parts(mesh: Mesh) -> tuple[float, ...]:
+    sides = mesh.facet_cells[mesh.facet_cells[:, 1] >= 0]
+    owned = slice(0, mesh.num_owned_cells)
+    got = mesh.comm.gather((mesh.input_cells[sides], mesh.input_cells[owned],
+                            mesh.cell_volumes[owned]))
+    found = None
+    if got is not None:
+        pairs = np.concatenate([part[0].reshape(-1, 2) for part in got])
+        volumes = np.zeros(mesh.num_cells)
+        for _, cells, sizes in got:
+            volumes[cells] = sizes
+        graph = coo_array((np.ones(len(pairs)), pairs.T), shape=(len(volumes),) * 2)
+        number, part = connected_components(graph, directed=False)
+        found = tuple(sorted(np.bincount(part, volumes, number).tolist(), reverse=True))
+    return mesh.comm.bcast(found)

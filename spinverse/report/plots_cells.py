@@ -1,0 +1,101 @@
+"""Figures of facets and cells for paper, written without a display: see `plots`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from .html_parts import LABELS
+from .html_run import Found
+from .planes import lines, section
+from .plots import DPI, MEASURED, PREDICTED, UNDETERMINED, _figure
+
+
+def permeability(path: Path, found: Found, cut: float | None = None) -> None:
+    """Histogram of the permeability of unknown found.
+
+    Args:
+        path: file to write.
+        found: what was found.
+        cut: um/ms, marked if a threshold made the interface.
+    """
+    unknown, (logs, edges) = found.unknown, bins(found, cut)
+    figure = _figure(6.0, 3.6, layout="constrained")
+    axis = figure.subplots()
+    for label, member, colour in (("found as membrane", found.membrane, PREDICTED),
+                                  ("others", ~found.membrane, MEASURED)):
+        axis.hist(logs[member & unknown], edges, color=colour, alpha=0.7,
+                  label=f"{label}: {(member & unknown).sum()}")
+    if found.true.any():
+        axis.hist(logs[found.true & unknown], edges, histtype="step", color=UNDETERMINED,
+                  linewidth=1.4, linestyle="--",
+                  label=f"true membrane: {(found.true & unknown).sum()}")
+    if cut is not None and 0 < cut < np.inf:
+        axis.axvline(np.log10(cut), color="0.3", linewidth=1.0, label=f"cut: {cut:.3g} µm/ms")
+    axis.set_yscale("log")
+    axis.set_ylim(bottom=0.7)
+    axis.set_xlabel("log10 permeability (µm/ms)")
+    axis.set_ylabel("facets")
+    figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=2)
+    figure.savefig(path, dpi=DPI)
+
+
+def bins(found: Found, cut: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """log10 of all permeabilities, ``(Nf,)``, and edges of bins for the unknown ones.
+
+    A cut is an edge, so that no bin holds facets of both its sides.
+    """
+    logs = np.log10(np.maximum(found.permeability, 1e-12))
+    chosen = logs[found.unknown & np.isfinite(logs)]
+    low, high = (float(chosen.min()), float(chosen.max())) if len(chosen) else (0.0, 0.0)
+    if high - low < 1e-6:
+        low, high = low - 0.5, high + 0.5
+    width = (high - low) / 40
+    if cut is None or not low < np.log10(cut) < high:
+        return logs, np.linspace(low, high, 41)
+    place = np.log10(cut)
+    below, above = (int(np.ceil(span / width - 1e-9)) for span in (place - low, high - place))
+    return logs, place + width * np.arange(-below, above + 1)
+
+
+def planes(path: Path, found: Found) -> None:
+    """Three cross-sections: cells by label, found walls, and true ones dashed.
+
+    Args:
+        path: file to write.
+        found: what was found, with labels.
+    """
+    from matplotlib.collections import LineCollection, PolyCollection
+    from matplotlib.lines import Line2D
+
+    if found.labels is None:
+        raise ValueError("labels: None, expected one for each cell")
+    centre = found.inside
+    figure = _figure(10.2, 4.0, layout="constrained")
+    for axis, panel in enumerate(figure.subplots(1, 3)):
+        cut = section(found.points, found.cells, axis, centre[axis])
+        label = found.labels[cut.cells]
+        colours = [LABELS[(k - 1) % len(LABELS)] if k > 0 else "#f0f1f3" for k in label.tolist()]
+        panel.add_collection(PolyCollection(cut.polygons, facecolors=colours, edgecolors="0.75",
+                                            linewidths=0.3))
+        for member, colour, style, width in ((found.membrane, "#1b1b1b", "-", 2.0),
+                                             (found.true, UNDETERMINED, "--", 1.4)):
+            panel.add_collection(LineCollection(
+                lines(found.points, found.triples[member], axis, cut.height), colors=colour,
+                linestyles=style, linewidths=width))
+        across, up = (j for j in range(3) if j != axis)
+        panel.set(xlim=_span(found.points[:, across]), ylim=_span(found.points[:, up]),
+                  xlabel=f"{'xyz'[across]} (µm)", ylabel=f"{'xyz'[up]} (µm)", aspect="equal")
+        panel.set_title(f"{'xyz'[axis]} = {centre[axis]:.3g} µm", fontsize=10)
+        panel.tick_params(labelsize=8)
+    handles = [Line2D([], [], color="#1b1b1b", linewidth=2.0, label="found wall")]
+    if found.true.any():
+        handles.append(Line2D([], [], color=UNDETERMINED, linestyle="--", label="true wall"))
+    figure.legend(handles=handles, fontsize=8, frameon=False, loc="outside lower center", ncols=2)
+    figure.savefig(path, dpi=DPI)
+
+
+def _span(x: np.ndarray) -> tuple[float, float]:
+    low, high = float(x.min()), float(x.max())
+    return low - 0.02 * (high - low), high + 0.02 * (high - low)
