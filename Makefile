@@ -5,7 +5,7 @@
 VENV      := .venv
 BIN       := $(VENV)/bin
 STAMP     := $(VENV)/.complete
-EXTRAS    := solver,mesh,plot,dev
+EXTRAS    := solver,mesh,plot,dipy,report,dev,docs
 MPI_RANKS := 2 3 4
 # what 3 and 4 ranks run: on two cores they are slow, so mesh, engines and gradients only
 CORE_TESTS := $(addprefix tests/test_,mesh_distributed.py matrix_formalism.py time_stepping.py \
@@ -21,7 +21,7 @@ export OPENBLAS_NUM_THREADS ?= 1
 unexport PYTHONPATH
 unexport PYTHONHOME
 
-.PHONY: help env demo test published-sphere lint clean
+.PHONY: help env demo test published-sphere docs lint typecheck clean
 .DEFAULT_GOAL := help
 
 help:
@@ -29,7 +29,9 @@ help:
 	@echo "make test              the test suite, in serial and with $(MPI_RANKS) MPI ranks"
 	@echo "make published-sphere  reconstruct the published benchmark's sphere"
 	@echo "make env               only build $(VENV)"
+	@echo "make docs              the pages, into docs/_build/html"
 	@echo "make lint              ruff"
+	@echo "make typecheck         mypy"
 	@echo "make clean             remove $(VENV), caches and builds (results/ stays)"
 
 env: $(STAMP)
@@ -108,6 +110,12 @@ test: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 
+typecheck: $(STAMP)
+	$(BIN)/mypy
+
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build dist docs/_build
 	find spinverse tests -name __pycache__ -type d -prune -exec rm -rf {} +

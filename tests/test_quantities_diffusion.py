@@ -306,4 +306,4 @@ def test_bad_input():
     with pytest.raises(InputError, match="time_step: -1"):
         hadc(pools, table, time_step=-1)
     with pytest.raises(InputError, match="extra_terms"):
-        hadc(BlochTorrey(pools, extra_terms=lambda m, v, c: m[0] * v[0] * c.dx), table)
+        hadc(BlochTorrey(pools, extra_terms=lambda m, v, t, c: m[0] * v[0] * c.dx), table)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -207,7 +208,7 @@ def _waveforms(path, rows) -> Acquisition:
                     index[row] = k
                     break
         else:
-            kind = Sampled if shape.ndim == 1 else SampledGradient
+            kind: Any = Sampled if shape.ndim == 1 else SampledGradient
             index[row] = len(known)
             known.append((dt, shape, kind(*held(dt, shape))))
         b[row] = b_of_gradient(known[index[row]][2], peak)

@@ -18,6 +18,7 @@ import json
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -270,7 +271,7 @@ def _format(path: str | Path) -> str:
 def _write(path: str | Path, columns: Columns, definitions: dict[str, Waveform]) -> None:
     texts = {name: json.dumps(waveform.to_dict()) for name, waveform in definitions.items()}
     if _format(path) == ".npz":
-        arrays = dict(columns)
+        arrays: dict[str, Any] = dict(columns)
         if texts:
             arrays[_DEFINITIONS] = np.array([[name, text] for name, text in texts.items()])
         replace(path, lambda file: np.savez(file, **arrays))

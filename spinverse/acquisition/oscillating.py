@@ -119,7 +119,7 @@ class CosOGSE(_OGSE):
     delta: float
     Delta: float
     periods: int
-    echo_time: float | None = None
+    echo_time: float = None  # type: ignore[assignment]  # a number once it is made
 
     name: ClassVar[str] = "CosOGSE"
 
@@ -171,7 +171,7 @@ class SinOGSE(_OGSE):
     delta: float
     Delta: float
     periods: int
-    echo_time: float | None = None
+    echo_time: float = None  # type: ignore[assignment]  # a number once it is made
 
     name: ClassVar[str] = "SinOGSE"
 

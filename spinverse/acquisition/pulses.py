@@ -40,6 +40,10 @@ def box(t: np.ndarray, start: float, stop: float) -> np.ndarray:
     return ((t >= start) & (t < stop)).astype(float)
 
 
+def _cosine(first: tuple[float, ...], second: tuple[float, ...]) -> float:
+    return float(np.dot(first, second))
+
+
 @dataclass(frozen=True)
 class PGSE(Waveform):
     """Pulsed-gradient spin echo: two rectangular pulses (Stejskal & Tanner 1965).
@@ -57,7 +61,7 @@ class PGSE(Waveform):
 
     delta: float
     Delta: float
-    echo_time: float | None = None
+    echo_time: float = None  # type: ignore[assignment]  # a number once it is made
 
     name: ClassVar[str] = "PGSE"
 
@@ -148,7 +152,7 @@ class DoublePGSE(Waveform):
     mixing_time: float
     parallel: bool = True
     directions: tuple[tuple[float, ...], ...] | None = None
-    echo_time: float | None = None
+    echo_time: float = None  # type: ignore[assignment]  # a number once it is made
 
     name: ClassVar[str] = "DoublePGSE"
 
@@ -190,7 +194,8 @@ class DoublePGSE(Waveform):
         for norm in np.linalg.norm(vectors, axis=1):
             if abs(norm - 1.0) > _UNIT_TOLERANCE:
                 raise InputError(f"directions: length {norm:.9g}, expected two unit vectors")
-        return tuple(tuple(vector) for vector in vectors.tolist())
+        first, second = (tuple(vectors[k].tolist()) for k in (0, 1))
+        return first, second
 
     @property
     def vector(self) -> bool:
@@ -251,7 +256,7 @@ class DoublePGSE(Waveform):
     def b_factor_closed_form(self) -> float:
         """2 delta^2 (Delta - delta/3) in ms^3; s d1.d2 (delta - mixing_time)^3 / 3 more, where the
         second and third pulses overlap."""
-        cosine = 1.0 if self.directions is None else float(np.dot(*self.directions))
+        cosine = 1.0 if self.directions is None else _cosine(*self.directions)
         overlap = max(self.delta - self.mixing_time, 0.0)
         both = 2.0 * self.delta**2 * (self.Delta - self.delta / 3.0)
         return both + self._sign * cosine * overlap**3 / 3.0
@@ -265,7 +270,7 @@ class DoublePGSE(Waveform):
         """One line for a person."""
         kind = "parallel" if self.parallel else "antiparallel"
         if self.directions is not None:
-            cosine = self._sign * float(np.dot(*self.directions))
+            cosine = self._sign * _cosine(*self.directions)
             kind = f"angle {np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0))):.4g} degrees"
         return (
             f"DoublePGSE, {kind}, delta {self.delta:g} ms, Delta {self.Delta:g} ms, "
@@ -295,7 +300,7 @@ class TrapezoidPGSE(Waveform):
     delta: float
     Delta: float
     ramp: float
-    echo_time: float | None = None
+    echo_time: float = None  # type: ignore[assignment]  # a number once it is made
 
     name: ClassVar[str] = "TrapezoidPGSE"
 

@@ -265,7 +265,7 @@ class Sampled(_Samples):
     times: tuple[float, ...]
     values: tuple[float, ...]
     refocusing_times: tuple[float, ...] = ()
-    echo_time: float | None = None
+    echo_time: float = None  # type: ignore[assignment]  # a number once it is made
 
     name: ClassVar[str] = "Sampled"
 
@@ -295,7 +295,7 @@ class SampledGradient(_Samples):
     times: tuple[float, ...]
     values: tuple[tuple[float, ...], ...]
     refocusing_times: tuple[float, ...] = ()
-    echo_time: float | None = None
+    echo_time: float = None  # type: ignore[assignment]  # a number once it is made
 
     name: ClassVar[str] = "SampledGradient"
 

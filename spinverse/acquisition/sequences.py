@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -50,7 +51,7 @@ def unit_vectors(waveforms: Iterable[Waveform], directions) -> np.ndarray:
     return vectors
 
 
-def make(kind: type[Waveform], echo_time=None, **parameters) -> list[Waveform]:
+def make[W: Waveform](kind: type[W], echo_time=None, **parameters) -> list[W]:
     """Waveforms of a class from its parameters, each a number or a list; lists are paired.
 
     Raises:
@@ -77,12 +78,8 @@ def make(kind: type[Waveform], echo_time=None, **parameters) -> list[Waveform]:
         raise InputError(f"{', '.join(names)}: expected numbers or flat lists")
     made = []
     for *values, end in zip(*(row.tolist() for row in rows), strict=True):
-        made.append(
-            kind(
-                **dict(zip(parameters, values, strict=True)),
-                echo_time=None if np.isnan(end) else end,
-            )
-        )
+        arguments: dict[str, Any] = dict(zip(parameters, values, strict=True))
+        made.append(kind(**arguments | {"echo_time": None if np.isnan(end) else end}))
     return made
 
 
@@ -148,7 +145,7 @@ def of_rows(
         if waveform is not None:
             index[row] = position.setdefault(waveform, len(position))
     for row in np.flatnonzero(index < 0):
-        index[row] = position[_only_waveform(row, echo_time[row], position)]
+        index[row] = position[_only_waveform(int(row), echo_time[row], position)]
     return index, tuple(position)
 
 
@@ -175,10 +172,10 @@ def _row_pgse(
             "(TE is optional)"
         )
     # nan never equals itself
-    key = (delta, Delta, None if np.isnan(echo_time) else float(echo_time))
+    key = (float(delta), float(Delta), None if np.isnan(echo_time) else float(echo_time))
     if key not in made:
         try:
-            made[key] = PGSE(float(delta), float(Delta), key[2])
+            made[key] = PGSE(*key)  # type: ignore[arg-type]  # None is TE as it follows
         except InputError as error:
             raise InputError(f"row {row}: {error}") from None
     return made[key]

@@ -203,7 +203,7 @@ class Acquisition:
             InputError: A time or ``periods`` missing, another ``kind``, lists of different length,
                 or a value that is refused.
         """
-        kinds = {"cos": CosOGSE, "sin": SinOGSE}
+        kinds: dict[str, type[CosOGSE] | type[SinOGSE]] = {"cos": CosOGSE, "sin": SinOGSE}
         if kind not in kinds:
             raise InputError(f"kind = {kind!r}: expected one of {', '.join(kinds)}")
         waveforms = sequences.make(

@@ -302,7 +302,8 @@ class Waveform(ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """Name and fields as plain values (numbers, lists) that JSON can hold."""
-        values = {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+        own = fields(self)  # type: ignore[arg-type]  # subclasses are dataclasses
+        values = {field.name: _plain(getattr(self, field.name)) for field in own}
         return {"name": self.name} | values
 
     @staticmethod

@@ -29,7 +29,8 @@ def vector(owner: str, key: str, value) -> tuple[float, float, float]:
         array = np.empty(0)
     if array.shape != (3,) or not np.isfinite(array).all():
         raise InputError(f"{owner}: {key} is {shown(value)}, expected three finite numbers")
-    return tuple(float(v) for v in array)
+    x, y, z = (float(v) for v in array)
+    return x, y, z
 
 
 def number(owner: str, key: str, value, low: float = -np.inf, high: float = np.inf) -> float:

@@ -276,7 +276,8 @@ def _on_facets(corners: np.ndarray, candidates: np.ndarray) -> tuple[np.ndarray,
         inside = np.minimum(np.minimum(beta, gamma), 1 - beta - gamma) > -ON_FACET
         on = inside & (height < ON_FACET * longest)
         found.append((facet[on] + start, candidate[on]))
-    return tuple(np.concatenate(x) for x in zip(*found, strict=True))
+    facets, hits = (np.concatenate(x) for x in zip(*found, strict=True))
+    return facets, hits
 
 
 def _check_interface(data: MeshData, facets: np.ndarray, where: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -40,11 +41,12 @@ class MeshData:
 
     points: np.ndarray
     cells: np.ndarray
-    cell_tags: np.ndarray = None
-    interface_facets: np.ndarray = None
-    interface_tags: np.ndarray = None
+    # arrays once made, whatever was given
+    cell_tags: Any = None
+    interface_facets: Any = None
+    interface_tags: Any = None
     name: str = field(default="mesh")
-    input_vertices: np.ndarray = None
+    input_vertices: Any = None
 
     def __post_init__(self):
         points = _array(self.name, "points", self.points, (None, 3), np.float64)

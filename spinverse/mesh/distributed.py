@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from math import factorial
+from typing import Any
 
 import basix.ufl
 import dolfinx
@@ -80,11 +81,12 @@ class Mesh:
         """
         comm = MPI.COMM_WORLD if comm is None else comm
         root = comm.rank == 0
+        held: Any = data  # nothing elsewhere
         dim, *small = comm.bcast((
-            data.dim, data.cell_tags, data.input_vertices[data.interface_facets],
-            data.interface_tags, data.input_vertices, data.name) if root else None)
-        points = np.ascontiguousarray(data.points[:, :dim]) if root else np.empty((0, dim))
-        cells = data.cells.astype(np.int64) if root else np.empty((0, dim + 1), dtype=np.int64)
+            held.dim, held.cell_tags, held.input_vertices[held.interface_facets],
+            held.interface_tags, held.input_vertices, held.name) if root else None)
+        points = np.ascontiguousarray(held.points[:, :dim]) if root else np.empty((0, dim))
+        cells = held.cells.astype(np.int64) if root else np.empty((0, dim + 1), dtype=np.int64)
         element = basix.ufl.element("Lagrange", _CELL_TYPES[dim].name, 1, shape=(dim,))
         partitioner = dolfinx.mesh.create_cell_partitioner(GhostMode.shared_facet, 2)
         domain = dolfinx.mesh.create_mesh(comm, cells, element, points, partitioner=partitioner)

@@ -6,6 +6,7 @@ import warnings
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -218,7 +219,9 @@ def _interfaces(nodes, facets, pairs, tags, shape) -> tuple[np.ndarray, np.ndarr
 
 def _numpy(path: Path, where: str, kind: str):
     try:
-        with np.load(path, allow_pickle=False) if kind == ".npz" else open(path, "rb") as file:
+        opened: Any = (np.load(path, allow_pickle=False) if kind == ".npz"
+                       else open(path, "rb"))
+        with opened as file:
             if kind == ".npy":
                 return np.load(file, allow_pickle=False), None
             keys = [key for key in file.files if key != "voxel_size"]

@@ -91,7 +91,8 @@ def pack(name: str, radii: np.ndarray, lengths: np.ndarray, gap: float, seed: in
 def _put_down(rng, radii, lengths, gap, periodic, shells) -> tuple[np.ndarray, bool]:
     """Random sequential addition; also whether a cell found no free position."""
     centres = np.zeros((len(radii), len(lengths)))
-    placed, crowded = [], False
+    placed: list[int] = []
+    crowded = False
     for i in np.argsort(-radii, kind="stable"):
         half = lengths / 2 - (0 if periodic else gap + radii[i])
         found = rng.uniform(-half, half, (TRIES, len(lengths)))

@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -70,8 +71,8 @@ def read(path: str | Path, repair: bool = False) -> MeshData:
 def write_npz(path: str | Path, data: MeshData) -> None:
     """Write the arrays of ``data`` as compressed ``.npz``, as :func:`read` takes them."""
     path = _target(path, ".npz")
-    np.savez_compressed(path, **{"points": data.points, CELLS[data.dim]: data.cells},
-                        **{key: getattr(data, key) for key in KEYS})
+    arrays: dict[str, Any] = {"points": data.points, CELLS[data.dim]: data.cells}
+    np.savez_compressed(path, **arrays, **{key: getattr(data, key) for key in KEYS})
 
 
 def write_msh(path: str | Path, data: MeshData) -> None:

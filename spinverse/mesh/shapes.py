@@ -16,7 +16,8 @@ def _axis(owner: str, value) -> tuple[float, float, float]:
     length = np.linalg.norm(axis)
     if not length > 0:
         raise InputError(f"{owner}: axis is {shown(value)}, expected a vector that is not zero")
-    return tuple(float(v) for v in axis / length)
+    x, y, z = (float(v) for v in axis / length)
+    return x, y, z
 
 
 def _text(row) -> str:

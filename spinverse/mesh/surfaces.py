@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -449,7 +450,10 @@ def _filled(points: np.ndarray, triangles: np.ndarray) -> tuple[np.ndarray, np.n
     starts, ends = np.unique(rim[:, 0], return_counts=True), np.unique(rim[:, 1],
                                                                        return_counts=True)
     branching = {*starts[0][starts[1] > 1].tolist(), *ends[0][ends[1] > 1].tolist()}
-    seen, holes, new_points, new_triangles = set(), [], [], []
+    seen: set[int] = set()
+    holes: list[int] = []
+    new_points: list[np.ndarray] = []
+    new_triangles: list[Sequence[int]] = []
     for start in follows:
         loop, vertex = [], start
         while vertex in follows and vertex not in seen and vertex not in branching:

@@ -239,7 +239,7 @@ def _box(surface: Surface, gap: float, size: float | None) -> Surface:
     low, high = surface.points.min(axis=0) - gap, surface.points.max(axis=0) + gap
     step = (high - low).max() / 8
     counts = np.ceil((high - low) / (step if size is None else min(size, step)) - 1e-9).astype(int)
-    nodes, faces = [], []
+    faces = []
     for axis in range(3):
         u, v = (axis + 1) % 3, (axis + 2) % 3
         i, j = np.meshgrid(np.arange(counts[u]), np.arange(counts[v]), indexing="ij")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import ceil, pi
+from typing import Any
 
 import numpy as np
 
@@ -77,9 +78,10 @@ def twisted_axons(centres: Sequence[Sequence[float]], radii: float | Sequence[fl
         SolverError: gmsh failed, or the twist is too strong for ``layers``.
     """
     name = "twisted_axons"
+    rows: Any = centres if np.ndim(centres) else [centres]
     places = np.asarray([expect.vector(name, f"centres[{i}]", [*row, 0.0]) if np.ndim(row) == 1
                          else expect.vector(name, f"centres[{i}]", row)
-                         for i, row in enumerate(centres if np.ndim(centres) else [centres])])
+                         for i, row in enumerate(rows)])
     if not len(places):
         raise InputError(f"{name}: centres is {expect.shown(centres)}, expected (x, y) rows")
     outer = expect.each(name, "radii", radii, len(places))

@@ -54,7 +54,7 @@ def read_xdmf(path: str | Path) -> MeshData:
 
 def _grids(where: str, root) -> tuple[int, list, list]:
     """Dimension of the cells, and the grids of cells and of facets: the mesh first."""
-    grids = {}
+    grids: dict[int, list] = {}
     for grid in root.iter("Grid"):
         topology = grid.find("Topology")
         if topology is None:  # a collection
@@ -89,7 +89,8 @@ def _from_hdf(path: Path, where: str, root) -> MeshData:
         mesh.topology.create_entities(dim - 1)
         mesh.topology.create_connectivity(dim - 1, dim)
         number = mesh.geometry.input_global_indices
-        rows, values = [None, None], [None, None]
+        rows: list = [None, None]
+        values: list = [None, None]
         for k, found in enumerate((tagged, facets)):
             if found:
                 tags = file.read_meshtags(mesh, name=found[0].get("Name"))
@@ -101,7 +102,8 @@ def _from_hdf(path: Path, where: str, root) -> MeshData:
 
 def _from_text(path: Path, where: str, root) -> MeshData:
     _, (first, *tagged), facets = _grids(where, root)
-    rows, values = [None, None], [None, None]
+    rows: list = [None, None]
+    values: list = [None, None]
     for k, found in enumerate((tagged, facets)):
         if found:
             rows[k] = _numbers(where, found[0].find("Topology"), int)

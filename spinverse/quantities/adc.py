@@ -98,9 +98,10 @@ def fit_adc(signals: Signals | np.ndarray, S=None, b_max: float | None = None,
     if remarks:
         more = f" (and {len(remarks) - 1} more of {len(pieces)})" if len(remarks) > 1 else ""
         warnings.warn(f"fit_adc: {remarks[0]}{more}", FitWarning, stacklevel=2)
-    columns = [np.array(column) for column in zip(*fits, strict=True)]
-    return ADCFit(*columns[:5], columns[5], np.array([p[1] for p in pieces]),
-                  np.array([p[2] for p in pieces]), columns[6])
+    *figures, b_range, valid = (np.array(column) for column in zip(*fits, strict=True))
+    adc, error, kurtosis, S0, residual = figures
+    return ADCFit(adc, error, kurtosis, S0, residual, b_range, np.array([p[1] for p in pieces]),
+                  np.array([p[2] for p in pieces]), valid)
 
 
 def _fit_one(b, S, limit, tolerance, floor, name, choose) -> tuple[tuple, str]:

@@ -164,7 +164,8 @@ def _evolve(waveform, generator, start, strength, squares, tolerance) -> np.ndar
         strength: ``(C, N)`` g^2 D.
         squares: integrals that ``strength`` multiplies, see `_squares`.
     """
-    scale, number, table = start.sum(), 8, []
+    scale, number = start.sum(), 8
+    table: list = []
     for _ in range(9):
         row = [_strang(waveform, generator, start, strength, squares, number)]
         for k, older in enumerate(table):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import ufl
@@ -34,7 +35,8 @@ class ScalarSystem:
         P = problem.prolongation
         self.stiffness = matrix if P is None else matrix.ptap(P)
         self.mass = problem.mass_matrix
-        self._step, self._ksp = None, None
+        self._step: float | None = None
+        self._ksp: Any = None
         self._work = [self.vector() for _ in range(3)]
 
     def vector(self) -> PETSc.Vec:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from mpi4py import MPI
@@ -57,7 +58,7 @@ def stack(lengths, size: float, degree: int = 1) -> Discretisation:
 
 def round_layers(geometry: str, radii, size, degree: int = 1) -> Discretisation:
     """Concentric discs ("disk") or balls ("sphere"), areas or volumes matched."""
-    builder = {"disk": disks, "sphere": spheres}[geometry]
+    builder: Any = {"disk": disks, "sphere": spheres}[geometry]
     return Discretisation(builder, (("radii", tuple(radii)),), size, degree)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -167,7 +168,8 @@ def short_time_rows(settings: Settings) -> Iterator[Row]:
     Each shape is meshed finely in the layer at the wall that diffusion reaches, for the times
     that its mesh resolves: from ``shortest`` on.
     """
-    choices = {  # by level: layers, um, their sizes, um, shortest time, us
+    # by level: layers, um, their sizes, um, shortest time, us
+    choices: dict[str, dict[str, Any]] = {
         "slab": {"default": ((0.5, 9.0, 0.5), 0.02, 1), "refined": ((0.5, 9.0, 0.5), 0.005, 1)},
         "disk": {"default": ((4.3, 5.0), (0.8, 0.2), 16), "refined": ((4.3, 5.0), (0.8, 0.08), 4)},
         "sphere": {"default": ((4.0, 5.0), (1.5, 0.8), 256),

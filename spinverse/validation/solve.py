@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ class Measurement:
 
     waveform: Waveform
     b: float
-    direction: tuple[float, float, float]
+    direction: tuple[float, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +60,7 @@ def solve(problem: BlochTorrey, measurements: Sequence[Measurement], engine: str
     distinct = list(dict.fromkeys(measurements))
     table = Acquisition.from_rows([m.b for m in distinct], [m.direction for m in distinct],
                                   waveforms=[m.waveform for m in distinct])
-    solver = make_engine(problem, table, engine, modes, tolerance, time_step)
+    solver: Any = make_engine(problem, table, engine, modes, tolerance, time_step)
     values = solver.signals() / problem.magnetisation_at_start
     words = (f"{len(solver.basis)} modes" if engine == MATRIX_FORMALISM
              else f"{solver.time_step:.3g} ms")
