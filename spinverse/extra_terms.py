@@ -28,6 +28,7 @@ from ufl.algorithms.check_arities import ArityMismatch, check_form_arity
 
 from .errors import InputError
 from .mesh.distributed import Mesh
+from .tissue import check_tags
 
 _ROUNDING = 1e-9  # of the norm of all blocks
 _DIFFERENT = PETSc.Mat.Structure.DIFFERENT_NONZERO_PATTERN
@@ -110,11 +111,8 @@ def _coefficient(mesh: Mesh, name: str, value):
     field = f"extra_coefficients: {name}"
     if isinstance(value, Mapping):
         entries = {int(tag): _numbers(field, entry) for tag, entry in value.items()}
-        present = sorted(set().union(*mesh.comm.allgather(set(mesh.cell_tags.tolist()))))
-        for tag in present:
-            if tag not in entries:
-                raise InputError(f"{field}: no value for cell tag {tag}, expected one for each of "
-                                 f"{present}")
+        present = set().union(*mesh.comm.allgather(set(mesh.cell_tags.tolist())))
+        check_tags(field, "cell", entries, present)
         shapes = {entry.shape for entry in entries.values()}
         if len(shapes) > 1:
             raise InputError(f"{field}: shapes {sorted(shapes)}, expected the same for all tags")
@@ -339,7 +337,7 @@ def _moved(values: np.ndarray, shape: tuple, seed: int) -> np.ndarray:
     """Values ``(n, *shape)`` moved by about a tenth; symmetric tensors stay so."""
     wave = np.sin(1.0 + seed + np.arange(len(values)) * 1.7).reshape(-1, *[1] * len(shape))
     size = max(float(np.abs(values).max(initial=0.0)), 1e-3)
-    pattern = np.cos(1.0 + np.arange(int(np.prod(shape)))).reshape(shape) if shape else 1.0
+    pattern = np.cos(1.0 + np.arange(int(np.prod(shape)))).reshape(shape) if shape else np.ones(1)
     if len(shape) == 2 and shape[0] == shape[1]:
         pattern = pattern + pattern.T
     return values * (1 + 0.1 * wave) + 0.05 * size * pattern * (1 + 0.3 * wave)

@@ -38,6 +38,7 @@ axes, where Q has no entry, the gradient precesses as always.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import ufl
 
@@ -66,19 +67,20 @@ class Coefficients:
             does, is to be multiplied by this.
     """
 
-    D: object
-    R2: object
-    kappa: object
-    x: object
-    g: object
+    # of UFL, or DOLFINx's
+    D: Any
+    R2: Any
+    kappa: Any
+    x: Any
+    g: Any
     dx: ufl.Measure
     dS: ufl.Measure
     ds: ufl.Measure
-    rho: object = None
+    rho: Any = None
     extra: dict = field(default_factory=dict)
     periodic: tuple[int, ...] = ()
-    Q: object = None
-    echo_sign: object = None
+    Q: Any = None
+    echo_sign: Any = None
 
     def __getitem__(self, name: str):
         if name not in self.extra:

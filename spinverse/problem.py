@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 import dolfinx
@@ -39,7 +39,7 @@ class BlochTorrey:
     """
 
     def __init__(self, tissue: Tissue, degree: int = 1,
-                 extra_terms: Callable | None = None, extra_coefficients: dict | None = None,
+                 extra_terms: Callable | None = None, extra_coefficients: Mapping | None = None,
                  extra_breakpoints: Sequence[float] = ()):
         if not (isinstance(degree, int) and degree >= 1):
             raise InputError(f"degree: {degree!r}, expected a whole number of at least 1")
@@ -72,7 +72,7 @@ class BlochTorrey:
         self.extra_form = ufl.form.Form([])
         if extra_terms is not None:
             m, v = ufl.TrialFunction(self.pair_space), ufl.TestFunction(self.pair_space)
-            self.extra_form = self.extra(m, v)
+            self.extra_form = self.extra_of(m, v)
             extra.check_bilinear(self.extra_form, m, v)
         self._blocks: extra.Blocks | None = None
         self._with_extra: PETSc.Mat | None = None
@@ -107,7 +107,7 @@ class BlochTorrey:
         """Broken Lagrange pairs (Re m, Im m)."""
         return dolfinx.fem.functionspace(self.mesh.domain, ("DG", self.degree, (2,)))
 
-    def extra(self, m, v) -> ufl.Form:
+    def extra_of(self, m, v) -> ufl.Form:
         """The extra terms for pairs m and v; nothing if there are none."""
         if self.extra_terms is None:
             return ufl.form.Form([])
@@ -170,10 +170,10 @@ class BlochTorrey:
         Raises:
             InputError: extra terms that the matrix formalism cannot take.
         """
-        if self._blocks is not None:
-            self._blocks.destroy()
-            self._with_extra.destroy()
-            self._blocks = None
+        for old in (self._blocks, self._with_extra):
+            if old is not None:
+                old.destroy()
+        self._blocks = self._with_extra = None
         if not self.extra_form.empty():
             self._blocks = extra.blocks(self)
         matrix = self._decay_matrix

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -63,9 +64,8 @@ class Permeability:
         values = np.where(mesh.outer, outer, elsewhere)
         tags = membrane if isinstance(membrane, Mapping) else None
         present = set().union(*mesh.comm.allgather(set(np.unique(mesh.interface).tolist()))) - {0}
-        if tags is not None and (missing := sorted(present - {int(tag) for tag in tags})):
-            raise InputError(f"permeability: no value for interface tag {missing[0]}, "
-                             f"expected one for each of {sorted(present)}")
+        if tags is not None:
+            check_tags("permeability", "interface", tags, present)
         for tag in present:
             there = (mesh.interface == tag) & (~mesh.outer | (outer > 0))
             values[there] = _number("membrane", tags[tag] if tags is not None else membrane)
@@ -176,6 +176,28 @@ class _Local:
     values: np.ndarray
 
 
+def check_tags(field: str, kind: str, given: Iterable[int], present: set[int]) -> None:
+    """Refuse values by tag where one is missing; warn of those that nothing has.
+
+    Args:
+        field: whose values they are.
+        kind: of tags, "cell" or "interface".
+        given: tags with a value.
+        present: tags of the whole mesh.
+
+    Warns:
+        UserWarning: a value for a tag that is not there.
+    """
+    given = {int(tag) for tag in given}
+    known = sorted(present)
+    if missing := sorted(present - given):
+        raise InputError(f"{field}: no value for {kind} tag {missing[0]}, expected one for each "
+                         f"of {known}")
+    if more := sorted(given - present):
+        warnings.warn(f"{field}: a value for {kind} tag {more[0]}, which no part of the mesh has "
+                      f"(it has {known or 'none'})", UserWarning, stacklevel=4)
+
+
 def _per_cell(mesh: Mesh, field: str, value, tensor: bool = False) -> np.ndarray:
     """Values over the cells of this rank, ghosts included: ``(nc,)`` or ``(nc, 3, 3)``."""
     if isinstance(value, _Local):
@@ -186,11 +208,8 @@ def _per_cell(mesh: Mesh, field: str, value, tensor: bool = False) -> np.ndarray
     if isinstance(value, Mapping):
         entries = {int(tag): _numbers(field, v) for tag, v in value.items()}
         local = set(np.unique(mesh.cell_tags).tolist())
-        present = sorted(set().union(*mesh.comm.allgather(local)))
-        for tag in present:
-            if tag not in entries:
-                raise InputError(f"{field}: no value for cell tag {tag}, "
-                                 f"expected one for each of {present}")
+        present = set().union(*mesh.comm.allgather(local))
+        check_tags(field, "cell", entries, present)
         if any(v.shape == square for v in entries.values()):
             entries = {tag: v if v.ndim == 2 else v * np.eye(mesh.dim)
                        for tag, v in entries.items()}

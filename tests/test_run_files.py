@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -19,9 +20,10 @@ from spinverse.acquisition import (
     read_signals,
     write_fsl,
 )
-from spinverse.commands import shared
+from spinverse.commands import derived, shared
 from spinverse.config.mesh import BUILDERS
 from spinverse.interface import extraction
+from spinverse.report import screen
 
 STACK = "mesh: {builder: intervals, thicknesses_um: [3, 5], cells_per_layer: 4}\n"
 TISSUE = "tissue: {permeability: {membrane_m_per_s: 2e-5}}\n"
@@ -277,6 +279,33 @@ def test_what_was_used_is_said(run):
     said = run(STACK + TISSUE + PGSE + "engine: time_stepping\ntime_step_ms: 0.5\n")
     assert "steps up to 0.5 ms, error not estimated (time_step_ms: auto does)" in said
     assert json.loads(out.read_text())["estimated_error"] is None
+
+
+@pytest.mark.parametrize("engine, said", [
+    ("matrix_formalism", [r"trying \d+ modes, ", r"signals: 0 of \d, "]),
+    ("time_stepping", ["choosing the time step: 0 of ", r"signals: 1 of \d, "])])
+def test_long_simulations_say_how_far_they_are(run, monkeypatch, engine, said):
+    text = STACK + TISSUE + PGSE + f"engine: {engine}\n"
+    assert "signals: " not in run(text)  # nothing, where there is nothing to wait for
+    monkeypatch.setattr(screen, "LINE_EVERY", 0.0)
+    lines = run(text).splitlines()
+    for words in said:
+        assert any(re.match(words, line) for line in lines), (words, lines)
+    assert run(text, "-q") == ""
+
+
+def test_a_fit_that_fails_ends_the_run_with_1_and_its_results(run, monkeypatch):
+    def fit(signals):
+        if signals.values[0] != 1:  # those of the check before the run
+            raise spinverse.InputError("signals: all noise")
+
+    monkeypatch.setitem(derived.QUANTITIES, "adc", fit)
+    (run.folder / "run.yaml").write_text(STACK + TISSUE + PGSE + "quantities: [adc, compartments]")
+    assert cli.main(["simulate", str(run.folder / "run.yaml"), "-o", str(run.folder / "out")]) == 1
+    document = json.loads((run.folder / "out" / "quantities.json").read_text())
+    assert document["adc"]["error"] == "adc: signals: all noise"
+    assert len(document["compartments"]["compartments"]) == 2
+    assert read_signals(run.folder / "out" / "signals.csv").values.size
 
 
 def test_a_dry_run_needs_no_folder(run, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import ufl
 from collocation import Stack
 from mpi4py import MPI
 from test_sequences_in_engines import problem_of, solved
@@ -65,6 +66,20 @@ def test_plain_densities_level_out_at_the_rate_of_exchange():
     difference = balance.concentrations @ [1.0, -1.0]
     expected = 0.8 * np.exp(-kappa * 1.5 * times)
     np.testing.assert_allclose(difference, expected, rtol=2e-3)  # 1 / (1 + Biot number / 3)
+
+
+@pytest.mark.mpi
+def test_tags_that_nothing_has_are_named(comm):
+    mesh = build(intervals, (1.0, 2.0), cells_per_layer=4, comm=comm)
+    with pytest.warns(UserWarning, match=r"T2: a value for cell tag 3, .* \(it has \[1, 2\]\)"):
+        Tissue(mesh, T2={1: 50, 2: 60, 3: 70})
+    with pytest.warns(UserWarning, match="permeability: a value for interface tag 9"):
+        Permeability.on(mesh, {1: 0.1, 9: 0.2})
+    with pytest.warns(UserWarning, match="extra_coefficients: a: a value for cell tag 7"):
+        BlochTorrey(Tissue(mesh), extra_terms=lambda m, v, t, c: c["a"] * ufl.inner(m, v) * c.dx,
+                    extra_coefficients={"a": {1: 1.0, 2: 2.0, 7: 0.0}})
+    with pytest.raises(InputError, match=r"T2: no value for cell tag 2, expected one for each of"):
+        Tissue(mesh, T2={1: 50})
 
 
 def test_permeability_across_unequal_densities():

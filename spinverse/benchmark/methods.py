@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -94,7 +95,7 @@ def find(words: Sequence[str]) -> list[Method]:
 def _one(word: str) -> Method:
     path = Path(word).expanduser()
     if word in PRESETS:
-        keys = {"stages": word}
+        keys: dict[str, Any] = {"stages": word}
         if word in _INTERFACES:
             keys["interface"] = dict(_INTERFACES[word])
         return Method(word, keys)
@@ -114,7 +115,7 @@ def _one(word: str) -> Method:
         if key in keys:
             raise InputError(f"method {word}: {key}: the benchmark says it, expected stages and "
                              "what a run file may have beside them")
-    tissue = keys.get("tissue", {})
+    tissue: Any = keys.get("tissue", {})
     if not isinstance(tissue, Mapping) or "boundary" in tissue:
         raise InputError(f"method {word}: tissue: {tissue!r:.60}, expected keys without boundary, "
                          "which the benchmark says")

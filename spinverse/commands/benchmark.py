@@ -109,7 +109,9 @@ def run(arguments, comm: MPI.Comm) -> None:
 def _run(bench: Bench, screen: Screen, arguments, jobs: int, data: list[Data],
          cases: list[tuple[Case, methods.Method]]) -> list[dict]:
     """Signals, then runs, ``jobs`` at a time; the table is written after each."""
-    stop, missing, rows = threading.Event(), {}, []
+    stop = threading.Event()
+    missing: dict[Data, str] = {}
+    rows: list[dict] = []
     screen.say(f"{len(cases)} runs, {jobs} at a time")
 
     def go(case: Case, method: methods.Method) -> str:

@@ -24,11 +24,13 @@ class Derived:
         values: what quantities.json says.
         lines: what the screen says.
         warnings: of its computation.
+        failed: whether there is none; the values say why.
     """
 
     values: dict
     lines: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    failed: bool = False
 
 
 def check(requested: Mapping[str, Mapping], acquisition: Acquisition) -> None:
@@ -57,15 +59,14 @@ def of_tissue(requested: Mapping[str, Mapping], problem: BlochTorrey,
         if name in FROM_SIGNALS:
             continue
         options = options_of(requested, name)
-        arguments = [problem]
+        arguments: list = [problem]
         if name in ("hadc", "mf_adc", "short_time", "karger"):
             arguments.append(acquisition)
         if name == "mass_balance":
             longest = max(waveform.echo_time for waveform in acquisition.waveforms)
             options.setdefault("times", np.linspace(0.0, longest, 11))
         value, said = _recorded(name, QUANTITIES[name], *arguments, **options)
-        describe = _EFFECTIVE.get(name, _OTHERS.get(name))
-        values, lines = describe(value, problem, acquisition)
+        values, lines = _OF_TISSUE[name](value, problem, acquisition)
         made[name] = Derived(values, tuple(f"{name}: {line}" for line in lines), said)
     return made
 
@@ -79,7 +80,7 @@ def of_signals(requested: Mapping[str, Mapping], signals: Signals) -> dict[str, 
         try:
             value, said = _recorded(name, QUANTITIES[name], signals, **options_of(requested, name))
         except InputError as error:  # the signals are worth keeping
-            made[name] = Derived({"error": str(error)}, (), (str(error),))
+            made[name] = Derived({"error": str(error)}, (), (str(error),), failed=True)
             continue
         values, lines = _FITS[name](value, signals.acquisition)
         made[name] = Derived(values, tuple(f"{name}: {line}" for line in lines), said)
@@ -151,7 +152,7 @@ def _hardi(fit: q.HARDIFit, table: Acquisition) -> tuple[dict, list[str]]:
             "shells": shells}, lines
 
 
-_FITS = {"adc": _adc, "tensor": _tensor, "hardi": _hardi}
+_FITS: dict[str, Callable] = {"adc": _adc, "tensor": _tensor, "hardi": _hardi}
 
 
 # ---- from the tissue ------------------------------------------------------------------------
@@ -172,11 +173,6 @@ def _effective(kind: str):
                          f"um^2/ms, {kind} {found.errors[:, w].max():.1g}")
         return {"adc_um2_per_ms": found.adc, "sequences": sequences}, lines
     return describe
-
-
-_EFFECTIVE = {"hadc": _effective("error of the time steps about"),
-              "mf_adc": _effective("error of the modes at most"),
-              "short_time": _effective("the next term about")}
 
 
 def _karger(found: q.KargerSignals, problem, table):
@@ -221,8 +217,12 @@ def _mass_balance(found: q.MassBalance, problem, table):
                     f"{found.times[-1]:g} ms"]
 
 
-_OTHERS = {"karger": _karger, "compartments": _compartments, "exchange_times": _exchange_times,
-           "mass_balance": _mass_balance}
+_OF_TISSUE: dict[str, Callable] = {
+    "hadc": _effective("error of the time steps about"),
+    "mf_adc": _effective("error of the modes at most"),
+    "short_time": _effective("the next term about"),
+    "karger": _karger, "compartments": _compartments, "exchange_times": _exchange_times,
+    "mass_balance": _mass_balance}
 
 
 def _span(values) -> str:

@@ -115,7 +115,7 @@ def hashes(**paths: Path | None) -> dict[str, dict]:
 
 def acquisition_files(sections: tuple[config.AcquisitionSection, ...]) -> dict[str, Path]:
     """The files of an acquisition by name, for `hashes`."""
-    files = {}
+    files: dict[str, Path] = {}
     for number, section in enumerate(sections):
         mark = f" {number}" if len(sections) > 1 else ""
         if section.file is not None:

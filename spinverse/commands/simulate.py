@@ -10,7 +10,7 @@ from mpi4py import MPI
 from .. import config
 from ..acquisition import Acquisition, Signals
 from ..acquisition.io import write_signals
-from ..errors import InputError, on_root
+from ..errors import InputError, SolverError, on_root
 from ..inversion.clock import Clock
 from ..mesh import Mesh
 from ..problem import BlochTorrey
@@ -61,7 +61,7 @@ def run(arguments, comm: MPI.Comm) -> None:
     """Simulate what the run file says. Collective.
 
     Raises:
-        InputError: bad input; SolverError: a solver failed.
+        InputError: bad input; SolverError: a solver failed, or, when all else is written, a fit.
     """
     screen, clock, out = Screen(comm, arguments.quiet), Clock(), arguments.output
     if out is not None and not arguments.dry_run:
@@ -97,10 +97,10 @@ def run(arguments, comm: MPI.Comm) -> None:
                    *estimates.of_simulation(run, mesh, acquisition, problem.num_unknowns))
         screen.say("dry run: nothing was simulated")
         return
-    found = {}
+    found: dict[str, derived.Derived] = {}
     with clock("quantities"), named(f"{name}: quantities"):
         found |= derived.of_tissue(run.quantities, problem, acquisition)
-    with clock("signals"):
+    with clock("signals"), screen.working() as engine.progress:
         signals = Signals(acquisition, engine.signals(), engine.estimated_error)
     with clock("quantities"):
         found |= derived.of_signals(run.quantities, signals)
@@ -128,6 +128,10 @@ def run(arguments, comm: MPI.Comm) -> None:
     screen.say(*notes, words, *(line for item in found.values() for line in item.lines),
                f"{len(signals)} signals in {clock.seconds['signals']:.1f} s",
                f"results in {out}")
+    failed = [name for name, item in found.items() if item.failed]
+    if failed:
+        raise SolverError(f"no {', '.join(failed)}: the fit failed; signals and all else are in "
+                          f"{out}")
 
 
 def _tissue(run: config.SimulateConfig, mesh: Mesh) -> Tissue:

@@ -83,7 +83,8 @@ def explain(error: ValidationError, model: type[BaseModel], data) -> str:
     # of the branches of a union the one that came furthest was meant
     errors = sorted(error.errors(), key=lambda e: (e["type"] != "extra_forbidden", -len(e["loc"])))
     first = errors[0]
-    place, keys, here = [], first["loc"], data
+    place: list = []
+    keys, here = first["loc"], data
     for key in keys:  # steps that are no key are branches of a union
         if isinstance(here, Mapping) and key in here:
             here = here[key]

@@ -11,6 +11,7 @@ with the field B_s of the sign s that 180-degree pulses turn, if it is one that 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,7 @@ def plan_in_field(acquisition: Acquisition, max_step: float, dim: int, fields: i
                                                 for v in values.tolist()), strict=True), turns)
         middles = np.cumsum([piece[0] for piece in pieces]) - [piece[0] / 2 for piece in pieces]
         whole.append((pieces, tuple(sum(turn < t for turn in turns) % 2 for t in middles)))
-    groups: dict[tuple, object] = {}
+    groups: dict[tuple, Any] = {}
     for row, strength in enumerate(acquisition.strength):
         waveform = acquisition.waveforms[acquisition.waveform_index[row]]
         pieces, numbers = whole[acquisition.waveform_index[row]]

@@ -25,6 +25,7 @@ One eigenproblem serves all measurements; these are shared out over the ranks by
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import dolfinx
@@ -40,6 +41,7 @@ from .checks import check_directions
 from .eigenmodes import Eigenmodes, eigenmodes
 from .fields import plan_in_field, step_in_field
 from .mode_derivatives import ModeDerivatives, add_up
+from .progress import silent
 
 _FIRST_MODES = 48
 _MOST_AT_FIRST = 400
@@ -106,6 +108,7 @@ class MatrixFormalism:
         self._share_out(max_step)
         self._tape: list[tuple] = []
         self._taped: Eigenmodes | None = None
+        self.progress: Callable[[str, int, int], None] = silent
 
     def signals(self, permeability: np.ndarray | None = None, remember: bool = False) -> np.ndarray:
         """Complex signals, ``(N,)``, um^3 times density, the same on every rank. Collective.
@@ -121,18 +124,22 @@ class MatrixFormalism:
         """The modes at a permeability, ``(nf,)`` um/ms; as it is if nothing is said. Collective."""
         if permeability is not None:
             self.problem.set_permeability(permeability)
-        if self.modes == "auto":
-            self._choose_modes()
-        else:
+        if isinstance(self.modes, int):
+            self.progress(f"{self.modes} modes", 0, 0)
             self.basis = eigenmodes(self.problem, self.modes)
+        else:
+            self._choose_modes()
         return self.basis
 
     def evolve(self, remember: bool = False) -> np.ndarray:
         """Signals in the present modes. Collective."""
         if remember:
             self._tape, self._taped = [], self.basis
-        return self._sum([self._evolve_group(self.basis, self._groups[i], remember)
-                          for i in self._mine], self._mine)
+        found = []
+        for done, i in enumerate(self._mine):
+            self.progress("signals", done, len(self._mine))
+            found.append(self._evolve_group(self.basis, self._groups[i], remember))
+        return self._sum(found, self._mine)
 
     def gradient(self, adjoint: np.ndarray) -> np.ndarray:
         """Derivative of J with respect to the permeability of the owned facets. Collective.
@@ -176,7 +183,7 @@ class MatrixFormalism:
         basis = self._taped
         K = len(basis)
         total = np.zeros((1 + turning * len(basis.turning), K, K))
-        gaps = defaultdict(lambda: np.zeros((K, K)))
+        gaps: dict[float, np.ndarray] = defaultdict(lambda: np.zeros((K, K)))
         for group, left, right, forward in self._tape:
             self._pull_back(group, adjoint, left, right, forward, total, gaps)
         for gap in sorted(gaps):
@@ -205,7 +212,9 @@ class MatrixFormalism:
         if double:
             u = np.hstack([u, np.repeat(basis.receive[:, None], count, axis=1)])
             q = np.concatenate([q, q])
-        forward, operators, drifts = [], {}, {}
+        forward: list = []
+        operators: dict[tuple, tuple] = {}
+        drifts: dict = {}
         for place, (duration, value, direction) in enumerate(group.pieces):
             if group.fields:
                 step = step_in_field(basis, group.fields[place], direction, value * q, duration,
@@ -286,6 +295,7 @@ class MatrixFormalism:
         number, wanted = min(size, self._first_guess()), 0.5 * self.tolerance
         truncation = self._tail_of_truncations if self.problem.periodic else self._omitted_error
         while True:
+            self.progress(f"trying {number} modes", 0, 0)
             self.basis = eigenmodes(self.problem, number, responses=not self.problem.periodic)
             found = max(1, int(np.searchsorted(self.basis.eigenvalues, _STIFFEST)))
             stiff = found < len(self.basis)

@@ -37,7 +37,7 @@ class ModeDerivatives:
         return self._known[id(coefficient)][0]
 
     def operator(self, m, v) -> ufl.Form:
-        return forms.bloch_torrey(m, v, self.problem.coefficients) + self.problem.extra(m, v)
+        return forms.bloch_torrey(m, v, self.problem.coefficients) + self.problem.extra_of(m, v)
 
     @property
     def stage(self) -> dolfinx.fem.Function:

@@ -64,7 +64,7 @@ class PairSystem:
 
     def operator(self, m, v) -> ufl.Form:
         """The whole weak form for given m and v, with a common ``problem.g`` and ``problem.Q``."""
-        return forms.bloch_torrey(m, v, self.problem.coefficients) + self.problem.extra(m, v)
+        return forms.bloch_torrey(m, v, self.problem.coefficients) + self.problem.extra_of(m, v)
 
     def extra_has(self, coefficient) -> bool:
         return has(self.extra, coefficient)

@@ -24,6 +24,7 @@ step; plateaus of Q share one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +38,7 @@ from .checks import check_directions
 from .coefficient_derivatives import derivative_of
 from .echoes import refocusing_times, split
 from .pair_system import PairSystem
+from .progress import silent
 
 # Stage vectors of one measurement that a rank keeps for the backward sweep, bytes; beyond, the
 # measurement is swept in blocks of steps whose first states are kept.
@@ -104,13 +106,16 @@ class TimeStepping:
         check_directions(acquisition, problem.mesh)
         self.problem, self.acquisition = problem, acquisition
         self.scheme, self.tolerance = SCHEMES[scheme], tolerance
-        self.time_step = time_step if time_step == "auto" else float(time_step)
+        # no step before the first call of "auto"
+        self.time_step: float | str = "auto" if time_step == "auto" else float(time_step)
         self.estimated_error = np.nan
         self._system = PairSystem(problem, options_prefix)
-        self._plan = None if time_step == "auto" else self._rows_by_steps(self.time_step)
+        self._plan = (self._rows_by_steps(self.time_step) if isinstance(self.time_step, float)
+                      else None)
         self._limit: tuple[list[int], np.ndarray] | None = None
         self._remembered: np.ndarray | None = None
         self._derivatives: dict = {}
+        self.progress: Callable[[str, int, int], None] = silent
 
     def signals(self, permeability: np.ndarray | None = None, remember: bool = False) -> np.ndarray:
         """Complex signals, ``(N,)``, um^3 times density, the same on every rank. Collective.
@@ -129,7 +134,7 @@ class TimeStepping:
         self._system.update()
         if self._plan is None:
             self._choose_step()
-        result = self._run(self._plan)
+        result = self._run(self._plan, "signals")
         if not np.isfinite(result).all():
             raise SolverError(f"time stepping: signal of measurement "
                               f"{int(np.flatnonzero(~np.isfinite(result))[0])} is not finite")
@@ -140,12 +145,14 @@ class TimeStepping:
             self._limit = None
         return result
 
-    def _run(self, plan: dict[tuple[_Run, ...], list[int]]) -> np.ndarray:
+    def _run(self, plan: dict[tuple[_Run, ...], list[int]],
+             what: str = "choosing the time step") -> np.ndarray:
         """Signals of the rows in ``plan``, ``(N,)``; zero in the others."""
         result = np.zeros(len(self.acquisition), dtype=complex)
         y = self._system.initial.copy()
         try:
-            for runs, rows in plan.items():
+            for done, (runs, rows) in enumerate(plan.items()):
+                self.progress(what, done, len(plan))
                 self._system.initial.copy(y)
                 for run in runs:
                     self._march(y, run)
@@ -308,7 +315,7 @@ class TimeStepping:
         blocks = runs if fits else _cut(runs, max(1, TRAJECTORY_BYTES // bytes_a_step))
         y, starts, trajectories = system.initial.copy(), [], []
         for block in blocks:
-            stages = [] if fits else None
+            stages: list | None = [] if fits else None
             starts.append(None if fits else y.getArray(readonly=True).copy())
             self._march(y, block, stages)
             trajectories.append(stages)
@@ -383,7 +390,7 @@ def _with_extras(pieces, time_step: float, turns: tuple[float, ...], signed: boo
 
 def _mean_steps(plan: dict[tuple[_Run, ...], list[int]], rows: list[int]) -> np.ndarray:
     """Step of each of ``rows``, ms, a mean over the time with a gradient, or over all if none."""
-    result = {}
+    result: dict[int, float] = {}
     for runs, its in plan.items():
         driven = [run for run in runs if any(run.gradient)] or runs
         h, n = (np.array([getattr(run, name) for run in driven]) for name in ("step", "steps"))
@@ -403,7 +410,7 @@ def _along_period(waveform, time_step: float, cuts=()) -> list[tuple]:
               and np.abs(bounds - cut).min() > 1e-9 * bounds[-1]]
     bounds = np.sort(np.append(bounds, inside))
     counts = np.maximum(1, np.ceil(np.diff(bounds) / time_step * (1 - 1e-12))).astype(int)
-    edges = np.concatenate([np.linspace(*ends, n, endpoint=False) for *ends, n in
+    edges = np.concatenate([np.linspace(low, high, n, endpoint=False) for low, high, n in
                             zip(bounds[:-1], bounds[1:], counts, strict=True)] + [bounds[-1:]])
     step = np.repeat(np.diff(bounds) / counts, counts)
     gained = np.diff(waveform.integral(edges), axis=0)

@@ -17,7 +17,7 @@ from ..adjoint import FacetField
 from ..errors import InputError, SolverError
 from .gauss_newton import Linearisation, bounded_step
 from .memory import Keeper, Log, Memory
-from .stages import TAO, GaussNewton, Stage
+from .stages import TAO, Adam, GaussNewton, Stage
 
 _SAME = 1e-6  # of a control, by facet: how close a replayed run must come to where it was
 
@@ -106,8 +106,10 @@ def minimise(stage: Stage, functional: BacktrackingFunctional, start: FacetField
             if linearisation is None:
                 raise InputError(f"stage {stage.name!r}: Gauss-Newton needs the matrix formalism, "
                                  "expected engine matrix_formalism or another optimiser")
-            return _gauss_newton(run, linearisation)
-        return (_tao if isinstance(stage.optimiser, TAO) else _adam)(run)
+            return _gauss_newton(run, stage.optimiser, linearisation)
+        if isinstance(stage.optimiser, TAO):
+            return _tao(run, stage.optimiser)
+        return _adam(run, stage.optimiser)
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,15 +164,15 @@ def _key(optimiser) -> str:
     return f"{type(optimiser).__name__} {settings}"
 
 
-def _tao(run: _Run) -> tuple[FacetField, str]:
+def _tao(run: _Run, optimiser: TAO) -> tuple[FacetField, str]:
     functional, start, earlier = run.functional, run.start, run.earlier
     if earlier is not None and "kinds" not in earlier.numbers:  # the log had grown too long
-        return _tao(run.without_memory())
+        return _tao(run.without_memory(), optimiser)
     if earlier is not None:
         start = start._like(earlier.facets["start"])
     functional.log = log = Log(start.mesh.num_facets, earlier)
     with _sums_in_one_order():
-        solver = _tao_solver(run, start)
+        solver = _tao_solver(run, optimiser, start)
     last, at, stop, lost = start._ad_copy(), -1, None, False
 
     def watch(tao):
@@ -209,12 +211,11 @@ def _tao(run: _Run) -> tuple[FacetField, str]:
     result._ad_from_petsc(solver.x)
     solver.tao.destroy()
     if lost or at < run.done:
-        return _tao(run.without_memory())
+        return _tao(run.without_memory(), optimiser)
     return result, stop or _REASONS.get(reason, f"TAO reason {reason}")
 
 
-def _tao_solver(run: _Run, start: FacetField) -> TAOSolver:
-    stage, optimiser = run.stage, run.stage.optimiser
+def _tao_solver(run: _Run, optimiser: TAO, start: FacetField) -> TAOSolver:
     limits = [tuple(b if np.isfinite(b) else None for b in run.bounds)]
     problem = MinimizationProblem(run.functional, bounds=limits)
     parameters = {"tao_type": optimiser.type, "tao_max_it": run.iterations,
@@ -225,7 +226,7 @@ def _tao_solver(run: _Run, start: FacetField) -> TAOSolver:
     for control in run.functional.controls:
         control.update(start)
     return TAOSolver(problem, parameters, comm=start.mesh.comm,
-                     options_prefix=f"spinverse_{stage.name.replace('+', '_')}_tao_"[:60])
+                     options_prefix=f"spinverse_{run.stage.name.replace('+', '_')}_tao_"[:60])
 
 
 @contextmanager
@@ -274,8 +275,8 @@ _REASONS = {3: "gradient small enough", 4: "gradient small enough", 5: "gradient
             -6: "line search found nothing better", -7: "trust region too small"}
 
 
-def _adam(run: _Run) -> tuple[FacetField, str]:
-    functional, optimiser, earlier = run.functional, run.stage.optimiser, run.earlier
+def _adam(run: _Run, optimiser: Adam) -> tuple[FacetField, str]:
+    functional, earlier = run.functional, run.earlier
     control = good = run.start._ad_copy()
     first, second = np.zeros(len(control)), np.zeros(len(control))
     begin = int(run.before > 0)  # these iterations count from 0
@@ -298,17 +299,18 @@ def _adam(run: _Run) -> tuple[FacetField, str]:
         before, rate = control, optimiser.rate(iteration + run.before)
         control = control._like(np.clip(control.values - rate * direction, *run.bounds))
         try:
-            run.report(iteration, loss, norm, _norm(control, before), lambda now=(
-                control.values, first, second): ({}, dict(zip(
-                    ("control", "first", "second"), now, strict=True))))
+            facets = {"control": control.values, "first": first, "second": second}
+            run.report(iteration, loss, norm, _norm(control, before),
+                       lambda facets=facets: ({}, facets))  # type: ignore[misc]
         except StopStage as stop:
             return before, str(stop)
     return control, "iteration limit"
 
 
-def _gauss_newton(run: _Run, linearisation: Linearisation) -> tuple[FacetField, str]:
+def _gauss_newton(run: _Run, optimiser: GaussNewton,
+                  linearisation: Linearisation) -> tuple[FacetField, str]:
     """Levenberg-Marquardt; the damping follows Nielsen (1999), IMM-REP-1999-05."""
-    functional, optimiser, earlier = run.functional, run.stage.optimiser, run.earlier
+    functional, earlier = run.functional, run.earlier
     comm, (low, high) = run.start.mesh.comm, run.bounds
     control, mu, growth, idle = run.start._ad_copy(), optimiser.damping, 2.0, 0
     if earlier is not None:

@@ -103,14 +103,19 @@ def find_facets(facets: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 def quality(data: MeshData) -> np.ndarray:
     """Radius ratio d r_in / r_circ of each cell, ``(Nt,)``: 1 regular, 0 flat (intervals: 1)."""
-    corners = data.points[data.cells]
+    return radius_ratios(data.points, data.cells)
+
+
+def radius_ratios(points: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    """`quality` of cells ``(Nt, d + 1)`` with vertices ``(Nv, 3)``."""
+    corners, dim = points[cells], cells.shape[1] - 1
     tiny = np.finfo(float).tiny
-    if data.dim == 1:
+    if dim == 1:
         return np.ones(len(corners))
-    if data.dim == 2:
+    if dim == 2:
         a, b, c = (np.linalg.norm(corners[:, i] - corners[:, i - 1], axis=1) for i in range(3))
         # r_in = area / s, r_circ = a b c / (4 area), s half the perimeter
-        area = np.abs(cell_volumes(data.points, data.cells))
+        area = np.abs(cell_volumes(points, cells))
         return 16 * area**2 / np.maximum((a + b + c) * a * b * c, tiny)
     a, b, c = (corners[:, i] - corners[:, 0] for i in (1, 2, 3))
     ab, bc, ca = np.cross(a, b), np.cross(b, c), np.cross(c, a)

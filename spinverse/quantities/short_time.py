@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 
@@ -62,8 +63,9 @@ def short_time_approximation(tissue: Tissue | BlochTorrey,
 
     Warns:
         ValidityWarning: sqrt(D t) (1/V) int_walls (n . nu)^2 with t = w^2 is above 0.3 along a
-            gradient; or cells of different diffusivity or density touch without a membrane, which
-            the formula leaves out.
+            gradient (far above it, where no positive slope is left, slope and tensor are nan); or
+            cells of different diffusivity or density touch without a membrane, which the formula
+            leaves out.
     """
     tissue, _ = plain(tissue, 1, "short_time_approximation")
     parts = compartments_of(tissue)
@@ -94,7 +96,16 @@ def short_time_approximation(tissue: Tissue | BlochTorrey,
             f"{worst}, expected at most {LARGEST_REACH:g} (S_n: area of the walls across the "
             "gradient); mf_adc and hadc have no such limit", ValidityWarning, stacklevel=2)
     _warn_of_open_interfaces(tissue)
-    return collect(tissue, acquisition, parts, values, np.column_stack(errors))
+    return _positive(collect(tissue, acquisition, parts, values, np.column_stack(errors)))
+
+
+def _positive(found: EffectiveDiffusion) -> EffectiveDiffusion:
+    """With nan for slopes and tensors that are not: no diffusion has such, the time is too long."""
+    tensors, slopes = found.tensors.copy(), found.of_compartments.copy()
+    lowest = np.linalg.eigvalsh(np.nan_to_num(tensors))[..., 0]
+    tensors[lowest < -1e-12 * np.abs(tensors).max(axis=(-2, -1))] = np.nan
+    slopes[slopes < 0] = np.nan
+    return replace(found, tensors=tensors, of_compartments=slopes)
 
 
 def _wall_tensors(tissue: Tissue, parts: TissueCompartments) -> np.ndarray:

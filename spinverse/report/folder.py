@@ -15,10 +15,11 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -174,7 +175,7 @@ class History:
         keep: rows of an earlier part of the run.
     """
 
-    def __init__(self, path: Path, priors: list[str], keep: list[dict] = ()):
+    def __init__(self, path: Path, priors: list[str], keep: Iterable[dict] = ()):
         self.path = path
         self.columns = ["stage", "iteration", "loss", "data", *priors, "gradient_norm", "step",
                         "seconds"]
@@ -307,7 +308,8 @@ def load_checkpoint(folder: Path, stages: list[str], inputs: dict[str, str]) -> 
 def write_sealed(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """An npz with the hash of its content, by which damage is noticed; an old hash is replaced."""
     arrays = {name: np.asarray(array) for name, array in arrays.items() if name != _SEAL}
-    np.savez(path, **arrays, **{_SEAL: np.array(_seal(arrays))})
+    sealed: dict[str, Any] = {**arrays, _SEAL: np.array(_seal(arrays))}
+    np.savez(path, **sealed)
 
 
 def _read_sealed(path: Path) -> dict[str, np.ndarray]:

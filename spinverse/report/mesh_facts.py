@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import numpy as np
 from mpi4py import MPI
@@ -11,7 +10,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from ..mesh import Mesh
-from ..mesh.checks import quality
+from ..mesh.checks import radius_ratios
 
 MOST = 200_000  # edges of a rank that the median is taken from
 
@@ -39,7 +38,7 @@ class MeshFacts:
         x = mesh.domain.geometry.x
         i, j = np.triu_indices(mesh.dim + 1, 1)
         lengths = np.linalg.norm(x[nodes[:, i]] - x[nodes[:, j]], axis=2).ravel()
-        ratios = quality(SimpleNamespace(points=x, cells=nodes, dim=mesh.dim))
+        ratios = radius_ratios(x, nodes)
         sample = comm.allgather(lengths[:: 1 + len(lengths) // MOST])
         edges = (comm.allreduce(float(lengths.min(initial=np.inf)), op=MPI.MIN),
                  float(np.median(np.concatenate(sample))),

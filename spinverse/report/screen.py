@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +20,7 @@ from ..mesh import Mesh
 from ..units import describe_diffusivity, describe_permeability
 
 SPEED_OF_LAST = 600.0  # s, whose iterations say how long the others will take
+LINE_EVERY = 30.0  # s, of a simulation in a log
 
 
 class Screen:
@@ -31,7 +34,8 @@ class Screen:
     def __init__(self, comm, quiet: bool = False):
         self.speaks = comm.rank == 0
         self.quiet = quiet or not self.speaks
-        self._bar = self._task = None
+        self._bar: Any = None  # of rich
+        self._task: Any = None
 
     def say(self, *lines: str) -> None:
         """Print lines."""
@@ -67,25 +71,38 @@ class Screen:
     @contextmanager
     def progress_bar(self, total: int, done: int = 0):
         """A bar over iterations, below the lines, where standard output is a terminal."""
+        with self._shown("misfit {task.fields[misfit]}", total=total, completed=done, misfit="-"):
+            yield
+
+    @contextmanager
+    def working(self):
+        """Gives ``progress`` of an engine: a bar on a terminal, now and then a line in a log."""
+        begin = last = time.monotonic()
+
+        def progress(what: str, done: int, total: int) -> None:
+            nonlocal last
+            if self._bar is not None:
+                self._bar.update(self._task, description=what, completed=done, total=total or None)
+            elif (now := time.monotonic()) - last >= LINE_EVERY:
+                last = now
+                self.say(f"{what}{f': {done} of {total}' if total else ''}, {now - begin:.0f} s")
+
+        with self._shown(total=None):
+            yield progress
+
+    @contextmanager
+    def _shown(self, *more: str, **task):
         if self.quiet or not sys.stdout.isatty():
             yield
             return
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-        from rich.progress import (
-            Progress as Bar,
-        )
+        from rich import progress as rich
 
-        self._bar = Bar(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-                        TextColumn("misfit {task.fields[misfit]}"), TimeElapsedColumn(),
-                        TextColumn("left"), TimeRemainingColumn(), transient=True,
-                        speed_estimate_period=SPEED_OF_LAST)
-        self._task = self._bar.add_task("starting", total=total, completed=done, misfit="-")
+        self._bar = rich.Progress(
+            rich.TextColumn("{task.description}"), rich.BarColumn(), rich.MofNCompleteColumn(),
+            *map(rich.TextColumn, more), rich.TimeElapsedColumn(),
+            rich.TextColumn("left"), rich.TimeRemainingColumn(), transient=True,
+            speed_estimate_period=SPEED_OF_LAST)
+        self._task = self._bar.add_task("starting", **task)
         try:
             with self._bar:
                 yield
@@ -240,7 +257,9 @@ def describe_stage(number: int, stage: Stage | Shapes) -> str:
     if isinstance(stage, Shapes):
         return (f"stage {number + 1}: {stage.name}: search for the shapes of up to {stage.cells} "
                 f"cells, {stage.rounds} rounds of {stage.candidates} candidates")
-    words = [f"{stage.iterations} iterations", f"sequences {stage.sequences}"]
+    which = stage.sequences
+    words = [f"{stage.iterations} iterations", "all sequences" if which == "all" else
+             f"sequence{'s' * (len(which) > 1)} {', '.join(map(str, which))}"]
     if np.isfinite(stage.b_max):
         words.append(f"b up to {stage.b_max:g} s/mm^2")
     optimiser = stage.optimiser

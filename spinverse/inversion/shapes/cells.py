@@ -44,7 +44,8 @@ class Cells:
             inside = labels == label
             if np.count_nonzero(inside) < SMALLEST or len(self.pieces(inside)) != 1:
                 return False
-        return labels.any() and all(self.at_rim[part].any() for part in self.pieces(labels == 0))
+        outside = self.pieces(labels == 0)
+        return bool(labels.any()) and all(self.at_rim[part].any() for part in outside)
 
     def repaired(self, labels: np.ndarray) -> np.ndarray:
         """The largest part of each compartment, pockets filled by what is around them."""

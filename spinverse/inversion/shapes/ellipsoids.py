@@ -50,7 +50,7 @@ def random_ellipsoids(cells: Cells, number: int, rng: np.random.Generator) -> np
     whole = cells.whole
     half = 0.5 * np.ptp(whole.points, axis=0)
     box = whole.volumes.sum()
-    result = []
+    result: list[np.ndarray] = []
     for k in range(number):
         share = np.exp(rng.uniform(np.log(LEAST), np.log(MOST))) / (1.0 if number == 1 else 1.4)
         long, flat = np.exp(rng.uniform(0, np.log(4))), np.exp(0.2 * rng.normal())

@@ -47,7 +47,9 @@ class Walk:
         self.model = task.partition()
         self.known: dict[bytes, np.ndarray] = {}
         self.exact: dict[bytes, np.ndarray] = {}
-        self.bias, self.shapes = 0.0, 0
+        self.bias: np.ndarray | float = 0.0  # of each measurement, once corrected
+        self.shapes = 0
+        self.surrogate: Surrogate | None = None
 
     def residuals(self, shapes: list[np.ndarray]) -> np.ndarray:
         """``(n, N)``, corrected by the full model at the present shape."""
@@ -257,7 +259,7 @@ class Surrogate:
         touched = np.ones(len(labels), bool)
         if before is not None:
             touched = np.zeros(len(labels), bool)
-            for cell in np.flatnonzero(before.labels != labels):
+            for cell in np.flatnonzero(before.labels != labels).tolist():
                 touched[[cell, *cells.neighbours[cell]]] = True
 
         def old(kind, a, b):
@@ -265,27 +267,27 @@ class Surrogate:
                 return None
             return getattr(before, kind).get((a, b))
 
-        pairs: dict[tuple, np.ndarray | None] = {}
+        both: dict[tuple, np.ndarray | None] = {}
         behind: dict[tuple, tuple] = {}
         for k, a in enumerate(self.moves[: self.number]):
             for other in cells.neighbours[a[0]]:
                 for j in by_cell.get(other, ()):
                     if j > k:
-                        pairs[a, self.moves[j]] = old("pairs", a, self.moves[j])
+                        both[a, self.moves[j]] = old("pairs", a, self.moves[j])
                 b = (other, a[1])
                 if labels[other] == labels[a[0]] and b not in place:
                     if b in behind:
                         behind[b][0].add(k)
                     else:
                         behind[b] = ({k}, a)
-        self.pairs, self.behind = pairs, {}
-        ask = [key for key, value in pairs.items() if value is None]
+        self.pairs, self.behind = both, {}
+        ask = [key for key, value in both.items() if value is None]
         deep = [(a, b) for b, (_, a) in behind.items() if old("behind", a, b) is None]
         shapes = [changed(labels, key) for key in [*ask, *deep]]
         values = walk.residuals(shapes) - self.r if shapes else []
         self.measured += [shape for shape in shapes if cells.allowed(shape)]
         for (a, b), value in zip(ask, values[: len(ask)], strict=True):
-            pairs[a, b] = value - effects[place[a]] - effects[place[b]]
+            both[a, b] = value - effects[place[a]] - effects[place[b]]
         fresh = dict(zip(deep, values[len(ask):], strict=True))
         for b, (parents, a) in behind.items():
             value = old("behind", a, b)
@@ -298,7 +300,7 @@ class Surrogate:
             by_cell.setdefault(b[0], []).append(len(effects) - 1)
         self.D = np.array(effects)
         links: dict[int, list] = {}
-        for (a, b), value in pairs.items():
+        for (a, b), value in both.items():
             links.setdefault(place[a], []).append((place[b], value))
             links.setdefault(place[b], []).append((place[a], value))
         self.interactions = {k: (np.array([j for j, _ in items]),

@@ -68,7 +68,8 @@ class Placements:
 
     def of(self, labels: np.ndarray) -> list[Placement]:
         """One of each relative place that two or more compartments of a partition can have."""
-        x, found = self.whole.centroids - self.whole.centre, {}
+        x = self.whole.centroids - self.whole.centre
+        found: dict[tuple, tuple] = {}
         several = labels.max() > 2
         for label in range(1, int(labels.max()) + 1):
             host = self._host(labels, label)

@@ -192,7 +192,9 @@ class Search:
 
     def _several(self, found: list[Start], seed: tuple) -> None:
         """Cells of about the right shapes in all places that they can have."""
-        s, ranked, seen = self.settings, [], []
+        s = self.settings
+        ranked: list[tuple] = []
+        seen: list[np.ndarray] = []
         for k, start in enumerate(found):
             walk = self._walk((*seed, k))
             walk.begin(start.labels)

@@ -164,7 +164,7 @@ class Task:
         self.unit = 1.0
         self.size = float(np.mean(self.whole.volumes) ** (1 / 3))
         self._exact: dict[int, tuple] = {}
-        self._alone = None
+        self._alone: tuple[BlochTorrey, np.ndarray] | None = None
 
     # ---- sharing out ----------------------------------------------------------------------------
 
