@@ -524,3 +524,56 @@ def test_without_webgl_pictures_and_tables_remain(found, stills, tmp_path):
     assert state is not None and "failed" not in state[1] and "no WebGL" in state[1]
     assert re.search(r"<html[^>]*class=\"flat\"", done.stdout)
     assert complaints(done) == []
+
+
+TURN = """<script>
+(async () => {
+  const wait = (ms) => new Promise((done) => setTimeout(done, ms));
+  while (!document.documentElement.dataset.figures) await wait(50);
+  const drawing = document.getElementById("interface-drawing");
+  const canvas = drawing.querySelector("canvas"), box = canvas.getBoundingClientRect();
+  const eye = () => {
+    const {x, y, z} = drawing._fullLayout.scene._scene.getCamera().eye;
+    return [x, y, z].map((v) => v.toFixed(3)).join(" ");
+  };
+  const mouse = (type, x, buttons) => canvas.dispatchEvent(new MouseEvent(type, {
+    bubbles: true, clientX: box.left + x, clientY: box.top + 200, button: 0, buttons}));
+  const before = eye();
+  mouse("mousedown", 200, 1);
+  for (let x = 200; x < 320; x += 10) { mouse("mousemove", x, 1); await wait(30); }
+  mouse("mouseup", 320, 0);
+  await wait(300);
+  document.documentElement.dataset.turned = `${before}, ${eye()}`;
+})();
+</script></body>"""
+
+
+def test_the_interface_can_be_turned(found, tmp_path):
+    page_of(found)
+    path = found / "report.html"
+    path.write_text(path.read_text(encoding="utf-8").replace("</body>", TURN), encoding="utf-8")
+    done = browse(path, tmp_path / "profile", "--dump-dom")
+    turned = re.search(r'data-turned="([^"]*)"', done.stdout)
+    assert turned is not None, done.stderr[-2000:]
+    before, after = (np.array(eye.split(), float) for eye in turned[1].split(", "))
+    assert np.linalg.norm(after - before) > 0.5
+    assert np.linalg.norm(after) == pytest.approx(np.linalg.norm(before), rel=1e-2)
+    assert complaints(done) == []
+
+
+def test_a_narrow_screen_is_not_wider_than_itself(found, tmp_path):
+    page_of(found)
+    path = found / "report.html"
+    text = path.read_text(encoding="utf-8")
+    # browsers' own windows may not be so narrow
+    text = text.replace("<body>", '<body style="width: 380px">').replace("</body>", """<script>
+(async () => {
+  while (!document.documentElement.dataset.figures) await new Promise((r) => setTimeout(r, 50));
+  const wide = [...document.querySelectorAll("main > *, figure, .table, .frame")];
+  document.documentElement.dataset.widest = Math.max(...wide.map((e) => e.offsetWidth));
+})();
+</script></body>""")
+    path.write_text(text, encoding="utf-8")
+    done = browse(path, tmp_path / "profile", "--dump-dom")
+    widest = re.search(r'data-widest="([0-9]+)"', done.stdout)
+    assert widest is not None and int(widest[1]) <= 380

@@ -43,6 +43,7 @@ class Picture:
         alt: what one would see, for those who do not.
         still: a png for paper and for browsers without WebGL, or None.
         solid: drawn with WebGL.
+        panels: side by side; where they have no room the figure scrolls.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Picture:
     alt: str
     still: bytes | None = None
     solid: bool = False
+    panels: int = 1
 
 
 @dataclass(frozen=True, eq=False)

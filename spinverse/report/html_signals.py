@@ -105,7 +105,7 @@ def by_b(acquisition: Acquisition, predicted: np.ndarray, measured: np.ndarray |
         "Means over directions, bars from the least to the largest"
     return Picture("signals-b", figure, height, caption + _left_out(acquisition) + ".",
                    f"Signals against b for {', '.join(map(_flat, kinds))}; the numbers are in "
-                   "the table below.")
+                   "the table below.", panels=_columns(places))
 
 
 def by_direction(acquisition: Acquisition, predicted: np.ndarray, measured: np.ndarray | None,
@@ -150,7 +150,7 @@ def by_direction(acquisition: Acquisition, predicted: np.ndarray, measured: np.n
     return Picture("signals-direction", figure, _height(places),
                    f"{caption}; each b is sorted for itself. A flat line is an isotropic signal.",
                    "Signals against direction, sorted, one line for each b; the largest "
-                   "differences are in the table of the residual.")
+                   "differences are in the table of the residual.", panels=_columns(places))
 
 
 def scatter(acquisition: Acquisition, predicted: np.ndarray, measured: np.ndarray) -> Picture:
@@ -278,7 +278,7 @@ def phases(acquisition: Acquisition, values: np.ndarray) -> Picture:
                            text=_texts(acquisition, rows),
                            hovertemplate="%{y:.2f}°<br>%{text}", row=place[0], col=place[1])
     return Picture("phases", figure, _height(places), "Phases of the complex signals.",
-                   "Phase in degrees against b, a dot a measurement.")
+                   "Phase in degrees against b, a dot a measurement.", panels=_columns(places))
 
 
 # ---- shells and panels ----------------------------------------------------------------------
@@ -330,6 +330,10 @@ def _grid(kinds: dict, x: str, y: str):
 
 def _height(places: list) -> int:
     return 120 + 290 * places[-1][0]
+
+
+def _columns(places: list) -> int:
+    return max(column for _, column in places)
 
 
 def _hull(points: np.ndarray) -> np.ndarray | None:

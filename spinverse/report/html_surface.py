@@ -210,7 +210,7 @@ def planes(facets: Found) -> Picture | None:
     inside = int((labels > 0).sum())
     words = "outside the largest region" if facets.labels_enclosed else "inside a cell"
     return Picture("planes", figure, 520, caption, f"Three cross-sections; {inside} of "
-                   f"{len(labels)} mesh cells lie {words}.")
+                   f"{len(labels)} mesh cells lie {words}.", panels=3)
 
 
 def _name_of(label: int, enclosed: bool) -> str:
