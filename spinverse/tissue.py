@@ -14,6 +14,7 @@ from mpi4py import MPI
 from .errors import InputError
 from .mesh.distributed import Mesh
 from .periodic import AXES, check_faces, periodic_axes
+from .units import describe_permeability
 
 PerCell = "float | Mapping[int, float] | np.ndarray"
 
@@ -42,7 +43,8 @@ class Permeability:
         worst = self.mesh.comm.allgather((values[bad].tolist()[:1], int(open_wall.sum())))
         for wrong, _ in worst:
             if wrong:
-                raise InputError(f"permeability: {wrong[0]:g} um/ms, expected a value in [0, inf]")
+                raise InputError(f"permeability: {describe_permeability(wrong[0])}, expected a value "
+                                 "in [0, inf]")
         if any(count for _, count in worst):
             raise InputError("permeability: inf on an outer facet, expected a finite value "
                              "(0 reflects)")

@@ -81,7 +81,8 @@ def permeability(tissue: config.TissueSection, mesh: Mesh) -> Permeability:
         raise InputError("permeability: a value for the membrane, but " + (
             f"its {outside} facets are all on the outer boundary, which reflects; expected none, "
             "or boundary: absorbing" if outside else
-            "the mesh has no interface facets, expected elsewhere_m_per_s alone"))
+            "the mesh has no interface facets (of gmsh: a physical group of surfaces), "
+            "expected elsewhere_m_per_s alone"))
     return Permeability.on(mesh, 0.0 if membrane is None else membrane,
                            section.value("elsewhere", np.inf), outer)
 
