@@ -43,8 +43,8 @@ class Permeability:
         worst = self.mesh.comm.allgather((values[bad].tolist()[:1], int(open_wall.sum())))
         for wrong, _ in worst:
             if wrong:
-                raise InputError(f"permeability: {describe_permeability(wrong[0])}, expected a value "
-                                 "in [0, inf]")
+                raise InputError(f"permeability: {describe_permeability(wrong[0])}, expected a "
+                                 "value in [0, inf]")
         if any(count for _, count in worst):
             raise InputError("permeability: inf on an outer facet, expected a finite value "
                              "(0 reflects)")
