@@ -26,6 +26,7 @@ from sybil.region import Lexeme, Region  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts)
+ELSEWHERE = ("new_physics",)  # run, with a look at its results, by tests/test_new_physics.py
 # what the examples of a page need beside the package
 NEEDS = {"own_data": ["dipy"], "own_mesh": ["gmsh"], "user_guide": ["gmsh"]}
 
@@ -56,8 +57,8 @@ def run(path: Path, parsers, folder: Path, monkeypatch) -> int:
     return ran
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if "```python" in p.read_text()],
-                         ids=lambda p: p.stem)
+@pytest.mark.parametrize("page", [p for p in PAGES if "```python" in p.read_text()
+                                  and p.stem not in ELSEWHERE], ids=lambda p: p.stem)
 def test_page(page, tmp_path, monkeypatch):
     for package in NEEDS.get(page.stem, ()):
         if importlib.util.find_spec(package) is None:

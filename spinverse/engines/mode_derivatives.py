@@ -8,6 +8,8 @@ a sum of w da(psi, psi), and `coefficient_derivatives` has each term.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import dolfinx
 import numpy as np
 import ufl
@@ -47,11 +49,9 @@ class ModeDerivatives:
     def adjoint(self) -> dolfinx.fem.Function:
         return self._functions[1]
 
-    @property
+    @cached_property
     def _functions(self) -> tuple:
-        if "functions" not in self.__dict__:
-            self.functions = tuple(dolfinx.fem.Function(self.problem.pair_space) for _ in range(2))
-        return self.functions
+        return tuple(dolfinx.fem.Function(self.problem.pair_space) for _ in range(2))
 
     def add(self, sums: list, modes: np.ndarray, weights: np.ndarray, turning: bool) -> None:
         """Add <weights, d(operator)> to each of ``sums``, at the present g and sign of the echo.
