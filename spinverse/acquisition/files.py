@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from spinverse import atomic
 from spinverse.errors import InputError
 
 ROUNDED_UNIT = 0.01  # a direction may be this far from a unit vector in a file
@@ -16,7 +16,7 @@ _EXACT_UNIT = 1e-12
 
 
 def replace(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write to a temporary name beside ``path``, then rename: no reader meets half a file.
+    """As `spinverse.atomic.replace`, with a file that is open.
 
     Raises:
         InputError: The folder does not exist.
@@ -24,14 +24,12 @@ def replace(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
     path = Path(path)
     if not path.parent.is_dir():
         raise InputError(f"{path}: the folder {path.parent} does not exist")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+
+    def opened(temporary: Path) -> None:
         with temporary.open("wb") as file:
             write(file)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+
+    atomic.replace(path, opened)
 
 
 def read_lines(path: str | Path) -> list[str]:

@@ -5,7 +5,6 @@ Rank 0 writes them whole; a file appears complete or not at all.
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import meshio
 import numpy as np
 
+from ..atomic import replace
 from ..errors import InputError, on_root
 from ..inversion.uncertainty import Uncertainty
 from ..mesh.distributed import Mesh
@@ -43,7 +43,7 @@ def write_permeability(path: str | Path, mesh: Mesh, permeability: np.ndarray,
         with open(temporary, "wb") as file:
             np.savez_compressed(file, **dict(zip(names, whole, strict=True)))
 
-    on_root(mesh.comm, _replace, Path(path), write)
+    on_root(mesh.comm, replace, Path(path), write)
 
 
 def read_permeability(path: str | Path, mesh: Mesh) -> np.ndarray:
@@ -77,7 +77,7 @@ def write_vtu(path: str | Path, mesh: Mesh, fields: Mapping[str, np.ndarray],
         meshio.write(temporary, meshio.Mesh(points, [("triangle", triangles)], cell_data=data),
                      file_format="vtu")
 
-    on_root(mesh.comm, _replace, Path(path), write)
+    on_root(mesh.comm, replace, Path(path), write)
 
 
 def write_cells(path: str | Path, mesh: Mesh, fields: Mapping[str, np.ndarray]) -> None:
@@ -113,7 +113,7 @@ def write_cells(path: str | Path, mesh: Mesh, fields: Mapping[str, np.ndarray]) 
         meshio.write(temporary, meshio.Mesh(points, [(CELL_TYPES[mesh.dim], cells)],
                                             cell_data=data), file_format="vtu")
 
-    on_root(mesh.comm, _replace, path, write)
+    on_root(mesh.comm, replace, path, write)
 
 
 def write_stl(path: str | Path, mesh: Mesh, found: np.ndarray,
@@ -176,7 +176,7 @@ def write_compartment(path: str | Path, mesh: Mesh, labels: np.ndarray, compartm
         _write_triangles(temporary, _turned(corners[bounds], (inside[:, 0] == away)[bounds]),
                          path.suffix[1:])
 
-    on_root(mesh.comm, _replace, path, write)
+    on_root(mesh.comm, replace, path, write)
 
 
 # ---- whole meshes on rank 0 -------------------------------------------------------------------
@@ -230,7 +230,7 @@ def _write_surface(path: Path, mesh: Mesh, found, labels, kind: str) -> None:
         outwards = (label[first] > below) == away[member]
         _write_triangles(temporary, _turned(corners[member], outwards), kind)
 
-    on_root(mesh.comm, _replace, path, write)
+    on_root(mesh.comm, replace, path, write)
 
 
 def _enclosed(volumes: np.ndarray, pairs: np.ndarray, walls: np.ndarray) -> np.ndarray:
@@ -261,16 +261,6 @@ def _known(uncertainty: Uncertainty | None) -> dict[str, np.ndarray]:
         return {}
     return {name: getattr(uncertainty, name)
             for name in ("sensitivity", "posterior_std", "determined")}
-
-
-def _replace(path: Path, write) -> None:
-    """Write beside ``path`` and move there: a reader never sees half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _load(path: Path) -> tuple[np.ndarray, np.ndarray]:

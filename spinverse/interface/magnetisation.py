@@ -16,12 +16,13 @@ import meshio
 import numpy as np
 
 from ..acquisition.waveform import Waveform
+from ..atomic import replace
 from ..engines.chebyshev import Propagation
 from ..engines.matrix_formalism import MatrixFormalism
 from ..engines.time_stepping import TimeStepping
 from ..errors import InputError, on_root
 from ..problem import BlochTorrey
-from .export import CELL_TYPES, _replace, cell_corners, gather_cells, positive
+from .export import CELL_TYPES, cell_corners, gather_cells, positive
 
 _SAME = 1e-9  # ms; times closer than this are one
 
@@ -105,9 +106,9 @@ def write_magnetisation(path: str | Path, problem: BlochTorrey, times: Sequence[
             data = {"re": value.real, "im": value.imag, "magnitude": np.abs(value),
                     "phase": np.angle(value)}
             grid = meshio.Mesh(x.reshape(-1, 3), cells, point_data=data)
-            _replace(path.with_name(name),
+            replace(path.with_name(name),
                      partial(meshio.write, mesh=grid, file_format="vtu"))
-        _replace(path, lambda temporary: _write_series(temporary, times, names))
+        replace(path, lambda temporary: _write_series(temporary, times, names))
 
     on_root(mesh.comm, write)
 

@@ -15,7 +15,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ import numpy as np
 
 from ..acquisition import Signals
 from ..acquisition.io import write_signals
+from ..atomic import replace
 from ..errors import InputError, on_root
 from ..inversion import Progress
 from ..inversion.memory import Memory
@@ -104,18 +105,6 @@ def appearing(path: Path):
 
 def _sibling(path: Path, kind: str) -> Path:
     return path.with_name(f"{path.name}.{kind}-{os.getpid()}")
-
-
-def replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Call ``write`` with a temporary name that keeps the suffix, then rename to ``path``."""
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:  # or a power cut may leave the name without the content
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # ---- files ----------------------------------------------------------------------------------
