@@ -216,6 +216,17 @@ class PairSystem:
             self._work.append(self.mass.createVecRight())
         return self._work[:number]
 
+    def broken(self, y: PETSc.Vec) -> np.ndarray:
+        """Complex values at the owned broken degrees of freedom, ``(nd,)``. Collective."""
+        if self.prolongation is None:
+            pair = y.getArray(readonly=True).copy()
+        else:
+            vector = self.prolongation.createVecLeft()
+            self.prolongation.mult(y, vector)
+            pair = vector.getArray(readonly=True).copy()
+            vector.destroy()
+        return pair[0::2] + 1j * pair[1::2]
+
     @cached_property
     def initial(self) -> PETSc.Vec:
         """The density; its projection in the mass product where facets are tied."""

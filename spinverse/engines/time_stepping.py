@@ -24,8 +24,8 @@ step; plateaus of Q share one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from mpi4py import MPI
@@ -46,6 +46,7 @@ TRAJECTORY_BYTES = 2**30
 
 _AIM = 0.6  # of the tolerance, for the measurements that are not looked at
 _COARSEST = 2e-3  # errors above it come from steps that are not yet of second order
+_SAME = 1e-9  # ms; times closer than this are one
 _SHORTER = 1.6  # times that steps are to be shorter in the next try
 
 
@@ -329,6 +330,46 @@ class TimeStepping:
             self._march_back(adjoint, block, stages, sums)
         y.destroy()
         adjoint.destroy()
+
+    # ---- on the way ---------------------------------------------------------------------------
+
+    def states(self, row: int, times: Sequence[float]) -> np.ndarray:
+        """The unknown in one measurement at ascending times, ``(n, nd)`` complex. Collective.
+
+        Args:
+            row: of the acquisition.
+            times: ms, up to its TE; the steps in between are those of `signals`.
+
+        Returns:
+            Values at the owned degrees of freedom of the broken space.
+        """
+        system = self._system
+        if not isinstance(self.time_step, float):
+            self.signals()  # it chooses the step
+        (runs, _), = self._rows_by_steps(float(self.time_step), [row]).items()
+        system.update()
+        y, found = system.initial.copy(), []
+        waiting, begin = list(times), 0.0
+        try:
+            for run in runs:
+                left = run.steps
+                while waiting and waiting[0] <= begin + left * run.step + _SAME:
+                    whole = min(int((waiting[0] - begin + _SAME) / run.step), left)
+                    self._march(y, replace(run, steps=whole))
+                    begin, left = begin + whole * run.step, left - whole
+                    z, rest = y.copy(), waiting.pop(0) - begin
+                    if rest > _SAME:
+                        self._march(z, replace(run, steps=1, step=rest))
+                    found.append(system.broken(z))
+                    z.destroy()
+                self._march(y, replace(run, steps=left))
+                begin += left * run.step
+            # what rounding left over is at the end
+            found += [system.broken(y) for _ in waiting]
+        finally:
+            system.forget_factors()
+            y.destroy()
+        return np.array(found)
 
     # ---- coefficients -------------------------------------------------------------------------
 

@@ -60,7 +60,7 @@ def magnetisation(engine: MatrixFormalism | TimeStepping, measurement: int,
     row, ascending = int(measurement), np.minimum(times[order], waveform.echo_time)
     result = np.empty((len(times), len(problem.scale)), dtype=complex)
     result[order] = _in_modes(engine, row, ascending) if isinstance(engine, MatrixFormalism) \
-        else _in_steps(engine, row, ascending)
+        else engine.states(row, ascending)
     return result * problem.scale
 
 
@@ -132,7 +132,7 @@ def _write_series(path: Path, times: Sequence[float], names: list[str]) -> None:
     ElementTree.ElementTree(root).write(path, encoding="utf-8", xml_declaration=True)
 
 
-# ---- the two engines ------------------------------------------------------------------------
+# ---- matrix formalism ------------------------------------------------------------------------
 
 def _in_modes(engine: MatrixFormalism, row: int, times: np.ndarray) -> np.ndarray:
     """The unknown at ascending times, ``(n, nd)``."""
@@ -157,55 +157,6 @@ def _in_modes(engine: MatrixFormalism, row: int, times: np.ndarray) -> np.ndarra
             reach = float(np.abs(g / size) @ basis.reach)
             u = Propagation(basis.eigenvalues, X, np.array([size]), reach, duration).forward(u)
     return np.array(states)
-
-
-def _in_steps(engine: TimeStepping, row: int, times: np.ndarray) -> np.ndarray:
-    """The unknown at ascending times, ``(n, nd)``."""
-    system = engine._system
-    if engine.time_step == "auto":
-        engine.signals()  # it chooses the step
-    plan = engine._rows_by_steps(float(engine.time_step), [row])
-    (runs, _), = plan.items()
-    system.update()
-    y, states = system.initial.copy(), []
-    waiting, begin = list(times), 0.0
-    try:
-        for run in runs:
-            left = run.steps
-            while waiting and waiting[0] <= begin + left * run.step + _SAME:
-                whole = min(int((waiting[0] - begin + _SAME) / run.step), left)
-                _march(engine, y, run, whole, run.step)
-                begin, left = begin + whole * run.step, left - whole
-                z, rest = y.copy(), waiting.pop(0) - begin
-                if rest > _SAME:
-                    _march(engine, z, run, 1, rest)
-                states.append(_broken(system, z))
-                z.destroy()
-            _march(engine, y, run, left, run.step)
-            begin += left * run.step
-        # what rounding left over is at the end
-        states += [_broken(system, y) for _ in waiting]
-    finally:
-        system.forget_factors()
-        y.destroy()
-    return np.array(states)
-
-
-def _march(engine: TimeStepping, y, run, steps: int, step: float) -> None:
-    if steps:
-        engine._march(y, type(run)(run.gradient, steps, step))
-
-
-def _broken(system, y) -> np.ndarray:
-    """Complex values at the owned broken degrees of freedom."""
-    if system.prolongation is None:
-        pair = y.getArray(readonly=True).copy()
-    else:
-        vector = system.prolongation.createVecLeft()
-        system.prolongation.mult(y, vector)
-        pair = vector.getArray(readonly=True).copy()
-        vector.destroy()
-    return pair[0::2] + 1j * pair[1::2]
 
 
 def _pieces(waveform: Waveform, max_step: float, times: np.ndarray):
