@@ -37,6 +37,11 @@ def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
         OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
         OMPI_MCA_rmaps_base_oversubscribe="1",
         PRTE_MCA_rmaps_default_mapping_policy=":oversubscribe",
+        # ranks of MPICH that wait give way: on a busy machine they would take each other's time
+        MPIR_CVAR_CH4_PROGRESS_THROTTLE="1",
+        MPIR_CVAR_CH4_PROGRESS_THROTTLE_NO_PROGRESS_COUNT="64",
+        MPIR_CVAR_ENABLE_HEAVY_YIELD="1",
+        MPIR_CVAR_POLLS_BEFORE_YIELD="10",
     )
     paths = [str(ROOT), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
