@@ -309,7 +309,7 @@ def _certainty(run: Run, facets: Found) -> Table:
     if facets.posterior_std is not None and facets.membrane.any():
         std = facets.posterior_std[facets.membrane]
         rows.append(("posterior standard deviation of their openness",
-                     f"{std.min():.3g} to {std.max():.3g}, median {np.median(std):.3g}"))
+                     f"{_span(std)}, median {np.median(std):.3g}"))
     if "sigma" in said:
         rows.append(("noise of the normalised signals that was assumed", number(said["sigma"])))
     if "directions" in said:
@@ -317,10 +317,14 @@ def _certainty(run: Run, facets: Found) -> Table:
                      number(said["directions"])))
     kappa = facets.permeability[facets.membrane]
     if len(kappa):
-        rows.append(("their permeability", f"{kappa.min():.3g} to {kappa.max():.3g} µm/ms "
-                     f"({permeability_from_internal(kappa.min()):.3g} to "
-                     f"{permeability_from_internal(kappa.max()):.3g} m/s)"))
+        rows.append(("their permeability", f"{_span(kappa)} µm/ms "
+                     f"({_span(permeability_from_internal(kappa))} m/s)"))
     return Table("What is known of it", ("", ""), tuple(rows))
+
+
+def _span(values: np.ndarray) -> str:
+    low, high = f"{values.min():.3g}", f"{values.max():.3g}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _worst(run: Run, residual: np.ndarray) -> Table:
