@@ -127,7 +127,7 @@ class Search:
                 after_part(self._state(part + 1))
         if self.best is None:
             raise SolverError("shape search: no start with a closed surface; more ellipsoids?")
-        if self.task.sigma:
+        if self.task.sigma and self._solved():  # else walks went as far as they could
             self._polish()
         return self._found("the data are explained" if self._solved() else "all rounds are done")
 
