@@ -103,7 +103,7 @@ class Search:
         self.width = 0.31 * task.size
         self.shapes = 0
         self.best: tuple[float, np.ndarray] | None = None
-        self.target = max(settings.target, task.sigma**2)
+        self.target = max(settings.target, task.all.explained)
         self.fitted = False
 
     def run(self, after_part: Callable[[dict], None] | None = None,
@@ -155,7 +155,7 @@ class Search:
 
     def _set_target(self) -> None:
         task = self.task
-        self.target = max(self.settings.target * min(task.unit, 1.0), task.sigma**2)
+        self.target = max(self.settings.target * min(task.unit, 1.0), task.all.explained)
 
     def _solved(self) -> bool:
         return self.best is not None and self.best[0] <= self.target
