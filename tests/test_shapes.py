@@ -16,9 +16,10 @@ from spinverse.errors import InputError
 from spinverse.inversion import Shapes
 from spinverse.inversion.shapes import flips
 from spinverse.inversion.shapes.cells import Cells, changed
-from spinverse.inversion.shapes.ellipsoids import ellipsoid_labels, starts
+from spinverse.inversion.shapes.ellipsoids import ellipsoid_labels, overlap, starts
 from spinverse.inversion.shapes.graded import bounded_step, shares_of, sharpest
 from spinverse.inversion.shapes.levels import Levels, level_of
+from spinverse.inversion.shapes.placements import Placements
 from spinverse.inversion.shapes.search import Search, Settings
 from spinverse.inversion.shapes.task import (
     Measurements,
@@ -173,8 +174,8 @@ def test_noise_from_repeated_measurements():
     a = acquisition(30)
     rng = np.random.default_rng(0)
     noisy = np.abs(1000 + 20 * (rng.normal(size=len(a)) + 1j * rng.normal(size=len(a))))
-    assert repeated_noise(spinverse.Signals(a, noisy)) == pytest.approx(0.02, rel=0.15)
-    assert repeated_noise(spinverse.Signals(a, np.full(len(a), 1000.0))) == 0.0
+    assert repeated_noise(spinverse.Signals(a, noisy))[0] == pytest.approx(0.02, rel=0.15)
+    assert repeated_noise(spinverse.Signals(a, np.full(len(a), 1000.0))) == (0.0, np.inf)
 
 
 def test_slope_of_signals_in_arbitrary_units(mesh, whole):
@@ -211,6 +212,34 @@ def test_moves_reach_every_cell_at_a_wall(whole):
         across = any(labels[other] != labels[cell] for other in cells.neighbours[cell])
         rim = labels[cell] and cells.at_rim[cell]
         assert ((cell, 1 - labels[cell]) in moves) == bool(across or rim)
+
+
+def test_what_came_apart_is_several_compartments(whole):
+    cells = Cells(whole)
+    x = np.abs(whole.centroids[:, 0] - whole.centre[0])
+    apart = ball(whole, 12) * (x > 3)
+    two = cells.parted(apart, 2)
+    np.testing.assert_array_equal(two > 0, apart > 0)
+    assert cells.allowed(two) and two.max() == 2
+    assert np.count_nonzero(two == 1) >= np.count_nonzero(two == 2)
+    np.testing.assert_array_equal(cells.parted(apart, 1) > 0, two == 1)
+
+
+def test_the_right_place_of_a_compartment_is_found_from_about_right_shapes(mesh, whole):
+    """Two cells apart, one shifted by steps of the lattice and both with a cell too many."""
+    cells, labels = Cells(whole), ball(whole, 5, (-6, -6, 0)) + 2 * ball(whole, 5, (6, 6, 0))
+    task = task_of(mesh, labels)
+    wrong = labels
+    for label in (1, 2):
+        wrong = changed(wrong, [next(m for m in cells.moves(wrong) if m[1] == label)])
+    places = Placements(cells)
+    moved = [place(wrong) for place in places.of(wrong)]
+    at = next(shape for shape in moved if cells.allowed(shape)
+              and np.count_nonzero(shape) == np.count_nonzero(wrong)
+              and overlap(shape, wrong) < 0.7)
+    search = Search(task, Settings(settled=1))
+    found = search._placed(search._walk((0,)), at)
+    assert overlap(found, labels) > 0.8 or overlap(found, np.array([0, 2, 1])[labels]) > 0.8
 
 
 def test_translations_of_a_lattice_move_cells_as_they_are(whole):

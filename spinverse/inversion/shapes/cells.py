@@ -59,6 +59,14 @@ class Cells:
                 result[part] = np.bincount(around).argmax()
         return result
 
+    def parted(self, labels: np.ndarray, number: int) -> np.ndarray:
+        """The largest connected parts of what is inside, at most ``number``, as compartments."""
+        result = np.zeros_like(labels)
+        for label, part in enumerate(self.pieces(labels > 0)[:number], 1):
+            if len(part) >= SMALLEST:
+                result[part] = label
+        return result
+
     def moves(self, labels: np.ndarray) -> list[tuple[int, int]]:
         """(cell, new label): every cell at a wall may take a label from across it.
 

@@ -114,7 +114,8 @@ class Walk:
         floor = self.task.sigma**2
         if len(self.marks) <= patience:
             return False
-        return min(self.marks[-patience:]) - floor > 0.6 * (min(self.marks[:-patience]) - floor)
+        before, now = min(self.marks[:-patience]), min(self.marks[-patience:])
+        return before - now < 0.4 * max(before - floor, 0.02 * floor)
 
     def run(self, iterations: int, target: float, report=None) -> None:
         """Walk until the misfit is below ``target``, or nothing is gained any more."""
@@ -148,8 +149,11 @@ class Walk:
         values = self.task.shared(left, list(self.residuals([shapes[k] for k in which])))
         return [(value, places[k]) for value, k in zip(values, which, strict=True)]
 
-    def settle(self, place: Placement) -> np.ndarray | None:
-        """The best partition with a compartment at another place and some cells moved."""
+    def settle(self, place: Placement) -> tuple[float, np.ndarray] | None:
+        """The best partition with a compartment at another place and some cells moved.
+
+        And its misfit, whitened as round the present partition.
+        """
         labels = self.labels
         if self.surrogate is None:
             self.surrogate = Surrogate(self, labels)
@@ -168,7 +172,8 @@ class Walk:
         shapes = [shape for shape in shapes if self.cells.allowed(shape)]
         if not shapes:
             return None
-        return shapes[int(np.mean((self.residuals(shapes) @ W) ** 2, axis=1).argmin())]
+        values = np.mean((self.residuals(shapes) @ W) ** 2, axis=1)
+        return float(values.min()), shapes[int(values.argmin())]
 
     def _far(self, unit: float) -> float:
         return max(FAR, FAR_NOISY * self.task.sigma / np.sqrt(1e-4 * unit))

@@ -76,11 +76,12 @@ class Placements:
             one, rest = labels == label, (labels > 0) & (labels != label)
             blocked = rest & (labels != host)
             for sign, source in self.maps:
-                moved = (source >= 0) & one[source]
+                mine = (source >= 0) & one[source]
+                if mine.sum() < one.sum():
+                    continue
                 for back in self.shifts:
-                    mine = (back >= 0) & moved[back]
                     others = (back >= 0) & rest[back]
-                    if mine.sum() < one.sum() or others.sum() < rest.sum():
+                    if others.sum() < rest.sum():
                         continue
                     overlap = np.count_nonzero(mine & (back >= 0) & blocked[back])
                     if overlap > OVERLAP:
@@ -93,7 +94,7 @@ class Placements:
                     off = np.abs(x[mine | others].mean(axis=0)).max() + overlap
                     if key not in found or off < found[key][0]:
                         found[key] = off, label, host, source, back
-        return [Placement(label, host, np.where(back >= 0, source[back], -1), back)
+        return [Placement(label, host, source, back)
                 for _, label, host, source, back in found.values()]
 
     def _host(self, labels: np.ndarray, label: int) -> int:

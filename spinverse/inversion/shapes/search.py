@@ -18,6 +18,7 @@ from .placements import Placements
 from .task import Task
 
 NEAR = 1e-4  # misfit, in the unit of walks, that is followed up at once
+PARTED = 0.25  # of the misfit of the largest part alone, to believe in several
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Settings:
         sharpened: so many of the graded candidates.
         walk: iterations of a walk of single cells.
         places: of several cells, so many become graded.
+        settled: so many places are looked at closely before a walk of several cells.
         alternations: walks from one graded candidate, with a release in between.
     """
 
@@ -56,6 +58,7 @@ class Settings:
     sharpened: int = 3
     walk: int = 40
     places: int = 12
+    settled: int = 3
     alternations: int = 4
 
 
@@ -100,7 +103,7 @@ class Search:
         self.width = 0.31 * task.size
         self.shapes = 0
         self.best: tuple[float, np.ndarray] | None = None
-        self.target = max(settings.target, task.sigma**2)
+        self.target = max(settings.target, task.all.explained)
         self.fitted = False
 
     def run(self, after_part: Callable[[dict], None] | None = None,
@@ -124,7 +127,16 @@ class Search:
                 after_part(self._state(part + 1))
         if self.best is None:
             raise SolverError("shape search: no start with a closed surface; more ellipsoids?")
+        if self.task.sigma and self._solved():  # else walks went as far as they could
+            self._polish()
         return self._found("the data are explained" if self._solved() else "all rounds are done")
+
+    def _polish(self) -> None:
+        """Many shapes explain noisy data: walk on to the likeliest one."""
+        walk = self._walk((self.settings.seed, self.settings.rounds))
+        walk.begin(self.best[1])
+        walk.run(self.settings.walk, 0.0, self.report)
+        self._keep(walk)
 
     def _state(self, part: int) -> dict:
         return {"part": np.array(part), "labels": self.best[1], "misfit": np.array(self.best[0]),
@@ -143,7 +155,7 @@ class Search:
 
     def _set_target(self) -> None:
         task = self.task
-        self.target = max(self.settings.target * min(task.unit, 1.0), task.sigma**2)
+        self.target = max(self.settings.target * min(task.unit, 1.0), task.all.explained)
 
     def _solved(self) -> bool:
         return self.best is not None and self.best[0] <= self.target
@@ -208,8 +220,9 @@ class Search:
             if any(overlap(there, other) > 0.8 for other in seen):
                 continue
             seen.append(there)
-            shape = walk.settle(place)
-            if shape is not None and shape.max() == found[0].labels.max():
+            settled = walk.settle(place)
+            if settled is not None:
+                shape = settled[1]
                 fit = Graded(self.task, self.few, int(shape.max()))
                 c = fit.run(blurred(self.task, shares_of(shape), 1), 5)
                 candidates.append((fit.misfit, len(candidates), fit, c))
@@ -305,10 +318,10 @@ class Search:
         number = len(np.atleast_2d(c))
         c, free, misfit = Graded(self.task, self.more, number).sharpened(c, FIRST)
         self.report("sharp", misfit)
-        labels = self._labels(c)
+        walk = self._walk(seed)
+        labels = self._labels(c, walk)
         if labels is None:
             return
-        walk = self._walk(seed)
         here = walk.misfit(labels)
         places = [item for item in self._places(walk, labels)[:2] if item[2] < 1.5 * here]
         self.shapes += walk.shapes
@@ -318,15 +331,36 @@ class Search:
                 moved = np.where(source >= 0, free[..., source], 0.0)
                 c, _, there = Graded(self.task, self.more, number).sharpened(moved, AGAIN)
                 self.report("moved", there)
-                start = self._labels(c) if there - noise < 3 * (misfit - noise) else None
+                start = self._labels(c, walk) if there - noise < 3 * (misfit - noise) else None
             if start is not None:
                 self._alternate(start, seed)
             if self._solved():
                 return
 
-    def _labels(self, c: np.ndarray) -> np.ndarray | None:
-        labels = self.cells.repaired(sharpest(c))
-        return labels if self.cells.allowed(labels) else None
+    def _labels(self, c: np.ndarray, walk: Walk) -> np.ndarray | None:
+        """The partition that shares come to; what has come apart may be several compartments."""
+        labels = sharpest(c)
+        whole = self.cells.repaired(labels)
+        found = [whole] if self.cells.allowed(whole) else []
+        if labels.max() == 1 < self.settings.cells:
+            parted = self.cells.repaired(self.cells.parted(labels, self.settings.cells))
+            # compartments never join again: crumbs of one cell are not taken for a second
+            if self.cells.allowed(parted) and (
+                    not found or walk.misfit(parted) < PARTED * walk.misfit(whole)):
+                found = [parted]
+        return found[0] if found else None
+
+    def _placed(self, walk: Walk, labels: np.ndarray) -> np.ndarray:
+        """Compartments of about the right shapes in the places that explain most."""
+        walk.begin(labels)
+        ranked = sorted(walk.survey(self.placements.of(labels)), key=lambda item: item[0])
+        found = [walk.settle(place) for _, place in ranked[: self.settings.settled]]
+        found = [item for item in found if item is not None]
+        if not found:
+            return labels
+        misfit, labels = min(found, key=lambda item: item[0])
+        self.report("placed", misfit)
+        return labels
 
     def _alternate(self, labels: np.ndarray, seed: tuple) -> None:
         """Walks of single cells and releases into graded shapes, in turns."""
@@ -334,7 +368,7 @@ class Search:
         best = None
         for turn in range(s.alternations):
             walk = self._walk((*seed, turn))
-            walk.begin(labels)
+            walk.begin(self._placed(walk, labels) if labels.max() > 1 else labels)
             walk.run(s.walk, self.target, self.report)
             self._keep(walk)
             better = best is None or walk.best[0] < 0.8 * best[0]
@@ -349,7 +383,7 @@ class Search:
                               - task.residual(fit.model, shape, self.more))
             c, _, misfit = fit.sharpened(blurred(task, shape, 1 + turn), RELEASED)
             self.report("released", misfit)
-            labels = self._labels(c)
+            labels = self._labels(c, walk)
             if labels is None:
                 return
 

@@ -36,6 +36,7 @@ class Measurements:
         references: ``(N, N)`` or None; with it, predicted signals are divided by their own
             average at b = 0.
         sigma: standard deviation of the noise of ``measured``.
+        freedom: degrees of freedom that sigma was found with, inf where it was given.
         table: the pulses of the measurements.
     """
 
@@ -44,16 +45,26 @@ class Measurements:
     scale: np.ndarray
     references: np.ndarray | None
     sigma: float
+    freedom: float
     table: PulseTable
 
     @classmethod
     def of(cls, signals: Signals, own: bool, sigma: float | None = None) -> Measurements:
         """Of all rows; ``own``: see `NormalisedMagnitude`. ``sigma``: None to find it."""
         acquisition, measured = signals.acquisition, signals.normalised
+        sigma, freedom = repeated_noise(signals) if sigma is None else (sigma, np.inf)
         return cls(signals, measured, signals.reference,
-                   references(acquisition) if own else None,
-                   repeated_noise(signals) if sigma is None else sigma,
+                   references(acquisition) if own else None, sigma, freedom,
                    PulseTable.of(acquisition))
+
+    @property
+    def explained(self) -> float:
+        """The mean-square residual up to which noise explains it, 0 without noise.
+
+        Its variance and one standard error: of the repetitions that it was found with, and of the
+        residuals themselves.
+        """
+        return self.sigma**2 * (1 + np.sqrt(2 / self.freedom + 2 / len(self.measured)))
 
     def select(self, rows: np.ndarray) -> Measurements:
         signals = Signals(self.signals.acquisition.select(rows), self.signals.values[rows])
@@ -61,7 +72,7 @@ class Measurements:
         if self.references is not None:
             ratio = references(signals.acquisition)
         return Measurements(signals, self.measured[rows], self.scale[rows], ratio, self.sigma,
-                            PulseTable.of(signals.acquisition))
+                            self.freedom, PulseTable.of(signals.acquisition))
 
     def directions(self, number: int) -> Measurements:
         """At most ``number`` of the directions, spread as well as a greedy choice does."""
@@ -113,8 +124,12 @@ def _rician_slope(signal: np.ndarray, sigma: float) -> np.ndarray:
     return np.sqrt(np.pi / 2) * signal / (2 * sigma) * (ive(0, x) + ive(1, x))
 
 
-def repeated_noise(signals: Signals) -> float:
-    """Standard deviation of normalised magnitudes that were measured more than once."""
+def repeated_noise(signals: Signals) -> tuple[float, float]:
+    """Standard deviation of normalised magnitudes that were measured more than once.
+
+    Returns:
+        It, and its degrees of freedom; 0 and inf where nothing was repeated or nothing differs.
+    """
     acquisition, measured = signals.acquisition, signals.normalised
     total, freedom = 0.0, 0
     moving = acquisition.b > 0
@@ -127,7 +142,7 @@ def repeated_noise(signals: Signals) -> float:
         total += ((values - values.mean()) ** 2).sum()
         freedom += len(values) - 1
     sigma = float(np.sqrt(total / freedom)) if freedom else 0.0
-    return sigma if sigma > 1e-7 else 0.0
+    return (sigma, float(freedom)) if sigma > 1e-7 else (0.0, np.inf)
 
 
 class Task:
