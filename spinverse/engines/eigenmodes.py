@@ -23,6 +23,7 @@ from slepc4py import SLEPc
 
 from ..errors import InputError, SolverError
 from ..extra_terms import Unsuitable
+from ..phases import phase
 from ..problem import BlochTorrey
 from .block_modes import Inverse, lowest_pairs
 from .dense_modes import dense_modes, is_small
@@ -33,7 +34,7 @@ from .gauge import Gauge, gauge_of
 # equal eigenvalues is cut in two: the span, and the signals, would then depend on the ranks.
 CANDIDATES = 12
 SOLVERS = ("auto", "direct", "iterative")
-LARGE = 60_000  # unknowns from which "auto" makes no factor
+LARGE = 20_000  # unknowns from which "auto" makes no factor
 _BLOCK = 32  # right-hand sides solved at once
 
 
@@ -131,7 +132,8 @@ def eigenmodes(problem: BlochTorrey, number: int, options_prefix: str = "spinver
     size = problem.num_unknowns
     number = lowest(problem, number)
     wanted = min(number + CANDIDATES, size)
-    A, M = problem.decay_matrix(), problem.mass_matrix
+    with phase("assembly"):
+        A, M = problem.decay_matrix(), problem.mass_matrix
     tied = _Tied(problem, A)
     # A is singular when nothing relaxes or leaves; a small negative shift keeps it definite.
     extent = float(np.max(problem.mesh.bounds[1] - problem.mesh.bounds[0]))
@@ -141,18 +143,19 @@ def eigenmodes(problem: BlochTorrey, number: int, options_prefix: str = "spinver
     iterative = _iterative(problem, size, solver, options_prefix)
     start = tied.load(_wave(problem))[:, 0]
     made = None  # what is to be freed
-    if is_small(size, wanted, problem.comm.size) and not iterative:
-        values, vectors, make_solve = dense_modes(A, M, wanted)
-        solve = make_solve(shift)
-    elif iterative and problem.prolongation is None:
-        made = solve = Inverse(problem, A, M, shift, options_prefix)
-        values, vectors = lowest_pairs(solve, A, M, wanted, shift, start, options_prefix,
-                                       _coarse_pairs(shift, options_prefix))
-    else:
-        made = _shift_invert(A, M, wanted, min(number, size), shift, options_prefix, start,
-                             iterative)
-        values, vectors = _pairs(made, wanted)
-        solve = _solver(made.getST().getKSP(), tied)
+    with phase("eigenproblem"):
+        if is_small(size, wanted, problem.comm.size) and not iterative:
+            values, vectors, make_solve = dense_modes(A, M, wanted)
+            solve = make_solve(shift)
+        elif iterative and problem.prolongation is None:
+            made = solve = Inverse(problem, A, M, shift, options_prefix)
+            values, vectors = lowest_pairs(solve, A, M, wanted, shift, start, options_prefix,
+                                           _coarse_pairs(shift, options_prefix))
+        else:
+            made = _shift_invert(A, M, wanted, min(number, size), shift, options_prefix, start,
+                                 iterative)
+            values, vectors = _pairs(made, wanted)
+            solve = _solver(made.getST().getKSP(), tied)
     kept = _cut(values, min(number, size), CANDIDATES // (1 + len(problem.periodic)))
     if problem.extra_blocks is not None:
         _check_decay(values)
@@ -326,6 +329,7 @@ def _solver(ksp: PETSc.KSP, tied: _Tied) -> Callable[[np.ndarray], np.ndarray]:
     return solve
 
 
+@phase("omitted modes")
 def _responses(problem: BlochTorrey, modes: np.ndarray, tied: _Tied,
                solve: Callable) -> np.ndarray:
     """See `Eigenmodes`; by blocks of modes, to hold no second basis. Collective."""
@@ -344,6 +348,7 @@ def _responses(problem: BlochTorrey, modes: np.ndarray, tied: _Tied,
     return total
 
 
+@phase("projection")
 def _project(problem: BlochTorrey, values: np.ndarray, modes: np.ndarray,
              nest: np.ndarray | None = None, responses: np.ndarray | None = None,
              shift: float = 0.0) -> Eigenmodes:

@@ -1,4 +1,4 @@
-"""A preconditioner for broken elements whose facets conduct anything from nothing to everything.
+"""A preconditioner for broken elements with facets that conduct from nothing to everything.
 
 The matrix A + s M of the problem has stiff parts of two kinds: slopes within a cell (D / h^2) and
 jumps across facets that conduct well (kappa / h). What is soft is smooth, up to facets that hardly
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dolfinx
 import numpy as np
-import scipy.sparse
 from petsc4py import PETSc
 
 from ..problem import BlochTorrey
@@ -96,7 +95,7 @@ def relative_conductance(problem: BlochTorrey) -> np.ndarray:
 
 
 def coarse_spaces(problem: BlochTorrey) -> dict[str, PETSc.Mat]:
-    """Prolongations to the broken space: "continuous" and "constants", those that pay. Collective."""
+    """Prolongations to the broken space that pay: "continuous", "constants". Collective."""
     mesh, comm = problem.mesh, problem.comm
     inner, conductance = ~mesh.outer, relative_conductance(problem)
     spaces = {}
