@@ -19,7 +19,10 @@ from ..problem import BlochTorrey
 from .columns import column_inner, inner, times
 from .two_level import TwoLevel
 
-SURPLUS = 1.12  # modes beyond those wanted, with which the last ones converge
+# Modes are cut at the widest relative gap among this many candidates, so that no cluster of
+# equal eigenvalues is cut in two: the span, and the signals, would then depend on the ranks.
+CANDIDATES = 12
+SURPLUS = 1.15  # modes beyond those wanted, with which the last ones converge
 STEPS = 5  # of conjugate gradients an iteration
 TOLERANCE = 1e-6  # relative error of eigenvalues before a last step: of signals 1e-9
 ITERATIONS = 40
@@ -69,7 +72,7 @@ def lowest_pairs(inverse: Inverse, A: PETSc.Mat, M: PETSc.Mat, wanted: int, shif
         start: ``(n_local,)`` a vector, for the coarse problems to start from.
         prefix: of PETSc options; ``rtol`` and ``max_it`` behind it are the tolerance and the most
             iterations.
-        coarse_pairs: ``(A, M, number, start) -> vectors`` of a coarse space.
+        coarse_pairs: ``(A, M, number, start) -> (values, vectors)`` of a coarse space.
 
     Returns:
         Eigenvalues ``(wanted,)`` and vectors ``(n_local, wanted)``.
@@ -134,6 +137,15 @@ def conjugate_gradients(A: PETSc.Mat, inverse: Callable, loads: np.ndarray, step
     return result
 
 
+def at_gap(values: np.ndarray, number: int, candidates: int) -> int:
+    """How many of the sorted values to keep: at least ``number - candidates`` and not a cluster."""
+    if len(values) <= number:
+        return len(values)
+    first = max(1, number - candidates)
+    gaps = np.diff(values[first - 1: number + candidates])
+    return first + int(np.argmax(gaps))
+
+
 def _coarse_modes(preconditioner: TwoLevel, A: PETSc.Mat, M: PETSc.Mat, number: int,
                   start: np.ndarray, coarse_pairs: Callable) -> np.ndarray:
     """Lowest modes of each coarse space, on the broken space, ``(n_local, n)``."""
@@ -141,10 +153,13 @@ def _coarse_modes(preconditioner: TwoLevel, A: PETSc.Mat, M: PETSc.Mat, number: 
     for P in preconditioner.spaces.values():
         a, m = A.ptap(P), M.ptap(P)
         first = times(P, start[:, None], transposed=True)[:, 0]
-        found.append(times(P, coarse_pairs(a, m, min(number, P.getSize()[1]), first)))
+        size = P.getSize()[1]
+        values, vectors = coarse_pairs(a, m, min(number + CANDIDATES, size), first)
+        kept = at_gap(values, min(number, size), CANDIDATES)
+        found.append(times(P, vectors[:, :kept]))
         a.destroy()
         m.destroy()
-    missing = number - sum(part.shape[1] for part in found)
+    missing = number - CANDIDATES - sum(part.shape[1] for part in found)
     if missing > 0:
         rows = np.arange(*A.getOwnershipRange())[:, None]
         found.append(np.cos(0.618 * (1.0 + rows) * (1 + np.arange(missing))))
@@ -161,11 +176,14 @@ class _Span:
 
     def __init__(self, comm, A: PETSc.Mat, M: PETSc.Mat, start: np.ndarray, number: int):
         self.comm, self.A, self.M = comm, A, M
-        self._columns = np.zeros((len(start), max(3 * number, start.shape[1])), order="F")
+        self._columns = np.zeros((len(start), max(3 * (number + CANDIDATES), start.shape[1])),
+                                 order="F")
         self._columns[:, : start.shape[1]] = start
         self._used = start.shape[1]
         self.values = np.zeros(0)
-        self._rayleigh_ritz(number, np.zeros(0, dtype=int))
+        self._rayleigh_ritz(start.shape[1], np.zeros(0, dtype=int))
+        self.values = self.values[: at_gap(self.values, number, CANDIDATES)]
+        self._used = len(self.values)
         self.error = np.full(len(self.values), np.inf)
 
     @property

@@ -25,14 +25,12 @@ from ..errors import InputError, SolverError
 from ..extra_terms import Unsuitable
 from ..phases import phase
 from ..problem import BlochTorrey
-from .block_modes import Inverse, lowest_pairs
+from .block_modes import CANDIDATES, Inverse, at_gap, lowest_pairs
 from .dense_modes import dense_modes, is_small
 from .drifting_basis import enriched, lowest
 from .gauge import Gauge, gauge_of
+from .linear_solver import failure
 
-# Modes are cut at the widest relative gap among this many candidates, so that no cluster of
-# equal eigenvalues is cut in two: the span, and the signals, would then depend on the ranks.
-CANDIDATES = 12
 SOLVERS = ("auto", "direct", "iterative")
 LARGE = 20_000  # unknowns from which "auto" makes no factor
 _BLOCK = 32  # right-hand sides solved at once
@@ -156,7 +154,7 @@ def eigenmodes(problem: BlochTorrey, number: int, options_prefix: str = "spinver
                                  iterative)
             values, vectors = _pairs(made, wanted)
             solve = _solver(made.getST().getKSP(), tied)
-    kept = _cut(values, min(number, size), CANDIDATES // (1 + len(problem.periodic)))
+    kept = at_gap(values, min(number, size), CANDIDATES // (1 + len(problem.periodic)))
     if problem.extra_blocks is not None:
         _check_decay(values)
     values, nest = np.maximum(values[:kept], 0.0), None
@@ -191,14 +189,14 @@ def _wave(problem: BlochTorrey) -> np.ndarray:
 
 def _coarse_pairs(shift: float, options_prefix: str) -> Callable:
     """What `block_modes` starts from."""
-    def pairs(A: PETSc.Mat, M: PETSc.Mat, number: int, start: np.ndarray) -> np.ndarray:
+    def pairs(A: PETSc.Mat, M: PETSc.Mat, number: int, start: np.ndarray) -> tuple:
         if is_small(A.getSize()[0], number, A.comm.size):
-            return dense_modes(A, M, number)[1]
+            return dense_modes(A, M, number)[:2]
         eps = _shift_invert(A, M, number, number, shift, f"{options_prefix}start_", start,
                             A.getSize()[0] > LARGE, 1e-6)
-        vectors = _pairs(eps, number)[1]
+        found = _pairs(eps, number)
         eps.destroy()
-        return vectors
+        return found
 
     return pairs
 
@@ -280,13 +278,14 @@ def _shift_invert(A: PETSc.Mat, M: PETSc.Mat, wanted: int, least: int, shift: fl
     try:
         eps.solve()
     except (PETSc.Error, SystemError) as error:  # slepc4py wraps some PETSc errors
-        raise SolverError(f"eigenproblem of {size} unknowns, {wanted} modes: PETSc failed while "
-                          "factorising or iterating; fewer modes, or more memory?") from error
+        raise SolverError(failure(ksp, size, f"eigenproblem, {wanted} modes",
+                                  f"-{options_prefix}solver iterative")) from error
     converged = eps.getConverged()
     if converged < least:
         reason = eps.getConvergedReason()
-        raise SolverError(f"eigenproblem: {converged} of {wanted} modes converged "
-                          f"(SLEPc reason {reason})")
+        raise SolverError(f"eigenproblem: {converged} of {wanted} modes converged (SLEPc reason "
+                          f"{reason}); a larger -{options_prefix}eps_max_it or "
+                          f"-{options_prefix}eps_ncv, or fewer modes?")
     return eps
 
 
@@ -301,15 +300,6 @@ def _pairs(eps: SLEPc.EPS, wanted: int) -> tuple[np.ndarray, np.ndarray]:
         vectors[:, place] = column.array_r
     column.destroy()
     return values[order], vectors
-
-
-def _cut(values: np.ndarray, number: int, candidates: int) -> int:
-    """How many of the sorted values to keep: at least ``number - candidates`` and not a cluster."""
-    if len(values) <= number:
-        return len(values)
-    first = max(1, number - candidates)
-    gaps = np.diff(values[first - 1: number + candidates])
-    return first + int(np.argmax(gaps))
 
 
 def _solver(ksp: PETSc.KSP, tied: _Tied) -> Callable[[np.ndarray], np.ndarray]:
