@@ -40,7 +40,7 @@ def exponent(cells, values) -> float:
 
 def table(cases: list[dict]) -> list[str]:
     """Processor seconds by phase, elapsed seconds and memory, a column a case."""
-    phases = [name for name in cases[0]["cpu"]]
+    phases = list(cases[0]["cpu"])
     cells = [case["cells"] for case in cases]
     last = slice(-3, None)
     lines = ["| | " + " | ".join(f"{n} cells" for n in cells) + " | exponent |",

@@ -12,9 +12,9 @@ Seconds are of the slowest rank; memory is the operating system's account of eac
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import resource
+import sys
 import time
 
 import numpy as np
@@ -36,7 +36,7 @@ def options(argv=None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--directions", type=int, default=30)
     parser.add_argument("--time-step", type=float, default=0.5, help="ms, of time stepping")
     parser.add_argument("--forward-only", action="store_true")
-    words = list(__import__("sys").argv[1:] if argv is None else argv)
+    words = list(sys.argv[1:] if argv is None else argv)
     petsc = words[words.index("--") + 1:] if "--" in words else []
     return parser.parse_args(words[: words.index("--")] if "--" in words else words), petsc
 
@@ -86,7 +86,6 @@ def main() -> None:
         "cpu_per_rank": [sum(part.values()) for part in cpu], "peak_MB": peak,
         "import_MB": imports, "signal_sum": [float(signals.real.sum()), float(signals.imag.sum())],
         "gradient_norm": float(np.sqrt(square)),
-        "signals": hashlib.sha256(np.round(signals / abs(signals[0]), 9).tobytes()).hexdigest()[:8],
         "version": spinverse.__version__}))
 
 

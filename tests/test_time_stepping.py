@@ -390,7 +390,7 @@ def test_options_reach_the_solver_and_its_failure_is_an_error():
                        atol=1e-7 * np.abs(slope).max())
     options["test_ts_ksp_max_it"] = 1
     try:
-        with pytest.raises(SolverError, match="time stepping: linear solve of 192 unknowns"):
+        with pytest.raises(SolverError, match="time stepping: linear solve of 384 unknowns"):
             iterative.signals()
     finally:
         for key in (*given, "ksp_max_it"):

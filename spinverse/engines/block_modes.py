@@ -28,6 +28,7 @@ TOLERANCE = 1e-6  # relative error of eigenvalues before a last step: of signals
 ITERATIONS = 40
 _BLOCK = 32  # columns at once
 _ROWS = 4096
+_LIVED = 100  # times as exact are the lowest modes, which live long and carry the signals
 _DONE = 1.0  # of the tolerance: modes that are corrected no more
 _DEPENDENT = 1e-10  # of an eigenvalue of a Gram matrix of unit vectors
 
@@ -200,7 +201,9 @@ class _Span:
             X = np.asfortranarray(columns[:, chosen])
             R = times(self.A, X) - times(self.M, X) * self.values[chosen]
             W = correct(R)
-            self.error[chosen] = column_inner(self.comm, R, W) / (self.values[chosen] + shift)
+            rates = self.values[chosen] + shift
+            self.error[chosen] = column_inner(self.comm, R, W) / rates * np.minimum(
+                self.values[-1] / rates, _LIVED)
             columns[:, self._used: self._used + len(chosen)] = W
             self._used += len(chosen)
         self._rayleigh_ritz(number, active)
@@ -218,7 +221,7 @@ class _Span:
             for place, half in enumerate(np.hsplit(part, 2)):
                 gram[place, :last, block] = half
                 gram[place, block, :last] = half.T
-        self.values, turn = self.comm.bcast(_smallest(*gram, number))
+        self.values, turn = self.comm.bcast(_smallest(*gram, known, number))
         moves = turn[:, active].copy()
         moves[:known] = 0.0
         turn = np.hstack([turn, moves])
@@ -228,13 +231,21 @@ class _Span:
             columns[rows, : self._used] = columns[rows, :used] @ turn
 
 
-def _smallest(A: np.ndarray, M: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest pairs of small matrices; M may be singular, of vectors that depend on each other."""
-    norms = 1 / np.sqrt(np.maximum(np.diag(M), 1e-300))
-    A, M = (0.5 * (matrix + matrix.T) * norms * norms[:, None] for matrix in (A, M))
-    sizes, basis = np.linalg.eigh(M)
+def _smallest(A: np.ndarray, M: np.ndarray, known: int, number: int) -> tuple:
+    """Lowest pairs of small matrices, the first ``known`` columns of which are orthonormal.
+
+    M may be singular, as vectors depend on each other: what is left out then is never a part of
+    those that are known.
+    """
+    overlap = M[:known, known:]
+    rest = M[known:, known:] - overlap.T @ overlap
+    norms = 1 / np.sqrt(np.maximum(np.diag(rest), 1e-300))
+    norms[np.diag(rest) < _DEPENDENT * np.diag(M)[known:]] = 0.0
+    sizes, basis = np.linalg.eigh(0.5 * (rest + rest.T) * norms * norms[:, None])
     kept = sizes > _DEPENDENT
     basis = norms[:, None] * basis[:, kept] / np.sqrt(sizes[kept])
-    A = A / (norms * norms[:, None])
-    values, vectors = np.linalg.eigh(basis.T @ A @ basis)
+    basis = np.block([[np.eye(known), -overlap @ basis],
+                      [np.zeros((len(basis), known)), basis]])
+    small = basis.T @ (0.5 * (A + A.T)) @ basis
+    values, vectors = np.linalg.eigh(0.5 * (small + small.T))
     return values[:number], basis @ vectors[:, :number]

@@ -24,6 +24,7 @@ from .linear_solver import direct
 
 TOLERANCE = 1e-12  # of a residual against its load, in the norm of B^-1
 ITERATIONS = 200
+PAYS_FROM = 5000  # unknowns
 FACTORS = 6  # kept, one for each length of a step
 
 
@@ -41,9 +42,14 @@ class CommonFactor:
         self._factors: dict[float, PETSc.KSP] = {}
 
     @staticmethod
-    def suits(problem: BlochTorrey) -> bool:
-        """Whether the gradient enters a problem as i g . X and in no other way."""
-        return problem.extra_terms is None and not problem.periodic
+    def serves(problem: BlochTorrey, options_prefix: str) -> bool:
+        """Whether the gradient enters a problem as i g . X alone, and a common factor pays.
+
+        The option ``common`` with the prefix overrides the latter. Collective.
+        """
+        if problem.extra_terms is not None or problem.periodic:
+            return False
+        return PETSc.Options(options_prefix).getBool("common", problem.num_unknowns >= PAYS_FROM)
 
     @property
     def local_size(self) -> int:
@@ -136,9 +142,12 @@ class CommonFactor:
         factor = self._factor(tau)
         strengths = (-tau if transposed else tau) * gradients
         now = before = guess
+        matrix = factor.getOperators()[0]
+        Bnow = Bbefore = times(matrix, guess)
         size = omega = goal = None
         for _ in range(ITERATIONS):
-            residual = loads - self._apply(now, strengths, tau)
+            residual = loads - Bnow
+            self._subtract_turned(residual, now, strengths)
             z = solved(factor, residual)
             if factor.getConvergedReason() < 0:
                 raise SolverError(f"time stepping: linear solve of {self.mass.getSize()[0]} "
@@ -149,33 +158,33 @@ class CommonFactor:
                 goal = TOLERANCE**2 * np.maximum(size, self._size(guess, loads))
             if not np.isfinite(size).all():
                 break
+            z += now
             if (size <= goal).all():
-                return now + z
+                return z
             if last is None:
                 omega = np.ones_like(size)
             else:
                 omega = 1 / (1 + size / np.maximum(last, 1e-300) / omega)
-            z += now
-            z -= before
-            z *= np.tile(omega, 2)
-            z += before
-            now, before = z, now
+            # y = before + omega (z + now - before), and B y likewise
+            residual += Bnow
+            for new, old in ((z, before), (residual, Bbefore)):
+                new -= old
+                new *= np.tile(omega, 2)
+                new += old
+            now, before, Bnow, Bbefore = z, now, residual, Bnow
         raise SolverError(f"time stepping: {ITERATIONS} iterations with a common factor did not "
-                          "converge; a shorter time_step, or -spinverse_ts_common false")
+                          f"converge; a shorter time_step, or -{self._prefix}common false")
 
     def _size(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         both = column_inner(self.comm, left, right)
         return both[: len(both) // 2] + both[len(both) // 2:]
 
-    def _apply(self, columns: np.ndarray, strengths: np.ndarray, tau: float) -> np.ndarray:
-        """(M + tau A + i strength . X) of columns."""
+    def _subtract_turned(self, result: np.ndarray, columns: np.ndarray,
+                         strengths: np.ndarray) -> None:
+        """Take i strength . X of columns from ``result``."""
         half = columns.shape[1] // 2
-        result = times(self._decay, columns)
-        result *= tau
-        result += times(self.mass, columns)
         for axis, J in enumerate(self._positions):
             if strengths[:, axis].any():
                 moved = times(J, columns)
-                result[:, :half] -= moved[:, half:] * strengths[:, axis]
-                result[:, half:] += moved[:, :half] * strengths[:, axis]
-        return result
+                result[:, :half] += moved[:, half:] * strengths[:, axis]
+                result[:, half:] -= moved[:, :half] * strengths[:, axis]

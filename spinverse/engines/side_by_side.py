@@ -79,16 +79,18 @@ class SideBySide:
         """Advance ``y`` in place; append the stages to ``keep``."""
         system, scheme = self.system, self.scheme
         tau = scheme.diagonal * step
+        moved = [np.zeros_like(y) for _ in scheme.a]  # what a stage did in the last step
         for _ in range(steps):
             K: list[np.ndarray] = []
-            for row in scheme.a:
+            for i, row in enumerate(scheme.a):
                 z = y.copy(order="F")
                 for a, k in zip(row[:-1], K, strict=True):
                     z += a * k
-                Y = system.solve(times(system.mass, z), z, gradients, tau)
+                Y = system.solve(times(system.mass, z), z + moved[i], gradients, tau)
+                moved[i] = Y - z
                 if keep is not None:
                     keep.append(Y)
-                K.append((Y - z) / scheme.diagonal)
+                K.append(moved[i] / scheme.diagonal)
             for b, k in zip(scheme.b, K, strict=True):
                 y += b * k
 

@@ -8,8 +8,8 @@ length h of M y' + A y = 0, with A constant over it, is, for stages i = 1..s,
 
 so one factor serves all steps of that length and gradient. The derivative is that of these
 formulas: one transposed solve a stage, with the same factor, from the last step to the first.
-Without extra terms and periodic axes one factor, of M + a h A at no gradient, serves all
-measurements, which are marched side by side: see `common_factor`.
+On larger meshes without extra terms and periodic axes one factor, of M + a h A at no gradient,
+serves all measurements, which are marched side by side: see `common_factor`.
 
 Pieces of constant gradient are cut into equal steps that end at the breakpoints: second order.
 Where a waveform is not piecewise constant, its pieces are of fourth order in their length
@@ -113,9 +113,9 @@ class TimeStepping:
         self.time_step = time_step if time_step == "auto" else float(time_step)
         self.estimated_error = np.nan
         self._system = PairSystem(problem, options_prefix)
-        shares = PETSc.Options(options_prefix).getBool("common", True)
-        self._common = SideBySide(CommonFactor(problem, options_prefix), self._system,
-                                  self.scheme) if shares and CommonFactor.suits(problem) else None
+        self._common = SideBySide(
+            CommonFactor(problem, options_prefix), self._system, self.scheme
+        ) if CommonFactor.serves(problem, options_prefix) else None
         self._plan = None if time_step == "auto" else self._rows_by_steps(self.time_step)
         self._limit: tuple[list[int], np.ndarray] | None = None
         self._remembered: np.ndarray | None = None
