@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from mpi import run_mpi
 from mpi4py import MPI
 from petsc4py import PETSc
 
@@ -20,6 +23,10 @@ from spinverse.phases import phase, recorded
 
 TABLE = Acquisition.pgse([0, 1000, 3000], directions=3, delta=5, Delta=20)
 WEIGHTS = np.exp(1j * np.arange(len(TABLE)))
+# of MPICH: ranks that wait give way, where there are more of them than cores (see Makefile)
+PATIENT = {"MPIR_CVAR_CH4_PROGRESS_THROTTLE": "1", "MPIR_CVAR_ENABLE_HEAVY_YIELD": "1",
+           "MPIR_CVAR_CH4_PROGRESS_THROTTLE_NO_PROGRESS_COUNT": "64",
+           "MPIR_CVAR_POLLS_BEFORE_YIELD": "10"}
 FIELDS = ("target", "closed", "middling", "mixed")
 
 
@@ -215,3 +222,9 @@ def test_no_permeability_at_all(comm, tied):
     assert np.abs(slopes[0] - slopes[1]).max(initial=0.0) < 2e-2 * largest
     few = MatrixFormalism(problem, TABLE).signals()
     assert np.abs(few - signals[0]).max() < 1e-4 * abs(signals[0][0])
+
+
+def test_ranks_without_facets_and_without_cells():
+    """Two intervals on four ranks: some own nothing at all."""
+    where = Path(__file__).with_name("empty_ranks.py")
+    assert "equal" in run_mpi(4, where, env=PATIENT, timeout=240)
