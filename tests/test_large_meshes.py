@@ -224,6 +224,7 @@ def test_no_permeability_at_all(comm, tied):
     assert np.abs(few - signals[0]).max() < 1e-4 * abs(signals[0][0])
 
 
+@pytest.mark.slow
 def test_ranks_without_facets_and_without_cells():
     """Two intervals on four ranks: some own nothing at all."""
     where = Path(__file__).with_name("empty_ranks.py")

@@ -221,7 +221,7 @@ class _Span:
             for place, half in enumerate(np.hsplit(part, 2)):
                 gram[place, :last, block] = half
                 gram[place, block, :last] = half.T
-        self.values, turn = self.comm.bcast(_smallest(*gram, known, number))
+        self.values, turn = self.comm.bcast(_smallest(gram[0], gram[1], known, number))
         moves = turn[:, active].copy()
         moves[:known] = 0.0
         turn = np.hstack([turn, moves])

@@ -48,20 +48,19 @@ class SideBySide:
             blocks = together if fits else [
                 (g, min(longest, steps - first), step) for g, steps, step in together
                 for first in range(0, steps, longest)]
-            y, starts, trajectories = self._start(len(its)), [], []
-            for block in blocks:
-                stages = [] if fits else None
+            y, starts = self._start(len(its)), []
+            trajectories: list[list] = []
+            for g, steps, step in blocks:
+                trajectories.append([])
                 starts.append(None if fits else y.copy())
-                self._march(y, *block, stages)
-                trajectories.append(stages)
+                self._march(y, g, steps, step, trajectories[-1] if fits else None)
             w = np.array([adjoint[k].sum() for k in its])
             p = np.outer(system.receive, np.concatenate([w.real, w.imag]))
-            for block in reversed(blocks):
+            for g, steps, step in reversed(blocks):
                 start, stages = starts.pop(), trajectories.pop()
                 if not fits:
-                    stages = []
-                    self._march(start, *block, stages)
-                self._march_back(p, *block, stages, sums)
+                    self._march(start, g, steps, step, stages)
+                self._march_back(p, g, steps, step, stages, sums)
 
     def _start(self, count: int) -> np.ndarray:
         y = np.zeros((self.system.local_size, 2 * count), order="F")
