@@ -136,9 +136,13 @@ class BlochTorrey:
     @cached_property
     def prolongation(self) -> PETSc.Mat | None:
         """P from the tied space to the broken scalar one; None when nothing is tied. Collective."""
-        return tie(self.mesh, self.space, self.traces, self.tissue.permeability.tied,
-                   self.scale if self._balanced else None,
-                   [self.traces.periodic_pairs(axis) for axis in self.periodic])
+        return self.tie(self.tissue.permeability.tied,
+                        [self.traces.periodic_pairs(axis) for axis in self.periodic])
+
+    def tie(self, facets: np.ndarray, periodic: Sequence[np.ndarray] = ()) -> PETSc.Mat | None:
+        """The prolongation with some facets tied, ``(nf,)`` bool; see `traces.tie`. Collective."""
+        return tie(self.mesh, self.space, self.traces, facets,
+                   self.scale if self._balanced else None, periodic)
 
     @property
     def num_unknowns(self) -> int:

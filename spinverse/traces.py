@@ -180,16 +180,10 @@ def tie(mesh: Mesh, space: dolfinx.fem.FunctionSpace, traces: FacetTraces,
     number.array[roots] = first + np.arange(len(roots))
     number.scatter_forward()
     column = _look_up(comm, index_map, label.array[:owned], number.array[:owned])
-    P = PETSc.Mat().create(comm)
-    P.setSizes(((owned, index_map.size_global), (len(roots), PETSc.DETERMINE)))
-    P.setType(PETSc.Mat.Type.AIJ)
-    P.setPreallocationNNZ((1, 1))
-    start = index_map.local_range[0]
     weights = np.ones(owned) if weights is None else np.asarray(weights, dtype=float)
-    P.setValuesIJV(np.arange(owned + 1, dtype=PETSc.IntType), column.astype(PETSc.IntType),
-                   weights) if comm.size == 1 else [
-        P.setValue(start + i, int(j), w)
-        for i, (j, w) in enumerate(zip(column, weights, strict=True))]
+    P = PETSc.Mat().createAIJ(
+        ((owned, index_map.size_global), (len(roots), PETSc.DETERMINE)), comm=comm,
+        csr=(np.arange(owned + 1, dtype=PETSc.IntType), column.astype(PETSc.IntType), weights))
     P.assemble()
     return P
 

@@ -323,6 +323,28 @@ def test_known_densities_and_their_interface(place, interface):
     np.testing.assert_allclose(ours.values, theirs.values, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("config, options", [
+    (SIMULATE, {"eps_eps_tol": 1e-9, "eps_st_ksp_type": "preonly", "eps_st_pc_type": "cholesky"}),
+    (SIMULATE, {"eps_solver": "iterative", "eps_rtol": 1e-8, "eps_continuous_ksp_type": "cg"}),
+    (SIMULATE.replace("modes: 40", "engine: time_stepping\ntime_step_ms: 4"),
+     {"ts_common": True, "ts_ksp_type": "cg", "ts_pc_type": "jacobi", "ts_ksp_rtol": 1e-12}),
+    (RECONSTRUCT, {"long_tao_tao_max_it": 1, "all_tao_tao_type": "blmvm"})])
+def test_options_by_prefix_reach_every_solver(ready, config, options):
+    """PETSc says at its end which options nobody asked for."""
+    (ready / "run.yaml").write_text(config)
+    command = "reconstruct" if config == RECONSTRUCT else "simulate"
+    words = [word for name, value in options.items()
+             for word in (f"-spinverse_{name}", str(value).lower())]
+    done = subprocess.run(
+        [sys.executable, "-m", "spinverse", command, "run.yaml", "-o", "out", "-q", "--", *words,
+         "-options_left"], cwd=ready, env=clean_environment(), capture_output=True, text=True,
+        timeout=120, check=True)
+    assert "There are no unused options" in done.stdout
+    if command == "reconstruct":
+        rows = (ready / "out" / "history.csv").read_text()
+        assert "long,1," in rows and "long,2," not in rows and "all,4," in rows
+
+
 def test_petsc_options_follow_two_dashes(place):
     from petsc4py import PETSc
 

@@ -281,6 +281,28 @@ def test_gradient_in_blocks_of_steps(monkeypatch):
     assert np.allclose(TimeStepping(problem, pgse(), 0.5).gradient(WEIGHTS), whole, rtol=1e-12)
 
 
+@pytest.mark.mpi
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_common_factor_changes_nothing(comm, tied, monkeypatch):
+    """Signals and every derivative, whole trajectories kept or not."""
+    problem = make(tied, uniform=True, comm=comm)
+    coefficients = [problem.kappa, problem.coefficients.R2, problem.coefficients.D]
+    table = Acquisition.product([PGSE(2, 4)], [1000.0], [[1.0, 0, 0], [0, 0.6, 0.8]])
+    options, results = PETSc.Options(), []
+    for common in (False, True, True):
+        options["spinverse_ts_common"] = common
+        engine = TimeStepping(problem, table, 1.0)
+        assert (engine._common is not None) == common
+        results.append([engine.signals(), *engine.gradients(WEIGHTS[:2], coefficients)])
+        if common:  # the third time in blocks of a few steps
+            monkeypatch.setattr(time_stepping, "TRAJECTORY_BYTES", 20 * 8 * problem.num_unknowns)
+    options.delValue("spinverse_ts_common")
+    for own, whole, blocks in zip(*results, strict=True):
+        largest = comm.allreduce(float(np.abs(own).max(initial=0.0)), MPI.MAX)
+        assert np.abs(whole - own).max(initial=0.0) < 1e-10 * largest
+        assert np.abs(blocks - whole).max(initial=0.0) < 1e-10 * largest
+
+
 def test_gradient_is_taken_where_the_signals_were_remembered():
     problem = make()
     base = problem.kappa.x.array.copy()

@@ -56,9 +56,12 @@ class OfPermeability:
         self._sum = np.zeros(self._jumps.shape[0])
 
     def add(self, weight: float) -> None:
-        Y = self._jumps @ self._system.stage.x.array.reshape(-1, 2)
-        mu = self._jumps @ self._system.adjoint.x.array.reshape(-1, 2)
-        self._sum += weight * np.einsum("rc,rc->r", Y, mu)
+        self.add_columns(weight, *(f.x.array.reshape(-1, 2)
+                                   for f in (self._system.stage, self._system.adjoint)))
+
+    def add_columns(self, weight: float, stage: np.ndarray, adjoint: np.ndarray) -> None:
+        """For many real parts of stages and adjoints at once, ``(nd, k)`` with ghosts."""
+        self._sum += weight * np.einsum("rc,rc->r", self._jumps @ stage, self._jumps @ adjoint)
 
     def result(self) -> np.ndarray:
         problem = self._system.problem

@@ -21,16 +21,18 @@ from mpi4py import MPI
 from petsc4py import PETSc
 from slepc4py import SLEPc
 
-from ..errors import SolverError
+from ..errors import InputError, SolverError
 from ..extra_terms import Unsuitable
+from ..phases import phase
 from ..problem import BlochTorrey
+from .block_modes import CANDIDATES, Inverse, at_gap, lowest_pairs
 from .dense_modes import dense_modes, is_small
 from .drifting_basis import enriched, lowest
 from .gauge import Gauge, gauge_of
+from .linear_solver import failure
 
-# Modes are cut at the widest relative gap among this many candidates, so that no cluster of
-# equal eigenvalues is cut in two: the span, and the signals, would then depend on the ranks.
-CANDIDATES = 12
+SOLVERS = ("auto", "direct", "iterative")
+LARGE = 20_000  # unknowns from which "auto" makes no factor
 _BLOCK = 32  # right-hand sides solved at once
 
 
@@ -107,7 +109,7 @@ class Eigenmodes:
 
 
 def eigenmodes(problem: BlochTorrey, number: int, options_prefix: str = "spinverse_eps_",
-               responses: bool = False) -> Eigenmodes:
+               responses: bool = False, solver: str = "auto") -> Eigenmodes:
     """The lowest modes at the problem's present permeability. Collective.
 
     Args:
@@ -117,6 +119,9 @@ def eigenmodes(problem: BlochTorrey, number: int, options_prefix: str = "spinver
         options_prefix: PETSc/SLEPc options with this prefix reach the solver, which small problems
             (`dense_modes.is_small`) do without.
         responses: fill `Eigenmodes.responses`; not on periodic boxes.
+        solver: "direct" factorises, "iterative" does not (see `block_modes`; where facets are
+            tied, conjugate gradients with multigrid), "auto" takes the faster one. The PETSc
+            option ``solver`` with the prefix overrides it.
 
     Raises:
         SolverError: if the factorisation fails or too few pairs converge.
@@ -125,22 +130,31 @@ def eigenmodes(problem: BlochTorrey, number: int, options_prefix: str = "spinver
     size = problem.num_unknowns
     number = lowest(problem, number)
     wanted = min(number + CANDIDATES, size)
-    A, M = problem.decay_matrix(), problem.mass_matrix
+    with phase("assembly"):
+        A, M = problem.decay_matrix(), problem.mass_matrix
     tied = _Tied(problem, A)
     # A is singular when nothing relaxes or leaves; a small negative shift keeps it definite.
     extent = float(np.max(problem.mesh.bounds[1] - problem.mesh.bounds[0]))
     fastest = problem.comm.allreduce(
         float(np.max(problem.tissue.diffusivity, initial=1e-12)), op=MPI.MAX)
     shift = 0.3 * fastest / extent**2
-    if is_small(size, wanted, problem.comm.size):
-        eps = None
-        values, vectors, solver = dense_modes(A, M, wanted)
-        solve = solver(shift)
-    else:
-        eps = _shift_invert(tied, A, M, wanted, min(number, size), shift, options_prefix)
-        values, vectors = _pairs(eps, tied, wanted)
-        solve = _solver(eps.getST().getKSP(), tied)
-    kept = _cut(values, min(number, size), CANDIDATES // (1 + len(problem.periodic)))
+    iterative = _iterative(problem, size, solver, options_prefix)
+    start = tied.load(_wave(problem))[:, 0]
+    made = None  # what is to be freed
+    with phase("eigenproblem"):
+        if is_small(size, wanted, problem.comm.size) and not iterative:
+            values, vectors, make_solve = dense_modes(A, M, wanted)
+            solve = make_solve(shift)
+        elif iterative and problem.prolongation is None:
+            made = solve = Inverse(problem, A, M, shift, options_prefix)
+            values, vectors = lowest_pairs(solve, A, M, wanted, shift, start, options_prefix,
+                                           _coarse_pairs(shift, options_prefix))
+        else:
+            made = _shift_invert(A, M, wanted, min(number, size), shift, options_prefix, start,
+                                 iterative)
+            values, vectors = _pairs(made, wanted)
+            solve = _solver(made.getST().getKSP(), tied)
+    kept = at_gap(values, min(number, size), CANDIDATES // (1 + len(problem.periodic)))
     if problem.extra_blocks is not None:
         _check_decay(values)
     values, nest = np.maximum(values[:kept], 0.0), None
@@ -150,10 +164,41 @@ def eigenmodes(problem: BlochTorrey, number: int, options_prefix: str = "spinver
             problem, values, modes, shift,
             lambda load: tied.broken(solve(tied.load(load[:, None])))[:, 0])
     R = _responses(problem, modes, tied, solve) if responses and not problem.periodic else None
-    if eps is not None:
-        eps.destroy()
+    if made is not None:
+        made.destroy()
     tied.destroy()
     return _project(problem, values, modes, nest, R, shift)
+
+
+def _iterative(problem: BlochTorrey, size: int, solver: str, options_prefix: str) -> bool:
+    """Whether no factor of the problem's matrix is to be made."""
+    solver = PETSc.Options(options_prefix).getString("solver", solver)
+    if solver not in SOLVERS:
+        raise InputError(f"solver of the eigenproblem: {solver!r}, expected one of "
+                         f"{', '.join(SOLVERS)}")
+    return solver == "iterative" or (
+        solver == "auto" and size > LARGE and problem.prolongation is None
+        and problem.extra_blocks is None)
+
+
+def _wave(problem: BlochTorrey) -> np.ndarray:
+    """A wave that shares no symmetry with the mesh, ``(n_owned, 1)``: the same at any ranks."""
+    x = problem.space.tabulate_dof_coordinates()[: problem.local_mass.shape[0]]
+    return 1.0 + np.sin(x @ np.array([0.7, 1.1, 1.9]))[:, None]  # x has three columns always
+
+
+def _coarse_pairs(shift: float, options_prefix: str) -> Callable:
+    """What `block_modes` starts from."""
+    def pairs(A: PETSc.Mat, M: PETSc.Mat, number: int, start: np.ndarray) -> tuple:
+        if is_small(A.getSize()[0], number, A.comm.size):
+            return dense_modes(A, M, number)[:2]
+        eps = _shift_invert(A, M, number, number, shift, f"{options_prefix}start_", start,
+                            A.getSize()[0] > LARGE, 1e-6)
+        found = _pairs(eps, number)
+        eps.destroy()
+        return found
+
+    return pairs
 
 
 def _check_decay(values: np.ndarray) -> None:
@@ -198,64 +243,63 @@ class _Tied:
             thing.destroy()
 
 
-def _shift_invert(tied: _Tied, A: PETSc.Mat, M: PETSc.Mat, wanted: int, least: int, shift: float,
-                  options_prefix: str) -> SLEPc.EPS:
-    """The solved eigenproblem."""
+def _shift_invert(A: PETSc.Mat, M: PETSc.Mat, wanted: int, least: int, shift: float,
+                  options_prefix: str, start: np.ndarray, iterative: bool = False,
+                  tolerance: float = 1e-11) -> SLEPc.EPS:
+    """The solved eigenproblem; ``start`` is the rank's part of the first vector."""
     size = A.getSize()[0]
     eps = SLEPc.EPS().create(A.comm)
     eps.setOperators(A, M)
     eps.setProblemType(SLEPc.EPS.ProblemType.GHEP)
     eps.setDimensions(nev=wanted, ncv=min(size, max(7 * wanted // 5, wanted + 24)))
-    eps.setTolerances(1e-11, 200)
+    eps.setTolerances(tolerance, 200)
     eps.setTarget(0.0)
     eps.setWhichEigenpairs(SLEPc.EPS.Which.TARGET_MAGNITUDE)
+    eps.setPurify(False)  # M is not singular
     st = eps.getST()
     st.setType(SLEPc.ST.Type.SINVERT)
     st.setShift(-shift)
     ksp = st.getKSP()
-    ksp.setType(PETSc.KSP.Type.PREONLY)
     pc = ksp.getPC()
-    pc.setType(PETSc.PC.Type.CHOLESKY)
-    pc.setFactorSolverType(PETSc.Mat.SolverType.MUMPS)
+    if iterative:
+        ksp.setType(PETSc.KSP.Type.CG)
+        ksp.setTolerances(rtol=0.1 * tolerance, max_it=1000)
+        pc.setType(PETSc.PC.Type.GAMG)
+    else:
+        ksp.setType(PETSc.KSP.Type.PREONLY)
+        pc.setType(PETSc.PC.Type.CHOLESKY)
+        pc.setFactorSolverType(PETSc.Mat.SolverType.MUMPS)
     eps.setOptionsPrefix(options_prefix)
-    # the same start vector whatever the ranks: a wave that shares no symmetry with the mesh
-    problem = tied.problem
-    x = problem.space.tabulate_dof_coordinates()[: problem.local_mass.shape[0]]
-    wave = 1.0 + np.sin(x @ np.array([0.7, 1.1, 1.9]))  # x has three columns in any dimension
-    tied.column.setArray(tied.load(wave[:, None])[:, 0])
-    eps.setInitialSpace([tied.column])
+    column = A.createVecRight()
+    column.setArray(start)
+    eps.setInitialSpace([column])
+    column.destroy()
     eps.setFromOptions()
     try:
         eps.solve()
     except (PETSc.Error, SystemError) as error:  # slepc4py wraps some PETSc errors
-        raise SolverError(f"eigenproblem of {size} unknowns, {wanted} modes: PETSc failed while "
-                          "factorising or iterating; fewer modes, or more memory?") from error
+        raise SolverError(failure(ksp, size, f"eigenproblem, {wanted} modes",
+                                  f"-{options_prefix}solver iterative")) from error
     converged = eps.getConverged()
     if converged < least:
         reason = eps.getConvergedReason()
-        raise SolverError(f"eigenproblem: {converged} of {wanted} modes converged "
-                          f"(SLEPc reason {reason})")
+        raise SolverError(f"eigenproblem: {converged} of {wanted} modes converged (SLEPc reason "
+                          f"{reason}); a larger -{options_prefix}eps_max_it or "
+                          f"-{options_prefix}eps_ncv, or fewer modes?")
     return eps
 
 
-def _pairs(eps: SLEPc.EPS, tied: _Tied, wanted: int) -> tuple[np.ndarray, np.ndarray]:
+def _pairs(eps: SLEPc.EPS, wanted: int) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues ascending, at most ``wanted``, and their vectors ``(n_local, n)``."""
     values = np.array([eps.getEigenvalue(k).real for k in range(eps.getConverged())])
     order = np.argsort(values)[:wanted]
-    vectors = np.empty((tied.column.getLocalSize(), len(order)), order="F")
+    column = eps.getOperators()[0].createVecRight()
+    vectors = np.empty((column.getLocalSize(), len(order)), order="F")
     for place, k in enumerate(order):
-        eps.getEigenvector(k, tied.column)
-        vectors[:, place] = tied.column.array_r
+        eps.getEigenvector(k, column)
+        vectors[:, place] = column.array_r
+    column.destroy()
     return values[order], vectors
-
-
-def _cut(values: np.ndarray, number: int, candidates: int) -> int:
-    """How many of the sorted values to keep: at least ``number - candidates`` and not a cluster."""
-    if len(values) <= number:
-        return len(values)
-    first = max(1, number - candidates)
-    gaps = np.diff(values[first - 1: number + candidates])
-    return first + int(np.argmax(gaps))
 
 
 def _solver(ksp: PETSc.KSP, tied: _Tied) -> Callable[[np.ndarray], np.ndarray]:
@@ -275,6 +319,7 @@ def _solver(ksp: PETSc.KSP, tied: _Tied) -> Callable[[np.ndarray], np.ndarray]:
     return solve
 
 
+@phase("omitted modes")
 def _responses(problem: BlochTorrey, modes: np.ndarray, tied: _Tied,
                solve: Callable) -> np.ndarray:
     """See `Eigenmodes`; by blocks of modes, to hold no second basis. Collective."""
@@ -293,6 +338,7 @@ def _responses(problem: BlochTorrey, modes: np.ndarray, tied: _Tied,
     return total
 
 
+@phase("projection")
 def _project(problem: BlochTorrey, values: np.ndarray, modes: np.ndarray,
              nest: np.ndarray | None = None, responses: np.ndarray | None = None,
              shift: float = 0.0) -> Eigenmodes:

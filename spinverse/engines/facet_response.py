@@ -16,12 +16,14 @@ from petsc4py import PETSc
 from ..errors import SolverError
 from ..problem import BlochTorrey
 from .eigenmodes import _solver, _Tied
+from .linear_solver import direct
 
 _BLOCK = 64  # facets solved at once
 
 
 def surrounding_conductance(problem: BlochTorrey, rate: float,
-                            wanted: np.ndarray | None = None) -> np.ndarray:
+                            wanted: np.ndarray | None = None,
+                            options_prefix: str = "spinverse_facets_") -> np.ndarray:
     """Conductance c of the medium around each facet, at the present permeability. Collective.
 
     One solve for each wanted facet with one factor of A + rate M.
@@ -31,6 +33,7 @@ def surrounding_conductance(problem: BlochTorrey, rate: float,
         rate: s, 1/ms, positive. With 2 / TE, x / (1 + x / (s TE)) follows 1 - exp(-x), what a
             leak drains until TE, to second order.
         wanted: ``(nf,)`` bool; all facets that are not tied, if not given.
+        options_prefix: PETSc options with this prefix reach the solver.
 
     Returns:
         ``(nf,)`` um/ms over the owned facets; inf where it was not wanted or the facet is tied.
@@ -47,11 +50,7 @@ def surrounding_conductance(problem: BlochTorrey, rate: float,
     A = problem.decay_matrix()
     shifted = A.copy()
     shifted.axpy(rate, problem.mass_matrix)
-    ksp = PETSc.KSP().create(comm)
-    ksp.setOperators(shifted)
-    ksp.setType(PETSc.KSP.Type.PREONLY)
-    ksp.getPC().setType(PETSc.PC.Type.CHOLESKY)
-    ksp.getPC().setFactorSolverType(PETSc.Mat.SolverType.MUMPS)
+    ksp = direct(shifted, options_prefix, "facet responses")
     tied = _Tied(problem, A)
     response = np.zeros(len(mine))
     index_map = problem.space.dofmap.index_map
@@ -66,7 +65,7 @@ def surrounding_conductance(problem: BlochTorrey, rate: float,
             answer = comm.allreduce((loads * solve(loads)).sum(axis=0))
             response[here] = answer[here + offset - first]
     except PETSc.Error as error:
-        raise SolverError("facet responses: PETSc failed while factorising") from error
+        raise SolverError("facet responses: PETSc failed while solving") from error
     finally:
         ksp.destroy()
         shifted.destroy()

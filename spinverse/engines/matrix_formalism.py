@@ -34,6 +34,7 @@ from mpi4py import MPI
 
 from ..acquisition.table import Acquisition
 from ..errors import InputError, SolverError
+from ..phases import phase
 from ..problem import BlochTorrey
 from . import gauge
 from .chebyshev import Propagation
@@ -131,6 +132,7 @@ class MatrixFormalism:
             self._choose_modes()
         return self.basis
 
+    @phase("propagation")
     def evolve(self, remember: bool = False) -> np.ndarray:
         """Signals in the present modes. Collective."""
         if remember:
@@ -175,6 +177,7 @@ class MatrixFormalism:
         add_up(self._derivatives, derivatives, _with_ghosts(problem, basis.modes), operators)
         return [derivative.result() for derivative in derivatives]
 
+    @phase("propagation back")
     def _by_operator(self, adjoint: np.ndarray, turning: bool = False) -> np.ndarray:
         """Derivatives with respect to Lambda as a matrix, ``(1, K, K)``, symmetric. Collective.
 
@@ -275,6 +278,7 @@ class MatrixFormalism:
             result[self._groups[index].rows] = part
         return self.problem.comm.allreduce(result)
 
+    @phase("facet contraction")
     def _contract(self, basis: Eigenmodes, G: np.ndarray) -> np.ndarray:
         """sum_ab G_ab int_F [phi_a][phi_b] for every owned facet."""
         problem = self.problem

@@ -16,6 +16,7 @@ from .. import forms
 from ..errors import SolverError
 from ..extra_terms import has
 from ..problem import BlochTorrey
+from .linear_solver import failure
 
 # Factors kept, of zero gradient, which all measurements share, and as many of others: one is
 # enough for constant pulses.
@@ -328,6 +329,10 @@ class Factor:
             raise SolverError(f"time stepping: PETSc error {error.ierr} in a linear solve of "
                               f"{size} unknowns; more memory, or an iterative solver?") from error
         reason = self._ksp.getConvergedReason()
+        if reason == PETSc.KSP.ConvergedReason.DIVERGED_PCSETUP_FAILED:
+            prefix = self._ksp.getOptionsPrefix()
+            raise SolverError(failure(self._ksp, size, "time stepping",
+                                      f"-{prefix}ksp_type gmres -{prefix}pc_type bjacobi"))
         if reason < 0:
             raise SolverError(f"time stepping: linear solve of {size} unknowns failed "
                               f"(PETSc reason {reason}); more memory, or another solver?")

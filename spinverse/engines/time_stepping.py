@@ -8,6 +8,8 @@ length h of M y' + A y = 0, with A constant over it, is, for stages i = 1..s,
 
 so one factor serves all steps of that length and gradient. The derivative is that of these
 formulas: one transposed solve a stage, with the same factor, from the last step to the first.
+On larger meshes without extra terms and periodic axes one factor, of M + a h A at no gradient,
+serves all measurements, which are marched side by side: see `common_factor`.
 
 Pieces of constant gradient are cut into equal steps that end at the breakpoints: second order.
 Where a waveform is not piecewise constant, its pieces are of fourth order in their length
@@ -26,6 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from mpi4py import MPI
@@ -33,12 +36,15 @@ from petsc4py import PETSc
 
 from ..acquisition.table import Acquisition
 from ..errors import InputError, SolverError
+from ..phases import phase
 from ..problem import BlochTorrey
 from .checks import check_directions
 from .coefficient_derivatives import derivative_of
+from .common_factor import CommonFactor
 from .echoes import refocusing_times, split
 from .pair_system import PairSystem
 from .progress import silent
+from .side_by_side import SideBySide
 
 # Stage vectors of one measurement that a rank keeps for the backward sweep, bytes; beyond, the
 # measurement is swept in blocks of steps whose first states are kept.
@@ -88,7 +94,8 @@ class TimeStepping:
             first call from the strongest measurement of each waveform, run at falling steps.
         tolerance: of "auto": wanted absolute error of the normalised signals from the steps.
         scheme: "sdirk2", or "midpoint" (half the solves, but stiff modes ring).
-        options_prefix: PETSc options with this prefix reach the linear solver, which is MUMPS LU.
+        options_prefix: PETSc options with this prefix reach the linear solvers, which are MUMPS
+            factors; the option ``common`` says whether all measurements share one.
 
     Raises:
         InputError: a bad time step or scheme, or extra terms that are not linear in m and v.
@@ -111,6 +118,9 @@ class TimeStepping:
         self.time_step: float | str = "auto" if time_step == "auto" else float(time_step)
         self.estimated_error = np.nan
         self._system = PairSystem(problem, options_prefix)
+        self._common = SideBySide(
+            CommonFactor(problem, options_prefix), self._system, self.scheme
+        ) if CommonFactor.serves(problem, options_prefix) else None
         self._plan = (self._rows_by_steps(self.time_step) if isinstance(self.time_step, float)
                       else None)
         self._limit: tuple[list[int], np.ndarray] | None = None
@@ -132,7 +142,7 @@ class TimeStepping:
             self.problem.set_permeability(permeability)
         if remember:
             self._remembered = self.problem.kappa.x.array.copy()
-        self._system.update()
+        self._present.update()
         if self._plan is None:
             self._choose_step()
         result = self._run(self._plan, "signals")
@@ -146,10 +156,22 @@ class TimeStepping:
             self._limit = None
         return result
 
+    @property
+    def _present(self) -> CommonFactor | PairSystem:
+        """The matrices that steps are taken with."""
+        return self._system if self._common is None else self._common.system
+
+    @phase("time stepping")
     def _run(self, plan: dict[tuple[_Run, ...], list[int]],
              what: str = "choosing the time step") -> np.ndarray:
         """Signals of the rows in ``plan``, ``(N,)``; zero in the others."""
         result = np.zeros(len(self.acquisition), dtype=complex)
+        if self._common is not None:
+            try:
+                self._common.run(plan, result, partial(self.progress, what))
+            finally:
+                self._common.system.forget_factors()
+            return result
         y = self._system.initial.copy()
         try:
             for done, (runs, rows) in enumerate(plan.items()):
@@ -242,7 +264,7 @@ class TimeStepping:
             InputError: a coefficient that the weak form does not contain.
             SolverError: as `signals`.
         """
-        problem, system = self.problem, self._system
+        problem, system = self.problem, self._present
         adjoint = np.asarray(adjoint, dtype=complex)
         if adjoint.shape != (len(self.acquisition),):
             raise InputError(f"adjoint: shape {adjoint.shape}, expected "
@@ -255,14 +277,20 @@ class TimeStepping:
             problem.kappa.x.array[:] = self._remembered
         try:
             system.update()
-            for runs, rows in self._plan.items():
-                w = complex(adjoint[rows].sum())
-                if w:
-                    self._sweep(runs, w, sums)
+            self._sweep_all(adjoint, sums)
         finally:
             system.forget_factors()
             problem.kappa.x.array[:] = present
         return [total.result() for total in sums]
+
+    @phase("time stepping back")
+    def _sweep_all(self, adjoint: np.ndarray, sums: list) -> None:
+        wanted = {runs: rows for runs, rows in self._plan.items() if adjoint[rows].sum()}
+        if self._common is not None:
+            self._common.sweep(wanted, adjoint, sums, TRAJECTORY_BYTES)
+            return
+        for runs, rows in wanted.items():
+            self._sweep(runs, complex(adjoint[rows].sum()), sums)
 
     # ---- one measurement ----------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import ufl
 from dolfinx.fem import petsc as fem_petsc
 from petsc4py import PETSc
 
+from ..engines.linear_solver import direct
 from ..errors import SolverError
 from ..problem import BlochTorrey
 
@@ -125,21 +126,7 @@ class ScalarSystem:
         return self._ksp
 
     def _factor(self, matrix: PETSc.Mat) -> PETSc.KSP:
-        matrix.setOption(PETSc.Mat.Option.SPD, True)
-        ksp = PETSc.KSP().create(self.problem.comm)
-        ksp.setOptionsPrefix(self._prefix)
-        ksp.setOperators(matrix)
-        ksp.setType(PETSc.KSP.Type.PREONLY)
-        pc = ksp.getPC()
-        pc.setType(PETSc.PC.Type.CHOLESKY)
-        pc.setFactorSolverType(PETSc.Mat.SolverType.MUMPS)
-        ksp.setFromOptions()
-        try:
-            ksp.setUp()
-        except PETSc.Error as error:
-            raise SolverError(f"diffusion problem of {matrix.getSize()[0]} unknowns: PETSc failed "
-                              "while factorising; more memory?") from error
-        return ksp
+        return direct(matrix, self._prefix, "diffusion problem")
 
     def _solve(self, ksp: PETSc.KSP, rhs: PETSc.Vec, result: PETSc.Vec) -> None:
         ksp.solve(rhs, result)

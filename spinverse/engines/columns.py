@@ -1,0 +1,57 @@
+"""Blocks of vectors: columns of numpy arrays, the rows of each rank its own, and PETSc matrices."""
+
+from __future__ import annotations
+
+import numpy as np
+from petsc4py import PETSc
+
+
+def dense(matrix: PETSc.Mat, columns: np.ndarray, transposed: bool = False) -> PETSc.Mat:
+    """Columns ``(n_local, k)`` that ``matrix`` can be multiplied with; no copy if Fortran order."""
+    rows = matrix.getSizes()[0 if transposed else 1]
+    result = PETSc.Mat().createDense((rows, (PETSc.DECIDE, columns.shape[1])),
+                                     array=np.asfortranarray(columns), comm=matrix.comm)
+    result.assemble()
+    return result
+
+
+def times(matrix: PETSc.Mat, columns: np.ndarray, transposed: bool = False) -> np.ndarray:
+    """``matrix @ columns``, or its transpose's. Collective.
+
+    Args:
+        columns: ``(n_local, k)`` the rank's rows.
+    """
+    right = dense(matrix, columns, transposed)
+    product = (matrix.transposeMatMult if transposed else matrix.matMult)(right)
+    result = product.getDenseArray(readonly=True).copy(order="F")
+    right.destroy()
+    product.destroy()
+    return result
+
+
+def solved(ksp: PETSc.KSP, columns: np.ndarray) -> np.ndarray:
+    """What a solver makes of right-hand sides ``(n_local, k)``, all at once. Collective."""
+    matrix = ksp.getOperators()[0]
+    right = dense(matrix, columns)
+    left = dense(matrix, np.zeros(columns.shape, order="F"))
+    ksp.matSolve(right, left)
+    result = left.getDenseArray(readonly=True).copy(order="F")
+    right.destroy()
+    left.destroy()
+    return result
+
+
+def inner(comm, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """``left^T right`` over all ranks. Collective."""
+    local = left.T @ right
+    total = np.empty_like(local)
+    comm.Allreduce(local, total)
+    return total
+
+
+def column_inner(comm, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Its diagonal. Collective."""
+    local = np.einsum("ik,ik->k", left, right)
+    total = np.empty_like(local)
+    comm.Allreduce(local, total)
+    return total

@@ -1,0 +1,190 @@
+"""Implicit steps of many measurements with one factor, which knows no gradient.
+
+A stage of a step solves (B + i S) y = f with B = M + tau A real, symmetric and positive definite,
+and S = tau g . X real and symmetric. B is the same for all measurements; in its product B^-1 S is
+self-adjoint, so that i B^-1 S is skew and the iteration of Concus, Golub and Widlund (Widlund, SIAM
+J. Numer. Anal. 15, 1978) converges with a recurrence of three terms, by a factor
+rho / (1 + sqrt(1 + rho^2)) a step, rho = |tau g . X| in B^-1: a few per cent for usual steps. All
+measurements that take the same steps go through it side by side, and the transposed problem is that
+of -g.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import dolfinx
+import numpy as np
+from petsc4py import PETSc
+
+from ..errors import SolverError
+from ..problem import BlochTorrey
+from .columns import column_inner, solved, times
+from .linear_solver import direct
+
+TOLERANCE = 1e-12  # of a residual against its load, in the norm of B^-1
+ITERATIONS = 200
+PAYS_FROM = 5000  # unknowns
+FACTORS = 6  # kept, one for each length of a step
+
+
+class CommonFactor:
+    """Operators on columns: the first half of them Re m, the second Im m.
+
+    Args:
+        problem: without extra terms and without periodic axes.
+        options_prefix: of the linear solvers' PETSc options.
+    """
+
+    def __init__(self, problem: BlochTorrey, options_prefix: str):
+        self.problem, self.comm, self._prefix = problem, problem.comm, options_prefix
+        self._decay: PETSc.Mat | None = None
+        self._factors: dict[float, PETSc.KSP] = {}
+
+    @staticmethod
+    def serves(problem: BlochTorrey, options_prefix: str) -> bool:
+        """Whether the gradient enters a problem as i g . X alone, and a common factor pays.
+
+        The option ``common`` with the prefix overrides the latter. Collective.
+        """
+        if problem.extra_terms is not None or problem.periodic:
+            return False
+        return PETSc.Options(options_prefix).getBool("common", problem.num_unknowns >= PAYS_FROM)
+
+    @property
+    def local_size(self) -> int:
+        """Rows of a column on this rank."""
+        return self.mass.getLocalSize()[0]
+
+    @property
+    def mass(self) -> PETSc.Mat:
+        return self.problem.mass_matrix
+
+    @cached_property
+    def _positions(self) -> list[PETSc.Mat]:
+        index_map = self.problem.space.dofmap.index_map
+        sizes = (index_map.size_local, index_map.size_global)
+        first, found = index_map.local_range[0], []
+        for J in self.problem.local_positions:
+            matrix = PETSc.Mat().createAIJ((sizes, sizes), comm=self.comm, csr=(
+                J.indptr.astype(PETSc.IntType), (J.indices + first).astype(PETSc.IntType), J.data))
+            matrix.assemble()
+            P = self.problem.prolongation
+            found.append(matrix if P is None else matrix.ptap(P))
+        return found
+
+    def update(self) -> None:
+        """Take the present coefficients."""
+        self.forget_factors()
+        if self._decay is not None:
+            self._decay.destroy()
+        self._decay = self.problem.decay_matrix().copy()
+
+    def forget_factors(self) -> None:
+        """Free them."""
+        while self._factors:
+            self._factors.popitem()[1].destroy()
+
+    def _factor(self, tau: float) -> PETSc.KSP:
+        if tau not in self._factors:
+            if len(self._factors) >= FACTORS:
+                self._factors.pop(next(iter(self._factors))).destroy()
+            matrix = self.mass.copy()
+            matrix.axpy(tau, self._decay, PETSc.Mat.Structure.DIFFERENT_NONZERO_PATTERN)
+            self._factors[tau] = direct(matrix, self._prefix, "time stepping")
+            matrix.destroy()
+        return self._factors[tau]
+
+    @cached_property
+    def initial(self) -> np.ndarray:
+        """The density, ``(n_local,)``; its projection in the mass product where facets are tied."""
+        if self.problem.prolongation is None:
+            return self.problem.initial.copy()
+        ksp = direct(self.mass, self._prefix, "time stepping")
+        result = solved(ksp, self._tested(self.problem.initial))[:, 0]
+        ksp.destroy()
+        return result
+
+    @cached_property
+    def receive(self) -> np.ndarray:
+        """Integrals as a vector, ``(n_local,)``."""
+        return self._tested(self.problem.scale)[:, 0]
+
+    def _tested(self, broken: np.ndarray) -> np.ndarray:
+        load = (self.problem.local_mass @ broken)[:, None]
+        P = self.problem.prolongation
+        return load if P is None else times(P, load, transposed=True)
+
+    def with_ghosts(self, columns: np.ndarray) -> np.ndarray:
+        """Values at owned and ghost broken dofs, ``(nd, k)``. Collective."""
+        P, index_map = self.problem.prolongation, self.problem.space.dofmap.index_map
+        owned = columns if P is None else times(P, columns)
+        if self.comm.size == 1:
+            return owned
+        vector = dolfinx.la.vector(index_map, owned.shape[1])
+        vector.array[: owned.size] = np.ascontiguousarray(owned).ravel()
+        vector.scatter_forward()
+        return vector.array.reshape(-1, owned.shape[1])
+
+    def solve(self, loads: np.ndarray, guess: np.ndarray, gradients: np.ndarray, tau: float,
+              transposed: bool = False) -> np.ndarray:
+        """y with (M + tau (A + i g . X)) y = load, or its conjugate transpose's. Collective.
+
+        Args:
+            loads: ``(n_local, 2 m)``.
+            guess: as loads.
+            gradients: ``(m, d)`` of each measurement, rad/(ms um).
+            tau: ms.
+
+        Raises:
+            SolverError: a solver failed or did not converge.
+        """
+        factor = self._factor(tau)
+        strengths = (-tau if transposed else tau) * gradients
+        now = before = guess
+        matrix = factor.getOperators()[0]
+        Bnow = Bbefore = times(matrix, guess)
+        size = omega = goal = None
+        for _ in range(ITERATIONS):
+            residual = loads - Bnow
+            self._subtract_turned(residual, now, strengths)
+            z = solved(factor, residual)
+            if factor.getConvergedReason() < 0:
+                raise SolverError(f"time stepping: linear solve of {self.mass.getSize()[0]} "
+                                  f"unknowns failed (PETSc reason {factor.getConvergedReason()}); "
+                                  "more memory, or another solver?")
+            last, size = size, self._size(residual, z)
+            if goal is None:  # (guess, load) is about the square of what is looked for
+                goal = TOLERANCE**2 * np.maximum(size, self._size(guess, loads))
+            if not np.isfinite(size).all():
+                break
+            z += now
+            if (size <= goal).all():
+                return z
+            if last is None:
+                omega = np.ones_like(size)
+            else:
+                omega = 1 / (1 + size / np.maximum(last, 1e-300) / omega)
+            # y = before + omega (z + now - before), and B y likewise
+            residual += Bnow
+            for new, old in ((z, before), (residual, Bbefore)):
+                new -= old
+                new *= np.tile(omega, 2)
+                new += old
+            now, before, Bnow, Bbefore = z, now, residual, Bnow
+        raise SolverError(f"time stepping: {ITERATIONS} iterations with a common factor did not "
+                          f"converge; a shorter time_step, or -{self._prefix}common false")
+
+    def _size(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        both = column_inner(self.comm, left, right)
+        return both[: len(both) // 2] + both[len(both) // 2:]
+
+    def _subtract_turned(self, result: np.ndarray, columns: np.ndarray,
+                         strengths: np.ndarray) -> None:
+        """Take i strength . X of columns from ``result``."""
+        half = columns.shape[1] // 2
+        for axis, J in enumerate(self._positions):
+            if strengths[:, axis].any():
+                moved = times(J, columns)
+                result[:, :half] += moved[:, half:] * strengths[:, axis]
+                result[:, half:] -= moved[:, :half] * strengths[:, axis]

@@ -1,0 +1,65 @@
+"""Direct solvers of PETSc as spinverse sets them up: symmetric, by MUMPS, unless options differ."""
+
+from __future__ import annotations
+
+from petsc4py import PETSc
+
+from ..errors import SolverError
+
+OUT_OF_MEMORY = (-8, -9, -13, -17, -19, -20)  # MUMPS' INFOG(1)
+
+
+def direct(matrix: PETSc.Mat, prefix: str, what: str) -> PETSc.KSP:
+    """A solver with the factor of a symmetric positive definite matrix. Collective.
+
+    Args:
+        matrix: that may be destroyed afterwards.
+        prefix: PETSc options with it reach the solver.
+        what: the computation, for messages.
+
+    Raises:
+        SolverError: the factorisation failed.
+    """
+    matrix.setOption(PETSc.Mat.Option.SPD, True)
+    ksp = PETSc.KSP().create(matrix.comm)
+    ksp.setOperators(matrix)
+    ksp.setType(PETSc.KSP.Type.PREONLY)
+    ksp.getPC().setType(PETSc.PC.Type.CHOLESKY)
+    ksp.getPC().setFactorSolverType(PETSc.Mat.SolverType.MUMPS)
+    ksp.setOptionsPrefix(prefix)
+    ksp.setFromOptions()
+    try:
+        ksp.setUp()
+    except (PETSc.Error, SystemError) as error:
+        raise SolverError(failure(ksp, matrix.getSize()[0], what)) from error
+    if ksp.getPC().getFailedReason():
+        raise SolverError(failure(ksp, matrix.getSize()[0], what))
+    return ksp
+
+
+def failure(ksp: PETSc.KSP, size: int, what: str, instead: str | None = None) -> str:
+    """What to say of a factorisation that failed: why, and what helps.
+
+    Args:
+        ksp: the solver.
+        size: number of unknowns.
+        what: the computation.
+        instead: PETSc options that do without a factor, if not those of ``ksp``.
+    """
+    prefix = ksp.getOptionsPrefix() or ""
+    instead = instead or f"-{prefix}ksp_type cg -{prefix}pc_type gamg"
+    code, needed = 0, 0
+    try:
+        factor = ksp.getPC().getFactorMatrix()
+        code, needed = factor.getMumpsInfog(1), factor.getMumpsInfog(17)
+    except (PETSc.Error, SystemError):
+        pass  # another solver, or none came into being
+    if code in OUT_OF_MEMORY:
+        return (f"{what}: out of memory in the factorisation of {size} unknowns (MUMPS error "
+                f"{code}, about {needed} MB wanted by all ranks); more ranks or nodes, fewer "
+                "cells, tied facets where the interface is known, or no factor: the PETSc "
+                f"options {instead}")
+    if code:
+        return f"{what}: MUMPS error {code} in the factorisation of {size} unknowns"
+    return (f"{what}: PETSc failed while factorising or iterating, {size} unknowns; more memory, "
+            f"or no factor: the PETSc options {instead}?")
