@@ -16,6 +16,7 @@ from petsc4py import PETSc
 from ..errors import SolverError
 from ..problem import BlochTorrey
 from .eigenmodes import _solver, _Tied
+from .factors import cholesky
 
 _BLOCK = 64  # facets solved at once
 
@@ -47,11 +48,7 @@ def surrounding_conductance(problem: BlochTorrey, rate: float,
     A = problem.decay_matrix()
     shifted = A.copy()
     shifted.axpy(rate, problem.mass_matrix)
-    ksp = PETSc.KSP().create(comm)
-    ksp.setOperators(shifted)
-    ksp.setType(PETSc.KSP.Type.PREONLY)
-    ksp.getPC().setType(PETSc.PC.Type.CHOLESKY)
-    ksp.getPC().setFactorSolverType(PETSc.Mat.SolverType.MUMPS)
+    ksp = cholesky(shifted)
     tied = _Tied(problem, A)
     response = np.zeros(len(mine))
     index_map = problem.space.dofmap.index_map

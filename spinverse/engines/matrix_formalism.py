@@ -40,11 +40,14 @@ from .checks import check_directions
 from .eigenmodes import Eigenmodes, eigenmodes
 from .fields import plan_in_field, step_in_field
 from .mode_derivatives import ModeDerivatives, add_up
+from .response_basis import response_basis
 
 _FIRST_MODES = 48
 _MOST_AT_FIRST = 400
 _FINEST = 2.5  # shortest wave number of the first guess, in units of (g / D)^(1/3)
 _LEVEL = 0.45  # from one truncation to the next
+FUNCTIONS = ("modes", "responses")
+_PER_PULSE = 2.0  # pole of the responses, times the time that a gradient is on for
 _STIFFEST = 1e5  # 1/ms: modes that decay faster only make exponentials long
 
 
@@ -79,6 +82,9 @@ class MatrixFormalism:
         tolerance: wanted absolute error of the normalised signal from cutting the spectrum.
         max_step: ms; pieces of a waveform that is not piecewise constant, or of any gradient along
             a periodic axis.
+        functions: what a given number of modes is made of: "modes", the lowest ones, or
+            "responses" of the start to the gradients (`response_basis`), of which fewer do where
+            walls are half closed. "auto" takes the lowest modes, for its estimate is of them.
 
     Raises:
         InputError: an argument that makes no sense, or extra terms of another structure
@@ -86,13 +92,16 @@ class MatrixFormalism:
     """
 
     def __init__(self, problem: BlochTorrey, acquisition: Acquisition,
-                 modes: int | str = "auto", tolerance: float = 1e-5, max_step: float = 0.1):
+                 modes: int | str = "auto", tolerance: float = 1e-5, max_step: float = 0.1,
+                 functions: str = "modes"):
         if modes != "auto" and not (isinstance(modes, int) and modes > 0):
             raise InputError(f"modes: {modes!r}, expected a positive number or 'auto'")
         if not tolerance > 0:
             raise InputError(f"tolerance: {tolerance!r}, expected a positive number")
+        if functions not in FUNCTIONS:
+            raise InputError(f"functions: {functions!r}, expected one of {', '.join(FUNCTIONS)}")
         self.problem, self.acquisition = problem, acquisition
-        self.modes, self.tolerance = modes, tolerance
+        self.modes, self.tolerance, self.functions = modes, tolerance, functions
         self.basis: Eigenmodes | None = None
         self.estimated_error = np.nan
         # how many fields there are: of extra terms, for each sign of the echo
@@ -123,9 +132,20 @@ class MatrixFormalism:
             self.problem.set_permeability(permeability)
         if self.modes == "auto":
             self._choose_modes()
-        else:
+        elif self.functions == "modes" or self.problem.periodic or (
+                self.modes >= self.problem.num_unknowns):
             self.basis = eigenmodes(self.problem, self.modes)
+        else:
+            self.basis = response_basis(self.problem, self.modes, *self._reach_of_gradients())
         return self.basis
+
+    def _reach_of_gradients(self) -> tuple[float, float]:
+        """A rate, 1/ms, and the strongest gradient, rad/(ms um): see `response_basis`."""
+        longest = max((group.cost / len(group.rows) for group in self._groups), default=0.0)
+        table = self.acquisition
+        peaks = np.array([waveform.peak for waveform in table.waveforms])
+        return (_PER_PULSE / (longest or max(waveform.echo_time for waveform in table.waveforms)),
+                float(np.max(table.strength * peaks[table.waveform_index], initial=0.0)))
 
     def evolve(self, remember: bool = False) -> np.ndarray:
         """Signals in the present modes. Collective."""

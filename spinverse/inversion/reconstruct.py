@@ -198,7 +198,7 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage | Shapes] | str
         with clock("set-up"):
             problem = BlochTorrey(tissue.with_permeability(origin))
             solver = _Timed(make_engine(problem, acquisition.select(rows), engine, stage_modes,
-                                        tolerance, time_step), clock)
+                                        tolerance, time_step, "responses"), clock)
         misfit = NormalisedMagnitude(
             measured[rows], scale[rows], stage.row_weights(acquisition)[rows],
             references(acquisition.select(rows)) if normalisation == "own" else None)
