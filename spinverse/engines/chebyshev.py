@@ -76,19 +76,19 @@ class Store:
     """Memory that is used again: what is lent is valid until `restart`."""
 
     def __init__(self):
-        self._block, self._lent = np.empty(0), 0
+        self._block, self._lent = np.empty(0, complex), 0
 
     def restart(self) -> None:
         """Take back all, and make room for as much at once."""
         if self._lent > len(self._block):
-            self._block = np.empty(self._lent)
+            self._block = np.empty(self._lent, complex)
         self._lent = 0
 
     def lend(self, shape: tuple[int, ...]) -> np.ndarray:
-        """An array of that shape, of any content."""
+        """A complex array of that shape, of any content."""
         first, self._lent = self._lent, self._lent + int(np.prod(shape))
         if self._lent > len(self._block):
-            return np.empty(shape)
+            return np.empty(shape, complex)
         return self._block[first: self._lent].reshape(shape)
 
 
@@ -128,54 +128,49 @@ class Propagation:
         plan = expansion(float(self.duration), high - low, phase)
         self.plan = plan
         self._coefficients = np.exp(-self.duration * low / plan.steps) * np.array(plan.coefficients)
-        # columns are (D, 2, C) inside: of each direction Re, then Im
+        # real matrices act on complex columns as on twice as many real ones, by `_real`
         self._operators = self.X if self.X.ndim == 3 else self.X[None]
-        q = self.q.reshape(len(self._operators), 1, -1)
-        self._shape = (len(self.eigenvalues), len(q), 2, q.shape[2])
-        self._q = q / plan.width
-        self._decay = ((self.eigenvalues - low - plan.centre) / plan.width)[:, None, None, None]
-        squares = q**2 / plan.width
+        self._turn = 1j * self.q / plan.width
+        squares = self.q**2 / plan.width
+        self._decay = ((self.eigenvalues - low - plan.centre) / plan.width)[:, None]
         self._squares = squares if np.ndim(self.square) else None
         if np.ndim(self.square) == 0 and self.square:
             self._decay = self._decay + self.square * squares
         self._field = None if self.field is None else self.field / plan.width
         self._tape: list[np.ndarray] = []
 
-    def _apply(self, u, out, work, sign, factor):
-        """factor ((A - c) + i (q X + field)) / a on u; its conjugate transpose with sign -1."""
-        X = self._operators if sign > 0 else self._operators.transpose(0, 2, 1)
-        np.matmul(X, _blocks(u), out=_blocks(work))
-        work *= sign * factor * self._q
-        flat = u.reshape(len(u), -1)
+    def _apply(self, u, out, work, X, sign, factor):
+        """factor ((A - c) + i (q X + field)) / a on u; with sign -1 and X^T the adjoint of it."""
+        np.matmul(X, self._blocks(u), out=self._blocks(work))
+        work *= sign * factor * self._turn
         if self._field is not None:
-            work += (sign * factor) * (self._field @ flat).reshape(u.shape)
+            work += (1j * sign * factor) * _times(self._field, u)
         np.multiply(factor * self._decay, u, out=out)
         if self._squares is not None:
-            out += (self.square @ flat).reshape(u.shape) * (factor * self._squares)
-        out[:, :, 0] -= work[:, :, 1]
-        out[:, :, 1] += work[:, :, 0]
+            out += _times(self.square, u) * (factor * self._squares)
+        out += work
         return out
 
     def forward(self, u: np.ndarray, remember: bool = False) -> np.ndarray:
         """The action on complex columns ``(K, C)``."""
-        state, c = self._split(u), self._coefficients
+        state, c, X = np.array(u, dtype=complex, order="C"), self._coefficients, self._operators
         work = np.empty_like(state)
         self._tape = []
         for _ in range(self.plan.steps):
             # without a tape three terms take turns
-            number = len(c) if remember else 3
-            terms = (self.store.lend if remember else np.empty)((number, *state.shape))
+            shape = (len(c) if remember else 3, *state.shape)
+            terms = self.store.lend(shape) if remember else np.empty(shape, complex)
             terms[0] = state
-            now = self._apply(terms[0], terms[1], work, 1, 1.0)
+            now = self._apply(terms[0], terms[1], work, X, 1, 1.0)
             state *= c[0]
             state += np.multiply(c[1], now, out=work)
             for k in range(2, len(c)):
-                now = self._apply(now, terms[k % number], work, 1, 2.0)
-                now -= terms[(k - 2) % number]
+                now = self._apply(now, terms[k % shape[0]], work, X, 1, 2.0)
+                now -= terms[(k - 2) % shape[0]]
                 state += np.multiply(c[k], now, out=work)
             if remember:
                 self._tape.append(terms)
-        return self._joined(state)
+        return state
 
     def backward(self, adjoint: np.ndarray, gradient: np.ndarray,
                  turning: tuple[np.ndarray, np.ndarray] | None = None) -> np.ndarray:
@@ -190,20 +185,18 @@ class Propagation:
         Returns:
             ``(K, C)`` adjoint of the input.
         """
-        product, K = np.empty_like(gradient), len(gradient)
+        product = np.empty_like(gradient)
 
         def visit(swept, term, factor):
-            flat = swept.reshape(K, -1)
-            np.matmul(flat, term.reshape(K, -1).T, out=product)
+            np.matmul(_real(swept), _real(term).T, out=product)
             np.multiply(product, factor, out=product)
             np.add(gradient, product, out=gradient)
             if turning is not None:
-                # where i times a real matrix is added: i (Re, Im) is (-Im, Re)
-                turned = np.stack([-term[:, :, 1], term[:, :, 0]], axis=2)
                 by_position, by_field = turning
-                by_field += factor * (flat @ turned.reshape(K, -1).T)
-                by_position += (factor * self.plan.width) * (
-                    _blocks(swept * self._q) @ _blocks(turned).transpose(0, 2, 1))
+                turned = 1j * term
+                by_field += factor * (_real(swept) @ _real(turned).T)
+                by_position += factor * (self._blocks(swept * self.q)
+                                         @ self._blocks(turned).transpose(0, 2, 1))
 
         return self.sweep(adjoint, visit)
 
@@ -212,14 +205,15 @@ class Propagation:
 
         Args:
             adjoint: ``(K, C)`` complex.
-            visit: called as ``visit(swept, term, factor)`` with ``(K, D, 2, C)``, of each
-                direction Re and then Im: factor times swept term^T, summed over columns and calls,
-                is the derivative with respect to A. Arrays are valid during the call.
+            visit: called as ``visit(swept, term, factor)`` with ``(K, C)`` complex: factor times
+                Re(conj(swept) term^T), summed over columns and calls, is the derivative with
+                respect to A. Arrays are valid during the call.
 
         Returns:
             ``(K, C)`` adjoint of the input.
         """
-        state, c, width = self._split(adjoint), self._coefficients, self.plan.width
+        state, c, width = np.array(adjoint, complex, order="C"), self._coefficients, self.plan.width
+        X = np.ascontiguousarray(self._operators.transpose(0, 2, 1))
         turns, work = [np.empty_like(state) for _ in range(3)], np.empty_like(state)
         for terms in reversed(self._tape):
             later, now, spare = turns
@@ -227,25 +221,26 @@ class Propagation:
             np.multiply(c[-1], state, out=now)
             for k in range(len(c) - 2, 0, -1):
                 visit(now, terms[k], 2.0 / width)
-                before = self._apply(now, spare, work, -1, 2.0)
+                before = self._apply(now, spare, work, X, -1, 2.0)
                 before -= later
                 before += np.multiply(c[k], state, out=work)
                 later, now, spare = now, before, later
             visit(now, terms[0], 1.0 / width)
             state *= c[0]
-            state += self._apply(now, spare, work, -1, 1.0)
+            state += self._apply(now, spare, work, X, -1, 1.0)
             state -= later
-        return self._joined(state)
+        return state
 
-    def _split(self, u: np.ndarray) -> np.ndarray:
-        K, D, _, C = self._shape
-        blocks = u.reshape(K, D, C)
-        return np.ascontiguousarray(np.stack([blocks.real, blocks.imag], axis=2), dtype=float)
-
-    def _joined(self, state: np.ndarray) -> np.ndarray:
-        return (state[:, :, 0] + 1j * state[:, :, 1]).reshape(len(state), -1)
+    def _blocks(self, u: np.ndarray) -> np.ndarray:
+        """Columns ``(K, D C)`` as a real view ``(D, K, 2 C)``."""
+        return _real(u).reshape(len(u), len(self._operators), -1).transpose(1, 0, 2)
 
 
-def _blocks(u: np.ndarray) -> np.ndarray:
-    """``(K, D, 2, C)`` as a view ``(D, K, 2 C)``."""
-    return u.reshape(*u.shape[:2], -1).transpose(1, 0, 2)
+def _real(u: np.ndarray) -> np.ndarray:
+    """Complex columns ``(K, C)`` as a real view ``(K, 2 C)``."""
+    return u.view(float)
+
+
+def _times(matrix: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """A real matrix times complex columns."""
+    return (matrix @ _real(u)).view(complex)

@@ -110,9 +110,8 @@ def _backward(forward: list, p: np.ndarray, eigenvalues: np.ndarray, count: int)
             p, found = _swept(step, p, count)
             products += found
         else:
-            products.append((_by_measurement([np.hstack([p.real, p.imag])], count),
-                             _by_measurement([np.hstack([step._input.real, step._input.imag])],
-                                             count),
+            products.append((_by_measurement([p], count),
+                             _by_measurement([step._input], count),
                              _divided_differences(eigenvalues, step.duration)))
             p = np.exp(-eigenvalues * step.duration)[:, None] * p
     return products
@@ -124,19 +123,23 @@ def _swept(step: Propagation, adjoint: np.ndarray, count: int) -> tuple[np.ndarr
 
     def visit(swept, term, factor):
         swept_of, terms_of = found.setdefault(factor, ([], []))
-        swept_of.append(swept.reshape(len(swept), -1).copy())
-        terms_of.append(term.reshape(len(term), -1))
+        swept_of.append(swept.copy())
+        terms_of.append(term)
 
     adjoint = step.sweep(adjoint, visit)
     return adjoint, [(_by_measurement(swept, count), _by_measurement(terms, count), factor)
                      for factor, (swept, terms) in found.items()]
 
 
-def _by_measurement(blocks: list[np.ndarray], count: int) -> np.ndarray:
-    """Columns sorted by measurement, ``(count, K, n)``; it is the fastest index in each block."""
-    stacked = np.stack(blocks, axis=1)
-    K = len(stacked)
-    return np.ascontiguousarray(np.moveaxis(stacked.reshape(K, -1, count), 2, 0))
+def _by_measurement(states: list[np.ndarray], count: int) -> np.ndarray:
+    """Complex states as real ones sorted by measurement, ``(count, K, n)``.
+
+    Each ``(K, C)``: once or twice a column for each measurement.
+    """
+    stacked = np.stack(states, axis=-1)
+    K, _, number = stacked.shape
+    by = stacked.reshape(K, -1, count, number).transpose(2, 0, 1, 3)
+    return np.ascontiguousarray(by).reshape(count, K, -1).view(float)
 
 
 def _phase(signals: np.ndarray) -> np.ndarray:

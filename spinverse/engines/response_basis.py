@@ -4,13 +4,17 @@ Where walls are half closed everywhere, modes lie close together and hundreds of
 what the measurements can reach from their common start is a space of few dimensions: the states
 depend smoothly on the gradient vector. That space is spanned by the responses
 
-    w_0 = start,   w = (A + s M)^-1 F w',   F one of  s M,  g x_j M,  B,
+    w_0 = (A + s M)^-1 s M start,   w = (A + s M)^-1 F w',   F one of  s M,  g x_j M,  B,
 
-to relaxation towards equilibrium, to the strongest gradient g along each axis, and to fields: the
-terms of the expansion of (A + i g . X + s M)^-1 in the gradient, a block rational Krylov space with
-one pole (Ruhe, Linear Algebra Appl. 58 (1984) 391). One factorisation and blocks of right-hand
-sides make it; no eigenproblem of mesh size is solved. In the space, the decay operator is
-diagonalised (Rayleigh-Ritz), so that all else is as with modes.
+to decay itself, to the strongest gradient g along each axis, and to fields: the terms of the
+expansion of (A + i g . X + s M)^-1 in the gradient, a block rational Krylov space with one pole
+(Ruhe, Linear Algebra Appl. 58 (1984) 391). What is rough of the start has decayed before a pulse
+ends, so it is relaxed first: it would only bring fast functions in. Long after a pulse the slowest
+modes are left; an approximation of them begins the space, with their share then as weight.
+
+One factorisation and blocks of right-hand sides make all this; no eigenproblem of mesh size is
+solved. In the space, the decay operator is diagonalised (Rayleigh-Ritz), so that all else is as
+with modes.
 
 A generation of responses is orthogonalised against those before it, and its singular vectors are
 kept from the largest singular value on: how much the strongest gradient makes of them.
@@ -29,9 +33,10 @@ from .eigenmodes import Eigenmodes, _check_decay, _project, _solver, _Tied
 from .factors import cholesky
 
 _SMALL = 1e-7  # of the start's norm: responses below it are round-off of others
-_SLOW = 4  # one function in so many is a slow mode
+_SLOW = 3  # one function in so many is a slow mode
 _PER_WAVE, _ROUNDS = 4, 9  # block Krylov space of the slow modes
 _FADING = 1.5  # slow modes weigh exp(-_FADING lambda / s)
+_FASTEST = 400.0  # of s: functions that decay faster only make exponentials long
 _CANDIDATES = 12  # the last generation is cut at the widest gap among so many singular values
 
 
@@ -67,16 +72,18 @@ def response_basis(problem: BlochTorrey, number: int, rate: float, strength: flo
         def relax(functions):
             return respond(rate * (mass @ functions))
 
-        space = _Space(problem.comm, mass)
+        space = _Space(problem.comm, mass, number)
         values, slow = _slowest(problem, A, tied, relax, number // _SLOW)
-        newest = space.add(slow * np.exp(-_FADING * values / rate), number)
-        newest = np.hstack([newest, space.add(_starts(problem, tied), number)])
+        newest = space.add(slow * np.exp(-_FADING * values / rate))
+        newest = np.hstack([newest, space.add(relax(_starts(problem)))])
         operators = problem.phase_operators
         forces = [rate * mass, *(strength * J for J in problem.phase_operators[:dim]),
                   *operators[dim:]]
         while space.size < number and newest.shape[1]:
-            newest = space.add(respond(np.hstack([F @ newest for F in forces])), number)
+            newest = space.add(respond(np.hstack([F @ newest for F in forces])))
         values, modes = _diagonalised(A, tied, space)
+        kept = max(1, int(np.searchsorted(values, _FASTEST * rate)))
+        values, modes = values[:kept], modes[:, :kept]
     except PETSc.Error as error:
         raise SolverError(f"responses of {size} unknowns: PETSc failed while factorising; "
                           "more memory?") from error
@@ -88,19 +95,24 @@ def response_basis(problem: BlochTorrey, number: int, rate: float, strength: flo
 
 
 class _Space:
-    """Mass-orthonormal functions at the owned broken dofs."""
+    """Mass-orthonormal functions at the owned broken dofs, up to about ``most`` of them."""
 
-    def __init__(self, comm, mass):
-        self.comm, self.mass = comm, mass
-        self.functions = np.empty((mass.shape[0], 0))
-        self._loads = self.functions  # the mass times them
+    def __init__(self, comm, mass, most: int):
+        self.comm, self.mass, self.most, self.size = comm, mass, most, 0
+        self._columns = np.empty((2, mass.shape[0], most + _CANDIDATES), order="F")
 
     @property
-    def size(self) -> int:
-        return self.functions.shape[1]
+    def functions(self) -> np.ndarray:
+        """``(n_owned, size)``."""
+        return self._columns[0, :, : self.size]
 
-    def add(self, candidates: np.ndarray, most: int) -> np.ndarray:
-        """Take in what candidates ``(n_owned, m)`` add, up to about ``most`` functions in all.
+    @property
+    def _loads(self) -> np.ndarray:
+        """The mass times them."""
+        return self._columns[1, :, : self.size]
+
+    def add(self, candidates: np.ndarray) -> np.ndarray:
+        """Take in what candidates ``(n_owned, m)`` add.
 
         Returns:
             ``(n_owned, k)`` the new directions, as long as they are among the candidates.
@@ -109,15 +121,17 @@ class _Space:
         values, vectors = self.comm.bcast(
             tuple(np.linalg.eigh(self._products(new, self.mass @ new))))
         sizes = np.sqrt(np.maximum(values[::-1], 0.0))
-        sizes = sizes[: _kept(sizes, most - self.size)]
+        sizes = sizes[: _kept(sizes, self.most - self.size)]
         new = new @ vectors[:, ::-1][:, : len(sizes)]
         # once more, for the digits that small ones have lost
         functions = self._without(new / sizes)
         loads = self.mass @ functions
         triangle = np.linalg.cholesky(self._products(functions, loads))
         turn = np.linalg.inv(self.comm.bcast(triangle)).T
-        self.functions = np.hstack([self.functions, functions @ turn])
-        self._loads = np.hstack([self._loads, loads @ turn])
+        added = slice(self.size, self.size + len(sizes))
+        self._columns[0, :, added] = functions @ turn
+        self._columns[1, :, added] = loads @ turn
+        self.size = added.stop
         return new
 
     def _without(self, columns: np.ndarray) -> np.ndarray:
@@ -144,16 +158,17 @@ def _kept(sizes: np.ndarray, room: int) -> int:
 def _slowest(problem: BlochTorrey, A: PETSc.Mat, tied: _Tied, relax: Callable,
              number: int) -> tuple[np.ndarray, np.ndarray]:
     """About the slowest modes: values ``(k,)`` and functions, by a block Krylov space."""
-    space = _Space(problem.comm, problem.local_mass)
     x = problem.space.tabulate_dof_coordinates()[: problem.local_mass.shape[0]]
     # the same waves whatever the ranks, of no symmetry, from long to short ones
     k = np.arange(1, 2 + number // _PER_WAVE)
     extent = float(np.max(problem.mesh.bounds[1] - problem.mesh.bounds[0]))
     waves = np.cos(x @ np.sin(np.outer([1.3, 2.1, 2.9], k)) * (3 * k ** (1 / 3) / extent) + k)
+    space = _Space(problem.comm, problem.local_mass,
+                   min(_ROUNDS * waves.shape[1], tied.matrix.getSize()[0]))
     block = _normalised(problem, tied.broken(tied.load(waves) / _weight(tied)))
     for _ in range(_ROUNDS):
         before = space.size
-        space.add(relax(block), tied.matrix.getSize()[0])
+        space.add(relax(block))
         block = space.functions[:, before:]
         if not block.shape[1]:
             break
@@ -161,15 +176,9 @@ def _slowest(problem: BlochTorrey, A: PETSc.Mat, tied: _Tied, relax: Callable,
     return values[:number], functions[:, :number]
 
 
-def _starts(problem: BlochTorrey, tied: _Tied) -> np.ndarray:
-    """What the evolution and its adjoint begin with, in the tied space, of norm 1: ``(n, 2)``."""
-    mass = problem.local_mass
-    starts = np.column_stack([problem.initial, problem.scale])
-    if problem.prolongation is not None:
-        ksp = cholesky(problem.mass_matrix)
-        starts = tied.broken(_solver(ksp, tied)(tied.load(mass @ starts)))
-        ksp.destroy()
-    return _normalised(problem, starts)
+def _starts(problem: BlochTorrey) -> np.ndarray:
+    """What the evolution and its adjoint begin with, of norm 1: ``(n_owned, 2)``."""
+    return _normalised(problem, np.column_stack([problem.initial, problem.scale]))
 
 
 def _diagonalised(A: PETSc.Mat, tied: _Tied, space: _Space) -> tuple[np.ndarray, np.ndarray]:
