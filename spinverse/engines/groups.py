@@ -12,6 +12,8 @@ from .fields import plan_in_field
 from .gauge import Wave, moves
 from .gauge import pieces as wave_pieces
 
+_COLUMNS = 50  # of a batch, about
+
 
 @dataclass
 class Group:
@@ -65,14 +67,22 @@ class Batch:
 
 
 def batches(groups: Iterable[Group]) -> list[Batch]:
-    """As few batches as possible; those under fields or along periodic axes are of one group."""
+    """Batches of up to about `_COLUMNS` measurements, for their states to stay in the cache.
+
+    Those under fields or along periodic axes are of one group each.
+    """
     alike: dict[tuple, list[Group]] = {}
     for group in groups:
         apart = group.fields or any(isinstance(value, Wave) for _, value, _ in group.pieces)
         key = (id(group),) if apart else (
             tuple(piece[:2] for piece in group.pieces), group.fold, len(group.rows))
         alike.setdefault(key, []).append(group)
-    return [Batch.of(found) for found in alike.values()]
+    result = []
+    for found in alike.values():
+        parts = -(-len(found) * len(found[0].rows) // _COLUMNS)
+        each = -(-len(found) // parts)
+        result += [Batch.of(found[k: k + each]) for k in range(0, len(found), each)]
+    return result
 
 
 def plan(acquisition: Acquisition, max_step: float, dim: int,
