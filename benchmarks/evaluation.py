@@ -233,10 +233,11 @@ def table(case: Case, repeats: int) -> dict:
     batch = case.engine._tape[-1][0]
     speed = rates(n, K, len(batch.strength), 2 * batch.strength.shape[1], repeats)
     of = {"forward": "many skinny products", "back": "wide product"}
+    shapes = ", ".join(f"{name} {rate / 1e9:.1f}" for name, rate in speed.items()
+                       if name != "bandwidth")
     print(f"  {K} functions of {n} unknowns, decay up to "
-          f"{case.engine.basis.eigenvalues[-1]:.3g}/ms; Gflop/s of " + ", ".join(f"{name} {rate / 1e9:.1f}" for name, rate in speed.items()
-                                     if name != "bandwidth")
-          + f"; copy {speed['bandwidth'] / 1e9:.1f} GB/s")
+          f"{case.engine.basis.eigenvalues[-1]:.3g}/ms")
+    print(f"  Gflop/s: {shapes}; copy {speed['bandwidth'] / 1e9:.1f} GB/s")
     print(f"  {'phase':12} {'CPU s':>8} {'Gflop':>8} {'MB':>8} {'floor s':>8} {'ratio':>6}")
     floors = 0.0
     work_of = work(case, adds, factor) if adds else {}
@@ -373,8 +374,9 @@ def main() -> None:
             agreement(case, options, found)
             held = child(options, "--child", "memory", "--sequences", str(sequences), "--where",
                          where, "--functions", options.functions)
-            print(f"  peak memory above the import's {held['imported']:.0f} MB: {held['MB']:.0f} MB, "
-                  f"of which {held['ready']:.0f} before the evaluation", flush=True)
+            print(f"  peak memory above the import's {held['imported']:.0f} MB: "
+                  f"{held['MB']:.0f} MB, of which {held['ready']:.0f} before the evaluation",
+                  flush=True)
 
 
 if __name__ == "__main__":
