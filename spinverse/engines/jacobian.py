@@ -19,7 +19,8 @@ from mpi4py import MPI
 from ..errors import InputError
 from .chebyshev import Propagation
 from .groups import Batch
-from .matrix_formalism import MatrixFormalism, _divided_differences, _with_ghosts
+from .matrix_formalism import MatrixFormalism, _with_ghosts
+from .rest import divided_differences
 
 _BLOCK_BYTES = 2**26  # packed matrices of a block of measurements, or of facets
 
@@ -90,7 +91,7 @@ def _sweeps(engine: MatrixFormalism, weights: np.ndarray | None,
                 G += (swept[m] @ states[m].T) * factor
             if gap := group.gap[m]:
                 if gap not in decays:
-                    decays[gap] = _divided_differences(basis.eigenvalues, gap)
+                    decays[gap] = divided_differences(basis.eigenvalues, gap)
                 G += np.outer((w[m] * ket[:, m]).conj(), right[:, m]).real * decays[gap]
             G += G.T
             G[np.diag_indices(K)] *= 0.5  # entries off the diagonal stand for two
@@ -112,7 +113,7 @@ def _backward(forward: list, p: np.ndarray, eigenvalues: np.ndarray, count: int)
         else:
             products.append((_by_measurement([p], count),
                              _by_measurement([step._input], count),
-                             _divided_differences(eigenvalues, step.duration)))
+                             divided_differences(eigenvalues, step.duration)))
             p = np.exp(-eigenvalues * step.duration)[:, None] * p
     return products
 

@@ -25,7 +25,6 @@ One eigenproblem serves all measurements; these are shared out over the ranks by
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
 
 import dolfinx
 import numpy as np
@@ -42,6 +41,7 @@ from .fields import step_in_field
 from .groups import Batch, batches, plan
 from .mode_derivatives import ModeDerivatives, add_up
 from .response_basis import response_basis
+from .rest import Rest, divided_differences, real_product
 
 _FIRST_MODES = 48
 _MOST_AT_FIRST = 400
@@ -184,7 +184,7 @@ class MatrixFormalism:
         for group, left, right, forward in self._tape:
             self._pull_back(group, adjoint, left, right, forward, total, gaps)
         for gap in sorted(gaps):
-            total[0] += gaps[gap] * _divided_differences(basis.eigenvalues, gap)
+            total[0] += gaps[gap] * divided_differences(basis.eigenvalues, gap)
         result = np.empty_like(total)
         self.problem.comm.Allreduce(0.5 * (total + total.transpose(0, 2, 1)), result)
         return result
@@ -218,7 +218,7 @@ class MatrixFormalism:
                 step = step_in_field(basis, batch.fields[place], along[0], value * q, duration,
                                      operators, corrected)
             elif not value:
-                step = _Rest(basis.eigenvalues, duration)
+                step = Rest(basis.eigenvalues, duration)
             elif isinstance(value, gauge.Wave):
                 step = gauge.propagation(basis, value, along[0], q, duration, drifts)
             else:
@@ -248,7 +248,7 @@ class MatrixFormalism:
         ket = left.conj() if batch.fold > 0 else left
         for gap in set(batch.gap.tolist()) - {0.0}:
             chosen = batch.gap == gap
-            gaps[gap] += _real_product(w[chosen] * ket[:, chosen], right[:, chosen])
+            gaps[gap] += real_product(w[chosen] * ket[:, chosen], right[:, chosen])
         if not forward:
             return
         p = self.at_the_end(basis, batch, w, left, right)
@@ -435,7 +435,7 @@ def _more_modes(found: int, before: float, error: float, excess: float) -> int:
 def _backward_turning(step, p: np.ndarray, G: np.ndarray, batch: Batch, place: int,
                       dim: int) -> np.ndarray:
     """Pull back through one piece, adding to the derivatives of `MatrixFormalism._by_operator`."""
-    if isinstance(step, _Rest):
+    if isinstance(step, Rest):
         return step.backward(p, G[0])
     along = batch.pieces[place][2]
     by_position, by_field = np.zeros((len(along), *G[0].shape)), np.zeros_like(G[0])
@@ -459,41 +459,6 @@ def _operators(basis: Eigenmodes, along: tuple[tuple[float, ...], ...], correcte
         return X, reach, 0.0, 0.0
     C = basis.omitted(along[0])
     return X, reach, C, max(float(np.linalg.eigvalsh(C)[-1]), 0.0)
-
-
-def _real_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Re(conj(a) b^T) of complex columns, ``(K, K)``."""
-    return np.hstack([a.real, a.imag]) @ np.hstack([b.real, b.imag]).T
-
-
-@dataclass
-class _Rest:
-    """A piece without gradient: exp(-Lambda t)."""
-
-    eigenvalues: np.ndarray
-    duration: float
-    _input: np.ndarray = None
-
-    def forward(self, u, remember=False):
-        self._input = u if remember else None
-        return np.exp(-self.eigenvalues * self.duration)[:, None] * u
-
-    def backward(self, adjoint, gradient):
-        product = _real_product(adjoint, self._input)
-        gradient += product * _divided_differences(self.eigenvalues, self.duration)
-        return np.exp(-self.eigenvalues * self.duration)[:, None] * adjoint
-
-
-def _divided_differences(eigenvalues: np.ndarray, duration: float) -> np.ndarray:
-    """(exp(-a t) - exp(-b t)) / (a - b) for all pairs, its limit -t exp(-a t) on the diagonal."""
-    a, b = eigenvalues[:, None], eigenvalues[None, :]
-    half = 0.5 * (a - b) * duration
-    small = np.abs(half) < 1e-4
-    sinhc = np.where(small, 1 + half**2 / 6, 0.0)
-    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        direct = (np.exp(-a * duration) - np.exp(-b * duration)) / (a - b)
-    smooth = -duration * np.exp(-0.5 * (a + b) * duration) * sinhc
-    return np.where(small, smooth, direct)
 
 
 def _with_ghosts(problem: BlochTorrey, modes: np.ndarray) -> np.ndarray:
