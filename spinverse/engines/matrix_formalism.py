@@ -111,7 +111,7 @@ class MatrixFormalism:
         """The modes at a permeability, ``(nf,)`` um/ms; as it is if nothing is said. Collective."""
         if permeability is not None:
             self.problem.set_permeability(permeability)
-        if self.modes == "auto":
+        if isinstance(self.modes, str):
             self._choose_modes()
         elif self.functions == "modes" or self.problem.periodic or (
                 self.modes >= self.problem.num_unknowns):
@@ -180,7 +180,7 @@ class MatrixFormalism:
         basis = self._taped
         K = len(basis)
         total = np.zeros((1 + turning * len(basis.turning), K, K))
-        gaps = defaultdict(lambda: np.zeros((K, K)))
+        gaps: dict[float, np.ndarray] = defaultdict(lambda: np.zeros((K, K)))
         for group, left, right, forward in self._tape:
             self._pull_back(group, adjoint, left, right, forward, total, gaps)
         for gap in sorted(gaps):
@@ -212,7 +212,9 @@ class MatrixFormalism:
         q = np.hstack([batch.strength] * (1 + double)).ravel()
         starts = np.stack([basis.start, basis.receive], axis=1)[:, : 1 + double].astype(complex)
         u = np.tile(np.repeat(starts, count, axis=1), directions)
-        forward, operators, drifts = [], {}, {}
+        forward = []
+        operators: dict[tuple, tuple] = {}
+        drifts: dict[tuple, tuple] = {}
         for place, (duration, value, along) in enumerate(batch.pieces):
             if batch.fields:
                 step = step_in_field(basis, batch.fields[place], along[0], value * q, duration,
