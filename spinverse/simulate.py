@@ -21,8 +21,11 @@ _log = logging.getLogger(__name__)
 
 def make_engine(problem: BlochTorrey, acquisition: Acquisition, engine: str = "auto",
                 modes: int | str = "auto", tolerance: float = 1e-4,
-                time_step: float | str = "auto") -> MatrixFormalism | TimeStepping:
+                time_step: float | str = "auto",
+                functions: str = "modes") -> MatrixFormalism | TimeStepping:
     """The engine of a name; see `simulate` for the arguments. Collective.
+
+    ``functions`` is of the matrix formalism (`MatrixFormalism`).
 
     With "auto" a line of the log (rank 0, level warning) says it if the matrix formalism cannot
     take the problem's extra terms.
@@ -41,7 +44,7 @@ def make_engine(problem: BlochTorrey, acquisition: Acquisition, engine: str = "a
                 _log.warning("engine: time_stepping; the matrix formalism cannot take extra_terms, "
                              "because %s", error.reason)
     if engine == "matrix_formalism":
-        return MatrixFormalism(problem, acquisition, modes, tolerance)
+        return MatrixFormalism(problem, acquisition, modes, tolerance, functions=functions)
     if engine == "time_stepping":
         return TimeStepping(problem, acquisition, time_step, tolerance=tolerance)
     raise InputError(f"engine: {engine!r}, expected one of {', '.join(ENGINES)}, auto")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import dolfinx
@@ -16,7 +17,8 @@ from spinverse.acquisition import Acquisition
 from spinverse.engines import analytic
 from spinverse.engines.chebyshev import Propagation
 from spinverse.engines.eigenmodes import eigenmodes
-from spinverse.engines.matrix_formalism import MatrixFormalism, _divided_differences
+from spinverse.engines.matrix_formalism import MatrixFormalism
+from spinverse.engines.rest import divided_differences
 from spinverse.mesh import Ball
 from spinverse.mesh.checks import facets_of
 
@@ -89,11 +91,11 @@ def test_pulling_back_is_the_derivative_of_the_exponential(largest, strength):
     assert np.sum(gradient * E) == pytest.approx(expected, rel=1e-7)
 
 
-def test_divided_differences():
+def testdivided_differences():
     values = np.array([0.0, 0.0, 1e-9, 0.3, 0.3 + 1e-7, 2.0, 500.0])
     E = np.random.default_rng(1).normal(size=(7, 7))
     exact = expm_frechet(-1.5 * np.diag(values), -1.5 * E, compute_expm=False)
-    assert np.abs(_divided_differences(values, 1.5) * E - exact).max() < 1e-9
+    assert np.abs(divided_differences(values, 1.5) * E - exact).max() < 1e-9
 
 
 # ---- jumps and ties -----------------------------------------------------------------------------
@@ -207,6 +209,26 @@ def test_the_same_on_any_number_of_ranks(comm, tied, modes):
     partner = alone.find_facets(here.facet_vertices)
     assert np.abs(gradient - gradient_alone[partner]).max(initial=0) < (
         1e-8 * np.abs(gradient_alone).max())
+
+
+@pytest.mark.parametrize("density", [{1: 0.7, 2: 1.0}, 1.0])
+def test_directions_at_once_or_one_by_one(density, monkeypatch):
+    problem = tagged()
+    problem = BlochTorrey(replace(problem.tissue, density=density))
+    acquisition = Acquisition.pgse([0, 500, 2500], 5, [3.0, 3.0, 2.0], [8.0, 12.0, 5.0])
+    weights = np.exp(1j * np.arange(len(acquisition)))
+    found = []
+    for columns in (10**6, 1):
+        monkeypatch.setattr("spinverse.engines.groups._COLUMNS", columns)
+        engine = MatrixFormalism(problem, acquisition, modes=30)
+        signals = engine.signals(remember=True)
+        coefficients = engine.gradient(weights), engine.gradient_of(problem.kappa, weights)
+        found.append((len(engine._batches), signals, *coefficients))
+    (few, *first), (many, *second) = found
+    assert few == 3 and many == 11  # no gradient, pulses of 3 ms, of 2 ms; each direction
+    for a, b in zip(first, second, strict=True):
+        assert np.abs(a - b).max() < 1e-11 * np.abs(b).max()
+    assert np.abs(first[1] - first[2]).max() < 1e-9 * np.abs(first[1]).max()
 
 
 @pytest.mark.mpi

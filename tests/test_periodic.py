@@ -232,7 +232,7 @@ def test_half_of_the_waveform_gives_what_the_whole_gives(waveform, monkeypatch):
     acquisition = few() if waveform is None else Acquisition.product(
         [waveform], [1500.0], None if waveform.vector else [[-0.48, 0.8, 0.36]])
     half = every_mode(problem, acquisition, 0.05).signals()
-    monkeypatch.setattr("spinverse.engines.matrix_formalism._sign", lambda waveform: 0)
+    monkeypatch.setattr("spinverse.engines.groups._sign", lambda waveform: 0)
     whole = every_mode(problem, acquisition, 0.05).signals()
     assert error(problem, half, whole) < 1e-6
 

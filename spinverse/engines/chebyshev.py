@@ -11,7 +11,9 @@ is round-off, and the gradient is that of the exact exponential.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from dataclasses import field as member
 from functools import lru_cache
 
 import numpy as np
@@ -70,6 +72,26 @@ def expansion(duration: float, largest: float, phase: float) -> Expansion:
     return best[1]
 
 
+class Store:
+    """Memory that is used again: what is lent is valid until `restart`."""
+
+    def __init__(self):
+        self._block, self._lent = np.empty(0, complex), 0
+
+    def restart(self) -> None:
+        """Take back all, and make room for as much at once."""
+        if self._lent > len(self._block):
+            self._block = np.empty(self._lent, complex)
+        self._lent = 0
+
+    def lend(self, shape: tuple[int, ...]) -> np.ndarray:
+        """A complex array of that shape, of any content."""
+        first, self._lent = self._lent, self._lent + int(np.prod(shape))
+        if self._lent > len(self._block):
+            return np.empty(shape, complex)
+        return self._block[first: self._lent].reshape(shape)
+
+
 @dataclass
 class Propagation:
     """exp(-duration (A + i Y)) on a block of columns, remembering what the adjoint needs.
@@ -77,7 +99,7 @@ class Propagation:
     Args:
         eigenvalues: ``(K,)`` of A, 1/ms.
         X: ``(K, K)`` position operator along the direction, um; any real matrix if ``interval``
-            is given.
+            is given. ``(D, K, K)`` for several directions: columns are D equal blocks then.
         q: ``(C,)`` precession gradient of each column, rad/(ms um): Y of column c is q[c] X.
         reach: bound on the spectral radius of the symmetric part of X, um.
         duration: ms.
@@ -86,6 +108,7 @@ class Propagation:
             given.
         field: ``(K, K)`` real symmetric, rad/ms, that is added to Y of every column.
         field_reach: bound on its spectral radius, rad/ms.
+        store: lends the memory for what is remembered.
     """
 
     eigenvalues: np.ndarray
@@ -97,6 +120,7 @@ class Propagation:
     interval: tuple[float, float] | None = None
     field: np.ndarray | None = None
     field_reach: float = 0.0
+    store: Store = member(default_factory=Store)
 
     def __post_init__(self):
         phase = float(np.abs(self.q).max(initial=0.0)) * self.reach + self.field_reach
@@ -104,8 +128,10 @@ class Propagation:
         plan = expansion(float(self.duration), high - low, phase)
         self.plan = plan
         self._coefficients = np.exp(-self.duration * low / plan.steps) * np.array(plan.coefficients)
-        self._q = np.concatenate([self.q, self.q]) / plan.width
-        squares = self._q * np.concatenate([self.q, self.q])
+        # real matrices act on complex columns as on twice as many real ones, by `_real`
+        self._operators = self.X if self.X.ndim == 3 else self.X[None]
+        self._turn = 1j * self.q / plan.width
+        squares = self.q**2 / plan.width
         self._decay = ((self.eigenvalues - low - plan.centre) / plan.width)[:, None]
         self._squares = squares if np.ndim(self.square) else None
         if np.ndim(self.square) == 0 and self.square:
@@ -113,52 +139,38 @@ class Propagation:
         self._field = None if self.field is None else self.field / plan.width
         self._tape: list[np.ndarray] = []
 
-    def _apply(self, u, X, sign):
-        """((A - c) + sign i (q X + field)) / a on columns u = [Re | Im]."""
-        half = u.shape[1] // 2
-        if self._field is None:
-            Yu = (X @ u) * self._q
-        else:
-            Yu = self._field @ u
-            if self._q.any():
-                Yu += (X @ u) * self._q
-        out = self._decay * u
+    def _apply(self, u, out, work, X, sign, factor):
+        """factor ((A - c) + i (q X + field)) / a on u; with sign -1 and X^T the adjoint of it."""
+        np.matmul(X, self._blocks(u), out=self._blocks(work))
+        work *= sign * factor * self._turn
+        if self._field is not None:
+            work += (1j * sign * factor) * _times(self._field, u)
+        np.multiply(factor * self._decay, u, out=out)
         if self._squares is not None:
-            out += (self.square @ u) * self._squares
-        if sign < 0:
-            np.negative(Yu, out=Yu)
-        out[:, :half] -= Yu[:, half:]
-        out[:, half:] += Yu[:, :half]
+            out += _times(self.square, u) * (factor * self._squares)
+        out += work
         return out
-
-    def _forth(self, u):
-        return self._apply(u, self.X, 1)
-
-    def _back(self, u):
-        """Conjugate transpose of `_forth`."""
-        return self._apply(u, self.X.T, -1)
 
     def forward(self, u: np.ndarray, remember: bool = False) -> np.ndarray:
         """The action on complex columns ``(K, C)``."""
-        state = np.hstack([u.real, u.imag])
-        c = self._coefficients
+        state, c, X = np.array(u, dtype=complex, order="C"), self._coefficients, self._operators
+        work = np.empty_like(state)
+        self._tape = []
         for _ in range(self.plan.steps):
-            before, now = state, self._forth(state)
-            terms = [before, now]
-            total = c[0] * before + c[1] * now
-            for ck in c[2:]:
-                after = self._forth(now)
-                after *= 2
-                after -= before
-                before, now = now, after
-                total += ck * now
-                if remember:
-                    terms.append(now)
+            # without a tape three terms take turns
+            shape = (len(c) if remember else 3, *state.shape)
+            terms = self.store.lend(shape) if remember else np.empty(shape, complex)
+            terms[0] = state
+            now = self._apply(terms[0], terms[1], work, X, 1, 1.0)
+            state *= c[0]
+            state += np.multiply(c[1], now, out=work)
+            for k in range(2, len(c)):
+                now = self._apply(now, terms[k % shape[0]], work, X, 1, 2.0)
+                now -= terms[(k - 2) % shape[0]]
+                state += np.multiply(c[k], now, out=work)
             if remember:
-                self._tape.append(np.hstack(terms[:-1]))
-            state = total
-        half = state.shape[1] // 2
-        return state[:, :half] + 1j * state[:, half:]
+                self._tape.append(terms)
+        return state
 
     def backward(self, adjoint: np.ndarray, gradient: np.ndarray,
                  turning: tuple[np.ndarray, np.ndarray] | None = None) -> np.ndarray:
@@ -167,44 +179,68 @@ class Propagation:
         Args:
             adjoint: ``(K, C)`` complex p with dJ = Re sum(conj(p) d(output)).
             gradient: ``(K, K)``; dJ = sum(gradient * dA) is added in place.
-            turning: two of these, for X and for the field, if they are wanted.
+            turning: ``(D, K, K)`` for X along each direction and ``(K, K)`` for the field, if
+                they are wanted.
 
         Returns:
             ``(K, C)`` adjoint of the input.
         """
-        state = np.hstack([adjoint.real, adjoint.imag])
-        c = self._coefficients
-        for terms in reversed(self._tape):
-            later = np.zeros_like(state)
-            now = c[-1] * state
-            swept = []
-            for ck in c[-2:0:-1]:
-                swept.append(now)
-                before = self._back(now)
-                before *= 2
-                before -= later
-                before += ck * state
-                later, now = now, before
-            swept.append(now)
-            # s_1 meets t_0 with weight 1, s_{k+1} meets t_k with weight 2
-            swept = [2.0 * s for s in swept[:-1]] + [swept[-1]]
-            swept = np.hstack(swept[::-1])
-            gradient += swept @ terms.T / self.plan.width
-            if turning is not None:
-                self._add_turning(swept, terms, *turning)
-            state = c[0] * state + self._back(now) - later
-        half = state.shape[1] // 2
-        return state[:, :half] + 1j * state[:, half:]
+        product = np.empty_like(gradient)
 
-    def _add_turning(self, swept: np.ndarray, terms: np.ndarray, by_position: np.ndarray,
-                     by_field: np.ndarray) -> None:
-        """As for A, where i times a real matrix is added to it: i (Re, Im) is (-Im, Re)."""
-        width = 2 * len(self.q)
-        turned = np.empty_like(terms)
-        for first in range(0, terms.shape[1], width):
-            middle, last = first + width // 2, first + width
-            turned[:, first:middle] = -terms[:, middle:last]
-            turned[:, middle:last] = terms[:, first:middle]
-        by_field += swept @ turned.T / self.plan.width
-        # _q is q / width, once for Re and once for Im
-        by_position += (swept * np.tile(self._q, terms.shape[1] // width)) @ turned.T
+        def visit(swept, term, factor):
+            np.matmul(_real(swept), _real(term).T, out=product)
+            np.multiply(product, factor, out=product)
+            np.add(gradient, product, out=gradient)
+            if turning is not None:
+                by_position, by_field = turning
+                turned = 1j * term
+                by_field += factor * (_real(swept) @ _real(turned).T)
+                by_position += factor * (self._blocks(swept * self.q)
+                                         @ self._blocks(turned).transpose(0, 2, 1))
+
+        return self.sweep(adjoint, visit)
+
+    def sweep(self, adjoint: np.ndarray, visit: Callable) -> np.ndarray:
+        """Pull an adjoint back.
+
+        Args:
+            adjoint: ``(K, C)`` complex.
+            visit: called as ``visit(swept, term, factor)`` with ``(K, C)`` complex: factor times
+                Re(conj(swept) term^T), summed over columns and calls, is the derivative with
+                respect to A. Arrays are valid during the call.
+
+        Returns:
+            ``(K, C)`` adjoint of the input.
+        """
+        state, c, width = np.array(adjoint, complex, order="C"), self._coefficients, self.plan.width
+        X = np.ascontiguousarray(self._operators.transpose(0, 2, 1))
+        turns, work = [np.empty_like(state) for _ in range(3)], np.empty_like(state)
+        for terms in reversed(self._tape):
+            later, now, spare = turns
+            later[:] = 0.0
+            np.multiply(c[-1], state, out=now)
+            for k in range(len(c) - 2, 0, -1):
+                visit(now, terms[k], 2.0 / width)
+                before = self._apply(now, spare, work, X, -1, 2.0)
+                before -= later
+                before += np.multiply(c[k], state, out=work)
+                later, now, spare = now, before, later
+            visit(now, terms[0], 1.0 / width)
+            state *= c[0]
+            state += self._apply(now, spare, work, X, -1, 1.0)
+            state -= later
+        return state
+
+    def _blocks(self, u: np.ndarray) -> np.ndarray:
+        """Columns ``(K, D C)`` as a real view ``(D, K, 2 C)``."""
+        return _real(u).reshape(len(u), len(self._operators), -1).transpose(1, 0, 2)
+
+
+def _real(u: np.ndarray) -> np.ndarray:
+    """Complex columns ``(K, C)`` as a real view ``(K, 2 C)``."""
+    return u.view(float)
+
+
+def _times(matrix: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """A real matrix times complex columns."""
+    return (matrix @ _real(u)).view(complex)

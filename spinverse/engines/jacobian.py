@@ -18,7 +18,9 @@ from mpi4py import MPI
 
 from ..errors import InputError
 from .chebyshev import Propagation
-from .matrix_formalism import MatrixFormalism, _divided_differences, _with_ghosts
+from .groups import Batch
+from .matrix_formalism import MatrixFormalism, _with_ghosts
+from .rest import divided_differences
 
 _BLOCK_BYTES = 2**26  # packed matrices of a block of measurements, or of facets
 
@@ -70,24 +72,18 @@ def signal_jacobian(engine: MatrixFormalism, permeability: np.ndarray | None = N
 def _sweeps(engine: MatrixFormalism, weights: np.ndarray | None,
             signals: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """This rank's measurements with their packed G_m; fills in their signals on the way."""
-    basis, remembered = engine.basis, engine._tape
+    basis = engine.basis
     K = len(basis)
     upper, decays = np.triu_indices(K), {}
     for index in engine._mine:
-        engine._tape = []
-        values = engine._evolve_group(basis, engine._groups[index], True)
-        (group, left, right, forward), = engine._tape
-        engine._tape = remembered  # only this group's states are held
+        group = Batch.of([engine._groups[index]])
+        values, (_, left, right, forward) = engine._evolve_batch(basis, group, True)
         signals[group.rows] = values
         w = _phase(values) if weights is None else np.asarray(weights)[group.rows]
         ket = left.conj() if group.fold > 0 else left
-        decay = np.exp(-basis.eigenvalues[:, None] * np.array(group.gap))
         products = []
         if forward:
-            p = w * decay * ket
-            if group.fold:
-                p_left = w.conj() * decay * right if group.fold < 0 else w * decay * right.conj()
-                p = np.hstack([p, p_left]) if engine._ratio is None else p + p_left / engine._ratio
+            p = engine.at_the_end(basis, group, w, left, right)
             products = _backward(forward, p, basis.eigenvalues, len(group.rows))
         for m, row in enumerate(group.rows):
             G = np.zeros((K, K))
@@ -95,7 +91,7 @@ def _sweeps(engine: MatrixFormalism, weights: np.ndarray | None,
                 G += (swept[m] @ states[m].T) * factor
             if gap := group.gap[m]:
                 if gap not in decays:
-                    decays[gap] = _divided_differences(basis.eigenvalues, gap)
+                    decays[gap] = divided_differences(basis.eigenvalues, gap)
                 G += np.outer((w[m] * ket[:, m]).conj(), right[:, m]).real * decays[gap]
             G += G.T
             G[np.diag_indices(K)] *= 0.5  # entries off the diagonal stand for two
@@ -115,43 +111,36 @@ def _backward(forward: list, p: np.ndarray, eigenvalues: np.ndarray, count: int)
             p, found = _swept(step, p, count)
             products += found
         else:
-            products.append((_by_measurement([np.hstack([p.real, p.imag])], count),
-                             _by_measurement([np.hstack([step._input.real, step._input.imag])],
-                                             count),
-                             _divided_differences(eigenvalues, step.duration)))
+            products.append((_by_measurement([p], count),
+                             _by_measurement([step._input], count),
+                             divided_differences(eigenvalues, step.duration)))
             p = np.exp(-eigenvalues * step.duration)[:, None] * p
     return products
 
 
 def _swept(step: Propagation, adjoint: np.ndarray, count: int) -> tuple[np.ndarray, list[tuple]]:
     """`Propagation.backward` with the products of each measurement by themselves."""
-    state = np.hstack([adjoint.real, adjoint.imag])
-    c, width = step._coefficients, state.shape[1]
-    products = []
-    for terms in reversed(step._tape):
-        later, now, swept = np.zeros_like(state), c[-1] * state, []
-        for ck in c[-2:0:-1]:
-            swept.append(now)
-            before = step._back(now)
-            before *= 2
-            before -= later
-            before += ck * state
-            later, now = now, before
-        swept.append(now)
-        swept = [2.0 * s for s in swept[:-1]] + [swept[-1]]
-        blocks = [terms[:, k: k + width] for k in range(0, terms.shape[1], width)]
-        products.append((_by_measurement(swept[::-1], count), _by_measurement(blocks, count),
-                         1.0 / step.plan.width))
-        state = c[0] * state + step._back(now) - later
-    half = width // 2
-    return state[:, :half] + 1j * state[:, half:], products
+    found: dict[float, tuple[list, list]] = {}
+
+    def visit(swept, term, factor):
+        swept_of, terms_of = found.setdefault(factor, ([], []))
+        swept_of.append(swept.copy())
+        terms_of.append(term)
+
+    adjoint = step.sweep(adjoint, visit)
+    return adjoint, [(_by_measurement(swept, count), _by_measurement(terms, count), factor)
+                     for factor, (swept, terms) in found.items()]
 
 
-def _by_measurement(blocks: list[np.ndarray], count: int) -> np.ndarray:
-    """Columns sorted by measurement, ``(count, K, n)``; it is the fastest index in each block."""
-    stacked = np.stack(blocks, axis=1)
-    K = len(stacked)
-    return np.ascontiguousarray(np.moveaxis(stacked.reshape(K, -1, count), 2, 0))
+def _by_measurement(states: list[np.ndarray], count: int) -> np.ndarray:
+    """Complex states as real ones sorted by measurement, ``(count, K, n)``.
+
+    Each ``(K, C)``: once or twice a column for each measurement.
+    """
+    stacked = np.stack(states, axis=-1)
+    K, _, number = stacked.shape
+    by = stacked.reshape(K, -1, count, number).transpose(2, 0, 1, 3)
+    return np.ascontiguousarray(by).reshape(count, K, -1).view(float)
 
 
 def _phase(signals: np.ndarray) -> np.ndarray:

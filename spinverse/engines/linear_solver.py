@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from petsc4py import PETSc
 
 from ..errors import SolverError
@@ -9,18 +10,22 @@ from ..errors import SolverError
 OUT_OF_MEMORY = (-8, -9, -13, -17, -19, -20)  # MUMPS' INFOG(1)
 
 
-def direct(matrix: PETSc.Mat, prefix: str, what: str) -> PETSc.KSP:
-    """A solver with the factor of a symmetric positive definite matrix. Collective.
+def direct(matrix: PETSc.Mat, prefix: str, what: str, definite: bool = True) -> PETSc.KSP:
+    """A solver with the factor of a symmetric matrix. Collective.
 
     Args:
         matrix: that may be destroyed afterwards.
         prefix: PETSc options with it reach the solver.
         what: the computation, for messages.
+        definite: whether it is known to be positive definite.
 
     Raises:
-        SolverError: the factorisation failed.
+        SolverError: the factorisation failed, or the matrix has entries that are no numbers, of
+            which a factor need not complain.
     """
-    matrix.setOption(PETSc.Mat.Option.SPD, True)
+    if not np.isfinite(matrix.norm()):
+        raise SolverError(f"{what}: the matrix has entries that are no numbers")
+    matrix.setOption(PETSc.Mat.Option.SPD, definite)
     ksp = PETSc.KSP().create(matrix.comm)
     ksp.setOperators(matrix)
     ksp.setType(PETSc.KSP.Type.PREONLY)

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import dolfinx
 import numpy as np
@@ -37,39 +36,23 @@ from ..errors import InputError, SolverError
 from ..phases import phase
 from ..problem import BlochTorrey
 from . import gauge
-from .chebyshev import Propagation
+from .chebyshev import Propagation, Store
 from .checks import check_directions
 from .eigenmodes import Eigenmodes, eigenmodes
-from .fields import plan_in_field, step_in_field
+from .fields import step_in_field
+from .groups import Batch, batches, plan
 from .mode_derivatives import ModeDerivatives, add_up
 from .progress import silent
+from .response_basis import response_basis
+from .rest import Rest, divided_differences, real_product
 
 _FIRST_MODES = 48
 _MOST_AT_FIRST = 400
 _FINEST = 2.5  # shortest wave number of the first guess, in units of (g / D)^(1/3)
 _LEVEL = 0.45  # from one truncation to the next
+FUNCTIONS = ("modes", "responses")
+_PER_PULSE = 2.0  # pole of the responses, times the time that a gradient is on for
 _STIFFEST = 1e5  # 1/ms: modes that decay faster only make exponentials long
-
-
-@dataclass
-class Group:
-    """Measurements that share their pieces of constant gradient, up to its strength.
-
-    A piece is (duration, value, direction). ``fold`` is 0 when the pieces are the whole waveform,
-    -1 or +1 when they are the first half of an antisymmetric or symmetric one. ``fields`` are the
-    numbers of the fields (`Eigenmodes.fields`) that they are run under, empty without.
-    """
-
-    pieces: tuple[tuple[float, float, tuple[float, ...]], ...]
-    fold: int
-    rows: list[int] = field(default_factory=list)
-    strength: list[float] = field(default_factory=list)
-    gap: list[float] = field(default_factory=list)
-    fields: tuple[int, ...] = ()
-
-    @property
-    def cost(self) -> float:
-        return len(self.rows) * sum(duration for duration, value, _ in self.pieces if value)
 
 
 class MatrixFormalism:
@@ -82,6 +65,9 @@ class MatrixFormalism:
         tolerance: wanted absolute error of the normalised signal from cutting the spectrum.
         max_step: ms; pieces of a waveform that is not piecewise constant, or of any gradient along
             a periodic axis.
+        functions: what a given number of modes is made of: "modes", the lowest ones, or
+            "responses" of the start to the gradients (`response_basis`), of which fewer do where
+            walls are half closed. "auto" takes the lowest modes, for its estimate is of them.
 
     Raises:
         InputError: an argument that makes no sense, or extra terms of another structure
@@ -89,13 +75,16 @@ class MatrixFormalism:
     """
 
     def __init__(self, problem: BlochTorrey, acquisition: Acquisition,
-                 modes: int | str = "auto", tolerance: float = 1e-5, max_step: float = 0.1):
+                 modes: int | str = "auto", tolerance: float = 1e-5, max_step: float = 0.1,
+                 functions: str = "modes"):
         if modes != "auto" and not (isinstance(modes, int) and modes > 0):
             raise InputError(f"modes: {modes!r}, expected a positive number or 'auto'")
         if not tolerance > 0:
             raise InputError(f"tolerance: {tolerance!r}, expected a positive number")
+        if functions not in FUNCTIONS:
+            raise InputError(f"functions: {functions!r}, expected one of {', '.join(FUNCTIONS)}")
         self.problem, self.acquisition = problem, acquisition
-        self.modes, self.tolerance = modes, tolerance
+        self.modes, self.tolerance, self.functions = modes, tolerance, functions
         self.basis: Eigenmodes | None = None
         self.estimated_error = np.nan
         # how many fields there are: of extra terms, for each sign of the echo
@@ -107,6 +96,7 @@ class MatrixFormalism:
         self._ratio = found.pop() if len(found) == 1 else None
         check_directions(acquisition, problem.mesh)
         self._share_out(max_step)
+        self._store = Store()
         self._tape: list[tuple] = []
         self._taped: Eigenmodes | None = None
         self.progress: Callable[[str, int, int], None] = silent
@@ -125,23 +115,37 @@ class MatrixFormalism:
         """The modes at a permeability, ``(nf,)`` um/ms; as it is if nothing is said. Collective."""
         if permeability is not None:
             self.problem.set_permeability(permeability)
-        if isinstance(self.modes, int):
-            self.progress(f"{self.modes} modes", 0, 0)
+        if isinstance(self.modes, str):
+            self._choose_modes()
+            return self.basis
+        self.progress(f"{self.modes} modes", 0, 0)
+        if self.functions == "modes" or self.problem.periodic or (
+                self.modes >= self.problem.num_unknowns):
             self.basis = eigenmodes(self.problem, self.modes)
         else:
-            self._choose_modes()
+            self.basis = response_basis(self.problem, self.modes, *self._reach_of_gradients())
         return self.basis
+
+    def _reach_of_gradients(self) -> tuple[float, float]:
+        """A rate, 1/ms, and the strongest gradient, rad/(ms um): see `response_basis`."""
+        longest = max((group.cost / len(group.rows) for group in self._groups), default=0.0)
+        table = self.acquisition
+        peaks = np.array([waveform.peak for waveform in table.waveforms])
+        return (_PER_PULSE / (longest or max(waveform.echo_time for waveform in table.waveforms)),
+                float(np.max(table.strength * peaks[table.waveform_index], initial=0.0)))
 
     @phase("propagation")
     def evolve(self, remember: bool = False) -> np.ndarray:
         """Signals in the present modes. Collective."""
         if remember:
-            self._tape, self._taped = [], self.basis
+            self._store.restart()
         found = []
-        for done, i in enumerate(self._mine):
-            self.progress("signals", done, len(self._mine))
-            found.append(self._evolve_group(self.basis, self._groups[i], remember))
-        return self._sum(found, self._mine)
+        for done, batch in enumerate(self._batches):
+            self.progress("signals", done, len(self._batches))
+            found.append(self._evolve_batch(self.basis, batch, remember, store=self._store))
+        if remember:
+            self._tape, self._taped = [taped for _, taped in found], self.basis
+        return self._sum(self._batches, [signals for signals, _ in found])
 
     def gradient(self, adjoint: np.ndarray) -> np.ndarray:
         """Derivative of J with respect to the permeability of the owned facets. Collective.
@@ -190,7 +194,7 @@ class MatrixFormalism:
         for group, left, right, forward in self._tape:
             self._pull_back(group, adjoint, left, right, forward, total, gaps)
         for gap in sorted(gaps):
-            total[0] += gaps[gap] * _divided_differences(basis.eigenvalues, gap)
+            total[0] += gaps[gap] * divided_differences(basis.eigenvalues, gap)
         result = np.empty_like(total)
         self.problem.comm.Allreduce(0.5 * (total + total.transpose(0, 2, 1)), result)
         return result
@@ -204,78 +208,92 @@ class MatrixFormalism:
                             self.problem.periodic, self._fields)
         by_cost = sorted(range(len(self._groups)), key=lambda i: (-self._groups[i].cost, i))
         self._mine = by_cost[self.problem.comm.rank:: self.problem.comm.size]
+        self._batches = batches(self._groups[i] for i in self._mine)
 
-    def _evolve_group(self, basis: Eigenmodes, group: Group, remember: bool = False,
-                      corrected: bool = False):
-        """Signals of the group's rows; with what the omitted modes do, if ``corrected``."""
-        count = len(group.rows)
-        q = np.array(group.strength)
-        double = bool(group.fold) and self._ratio is None
-        u = np.repeat(basis.start[:, None].astype(complex), count, axis=1)
-        if double:
-            u = np.hstack([u, np.repeat(basis.receive[:, None], count, axis=1)])
-            q = np.concatenate([q, q])
-        forward: list = []
+    def _evolve_batch(self, basis: Eigenmodes, batch: Batch, remember: bool = False,
+                      corrected: bool = False, store: Store | None = None) -> tuple:
+        """Signals of the batch's rows; with what the omitted modes do, if ``corrected``.
+
+        And what an adjoint needs, in memory of ``store``: the batch, left and right states at the
+        end, and the steps.
+        """
+        directions, count = batch.strength.shape
+        double = bool(batch.fold) and self._ratio is None
+        q = np.hstack([batch.strength] * (1 + double)).ravel()
+        starts = np.stack([basis.start, basis.receive], axis=1)[:, : 1 + double].astype(complex)
+        u = np.tile(np.repeat(starts, count, axis=1), directions)
+        forward = []
         operators: dict[tuple, tuple] = {}
-        drifts: dict = {}
-        for place, (duration, value, direction) in enumerate(group.pieces):
-            if group.fields:
-                step = step_in_field(basis, group.fields[place], direction, value * q, duration,
+        drifts: dict[tuple, tuple] = {}
+        for place, (duration, value, along) in enumerate(batch.pieces):
+            if batch.fields:
+                step = step_in_field(basis, batch.fields[place], along[0], value * q, duration,
                                      operators, corrected)
             elif not value:
-                step = _Rest(basis.eigenvalues, duration)
+                step = Rest(basis.eigenvalues, duration)
             elif isinstance(value, gauge.Wave):
-                step = gauge.propagation(basis, value, direction, q, duration, drifts)
+                step = gauge.propagation(basis, value, along[0], q, duration, drifts)
             else:
-                if direction not in operators:
-                    operators[direction] = _operators(basis, direction, corrected)
-                X, reach, square, largest = operators[direction]
+                if along not in operators:
+                    operators[along] = _operators(basis, along, corrected)
+                X, reach, square, largest = operators[along]
                 gradient = value * q
                 highest = basis.eigenvalues[-1] + largest * np.max(gradient**2)
                 step = Propagation(basis.eigenvalues, X, gradient, reach, duration, square,
-                                   (0.0, float(highest)))
+                                   (0.0, float(highest)), store=store or Store())
             u = step.forward(u, remember)
             forward.append(step)
-        right = u[:, :count]
-        if not group.fold:
-            left = np.repeat(basis.receive[:, None], count, axis=1)
+        K = len(basis)
+        u = u.reshape(K, directions, -1)
+        right = u[:, :, :count].reshape(K, -1)
+        if not batch.fold:
+            left = np.repeat(basis.receive[:, None], len(batch.rows), axis=1)
         else:
-            left = u[:, count:] if double else right / self._ratio
-        if remember:
-            self._tape.append((group, left, right, forward))
-        decay = np.exp(-basis.eigenvalues[:, None] * np.array(group.gap))
-        return ((left if group.fold > 0 else left.conj()) * decay * right).sum(axis=0)
+            left = u[:, :, count:].reshape(K, -1) if double else right / self._ratio
+        decay = np.exp(-basis.eigenvalues[:, None] * batch.gap)
+        signals = ((left if batch.fold > 0 else left.conj()) * decay * right).sum(axis=0)
+        return signals, (batch, left, right, forward)
 
-    def _pull_back(self, group, adjoint, left, right, forward, G, gaps):
+    def _pull_back(self, batch, adjoint, left, right, forward, G, gaps):
         basis = self._taped
-        # S = sum(bra * decay * right); the adjoint of right is w conj(decay bra)
-        w = adjoint[group.rows]
-        ket = left.conj() if group.fold > 0 else left
-        for gap in set(group.gap):
-            chosen = np.flatnonzero(np.array(group.gap) == gap)
-            if gap:
-                product = (w * ket)[:, chosen].conj() @ right[:, chosen].T
-                gaps[gap] += product.real
+        w = adjoint[batch.rows]
+        ket = left.conj() if batch.fold > 0 else left
+        for gap in set(batch.gap.tolist()) - {0.0}:
+            chosen = batch.gap == gap
+            gaps[gap] += real_product(w[chosen] * ket[:, chosen], right[:, chosen])
         if not forward:
             return
-        decay = np.exp(-basis.eigenvalues[:, None] * np.array(group.gap))
-        p = w * decay * ket
-        if group.fold:
-            p_left = w.conj() * decay * right if group.fold < 0 else w * decay * right.conj()
-            p = np.hstack([p, p_left]) if self._ratio is None else p + p_left / self._ratio
+        p = self.at_the_end(basis, batch, w, left, right)
         if len(G) == 1:
             for step in reversed(forward):
                 p = step.backward(p, G[0])
             return
         for place in reversed(range(len(forward))):
-            p = _backward_turning(forward[place], p, G, group, place, len(basis.positions))
+            p = _backward_turning(forward[place], p, G, batch, place, len(basis.positions))
+
+    def at_the_end(self, basis, batch: Batch, w, left, right) -> np.ndarray:
+        """The adjoint that `Propagation.backward` begins with, for weights ``(n,)`` of the rows.
+
+        S = sum(bra * decay * right); the adjoint of right is w conj(decay bra).
+        """
+        ket = left.conj() if batch.fold > 0 else left
+        decay = np.exp(-basis.eigenvalues[:, None] * batch.gap)
+        p = w * decay * ket
+        if not batch.fold:
+            return p
+        p_left = w.conj() * decay * right if batch.fold < 0 else w * decay * right.conj()
+        if self._ratio is not None:
+            return p + p_left / self._ratio
+        blocks = (len(basis), *batch.strength.shape)
+        return np.concatenate([p.reshape(blocks), p_left.reshape(blocks)], axis=2).reshape(
+            len(basis), -1)
 
     # ---- over ranks ---------------------------------------------------------------------------
 
-    def _sum(self, parts, indices) -> np.ndarray:
+    def _sum(self, batches: list[Batch], parts: list[np.ndarray]) -> np.ndarray:
         result = np.zeros(len(self.acquisition), dtype=complex)
-        for index, part in zip(indices, parts, strict=True):
-            result[self._groups[index].rows] = part
+        for batch, part in zip(batches, parts, strict=True):
+            result[batch.rows] = part
         return self.problem.comm.allreduce(result)
 
     @phase("facet contraction")
@@ -406,8 +424,10 @@ class MatrixFormalism:
 
     def _probe(self, basis: Eigenmodes, indices: list[int], corrected=False) -> np.ndarray:
         mine = indices[self.problem.comm.rank:: self.problem.comm.size]
-        return self._sum([self._evolve_group(basis, self._groups[i], corrected=corrected)
-                          for i in mine], mine)
+        # what the omitted modes do is one matrix for each direction
+        found = [Batch.of([self._groups[i]]) for i in mine]
+        return self._sum(found, [self._evolve_batch(basis, batch, corrected=corrected)[0]
+                                 for batch in found])
 
 
 def _tail(before: float, last: float) -> float:
@@ -426,123 +446,33 @@ def _more_modes(found: int, before: float, error: float, excess: float) -> int:
     return int(found * np.clip(1.1 * excess ** (1 / np.clip(order, 2.0, 4.0)), 1.6, 3.0)) + 1
 
 
-def _backward_turning(step, p: np.ndarray, G: np.ndarray, group: Group, place: int,
+def _backward_turning(step, p: np.ndarray, G: np.ndarray, batch: Batch, place: int,
                       dim: int) -> np.ndarray:
     """Pull back through one piece, adding to the derivatives of `MatrixFormalism._by_operator`."""
-    if isinstance(step, _Rest):
+    if isinstance(step, Rest):
         return step.backward(p, G[0])
-    by_position, by_field = np.zeros_like(G[:2])
+    along = batch.pieces[place][2]
+    by_position, by_field = np.zeros((len(along), *G[0].shape)), np.zeros_like(G[0])
     p = step.backward(p, G[0], (by_position, by_field))
-    for axis, part in enumerate(group.pieces[place][2]):
-        G[1 + axis] += part * by_position
-    if group.fields:
-        G[1 + dim + group.fields[place]] += by_field
+    for direction, by in zip(along, by_position, strict=True):
+        for axis, part in enumerate(direction):
+            G[1 + axis] += part * by
+    if batch.fields:
+        G[1 + dim + batch.fields[place]] += by_field
     return p
 
 
-def _operators(basis: Eigenmodes, direction: tuple[float, ...], corrected: bool) -> tuple:
-    """Position along a direction and its reach; what omitted modes add, and its largest value."""
-    X, reach = np.tensordot(direction, basis.positions, axes=1), np.abs(direction) @ basis.reach
+def _operators(basis: Eigenmodes, along: tuple[tuple[float, ...], ...], corrected: bool) -> tuple:
+    """Positions along D directions ``(D, K, K)`` and a bound on their reach.
+
+    And what omitted modes add, with its largest value; for one direction.
+    """
+    X = np.tensordot(np.array(along), basis.positions, axes=1)
+    reach = float(np.max(np.abs(along) @ basis.reach))
     if not corrected:
-        return X, float(reach), 0.0, 0.0
-    C = basis.omitted(direction)
-    return X, float(reach), C, max(float(np.linalg.eigvalsh(C)[-1]), 0.0)
-
-
-@dataclass
-class _Rest:
-    """A piece without gradient: exp(-Lambda t)."""
-
-    eigenvalues: np.ndarray
-    duration: float
-    _input: np.ndarray = None
-
-    def forward(self, u, remember=False):
-        self._input = u if remember else None
-        return np.exp(-self.eigenvalues * self.duration)[:, None] * u
-
-    def backward(self, adjoint, gradient):
-        product = (adjoint.conj() @ self._input.T).real
-        gradient += product * _divided_differences(self.eigenvalues, self.duration)
-        return np.exp(-self.eigenvalues * self.duration)[:, None] * adjoint
-
-
-def plan(acquisition: Acquisition, max_step: float, dim: int,
-         periodic: tuple[int, ...] = (), fields: int = 0) -> list[Group]:
-    """Group the rows of the table by the pieces that are to be propagated."""
-    if fields:
-        return plan_in_field(acquisition, max_step, dim, fields, Group, _unit)
-    groups: dict[tuple, Group] = {}
-    drifting: dict[int, tuple] = {}
-    folds = [_fold(waveform, max_step) for waveform in acquisition.waveforms]
-    strength = acquisition.strength
-    for row in range(len(acquisition)):
-        waveform = acquisition.waveforms[acquisition.waveform_index[row]]
-        if strength[row] == 0:
-            pieces, fold, gap = (), 0, waveform.echo_time
-        elif periodic and gauge.moves(waveform, acquisition.directions[row], periodic):
-            k = acquisition.waveform_index[row]
-            fold, gap = _sign(waveform), 0.0
-            if k not in drifting:
-                drifting[k] = gauge.pieces(waveform, max_step, fold, periodic, dim)
-            along = () if waveform.vector else tuple(acquisition.directions[row, :dim].tolist())
-            pieces = tuple((*piece, along) for piece in drifting[k])
-        else:
-            pieces, fold, gap = folds[acquisition.waveform_index[row]]
-            if not waveform.vector:
-                along = tuple(acquisition.directions[row, :dim].tolist())
-                pieces = tuple((duration, value, along) for duration, value in pieces)
-            else:
-                pieces = tuple(_unit(duration, value[:dim]) for duration, value in pieces)
-        group = groups.setdefault((pieces, fold), Group(pieces, fold))
-        group.rows.append(row)
-        group.strength.append(float(strength[row]))
-        group.gap.append(float(gap))
-    return list(groups.values())
-
-
-def _unit(duration: float, vector: tuple[float, ...]) -> tuple:
-    """A piece of a vector waveform as (duration, value, unit direction)."""
-    length = float(np.linalg.norm(vector))
-    # rounded, so that equal directions are one
-    unit = tuple(round(v / length, 14) + 0.0 for v in vector) if length else tuple(vector)
-    return duration, length, unit
-
-
-def _fold(waveform, max_step: float) -> tuple[tuple, int, float]:
-    """Pieces to propagate, whether they are a first half (see `Group`), and the gap after them."""
-    durations, values = waveform.segments(max_step)
-    pieces = list(zip(durations.tolist(), (tuple(v) if waveform.vector else v
-                                           for v in values.tolist()), strict=True))
-    fold = _sign(waveform)
-    if fold:
-        middle = len(pieces) // 2
-        if len(pieces) % 2 == 0:
-            return tuple(pieces[:middle]), fold, 0.0
-        duration, value = pieces[middle]
-        if not np.any(value):
-            return tuple(pieces[:middle]), fold, duration
-        if fold > 0:  # half of the piece in the middle is its mirror image
-            return (*pieces[:middle], (duration / 2, value)), fold, 0.0
-    gap = pieces.pop()[0] if not np.any(pieces[-1][1]) else 0.0
-    return tuple(pieces), 0, gap
-
-
-def _sign(waveform) -> int:
-    """-1 for f(TE - t) = -f(t), +1 for f(TE - t) = f(t), else 0."""
-    return -1 if waveform.antisymmetric else int(waveform.symmetric)
-
-
-def _divided_differences(eigenvalues: np.ndarray, duration: float) -> np.ndarray:
-    """(exp(-a t) - exp(-b t)) / (a - b) for all pairs, its limit -t exp(-a t) on the diagonal."""
-    a, b = eigenvalues[:, None], eigenvalues[None, :]
-    half = 0.5 * (a - b) * duration
-    small = np.abs(half) < 1e-4
-    sinhc = np.where(small, 1 + half**2 / 6, 0.0)
-    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        direct = (np.exp(-a * duration) - np.exp(-b * duration)) / (a - b)
-    smooth = -duration * np.exp(-0.5 * (a + b) * duration) * sinhc
-    return np.where(small, smooth, direct)
+        return X, reach, 0.0, 0.0
+    C = basis.omitted(along[0])
+    return X, reach, C, max(float(np.linalg.eigvalsh(C)[-1]), 0.0)
 
 
 def _with_ghosts(problem: BlochTorrey, modes: np.ndarray) -> np.ndarray:

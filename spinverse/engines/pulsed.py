@@ -17,7 +17,7 @@ import scipy.linalg
 
 from ..acquisition.table import Acquisition
 from ..errors import InputError
-from .matrix_formalism import plan
+from .groups import plan
 
 FIRST_STEPS = (0.03, 0.07, 0.15, 0.25)  # ms: magnetisation is not smooth when a pulse begins
 

@@ -113,9 +113,9 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage | Shapes] | str
         start: permeability to start from, um/ms, a number or ``(nf,)``.
         permeability_range: smallest and largest permeability, um/ms.
         engine: "matrix_formalism" or "time_stepping".
-        modes: of the matrix formalism during the stages; "auto": a quarter of the number of
-            cells. While walls are half closed everywhere, many more would be needed for exact
-            signals; they cost much and steer nothing.
+        modes: of the matrix formalism during the stages, made of responses of the start
+            (`spinverse.engines.response_basis`); "auto": a quarter of the number of cells. While
+            walls are half closed everywhere, short pulses would need many more for exact signals.
         tolerance: of the final signals, which have as many modes as that needs.
         time_step: ms, of time stepping.
         progress: called after every iteration, on every rank.
@@ -198,7 +198,7 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage | Shapes] | str
         with clock("set-up"):
             problem = BlochTorrey(tissue.with_permeability(origin))
             solver = _Timed(make_engine(problem, acquisition.select(rows), engine, stage_modes,
-                                        tolerance, time_step), clock)
+                                        tolerance, time_step, "responses"), clock)
         misfit = NormalisedMagnitude(
             measured[rows], scale[rows], stage.row_weights(acquisition)[rows],
             references(acquisition.select(rows)) if normalisation == "own" else None)

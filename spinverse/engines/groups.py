@@ -1,0 +1,151 @@
+"""Which measurements are propagated together, and through which pieces of their waveform."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..acquisition.table import Acquisition
+from .fields import plan_in_field
+from .gauge import Wave, moves
+from .gauge import pieces as wave_pieces
+
+_COLUMNS = 50  # of a batch, about
+
+
+@dataclass
+class Group:
+    """Measurements that share their pieces of constant gradient, up to its strength.
+
+    A piece is (duration, value, direction). ``fold`` is 0 when the pieces are the whole waveform,
+    -1 or +1 when they are the first half of an antisymmetric or symmetric one. ``fields`` are the
+    numbers of the fields (`Eigenmodes.fields`) that they are run under, empty without.
+    """
+
+    pieces: tuple[tuple[float, float, tuple[float, ...]], ...]
+    fold: int
+    rows: list[int] = field(default_factory=list)
+    strength: list[float] = field(default_factory=list)
+    gap: list[float] = field(default_factory=list)
+    fields: tuple[int, ...] = ()
+
+    @property
+    def cost(self) -> float:
+        return len(self.rows) * sum(duration for duration, value, _ in self.pieces if value)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """D groups of C measurements each that differ by their directions alone.
+
+    Attributes:
+        pieces: (duration, value, directions), of which there are D.
+        fold, fields: as of each `Group`.
+        rows: ``(D C,)``, group after group.
+        strength: ``(D, C)``.
+        gap: ``(D C,)``.
+    """
+
+    pieces: tuple[tuple[float, float, tuple[tuple[float, ...], ...]], ...]
+    fold: int
+    fields: tuple[int, ...]
+    rows: np.ndarray
+    strength: np.ndarray
+    gap: np.ndarray
+
+    @classmethod
+    def of(cls, groups: list[Group]) -> Batch:
+        """The batch of groups with the same number of rows and the same pieces otherwise."""
+        pieces = tuple((same[0][0], same[0][1], tuple(piece[2] for piece in same))
+                       for same in zip(*(group.pieces for group in groups), strict=True))
+        return cls(pieces, groups[0].fold, groups[0].fields,
+                   np.concatenate([group.rows for group in groups]).astype(int),
+                   np.array([group.strength for group in groups]),
+                   np.concatenate([group.gap for group in groups]))
+
+
+def batches(groups: Iterable[Group]) -> list[Batch]:
+    """Batches of up to about `_COLUMNS` measurements, for their states to stay in the cache.
+
+    Those under fields or along periodic axes are of one group each.
+    """
+    alike: dict[tuple, list[Group]] = {}
+    for group in groups:
+        apart = group.fields or any(isinstance(value, Wave) for _, value, _ in group.pieces)
+        key = (id(group),) if apart else (
+            tuple(piece[:2] for piece in group.pieces), group.fold, len(group.rows))
+        alike.setdefault(key, []).append(group)
+    result = []
+    for found in alike.values():
+        parts = -(-len(found) * len(found[0].rows) // _COLUMNS)
+        each = -(-len(found) // parts)
+        result += [Batch.of(found[k: k + each]) for k in range(0, len(found), each)]
+    return result
+
+
+def plan(acquisition: Acquisition, max_step: float, dim: int,
+         periodic: tuple[int, ...] = (), fields: int = 0) -> list[Group]:
+    """Group the rows of the table by the pieces that are to be propagated."""
+    if fields:
+        return plan_in_field(acquisition, max_step, dim, fields, Group, _unit)
+    groups: dict[tuple, Group] = {}
+    drifting: dict[int, tuple] = {}
+    folds = [_fold(waveform, max_step) for waveform in acquisition.waveforms]
+    strength = acquisition.strength
+    for row in range(len(acquisition)):
+        waveform = acquisition.waveforms[acquisition.waveform_index[row]]
+        if strength[row] == 0:
+            pieces, fold, gap = (), 0, waveform.echo_time
+        elif periodic and moves(waveform, acquisition.directions[row], periodic):
+            k = acquisition.waveform_index[row]
+            fold, gap = _sign(waveform), 0.0
+            if k not in drifting:
+                drifting[k] = wave_pieces(waveform, max_step, fold, periodic, dim)
+            along = () if waveform.vector else tuple(acquisition.directions[row, :dim].tolist())
+            pieces = tuple((*piece, along) for piece in drifting[k])
+        else:
+            pieces, fold, gap = folds[acquisition.waveform_index[row]]
+            if not waveform.vector:
+                along = tuple(acquisition.directions[row, :dim].tolist())
+                pieces = tuple((duration, value, along) for duration, value in pieces)
+            else:
+                pieces = tuple(_unit(duration, value[:dim]) for duration, value in pieces)
+        group = groups.setdefault((pieces, fold), Group(pieces, fold))
+        group.rows.append(row)
+        group.strength.append(float(strength[row]))
+        group.gap.append(float(gap))
+    return list(groups.values())
+
+
+def _unit(duration: float, vector: tuple[float, ...]) -> tuple:
+    """A piece of a vector waveform as (duration, value, unit direction)."""
+    length = float(np.linalg.norm(vector))
+    # rounded, so that equal directions are one
+    unit = tuple(round(v / length, 14) + 0.0 for v in vector) if length else tuple(vector)
+    return duration, length, unit
+
+
+def _fold(waveform, max_step: float) -> tuple[tuple, int, float]:
+    """Pieces to propagate, whether they are a first half (see `Group`), and the gap after them."""
+    durations, values = waveform.segments(max_step)
+    pieces = list(zip(durations.tolist(), (tuple(v) if waveform.vector else v
+                                           for v in values.tolist()), strict=True))
+    fold = _sign(waveform)
+    if fold:
+        middle = len(pieces) // 2
+        if len(pieces) % 2 == 0:
+            return tuple(pieces[:middle]), fold, 0.0
+        duration, value = pieces[middle]
+        if not np.any(value):
+            return tuple(pieces[:middle]), fold, duration
+        if fold > 0:  # half of the piece in the middle is its mirror image
+            return (*pieces[:middle], (duration / 2, value)), fold, 0.0
+    gap = pieces.pop()[0] if not np.any(pieces[-1][1]) else 0.0
+    return tuple(pieces), 0, gap
+
+
+def _sign(waveform) -> int:
+    """-1 for f(TE - t) = -f(t), +1 for f(TE - t) = f(t), else 0."""
+    return -1 if waveform.antisymmetric else int(waveform.symmetric)

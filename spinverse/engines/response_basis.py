@@ -1,0 +1,219 @@
+"""A Galerkin basis of what a uniform start becomes, instead of the lowest modes.
+
+Where walls are half closed everywhere, modes lie close together and hundreds of them matter, while
+what the measurements can reach from their common start is a space of few dimensions: the states
+depend smoothly on the gradient vector. That space is spanned by the responses
+
+    w_0 = (A + s M)^-1 s M start,   w = (A + s M)^-1 F w',   F one of  s M,  g x_j M,  B,
+
+to decay itself, to the strongest gradient g along each axis, and to fields: the terms of the
+expansion of (A + i g . X + s M)^-1 in the gradient, a block rational Krylov space with one pole
+(Ruhe, Linear Algebra Appl. 58 (1984) 391). What is rough of the start has decayed before a pulse
+ends, so it is relaxed first: it would only bring fast functions in. Long after a pulse the slowest
+modes are left; an approximation of them begins the space, with their share then as weight.
+
+One factorisation and blocks of right-hand sides make all this; no eigenproblem of mesh size is
+solved. In the space, the decay operator is diagonalised (Rayleigh-Ritz), so that all else is as
+with modes.
+
+A generation of responses is orthogonalised against those before it, and its singular vectors are
+kept from the largest singular value on: how much the strongest gradient makes of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from petsc4py import PETSc
+
+from ..errors import SolverError
+from ..problem import BlochTorrey
+from .eigenmodes import Eigenmodes, _check_decay, _project, _solver, _Tied
+from .linear_solver import direct, failure
+
+_SMALL = 1e-7  # of the start's norm: responses below it are round-off of others
+_SLOW = 3  # one function in so many is a slow mode
+_PER_WAVE, _ROUNDS = 4, 9  # block Krylov space of the slow modes
+_FADING = 1.5  # slow modes weigh exp(-_FADING lambda / s)
+_FASTEST = 400.0  # of s: functions that decay faster only make exponentials long
+_CANDIDATES = 12  # the last generation is cut at the widest gap among so many singular values
+
+
+def response_basis(problem: BlochTorrey, number: int, rate: float, strength: float,
+                   options_prefix: str = "spinverse_responses_") -> Eigenmodes:
+    """Responses of the start at the problem's present permeability, diagonalised. Collective.
+
+    Args:
+        problem: the discrete problem, without periodic axes.
+        number: of functions; a few fewer or more come back, cut at a gap, or fewer if there are
+            no more.
+        rate: s, 1/ms; a few over the time that the gradient is on for.
+        strength: g, rad/(ms um).
+        options_prefix: PETSc options with this prefix reach the linear solver.
+
+    Raises:
+        SolverError: if the factorisation fails.
+        InputError: extra terms that the matrix formalism cannot take.
+    """
+    A, M = problem.decay_matrix(), problem.mass_matrix
+    mass, dim, size = problem.local_mass, problem.mesh.dim, A.getSize()[0]
+    number = min(number, size)
+    tied = _Tied(problem, A)
+    shifted = A.copy()
+    shifted.axpy(rate, M)
+    try:
+        ksp = direct(shifted, options_prefix, "responses", problem.extra_blocks is None)
+    except SolverError:
+        shifted.destroy()
+        tied.destroy()
+        raise
+    try:
+        solve = _solver(ksp, tied)
+
+        def respond(loads):
+            return tied.broken(solve(tied.load(loads)))
+
+        def relax(functions):
+            return respond(rate * (mass @ functions))
+
+        space = _Space(problem.comm, mass, number)
+        values, slow = _slowest(problem, A, tied, relax, number // _SLOW)
+        newest = space.add(slow * np.exp(-_FADING * values / rate))
+        newest = np.hstack([newest, space.add(relax(_starts(problem)))])
+        operators = problem.phase_operators
+        forces = [rate * mass, *(strength * J for J in problem.phase_operators[:dim]),
+                  *operators[dim:]]
+        while space.size < number and newest.shape[1]:
+            newest = space.add(respond(np.hstack([F @ newest for F in forces])))
+        values, modes = _diagonalised(A, tied, space)
+        kept = max(1, int(np.searchsorted(values, _FASTEST * rate)))
+        values, modes = values[:kept], modes[:, :kept]
+    except PETSc.Error as error:
+        raise SolverError(failure(ksp, size, "responses")) from error
+    finally:
+        ksp.destroy()
+        shifted.destroy()
+        tied.destroy()
+    return _project(problem, values, modes)
+
+
+class _Space:
+    """Mass-orthonormal functions at the owned broken dofs, up to about ``most`` of them."""
+
+    def __init__(self, comm, mass, most: int):
+        self.comm, self.mass, self.most, self.size = comm, mass, most, 0
+        self._columns = np.empty((2, mass.shape[0], most + _CANDIDATES), order="F")
+
+    @property
+    def functions(self) -> np.ndarray:
+        """``(n_owned, size)``."""
+        return self._columns[0, :, : self.size]
+
+    @property
+    def _loads(self) -> np.ndarray:
+        """The mass times them."""
+        return self._columns[1, :, : self.size]
+
+    def add(self, candidates: np.ndarray) -> np.ndarray:
+        """Take in what candidates ``(n_owned, m)`` add.
+
+        Returns:
+            ``(n_owned, k)`` the new directions, as long as they are among the candidates.
+        """
+        new = self._without(self._without(candidates))
+        values, vectors = self.comm.bcast(
+            tuple(np.linalg.eigh(self._products(new, self.mass @ new))))
+        sizes = np.sqrt(np.maximum(values[::-1], 0.0))
+        sizes = sizes[: _kept(sizes, self.most - self.size)]
+        new = new @ vectors[:, ::-1][:, : len(sizes)]
+        # once more, for the digits that small ones have lost
+        functions = self._without(new / sizes)
+        loads = self.mass @ functions
+        triangle = np.linalg.cholesky(self._products(functions, loads))
+        turn = np.linalg.inv(self.comm.bcast(triangle)).T
+        added = slice(self.size, self.size + len(sizes))
+        self._columns[0, :, added] = functions @ turn
+        self._columns[1, :, added] = loads @ turn
+        self.size = added.stop
+        return new
+
+    def _without(self, columns: np.ndarray) -> np.ndarray:
+        return columns - self.functions @ self._products(self._loads, columns)
+
+    def _products(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return _summed(self.comm, a.T @ b)
+
+
+def _kept(sizes: np.ndarray, room: int) -> int:
+    """How many of the descending sizes to keep: those that are not small, as far as there is room.
+
+    Where room ends, the cut is at the widest gap nearby: equal ones stay together, whose span, and
+    the signals, would else depend on the ranks.
+    """
+    there = int(np.count_nonzero(sizes > _SMALL))
+    if there <= room:
+        return there
+    first = max(room - _CANDIDATES, 1)
+    logs = np.log(np.maximum(sizes[first - 1: room + _CANDIDATES], _SMALL))
+    return first + int(np.argmax(-np.diff(logs)))
+
+
+def _slowest(problem: BlochTorrey, A: PETSc.Mat, tied: _Tied, relax: Callable,
+             number: int) -> tuple[np.ndarray, np.ndarray]:
+    """About the slowest modes: values ``(k,)`` and functions, by a block Krylov space."""
+    x = problem.space.tabulate_dof_coordinates()[: problem.local_mass.shape[0]]
+    # the same waves whatever the ranks, of no symmetry, from long to short ones
+    k = np.arange(1, 2 + number // _PER_WAVE)
+    extent = float(np.max(problem.mesh.bounds[1] - problem.mesh.bounds[0]))
+    waves = np.cos(x @ np.sin(np.outer([1.3, 2.1, 2.9], k)) * (3 * k ** (1 / 3) / extent) + k)
+    space = _Space(problem.comm, problem.local_mass,
+                   min(_ROUNDS * waves.shape[1], tied.matrix.getSize()[0]))
+    block = _normalised(problem, tied.broken(tied.load(waves) / _weight(tied)))
+    for _ in range(_ROUNDS):
+        before = space.size
+        space.add(relax(block))
+        block = space.functions[:, before:]
+        if not block.shape[1]:
+            break
+    values, functions = _diagonalised(A, tied, space)
+    return values[:number], functions[:, :number]
+
+
+def _starts(problem: BlochTorrey) -> np.ndarray:
+    """What the evolution and its adjoint begin with, of norm 1: ``(n_owned, 2)``."""
+    return _normalised(problem, np.column_stack([problem.initial, problem.scale]))
+
+
+def _diagonalised(A: PETSc.Mat, tied: _Tied, space: _Space) -> tuple[np.ndarray, np.ndarray]:
+    """Rayleigh-Ritz: eigenvalues ascending, ``(K,)``, and functions ``(n_owned, K)``."""
+    functions = space.functions
+    columns = tied.load(functions) / _weight(tied)
+    sizes = (tied.column.getSizes(), (PETSc.DECIDE, columns.shape[1]))
+    dense = PETSc.Mat().createDense(sizes, comm=A.comm)
+    dense.getDenseArray()[:] = columns
+    dense.assemble()
+    image = A.matMult(dense)
+    operator = _summed(space.comm, columns.T @ image.getDenseArray(readonly=True))
+    image.destroy()
+    dense.destroy()
+    values, rotation = space.comm.bcast(tuple(np.linalg.eigh(0.5 * (operator + operator.T))))
+    if tied.problem.extra_blocks is not None:
+        _check_decay(values)
+    return np.maximum(values, 0.0), functions @ rotation
+
+
+def _weight(tied: _Tied) -> np.ndarray:
+    """P^T P as a column; diagonal, for P has one entry in each row."""
+    return tied.load(tied.broken(np.ones((tied.column.getLocalSize(), 1))))
+
+
+def _normalised(problem: BlochTorrey, functions: np.ndarray) -> np.ndarray:
+    squares = np.einsum("ij,ij->j", functions, problem.local_mass @ functions)
+    return functions / np.sqrt(_summed(problem.comm, squares))
+
+
+def _summed(comm, local: np.ndarray) -> np.ndarray:
+    total = np.empty_like(local)
+    comm.Allreduce(np.ascontiguousarray(local), total)
+    return total
