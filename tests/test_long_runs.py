@@ -33,7 +33,7 @@ tissue: {boundary: absorbing}
 signals: {file: target/signals.csv}
 stages:
   - {name: long, iterations: 2, sequences: [0]}
-  - {name: all, iterations: 9, priors: {continuity: 0.1}}
+  - {name: all, iterations: 15, priors: {continuity: 0.1}}
 modes: 40
 checkpoint: {every_iterations: 2}
 """
@@ -108,7 +108,7 @@ def assert_same(out, whole, within: float) -> None:
 def test_a_signal_writes_a_checkpoint_and_ends_the_run(made, out, capsys, name, code):
     ended, errors = when(start(out), out, "all,3,", getattr(signal, name))
     assert ended == code and errors.count("\n") == 1, errors
-    where = re.fullmatch(rf"spinverse: stopped by {name} at stage all, iteration (\d); --resume "
+    where = re.fullmatch(rf"spinverse: stopped by {name} at stage all, iteration (\d+); --resume "
                          "goes on from its checkpoint\n", errors)
     assert where, errors
     found = folder.load_checkpoint(out, ["long", "all"], {})
@@ -123,7 +123,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(made, out, capsys):
     ended, _ = when(start(out), out, "all,5,", signal.SIGKILL)
     assert ended == -signal.SIGKILL
     found = folder.load_checkpoint(out, ["long", "all"], {})
-    assert found.stage == 1 and found.iteration in (4, 6, 8)
+    assert found.stage == 1 and found.iteration in range(4, 15, 2)
     # and once more, with that one damaged
     latest = out / folder.CHECKPOINT
     content = bytearray(latest.read_bytes())
@@ -221,7 +221,7 @@ def test_handlers_are_put_back(comm):
 # ---- what is shown ------------------------------------------------------------------------------
 
 def test_a_log_has_plain_lines_and_quiet_none(made, out):
-    for more, lines in (((), 3 + 10), (("-q", "--force"), 0)):
+    for more, lines in (((), 3 + 16), (("-q", "--force"), 0)):
         ended = start(out, *more)
         said, errors = ended.communicate(timeout=200)
         assert ended.returncode == 0 and errors == ""
@@ -250,7 +250,7 @@ def test_a_terminal_has_a_bar(made, out):
     os.close(ours)
     assert process.wait(200) == 0
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said.decode())
-    assert re.search(r"all .*\d+/11 misfit \d\.\d+e-\d+ 0:\d\d:\d\d left (0|-):", text), text
+    assert re.search(r"all .*\d+/17 misfit \d\.\d+e-\d+ 0:\d\d:\d\d left (0|-):", text), text
     assert "results in" in text.splitlines()[-1]
 
 
