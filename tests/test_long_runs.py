@@ -71,7 +71,12 @@ def start(out, *more, config="run.yaml", ranks=1):
     return subprocess.Popen(
         [*launch, sys.executable, "-m", "spinverse", "reconstruct", config, "-o", str(out), *more],
         cwd=out.parent, env=clean_environment(), stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c)
+
+
+def heed_ctrl_c() -> None:
+    """As a terminal would have it: what a shell starts in the background ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def when(process, out, row: str, number=None) -> tuple[int, str]:
@@ -206,6 +211,7 @@ def test_a_simulation_that_is_told_to_end_leaves_nothing(made, out, monkeypatch,
 
 
 def test_handlers_are_put_back(comm):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell says so
     before = signal.getsignal(signal.SIGTERM)
     with at_once():
         with noted() as note:
