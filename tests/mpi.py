@@ -55,7 +55,7 @@ def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 def run_mpi(
     n: int,
     *arguments: str | Path,
-    timeout: float = 120.0,
+    timeout: float = 400.0,
     env: Mapping[str, str] | None = None,
     cwd: str | Path | None = None,
     check: bool = True,
