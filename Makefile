@@ -79,6 +79,9 @@ $(STAMP): pyproject.toml
 	    echo "or name one: make PYTHON=/path/to/python3.12 $(or $(MAKECMDGOALS),env)" >&2; \
 	    echo "or use conda: conda env create -f environment.yml" >&2; exit 1; fi; \
 	echo "Building $(VENV) with $$found (a minute or two) ..."; \
+	if [ -L $(VENV) ]; then \
+	    echo "$(VENV) is a link: building there would empty somebody's environment." >&2; \
+	    echo "Remove the link, or make VENV=another_folder" >&2; exit 1; fi; \
 	"$$found" -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
 	@$(BIN)/python -c "import spinverse._stack as s; print(s.load_stack().describe())"
