@@ -187,11 +187,9 @@ def _candidates(lattice: Lattice, source: np.ndarray, target: np.ndarray, most: 
     few, goal = source[::stride] - lattice.centre, target[::stride] - lattice.centre
     shifts, votes, signs = [], [], []
     for sign in (1, -1):
-        pairs = (goal[:, None] - sign * few[None]).reshape(-1, 3)
         # an odd bin width: the lattice's own distances must not fall on the edges of bins
-        bins = np.round(pairs / (7.3 * lattice.tolerance)).astype(np.int64)
-        _, first, count = np.unique(_packed(bins), return_index=True, return_counts=True)
-        shifts.append(pairs[first])
+        first, count = _votes(goal, sign * few, 7.3 * lattice.tolerance)
+        shifts.append(goal[first // len(few)] - sign * few[first % len(few)])
         votes.append(count)
         signs.append(np.full(len(count), sign))
     shifts, votes, signs = map(np.concatenate, (shifts, votes, signs))
@@ -202,10 +200,30 @@ def _candidates(lattice: Lattice, source: np.ndarray, target: np.ndarray, most: 
         yield int(signs[k]), shifts[k]
 
 
-def _packed(bins: np.ndarray) -> np.ndarray:
-    """Rows of integers ``(n, 3)`` as single values of the same order."""
-    bins = bins - bins.min(axis=0)
-    x, y, z = (int(k) + 1 for k in bins.max(axis=0))
-    if x * y * z < 2**62:
-        return bins @ np.array([y * z, z, 1])
-    return np.unique(bins, axis=0, return_inverse=True)[1].reshape(-1)
+def _votes(goal: np.ndarray, few: np.ndarray, width: float) -> tuple[np.ndarray, np.ndarray]:
+    """Differences of all pairs of points in cubes of a width, cubes in the order of x, y, z.
+
+    Axis by axis: the differences themselves take several times the memory of their keys.
+
+    Args:
+        goal: ``(n, 3)`` um.
+        few: ``(m, 3)`` um.
+        width: um.
+
+    Returns:
+        Of each cube with a difference ``goal[i] - few[j]``: the first ``m i + j``, and how many.
+    """
+    low = np.round((goal.min(axis=0) - few.max(axis=0)) / width).astype(np.int64)
+    high = np.round((goal.max(axis=0) - few.min(axis=0)) / width).astype(np.int64)
+    key, number = np.zeros(len(goal) * len(few), dtype=np.int64), 1
+    for k in range(3):
+        extent = int(high[k] - low[k]) + 1
+        if number * extent >= 2**62:  # too many cubes: count those that there are
+            present, key = np.unique(key, return_inverse=True)
+            number = len(present)
+        number *= extent
+        key *= extent
+        cubes = np.round((goal[:, None, k] - few[None, :, k]) / width)
+        key += cubes.astype(np.int64).ravel() - low[k]
+    _, first, count = np.unique(key, return_index=True, return_counts=True)
+    return first, count

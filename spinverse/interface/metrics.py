@@ -201,8 +201,8 @@ def _compare(facets: _Facets, absorbing: bool, true_surface: np.ndarray | None =
                "aligned_shift": list(best.shift), "aligned_reflected": best.reflected,
                "aligned_best_f1": best_cut}
     result |= _surfaces(facets, surface, absorbing, true_surface)
-    regions = [facets.regions(s & surface) for s in (found, true)]
-    result["adjusted_rand_index"] = adjusted_rand_index(*regions, comm)
+    result["adjusted_rand_index"] = adjusted_rand_index(
+        facets.regions(found & surface), facets.regions(true & surface), comm)
     return result
 
 
@@ -221,12 +221,12 @@ def _surfaces(facets: _Facets, surface: np.ndarray, absorbing: bool,
     def judge() -> dict:
         triples, corners, found, true = whole
         truth = corners[true] if true_surface is None else true_surface
-        clouds: Any = [surface_points(c) if len(c) else None for c in (corners[found], truth)]
-        both = all(cloud is not None for cloud in clouds)
+        both = len(truth) > 0 and bool(found.any())
+        clouds = [surface_points(c) for c in (corners[found], truth)] if both else []
         outer = edges[on_boundary]
         inside, own = (edge_defects(triples[s], outer) for s in (found, true))
-        return {"chamfer": chamfer(*clouds) if both else None,
-                "chamfer_uncentred": chamfer(*clouds, centred=False) if both else None,
+        return {"chamfer": chamfer(clouds[0], clouds[1]) if both else None,
+                "chamfer_uncentred": chamfer(clouds[0], clouds[1], False) if both else None,
                 **edge_defects(triples[found], None if absorbing else outer),
                 "bad_edges_inside_percent": inside["bad_edges_percent"],
                 "true_bad_edges_inside_percent": own["bad_edges_percent"]}
