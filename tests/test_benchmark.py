@@ -19,7 +19,7 @@ from spinverse.benchmark.levels import level
 from spinverse.benchmark.measured import ACQUISITIONS, add_noise
 from spinverse.config import ReconstructConfig, SimulateConfig
 from spinverse.errors import InputError
-from spinverse.interface.metrics import edge_defects
+from spinverse.interface import edge_defects
 from spinverse.mesh import Ball, BentTube, Cylinder, Torus, readers, tagged_grid, write_npz
 from spinverse.mesh.checks import cell_volumes, facets_of, quality
 from spinverse.mesh.data import MeshData

@@ -10,16 +10,11 @@ from mpi4py import MPI
 from spinverse import mesh as meshes
 from spinverse.benchmark import on_grid
 from spinverse.errors import InputError
-from spinverse.interface.alignment import Lattice, align
-from spinverse.interface.metrics import (
-    adjusted_rand_index,
-    chamfer,
-    compare,
-    edge_defects,
-    metrics,
-    ranking,
-    surface_points,
-)
+from spinverse.interface.alignment import _votes, align
+from spinverse.interface.lattice import Lattice
+from spinverse.interface.metrics import adjusted_rand_index, compare, metrics
+from spinverse.interface.ranking import order_statistics, ranking, spread_distinct
+from spinverse.interface.surfaces import chamfer, edge_defects, surface_points
 from spinverse.mesh.checks import facets_of
 
 SPHERE = Path(__file__).parent.parent / "meshes" / "sphere_in_grid_bcc.npz"
@@ -116,6 +111,36 @@ def test_ranking_and_rand():
     assert ranking(np.ones(4), np.zeros(4, bool))["auc"] is None
     assert adjusted_rand_index(np.array([0, 0, 1, 1]), np.array([1, 1, 0, 0])) == 1.0
     assert np.isclose(adjusted_rand_index(np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])), -0.5)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("ties", [True, False])
+def test_ranking_over_ranks(comm, ties):
+    rng = np.random.default_rng(comm.rank)
+    score = 10 ** rng.uniform(-2, 2, 40 * (comm.rank % 2 == 0))  # some ranks have none
+    score = np.round(score, 1) if ties else score
+    truth = rng.random(len(score)) < 1 / (1 + score)
+    everything, known = (np.concatenate(comm.allgather(a)) for a in (score, truth))
+    assert ranking(score, truth, comm) == ranking(everything, known)
+    places = np.array([0, 7, len(everything) - 1])
+    assert np.array_equal(order_statistics(comm, score, places), np.sort(everything)[places])
+    distinct = np.concatenate(comm.allgather(spread_distinct(comm, score)))
+    assert np.array_equal(np.sort(distinct), np.unique(everything))
+
+
+def test_order_statistics_of_all_floats():
+    values = np.array([np.inf, 3.0, -np.inf, -2.0, 0.0, 5e-324, -0.0, 1e300])
+    found = order_statistics(MPI.COMM_SELF, values, np.arange(8))
+    assert np.array_equal(found, np.sort(values))
+
+
+@pytest.mark.parametrize("width", [0.3, 1e-9])  # of the narrow ones there are more than 2^62
+def test_votes_are_those_of_rows(width):
+    goal, few = np.random.default_rng(0).integers(0, 4, (2, 30, 3)) * 1.0
+    pairs = np.round((goal[:, None] - few).reshape(-1, 3) / width).astype(np.int64)
+    _, first, count = np.unique(pairs, axis=0, return_index=True, return_counts=True)
+    for found, expected in zip(_votes(goal, few, width), (first, count), strict=True):
+        assert np.array_equal(found, expected)
 
 
 def test_bad_boundary():

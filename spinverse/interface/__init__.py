@@ -11,7 +11,8 @@ from .export import (
 )
 from .extraction import Compartments, automatic_cut, by_threshold, compartments
 from .magnetisation import magnetisation, write_magnetisation
-from .metrics import edge_defects, metrics
+from .metrics import metrics
+from .surfaces import edge_defects
 
 __all__ = [
     "Compartments", "automatic_cut", "by_threshold", "compartments", "edge_defects",

@@ -15,8 +15,11 @@ import numpy as np
 from ..atomic import replace
 from ..errors import InputError, on_root
 from ..inversion.uncertainty import Uncertainty
+from ..mesh.connected import connected_cells, sizes_of
 from ..mesh.distributed import Mesh
-from .metrics import cell_pairs, cell_regions
+from ..mesh.exchange import gather_chosen
+from .extraction import spread_cells
+from .surfaces import sorted_corners
 
 CELL_TYPES = {3: "tetra", 2: "triangle", 1: "line"}  # meshio's names, by dimension
 
@@ -166,17 +169,11 @@ def write_compartment(path: str | Path, mesh: Mesh, labels: np.ndarray, compartm
         raise InputError(f"{path}: suffix {path.suffix!r}, expected .stl or .ply")
     if not count:
         raise InputError(f"compartment {compartment}: no cell has this label")
-    whole = mesh.gather_facets(mesh.facet_corners, _away(mesh), cell_pairs(mesh))
-    members = gather_cells(mesh, labels == compartment)
-
-    def write(temporary):
-        _, corners, away, pairs = whole
-        inside = np.append(members[0], False)[pairs]  # -1 is outside
-        bounds = inside[:, 0] != inside[:, 1]
-        _write_triangles(temporary, _turned(corners[bounds], (inside[:, 0] == away)[bounds]),
-                         path.suffix[1:])
-
-    on_root(mesh.comm, replace, path, write)
+    inside = np.append(spread_cells(mesh, labels == compartment), False)  # -1 is outside
+    sides = _sides(mesh)
+    first, second = inside[sides].T
+    bounds = first != second
+    _write_chosen(path, mesh, bounds, sides[bounds], first[bounds], path.suffix[1:])
 
 
 # ---- whole meshes on rank 0 -------------------------------------------------------------------
@@ -208,42 +205,68 @@ def gather_cells(mesh: Mesh, *arrays: np.ndarray) -> list[np.ndarray] | None:
     return [np.concatenate(part)[order] for part in parts]
 
 
-def _away(mesh: Mesh) -> np.ndarray:
-    """Whether the normal of each owned facet, by its corners, leaves its first cell."""
-    x = mesh.domain.geometry.x[mesh.domain.geometry.dofmaps[0]].mean(axis=1)
-    corners = mesh.facet_corners
-    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    return np.einsum("fi,fi->f", normals, corners[:, 0] - x[mesh.facet_cells[:, 0]]) > 0
-
-
 def _write_surface(path: Path, mesh: Mesh, found, labels, kind: str) -> None:
-    whole = mesh.gather_facets(np.asarray(found, bool), mesh.facet_corners, _away(mesh),
-                               cell_pairs(mesh))
-    cells = gather_cells(mesh, mesh.cell_volumes[: mesh.num_owned_cells],
-                         *(() if labels is None else (labels,)))
+    found = np.asarray(found, bool)
+    sides = _sides(mesh)[found]
+    if labels is None:
+        lower = _in_larger(mesh, connected_cells(mesh, ~found), sides)
+    else:
+        first, second = spread_cells(mesh, np.asarray(labels, dtype=np.int64))[sides].T
+        lower = second < first
+    # nothing is lower than the outside
+    _write_chosen(path, mesh, found, sides, lower | (sides[:, 1] < 0), kind)
+
+
+def _in_larger(mesh: Mesh, labels: np.ndarray, sides: np.ndarray) -> np.ndarray:
+    """Whether the second of two cells is in the larger set; of equal ones in that which is first.
+
+    Args:
+        mesh: the mesh.
+        labels: of the sets, from `connected_cells`.
+        sides: ``(n, 2)`` local cells.
+    """
+    owned = mesh.num_owned_cells
+    total = mesh.comm.allreduce(float(mesh.cell_volumes[:owned].sum()))
+    first, second = labels[sides].T
+    # rounded: the last digits depend on the number of ranks
+    one, two = (np.round(sizes_of(mesh, labels[:owned], side) / total, 9)
+                for side in (first, second))
+    return (two > one) | ((two == one) & (second < first))
+
+
+def _sides(mesh: Mesh) -> np.ndarray:
+    """Local cells on the two sides of each owned facet, the first one of the input first.
+
+    ``(nf, 2)``; -1 is outside, and second.
+    """
+    cells = mesh.facet_cells
+    number = np.append(mesh.input_cells, mesh.num_cells)[cells]
+    return np.take_along_axis(cells, np.argsort(number, axis=1), axis=1)
+
+
+def _write_chosen(path: Path, mesh: Mesh, chosen: np.ndarray, sides: np.ndarray,
+                  outwards: np.ndarray, kind: str) -> None:
+    """Write chosen facets, which every rank turns itself, in the order of their triples.
+
+    Args:
+        path, mesh, kind: of the file.
+        chosen: ``(nf,)`` bool, owned facets.
+        sides: ``(n, 2)`` from `_sides`, of the chosen ones.
+        outwards: ``(n,)`` bool, the normal is to leave the first side.
+    """
+    corners, geometry = sorted_corners(mesh.facet_corners[chosen]), mesh.domain.geometry
+    inner = geometry.x[geometry.dofmaps[0][sides[:, 0]]].mean(axis=1)
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    leaves = np.einsum("fi,fi->f", normals, corners[:, 0] - inner) > 0
+    kept = (leaves == outwards)[:, None, None]
+    corners = np.where(kept, corners, corners[:, [0, 2, 1]])
+    whole = gather_chosen(mesh.comm, np.ones(len(corners), bool), mesh.facet_vertices[chosen],
+                          corners)
 
     def write(temporary):
-        _, member, corners, away, pairs = whole
-        label = _enclosed(cells[0], pairs, member) if labels is None else cells[1].astype(np.int64)
-        first, second = pairs[member].T
-        below = np.where(second >= 0, label[second], -1)  # nothing is lower than the outside
-        outwards = (label[first] > below) == away[member]
-        _write_triangles(temporary, _turned(corners[member], outwards), kind)
+        _write_triangles(temporary, whole[1], kind)
 
     on_root(mesh.comm, replace, path, write)
-
-
-def _enclosed(volumes: np.ndarray, pairs: np.ndarray, walls: np.ndarray) -> np.ndarray:
-    """Number of the region of each cell between walls, the largest region first."""
-    regions = cell_regions(len(volumes), pairs, walls)
-    size = np.bincount(regions, weights=volumes)
-    rank = np.empty(len(size), dtype=np.int64)
-    rank[np.lexsort((np.arange(len(size)), -size))] = np.arange(len(size))
-    return rank[regions]
-
-
-def _turned(corners: np.ndarray, keep: np.ndarray) -> np.ndarray:
-    return np.where(keep[:, None, None], corners, corners[:, [0, 2, 1]])
 
 
 def _write_triangles(path: Path, corners: np.ndarray, kind: str) -> None:

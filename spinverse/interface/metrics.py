@@ -1,29 +1,31 @@
 """How well found membrane facets match known ones. Only where a truth is known.
 
-All metrics are taken on rank 0 from gathered facets: they serve validation, not reconstruction.
+Every rank counts what it owns. The found and the true surface alone go from rank to rank; they are
+small beside the mesh.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
+from mpi4py import MPI
 
 from ..errors import InputError, on_root
-from ..mesh.checks import facets_of
+from ..mesh.checks import facets_of, find_facets
+from ..mesh.connected import cell_regions, connected_cells
 from ..mesh.data import MeshData
 from ..mesh.distributed import Mesh
-from .alignment import Lattice, align
+from ..mesh.exchange import gather_chosen, send, summed
+from .alignment import align, best_f1
+from .lattice import Lattice
+from .ranking import ranking
+from .surfaces import among, chamfer, edge_defects, edges_of, percent, surface_points
 
 MEMBRANE_CUT = 1.0  # um/ms; 1e-3 um/us in the published code
-SAMPLES = 4096  # points on a surface, for the Chamfer distance
 BOUNDARIES = ("reflecting", "absorbing")
-# Cuts, and maps for each, that are tried for the best aligned F1; one cut on larger meshes.
-_CUTS, _MAPS, _LARGE = 24, 60, 20000
-_KEY = np.array([1 << 42, 1 << 21, 1])  # vertex triples as one number
 
 
 def metrics(mesh: Mesh, found: np.ndarray, permeability: np.ndarray, included: np.ndarray,
@@ -76,11 +78,11 @@ def metrics(mesh: Mesh, found: np.ndarray, permeability: np.ndarray, included: n
     wrong = next((text for text in mesh.comm.allgather(wrong) if text), None)
     if wrong:
         raise InputError(wrong)
-    whole: Any = mesh.gather_facets(  # None but on rank 0
-        np.asarray(found, bool), np.asarray(permeability, float), np.asarray(included, bool),
-        mesh.interface > 0, mesh.outer, mesh.facet_corners, cell_pairs(mesh))
-    result = on_root(mesh.comm, lambda: _compare(whole, mesh.num_cells, boundary == "absorbing"))
-    return mesh.comm.bcast(result, root=0)
+    return _compare(_Facets(
+        mesh.comm, mesh.facet_vertices, mesh.facet_corners, np.asarray(found, bool),
+        np.asarray(permeability, float), np.asarray(included, bool), mesh.interface > 0,
+        mesh.outer, lambda walls: connected_cells(mesh, ~walls)[: mesh.num_owned_cells]),
+        boundary == "absorbing")
 
 
 def compare(data: MeshData, facets: np.ndarray, found: np.ndarray, permeability: np.ndarray,
@@ -108,215 +110,129 @@ def compare(data: MeshData, facets: np.ndarray, found: np.ndarray, permeability:
         raise InputError(f"facets: {len(triples)} vertex triples that are not the {len(known)} "
                          f"facets of mesh '{data.name}', expected every facet once")
     outer = pairs[:, 1] < 0
-    true = np.isin(known @ _KEY, np.sort(data.interface_facets, axis=1) @ _KEY)
+    true = np.zeros(len(known), bool)
+    place = find_facets(known, data.interface_facets)
+    true[place[place >= 0]] = True
     included = np.ones(len(known), bool) if boundary == "absorbing" else ~outer
-    whole = (known, np.asarray(found, bool)[order], np.asarray(permeability, float)[order],
-             included, true, outer, data.points[known], pairs)
-    return _compare(whole, len(data.cells), boundary == "absorbing", surface)
+    return _compare(_Facets(
+        MPI.COMM_SELF, known, data.points[known], np.asarray(found, bool)[order],
+        np.asarray(permeability, float)[order], included, true, outer,
+        lambda walls: cell_regions(len(data.cells), pairs, walls)),
+        boundary == "absorbing", surface)
 
 
-def cell_pairs(mesh: Mesh) -> np.ndarray:
-    """Cells on the two sides of each owned facet by their number in the input, ``(nf, 2)``.
+def adjusted_rand_index(first: np.ndarray, second: np.ndarray,
+                        comm: MPI.Comm = MPI.COMM_SELF) -> float:
+    """Agreement of two partitions (Hubert and Arabie, J. Classif. 2, 193, 1985). Collective.
 
-    -1 is outside.
-    """
-    return np.where(mesh.facet_cells >= 0, mesh.input_cells[mesh.facet_cells], -1)
-
-
-def cell_regions(num_cells: int, pairs: np.ndarray, walls: np.ndarray) -> np.ndarray:
-    """Connected regions of cells when some facets are walls.
+    1 for the same partition, about 0 by chance.
 
     Args:
-        num_cells: of the whole mesh.
-        pairs: ``(n, 2)`` cells of every facet, -1 outside.
-        walls: ``(n,)`` bool.
-
-    Returns:
-        ``(num_cells,)`` region of each cell, numbered from 0 in the order of first cells.
+        first, second: ``(n,)`` labels of this rank's cells, integers from 0.
+        comm: the ranks that have all cells together.
     """
-    passage = pairs[~walls & (pairs >= 0).all(axis=1)]
-    graph = coo_matrix((np.ones(len(passage)), (passage[:, 0], passage[:, 1])),
-                       shape=(num_cells, num_cells))
-    return connected_components(graph, directed=False)[1]
-
-
-def edge_defects(triples: np.ndarray, ignored: np.ndarray | None = None) -> dict:
-    """Edges of a facet set by their degree, the number of its facets that share them.
-
-    A closed surface without branches has degree 2 everywhere.
-
-    Args:
-        triples: ``(n, 3)`` vertex triples.
-        ignored: ``(m, 2)`` edges, ascending vertices, that are not counted.
-
-    Returns:
-        ``edges`` (count) and percentages ``open_edges_percent`` (degree 1),
-        ``branch_edges_percent`` (above 2), ``bad_edges_percent`` (not 2); ``None`` without edges.
-    """
-    edges, degree = np.unique(_edges(triples), axis=0, return_counts=True)
-    if ignored is not None and len(ignored) and len(edges):
-        top = max(edges.max(), ignored.max()) + 1
-        keep = ~np.isin(edges @ [top, 1], ignored @ [top, 1])
-        degree = degree[keep]
-    return {"edges": len(degree),
-            "open_edges_percent": _percent(degree == 1),
-            "branch_edges_percent": _percent(degree > 2),
-            "bad_edges_percent": _percent(degree != 2)}
-
-
-def surface_points(corners: np.ndarray, number: int = SAMPLES) -> np.ndarray:
-    """Points uniform by area on triangles, the same every time, ``(number, 3)``.
-
-    Args:
-        corners: ``(n, 3, 3)``; the order within a triangle does not matter.
-        number: of points.
-    """
-    # ranks list the corners of a facet in different orders: sort them by x, then y, then z
-    order = np.lexsort(np.moveaxis(corners, 2, 0)[::-1], axis=1)
-    corners = np.take_along_axis(corners, order[:, :, None], axis=1)
-    areas = 0.5 * np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0],
-                                          corners[:, 2] - corners[:, 0]), axis=1)
-    total = np.cumsum(areas)
-    index = np.arange(number)
-    level = (index + 0.5) / number * total[-1]
-    triangle = np.minimum(np.searchsorted(total, level), len(areas) - 1)
-    # additive recurrence with the plastic number: low discrepancy in the unit square
-    plastic = 1.32471795724474602596
-    u, v = (0.5 + index / plastic) % 1.0, (0.5 + index / plastic**2) % 1.0
-    over = u + v > 1
-    u, v = np.where(over, 1 - u, u), np.where(over, 1 - v, v)
-    x = corners[triangle]
-    return x[:, 0] + u[:, None] * (x[:, 1] - x[:, 0]) + v[:, None] * (x[:, 2] - x[:, 0])
-
-
-def chamfer(first: np.ndarray, second: np.ndarray, centred: bool = True) -> float:
-    """Sum of the two mean squared nearest distances between point clouds ``(n, 3)``, um^2."""
-    if centred:
-        first, second = first - first.mean(axis=0), second - second.mean(axis=0)
-    there = cKDTree(second).query(first)[0]
-    back = cKDTree(first).query(second)[0]
-    return float((there**2).mean() + (back**2).mean())
-
-
-def ranking(score: np.ndarray, truth: np.ndarray) -> dict:
-    """How a low score tells true facets from others, whatever the threshold.
-
-    Args:
-        score: ``(n,)``, low for membrane.
-        truth: ``(n,)`` bool.
-
-    Returns:
-        ``auc`` (ties count half), ``best_f1`` and ``best_f1_cut``: the F1 of ``score < cut`` at
-        the best cut, half-way (in log where positive) to the next score; ``None`` where
-        undefined.
-    """
-    positive, negative = int(truth.sum()), int((~truth).sum())
-    if not positive:
-        return {"auc": None, "best_f1": None, "best_f1_cut": None}
-    values, place = np.unique(score, return_inverse=True)
-    hits = np.bincount(place, weights=truth, minlength=len(values))
-    misses = np.bincount(place, weights=~truth, minlength=len(values))
-    before = np.cumsum(misses) - misses
-    auc = None
-    if negative:
-        auc = float(1 - (hits @ (before + 0.5 * misses)) / (positive * negative))
-    f1 = 2 * np.cumsum(hits) / (np.cumsum(hits + misses) + positive)
-    best = int(np.argmax(f1))
-    low, high = values[best], values[min(best + 1, len(values) - 1)]
-    if best + 1 == len(values) or not np.isfinite(high):
-        cut = 2 * low if low > 0 else 1.0
-    else:
-        cut = np.sqrt(low * high) if low > 0 else high / 2
-    cut = float(cut) if np.isfinite(cut) else None
-    return {"auc": auc, "best_f1": float(f1[best]), "best_f1_cut": cut}
-
-
-def adjusted_rand_index(first: np.ndarray, second: np.ndarray) -> float:
-    """Agreement of two partitions (Hubert and Arabie, J. Classif. 2, 193, 1985).
-
-    1 for the same partition, about 0 by chance. Arguments: labels ``(n,)`` from 0.
-    """
-    table = coo_matrix((np.ones(len(first)), (first, second))).tocsr()
-    table.sum_duplicates()
-
-    def pairs(n):
-        n = np.asarray(n, dtype=float)
-        return float((n * (n - 1) / 2).sum())
-
-    together = pairs(table.data)
-    rows, columns = pairs(table.sum(axis=1)), pairs(table.sum(axis=0))
-    chance = rows * columns / max(pairs(len(first)), 1.0)
+    labels = np.column_stack([first, second]).astype(np.int64)
+    together = _pairs_within(comm, labels)
+    rows, columns = (_pairs_within(comm, labels[:, [k]]) for k in (0, 1))
+    number = comm.allreduce(len(labels))
+    chance = rows * columns / max(number * (number - 1) / 2, 1.0)
     most = 0.5 * (rows + columns)
     return 1.0 if most == chance else float((together - chance) / (most - chance))
 
 
-def _compare(whole: tuple, num_cells: int, absorbing: bool,
-             true_surface: np.ndarray | None = None) -> dict:
-    triples, found, kappa, included, true, outer, corners, pairs = whole
-    interior = included & ~outer
-    surface = included if absorbing else interior
-    f, t = found[interior], true[interior]
-    tp = int((f & t).sum())
-    fp, fn = int((f & ~t).sum()), int((~f & t).sum())
-    low = kappa < MEMBRANE_CUT
+def _pairs_within(comm: MPI.Comm, labels: np.ndarray) -> float:
+    """Number of pairs of rows ``(n, k)``, of all ranks, that are equal."""
+    keys, counts = summed(labels, np.ones(len(labels), np.int64))
+    # equal rows meet on one rank
+    keys, counts = summed(*send(comm, keys.sum(axis=1) % comm.size, keys, counts))
+    return float(comm.allreduce(int((counts * (counts - 1) // 2).sum())))
+
+
+@dataclass(frozen=True, eq=False)
+class _Facets:
+    """The facets of one rank, each on one of ``comm``, and what connects the cells.
+
+    Attributes:
+        comm: the ranks.
+        triples: ``(nf, 3)`` vertices, ascending.
+        corners: ``(nf, 3, 3)`` um.
+        found, included, true, outer: ``(nf,)`` bool.
+        kappa: ``(nf,)`` um/ms.
+        regions: of walls, ``(nf,)`` bool, the set that each owned cell is in; collective.
+    """
+
+    comm: MPI.Comm
+    triples: np.ndarray
+    corners: np.ndarray
+    found: np.ndarray
+    kappa: np.ndarray
+    included: np.ndarray
+    true: np.ndarray
+    outer: np.ndarray
+    regions: Callable[[np.ndarray], np.ndarray]
+
+    def count(self, *chosen: np.ndarray) -> list[int]:
+        """How many facets there are of each kind, over all ranks."""
+        return self.comm.allreduce(np.array([c.sum() for c in chosen])).tolist()
+
+
+def _compare(facets: _Facets, absorbing: bool, true_surface: np.ndarray | None = None) -> dict:
+    comm, found, true = facets.comm, facets.found, facets.true
+    interior = facets.included & ~facets.outer
+    surface = facets.included if absorbing else interior
+    low = facets.kappa < MEMBRANE_CUT
+    tp, fp, fn, walls, low_walls, others, high_others = facets.count(
+        interior & found & true, interior & found & ~true, interior & ~found & true,
+        surface & true, surface & true & low, interior & ~true, interior & ~true & ~low)
     result = {
-        "membrane_below_percent": _percent(low[surface & true]),
-        "other_above_percent": _percent(~low[interior & ~true]),
-        "found": int(f.sum()), "true": int(t.sum()),
+        "membrane_below_percent": percent(low_walls, walls),
+        "other_above_percent": percent(high_others, others),
+        "found": tp + fp, "true": tp + fn,
         "false_positives": fp, "false_negatives": fn,
         "precision": _ratio(tp, tp + fp), "recall": _ratio(tp, tp + fn),
         "f1": _ratio(2 * tp, 2 * tp + fp + fn), "iou": _ratio(tp, tp + fp + fn),
-        **ranking(kappa[interior], t)}
-    lattice = Lattice(corners, outer)
-    best = align(lattice, found & surface, true & included)
-    best_cut = _aligned_best_f1(lattice, kappa, surface, true & included, result["best_f1_cut"])
+        **ranking(facets.kappa[interior], true[interior], comm)}
+    lattice = Lattice(facets.corners, facets.outer, facets.triples, comm)
+    best = align(lattice, found & surface, true & facets.included)
+    best_cut = best_f1(lattice, facets.kappa, surface, true & facets.included,
+                       result["best_f1_cut"])
     result |= {"aligned_precision": best.precision, "aligned_recall": best.recall,
                "aligned_f1": best.f1, "aligned_iou": best.iou,
                "aligned_shift": list(best.shift), "aligned_reflected": best.reflected,
                "aligned_best_f1": best_cut}
-    if true_surface is None:
-        true_surface = corners[true & surface]
-    clouds: Any = [surface_points(c) if len(c) else None
-              for c in (corners[found & surface], true_surface)]
-    both = all(cloud is not None for cloud in clouds)
-    result["chamfer"] = chamfer(clouds[0], clouds[1]) if both else None
-    result["chamfer_uncentred"] = chamfer(clouds[0], clouds[1], centred=False) if both else None
-    on_boundary = np.unique(_edges(triples[outer]), axis=0)
-    result |= edge_defects(triples[found & surface], None if absorbing else on_boundary)
-    inside = edge_defects(triples[found & surface], on_boundary)
-    result["bad_edges_inside_percent"] = inside["bad_edges_percent"]
-    own = edge_defects(triples[true & surface], on_boundary)
-    result["true_bad_edges_inside_percent"] = own["bad_edges_percent"]
-    regions = [cell_regions(num_cells, pairs, s & surface) for s in (found, true)]
-    result["adjusted_rand_index"] = adjusted_rand_index(*regions)
+    result |= _surfaces(facets, surface, absorbing, true_surface)
+    result["adjusted_rand_index"] = adjusted_rand_index(
+        facets.regions(found & surface), facets.regions(true & surface), comm)
     return result
 
 
-def _aligned_best_f1(lattice: Lattice, kappa: np.ndarray, surface: np.ndarray,
-                     true: np.ndarray, cut: float | None) -> float | None:
-    """The largest aligned F1 of the facets below a cut: ``cut``, or one of those in between."""
-    values = np.unique(kappa[surface])
-    if not true.any() or not len(values):
-        return None
-    # beyond four times the true number F1 cannot reach 0.4
-    most = np.sort(kappa[surface])[min(int(surface.sum()), 4 * int(true.sum())) - 1]
-    values = values[values <= max(most, values[0])]
-    chosen = values[np.unique(np.linspace(0, len(values) - 1, _CUTS).astype(int))]
-    if len(kappa) > _LARGE and cut is not None:
-        chosen = chosen[:0]
-    cuts = np.append(chosen, chosen[:0] if cut is None else cut)
-    scores = [align(lattice, surface & (kappa <= value), true, _MAPS).f1 for value in cuts]
-    return max(score or 0.0 for score in scores)
+def _surfaces(facets: _Facets, surface: np.ndarray, absorbing: bool,
+              true_surface: np.ndarray | None) -> dict:
+    """Distances and defects of edges: of the two surfaces, on rank 0."""
+    comm = facets.comm
+    chosen = surface & (facets.found | facets.true)
+    whole: Any = gather_chosen(comm, chosen, facets.triples, facets.corners,  # None but on rank 0
+                               facets.found, facets.true)
+    edges = comm.bcast(on_root(comm, lambda: np.unique(edges_of(whole[0]), axis=0)), root=0)
+    # an edge of a facet of this rank may lie on outer facets of others
+    on_boundary = among(edges, edges_of(facets.triples[facets.outer]))
+    comm.Allreduce(MPI.IN_PLACE, on_boundary, op=MPI.LOR)
 
+    def judge() -> dict:
+        triples, corners, found, true = whole
+        truth = corners[true] if true_surface is None else true_surface
+        both = len(truth) > 0 and bool(found.any())
+        clouds = [surface_points(c) for c in (corners[found], truth)] if both else []
+        outer = edges[on_boundary]
+        inside, own = (edge_defects(triples[s], outer) for s in (found, true))
+        return {"chamfer": chamfer(clouds[0], clouds[1]) if both else None,
+                "chamfer_uncentred": chamfer(clouds[0], clouds[1], False) if both else None,
+                **edge_defects(triples[found], None if absorbing else outer),
+                "bad_edges_inside_percent": inside["bad_edges_percent"],
+                "true_bad_edges_inside_percent": own["bad_edges_percent"]}
 
-def _edges(triples: np.ndarray) -> np.ndarray:
-    triples = np.sort(np.asarray(triples, dtype=np.int64).reshape(-1, 3), axis=1)
-    return triples[:, [[0, 1], [0, 2], [1, 2]]].reshape(-1, 2)
+    return comm.bcast(on_root(comm, judge), root=0)
 
 
 def _ratio(part: int, whole: int) -> float | None:
     return part / whole if whole else None
-
-
-def _percent(flags: np.ndarray) -> float | None:
-    return float(100.0 * flags.mean()) if len(flags) else None

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import dolfinx
 import numpy as np
-import scipy.sparse
-from scipy.sparse.csgraph import connected_components
 
 from ..errors import InputError
+from ..mesh.connected import connected_cells
 from ..mesh.distributed import Mesh
 from ..problem import BlochTorrey
 from ..tissue import Tissue
@@ -122,7 +120,7 @@ def impermeable(tissue: Tissue) -> Tissue:
     return tissue.with_permeability(np.where(outer | np.isinf(values), values, 0.0))
 
 
-def connected_cells(mesh: Mesh, open_facets: np.ndarray) -> np.ndarray:
+def _numbered(mesh: Mesh, open_facets: np.ndarray) -> tuple[np.ndarray, int]:
     """Number the sets of cells that are connected through open interior facets. Collective.
 
     Args:
@@ -130,38 +128,27 @@ def connected_cells(mesh: Mesh, open_facets: np.ndarray) -> np.ndarray:
         open_facets: ``(nf,)`` bool over owned facets.
 
     Returns:
-        ``(nc,)`` label of each cell on this rank, ghosts last; ordered by cell tag, then by the
-        smallest input number of a cell, so that it does not depend on the ranks.
+        ``(nc,)`` label of each cell on this rank, ghosts last, and the number of labels; ordered
+        by cell tag, then by the smallest input number of a cell, so that it does not depend on
+        the ranks.
+
+    Raises:
+        InputError: more than 4096 sets.
     """
-    comm, index_map = mesh.comm, mesh.domain.topology.index_map(mesh.domain.topology.dim)
-    owned, count = index_map.size_local, len(mesh.cell_tags)
-    pairs = mesh.facet_cells[np.asarray(open_facets, bool) & ~mesh.outer]
-    graph = scipy.sparse.coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])),
-                                    shape=(count, count))
-    number, local = connected_components(graph, directed=False)
-    numbers = comm.allgather(number)
-    local = local + sum(numbers[: comm.rank])
-    # a ghost has a label here and another where it is owned: these two are one
-    label = dolfinx.la.vector(index_map, 1, dtype=np.int64)
-    label.array[:] = local
-    label.scatter_forward()
-    edges = np.unique(np.column_stack([local[owned:], label.array[owned:count]]), axis=0)
-    edges = np.concatenate(comm.allgather(edges))
-    total = sum(numbers)
-    graph = scipy.sparse.coo_matrix((np.ones(len(edges)), (edges[:, 0], edges[:, 1])),
-                                    shape=(total, total))
-    found, merged = connected_components(graph, directed=False)
-    label = merged[local]
-    first = np.full((found, 2), np.iinfo(np.int64).max)
-    np.minimum.at(first[:, 1], label, mesh.input_cells)
-    first[:, 1] = np.min(comm.allgather(first[:, 1]), axis=0)
-    here = first[label, 1] == mesh.input_cells
-    first[label[here], 0] = mesh.cell_tags[here]
-    first[:, 0] = np.min(comm.allgather(first[:, 0]), axis=0)
-    order = np.lexsort(first.T[::-1])
-    place = np.empty(found, dtype=np.int64)
-    place[order] = np.arange(found)
-    return place[label]
+    sets, owned = connected_cells(mesh, open_facets), slice(0, mesh.num_owned_cells)
+    first = sets[owned] == mesh.input_cells[owned]
+    number = mesh.comm.allreduce(int(first.sum()))
+    if number > MOST_COMPARTMENTS:
+        raise InputError(f"permeability: {number} sets of cells lie behind membranes, expected at "
+                         f"most {MOST_COMPARTMENTS} (inf ties the facets inside a compartment; "
+                         "compartments_of takes a cut)")
+    mine = np.column_stack([sets[owned], mesh.cell_tags[owned]])[first]
+    cells, tags = np.concatenate(mesh.comm.allgather(mine)).T
+    order = np.lexsort((cells, tags))
+    by_cell = np.argsort(cells)
+    place = np.empty(number, dtype=np.int64)
+    place[order] = np.arange(number)
+    return place[by_cell[np.searchsorted(cells, sets, sorter=by_cell)]], number
 
 
 def _partition(tissue: Tissue, cut: float) -> TissueCompartments:
@@ -169,12 +156,7 @@ def _partition(tissue: Tissue, cut: float) -> TissueCompartments:
     refuse_periodic(tissue, "compartments_of")
     mesh, comm = tissue.mesh, tissue.mesh.comm
     open_facets = tissue.permeability.values >= cut
-    labels = connected_cells(mesh, open_facets)
-    number = 1 + max(comm.allgather(int(labels.max(initial=-1))))
-    if number > MOST_COMPARTMENTS:
-        raise InputError(f"permeability: {number} sets of cells lie behind membranes, expected at "
-                         f"most {MOST_COMPARTMENTS} (inf ties the facets inside a compartment; "
-                         "compartments_of takes a cut)")
+    labels, number = _numbered(mesh, open_facets)
     owned = slice(0, mesh.num_owned_cells)
     volume, label = mesh.cell_volumes[owned], labels[owned]
     volumes = np.bincount(label, volume, minlength=number)

@@ -18,9 +18,9 @@ from meshio import vtu
 from ..acquisition import Acquisition
 from ..acquisition.io import read_acquisition, read_signals
 from ..errors import InputError
-from ..interface.metrics import cell_regions
 from ..mesh import MeshData, readers
 from ..mesh.checks import facets_of
+from ..mesh.connected import cell_regions
 from . import folder
 
 COMMANDS = ("reconstruct", "simulate")

@@ -1,0 +1,142 @@
+"""Which maps take the vertices of a grid to vertices, and what moved facets land on.
+
+Every rank answers for the vertices and facets that it owns.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from itertools import product
+
+import numpy as np
+from mpi4py import MPI
+from scipy.spatial import cKDTree
+
+from ..mesh.exchange import gather_chosen, send
+from .surfaces import sorted_corners
+
+_EXACT = 1e-3  # of the shortest edge: how far a moved vertex or facet may be from the grid's
+_BINS = 41.7  # along the longest side of the grid; vertices of a bin are on one rank
+_PROBES = 100  # vertices of each rank that are tried before all are
+
+
+class Lattice:
+    """What the maps of a grid onto itself are looked up in. Collective, as all its methods are.
+
+    Args:
+        corners: ``(nf, 3, 3)`` um, of the facets of this rank.
+        outer: ``(nf,)`` bool, facets on the outer boundary.
+        triples: ``(nf, 3)`` vertices, which tell the order of facets at any number of ranks;
+            ``None``: they are in order.
+        comm: the ranks that have all facets together, each on one of them.
+
+    Attributes:
+        tolerance: how far a moved vertex or facet may be from one of the grid, um.
+        points: ``(nv, 3)`` um, vertices of the facets of this rank.
+        centroids: ``(nf, 3)`` um, of these facets.
+        low, high, centre: ``(3,)`` um, of the box around the grid.
+        num_facets, num_outer: of all ranks.
+    """
+
+    def __init__(self, corners: np.ndarray, outer: np.ndarray, triples: np.ndarray | None = None,
+                 comm: MPI.Comm = MPI.COMM_SELF):
+        self.comm = comm
+        corners = sorted_corners(corners)
+        edges = np.linalg.norm(corners - corners[:, [1, 2, 0]], axis=2)
+        self.tolerance = _EXACT * comm.allreduce(float(edges.min(initial=np.inf)), op=MPI.MIN)
+        flat = corners.reshape(-1, 3)
+        _, first = np.unique(np.round(flat / self.tolerance), axis=0, return_index=True)
+        self.points = flat[first]
+        self.low = -_most(comm, -self.points)
+        self.high = _most(comm, self.points)
+        self.centre = (self.low + self.high) / 2
+        self.centroids = corners.mean(axis=1)
+        self.outer = np.asarray(outer, bool)
+        self.triples = np.arange(len(outer))[:, None] if triples is None else triples
+        self.num_facets = comm.allreduce(len(self.outer))
+        self.num_outer = comm.allreduce(int(self.outer.sum()))
+        self._outer_facets = cKDTree(self.centroids[self.outer])
+
+    def everywhere(self, chosen: np.ndarray, *values: np.ndarray) -> list[np.ndarray]:
+        """Centroids of chosen facets of all ranks, and values ``(nf,)`` of them, on every rank.
+
+        In the order of triples; chosen are few facets, as those of a surface.
+        """
+        whole = gather_chosen(self.comm, np.asarray(chosen, bool), self.triples, self.centroids,
+                              *values)
+        return self.comm.bcast(None if whole is None else list(whole[1:]), root=0)
+
+    def tree(self, chosen: np.ndarray) -> cKDTree:
+        """Chosen facets of this rank, ``(nf,)`` bool, as `landings` wants them. Not collective."""
+        return cKDTree(self.centroids[np.asarray(chosen, bool)])
+
+    def landings(self, source: np.ndarray, maps: list[tuple[int, np.ndarray]],
+                 goal: cKDTree) -> np.ndarray:
+        """How many facets each map takes to facets of ``goal``, and to outer ones.
+
+        Args:
+            source: ``(n, 3)`` centroids of facets, the same on every rank.
+            maps: of ``(sign, shift)``, the same on every rank.
+            goal: this rank's part, from `tree`.
+
+        Returns:
+            ``(len(maps), 2)`` counts over all ranks.
+        """
+        counts = np.zeros((len(maps), 2), dtype=np.int64)
+        for k, (sign, shift) in enumerate(maps):
+            moved = self.moved(source, sign, shift)
+            for column, facets in enumerate((goal, self._outer_facets)):
+                counts[k, column] = np.count_nonzero(self._reached(facets, moved))
+        result = np.empty_like(counts)
+        self.comm.Allreduce(counts, result)
+        return result
+
+    def moved(self, points: np.ndarray, sign: int, shift: np.ndarray) -> np.ndarray:
+        """``points (n, 3)`` under the map x -> shift + sign (x - centre) + centre."""
+        return self.centre + shift + sign * (points - self.centre)
+
+    def keeps(self, sign: int, shift: np.ndarray) -> bool:
+        """Whether the map takes vertices to vertices wherever they stay within the bounds."""
+        points, margin = self.moved(self.points, sign, shift), self.tolerance
+        # strictly: on the faces of the bounding box a grid may lack vertices, as at its corners
+        within = ((points > self.low + margin) & (points < self.high - margin)).all(axis=1)
+        points = points[within]
+        if not self.comm.allreduce(len(points)):
+            return False
+        # most maps are refused by a few vertices
+        return all(self._are_vertices(points[::step])
+                   for step in (1 + len(points) // _PROBES, 1))
+
+    def _are_vertices(self, points: np.ndarray) -> bool:
+        """Whether there is a vertex at all points of all ranks."""
+        ranks = self._rank_of(self._bins(points))
+        asked = send(self.comm, ranks, points)[0]
+        return self.comm.allreduce(bool(self._reached(self._vertices, asked).all()), op=MPI.LAND)
+
+    @cached_property
+    def _vertices(self) -> cKDTree:
+        """Vertices in, and just beside, the bins that this rank answers for."""
+        reach = 2 * self.tolerance
+        near = np.unique(np.concatenate([
+            np.column_stack([np.arange(len(self.points)),
+                             self._rank_of(self._bins(self.points + reach * np.array(side)))])
+            for side in product((-1, 1), repeat=3)]), axis=0)
+        return cKDTree(send(self.comm, near[:, 1], self.points[near[:, 0]])[0])
+
+    def _bins(self, points: np.ndarray) -> np.ndarray:
+        width = (self.high - self.low).max() / _BINS
+        return np.floor((points - self.low) / width).astype(np.int64)
+
+    def _rank_of(self, bins: np.ndarray) -> np.ndarray:
+        return bins @ [73856093, 19349663, 83492791] % self.comm.size
+
+    def _reached(self, tree: cKDTree, points: np.ndarray) -> np.ndarray:
+        distance, _ = tree.query(points, distance_upper_bound=self.tolerance)
+        return np.isfinite(distance)
+
+
+def _most(comm: MPI.Comm, points: np.ndarray) -> np.ndarray:
+    local = points.max(axis=0, initial=-np.inf)
+    result = np.empty_like(local)
+    comm.Allreduce(local, result, op=MPI.MAX)
+    return result

@@ -1,0 +1,94 @@
+"""How a score tells true facets from others, whatever the threshold; no rank sees all scores."""
+
+from __future__ import annotations
+
+import numpy as np
+from mpi4py import MPI
+
+from ..mesh.exchange import send
+
+
+def ranking(score: np.ndarray, truth: np.ndarray, comm: MPI.Comm = MPI.COMM_SELF) -> dict:
+    """How a low score tells true facets from others, whatever the threshold. Collective.
+
+    Only the scores of true facets go to all ranks. They are enough for the best F1, which is
+    2 hits / (found + true): a cut that moves past a score of others only finds more without a
+    further hit, so F1 falls, or stays at 0; the first of the best cuts is just past a true one.
+
+    Args:
+        score: ``(n,)``, low for membrane; of this rank's facets.
+        truth: ``(n,)`` bool.
+        comm: all their ranks.
+
+    Returns:
+        ``auc`` (ties count half), ``best_f1`` and ``best_f1_cut``: the F1 of ``score < cut`` at
+        the best cut, half-way (in log where positive) to the next score; ``None`` where
+        undefined.
+    """
+    score, truth = np.asarray(score, float), np.asarray(truth, bool)
+    values, hits = np.unique(np.concatenate(comm.allgather(score[truth])), return_counts=True)
+    others = np.sort(score[~truth])
+    negative = comm.allreduce(len(others))
+    if not len(values):
+        return {"auc": None, "best_f1": None, "best_f1_cut": None}
+    positive = int(hits.sum())
+    # of the others, how many lie below each value, and not above it
+    local = np.array([np.searchsorted(others, values, side) for side in ("left", "right")])
+    below, within = _sum(comm, local)
+    auc = None
+    if negative:
+        auc = float(1 - float(hits @ (below + within)) / 2 / (positive * negative))
+    hit = np.cumsum(hits)
+    f1 = 2 * hit / (hit + within + positive)
+    best = int(np.argmax(f1))
+    low = values[best]
+    above = score[score > low].min(initial=np.inf)
+    high = np.float64(comm.allreduce(float(above), op=MPI.MIN))
+    if not np.isfinite(high):
+        cut = 2 * low if low > 0 else 1.0
+    else:
+        cut = np.sqrt(low * high) if low > 0 else high / 2
+    cut = float(cut) if np.isfinite(cut) else None
+    return {"auc": auc, "best_f1": float(f1[best]), "best_f1_cut": cut}
+
+
+def order_statistics(comm: MPI.Comm, values: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The values at some places of the ascending order of all ranks' values. Collective.
+
+    Args:
+        comm: the communicator.
+        values: ``(n,)`` of this rank.
+        places: ``(k,)`` from 0, below the number of all values; the same on every rank.
+
+    Returns:
+        ``(k,)``, the same on every rank.
+    """
+    keys = np.sort(_ordered(np.asarray(values, float) + 0.0))  # no -0
+    places = np.asarray(places)
+    low = np.full(len(places), np.iinfo(np.int64).min)
+    high = np.full(len(places), np.iinfo(np.int64).max)
+    while (low < high).any():  # 64 times
+        middle = (low & high) + ((low ^ high) >> 1)
+        enough = _sum(comm, np.searchsorted(keys, middle, "right")) > places
+        low, high = np.where(enough, low, middle + 1), np.where(enough, middle, high)
+    return _ordered(low.view(float)).view(float)
+
+
+def spread_distinct(comm: MPI.Comm, values: np.ndarray) -> np.ndarray:
+    """The distinct values of all ranks, each on one rank. Collective."""
+    values = np.unique(np.asarray(values, float) + 0.0)
+    mixed = values.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(33)
+    return np.unique(send(comm, (mixed % np.uint64(comm.size)).astype(int), values)[0])
+
+
+def _ordered(values: np.ndarray) -> np.ndarray:
+    """Bits of floats as integers of the same order; its own inverse on their views."""
+    bits = values.view(np.int64)
+    return np.where(bits < 0, bits ^ np.iinfo(np.int64).max, bits)
+
+
+def _sum(comm: MPI.Comm, local: np.ndarray) -> np.ndarray:
+    local = np.ascontiguousarray(local, dtype=np.int64)
+    result = np.empty_like(local)
+    comm.Allreduce(local, result)
+    return result
