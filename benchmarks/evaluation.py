@@ -202,7 +202,8 @@ def by_phase(case: Case, repeats: int) -> tuple[dict[str, float], list, int]:
     basis = engine.basis
     found = {}
     found["assembly"], _ = cpu(problem.decay_matrix, repeats)
-    found["projection"], _ = cpu(lambda: _project(problem, basis.eigenvalues, basis.modes), repeats)
+    found["projection"], _ = cpu(
+        lambda: _project(problem, basis.eigenvalues, basis.columns), repeats)
     whole, _ = cpu(lambda: engine.find_modes(case.kappa), repeats)
     found["basis"] = whole - found["assembly"] - found["projection"]
     found["forward"], signals = cpu(lambda: engine.evolve(True), repeats)
