@@ -21,19 +21,20 @@ from mpi4py import MPI
 from petsc4py import PETSc
 from slepc4py import SLEPc
 
-from ..errors import InputError, SolverError
+from ..errors import InputError, SolverError, on_root
 from ..extra_terms import Unsuitable
 from ..phases import phase
 from ..problem import BlochTorrey
 from ..unknowns import Unknowns
 from .block_modes import CANDIDATES, Inverse, at_gap, lowest_pairs
-from .dense_modes import dense_modes, is_small
+from .dense_modes import dense_modes, gathered, is_small
 from .drifting_basis import enriched, lowest
 from .gauge import Gauge, gauge_of
 from .linear_solver import failure
 
 SOLVERS = ("auto", "direct", "iterative")
 LARGE = 20_000  # unknowns from which "auto" makes no factor
+ALONE = 2500  # unknowns of a coarse problem up to which rank 0 finds its modes for all
 _BLOCK = 32  # right-hand sides solved at once
 
 
@@ -201,6 +202,11 @@ def _coarse_pairs(shift: float, options_prefix: str) -> Callable:
     def pairs(A: PETSc.Mat, M: PETSc.Mat, number: int, start: np.ndarray) -> tuple:
         if is_small(A.getSize()[0], number, A.comm.size):
             return dense_modes(A, M, number)[:2]
+        if A.comm.size > 1 and A.getSize()[0] <= ALONE:
+            return _pairs_of_root(A, M, start, lambda *whole: solved(number, *whole))
+        return solved(number, A, M, start)
+
+    def solved(number: int, A: PETSc.Mat, M: PETSc.Mat, start: np.ndarray) -> tuple:
         eps = _shift_invert(A, M, number, number, shift, f"{options_prefix}start_", start,
                             A.getSize()[0] > LARGE, 1e-6)
         found = _pairs(eps, number)
@@ -208,6 +214,29 @@ def _coarse_pairs(shift: float, options_prefix: str) -> Callable:
         return found
 
     return pairs
+
+
+def _pairs_of_root(A: PETSc.Mat, M: PETSc.Mat, start: np.ndarray, solved: Callable) -> tuple:
+    """What ``solved(A, M, start)`` finds on rank 0, this rank's rows of it. Collective.
+
+    A solve is several messages for each of hundreds of vectors, one after the other, and there is
+    next to nothing to share in it.
+    """
+    comm = A.comm.tompi4py()
+    parts = [gathered(matrix) for matrix in (A, M)]
+    whole_start = comm.gather(start)
+
+    def find() -> tuple:
+        matrices = [PETSc.Mat().createAIJ(part.shape, csr=(part.indptr, part.indices, part.data),
+                                          comm=PETSc.COMM_SELF) for part in parts]
+        found = solved(*matrices, np.concatenate(whole_start))
+        for matrix in matrices:
+            matrix.destroy()
+        return found
+
+    values, vectors = comm.bcast(on_root(comm, find))
+    first, last = A.getOwnershipRange()
+    return values, vectors[first:last].copy(order="F")
 
 
 def _check_decay(values: np.ndarray) -> None:
