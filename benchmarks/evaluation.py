@@ -182,7 +182,7 @@ def by_phase(case: Case, repeats: int) -> tuple[dict[str, float], list, int]:
     from spinverse.engines import response_basis as module
     from spinverse.engines.eigenmodes import _project
     problem, engine = case.problem, case.engine
-    adds, factors, add, make = [], [], module._Space.add, module.cholesky
+    adds, factors, add, make = [], [], module._Space.add, module.direct
 
     def noted(self, candidates):
         size = self.size
@@ -191,18 +191,18 @@ def by_phase(case: Case, repeats: int) -> tuple[dict[str, float], list, int]:
         return result
 
     def factorised(*args):
-        factors.append(make(*args))
-        factors[-1].setUp()
-        factors[-1] = (factors[-1], factors[-1].getPC().getFactorMatrix().getMumpsInfog(29))[0:2]
-        return factors[-1][0]
+        ksp = make(*args)
+        factors.append(ksp.getPC().getFactorMatrix().getMumpsInfog(29))
+        return ksp
 
-    module._Space.add, module.cholesky = noted, factorised
+    module._Space.add, module.direct = noted, factorised
     case.evaluate()
-    module._Space.add, module.cholesky = add, make
+    module._Space.add, module.direct = add, make
     basis = engine.basis
     found = {}
     found["assembly"], _ = cpu(problem.decay_matrix, repeats)
-    found["projection"], _ = cpu(lambda: _project(problem, basis.eigenvalues, basis.modes), repeats)
+    found["projection"], _ = cpu(
+        lambda: _project(problem, basis.eigenvalues, basis.columns), repeats)
     whole, _ = cpu(lambda: engine.find_modes(case.kappa), repeats)
     found["basis"] = whole - found["assembly"] - found["projection"]
     found["forward"], signals = cpu(lambda: engine.evolve(True), repeats)
@@ -217,7 +217,7 @@ def by_phase(case: Case, repeats: int) -> tuple[dict[str, float], list, int]:
     found["priors"], _ = cpu(lambda: [(p.value(case.z), p.pull_back(case.z, 1.0))
                                       for p in case.priors], repeats)
     found["tape"] -= found["priors"]
-    return found, adds, factors[0][1] if factors else 0
+    return found, adds, factors[0] if factors else 0
 
 
 def table(case: Case, repeats: int) -> dict:

@@ -46,6 +46,8 @@ def main() -> None:
     from petsc4py import PETSc
 
     PETSc.Options().insertString(" ".join(petsc))
+    if "-log_view" in petsc:  # PETSc looks for it when it starts
+        PETSc.Log.begin()
     wall = time.perf_counter()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with recorded() as record:

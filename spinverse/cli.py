@@ -135,3 +135,5 @@ def _set_petsc_options(words: list[str]) -> None:
     if words and not words[0].startswith("-"):
         raise InputError(f"{words[0]!r} after --, expected PETSc options as -name value")
     PETSc.Options().insertString(" ".join(words))
+    if "-log_view" in words:
+        PETSc.Log.begin()  # PETSc looks for this option when it starts, which was before

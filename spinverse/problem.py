@@ -17,6 +17,7 @@ from . import forms
 from .errors import InputError
 from .tissue import Tissue
 from .traces import FacetTraces, tie
+from .unknowns import Unknowns
 
 
 class BlochTorrey:
@@ -139,6 +140,26 @@ class BlochTorrey:
         return self.tie(self.tissue.permeability.tied,
                         [self.traces.periodic_pairs(axis) for axis in self.periodic])
 
+    @cached_property
+    def unknowns(self) -> Unknowns:
+        """What columns of values at the unknowns are made and multiplied with. Collective."""
+        return Unknowns(self.space.dofmap.index_map, self.prolongation)
+
+    @cached_property
+    def free_jumps(self) -> tuple[np.ndarray, scipy.sparse.csr_matrix]:
+        """Owned facets that are not tied, ``(n,)``, and their rows of `jump_matrix`. Collective.
+
+        Of local columns (`spinverse.unknowns`) where something is tied; else of values at owned
+        and ghost broken dofs.
+        """
+        free, T = np.flatnonzero(~self.tied), self.jump_matrix
+        if not self.unknowns.tied:
+            return free, T
+        facets = max(self.mesh.num_owned_facets, 1)
+        each = T.shape[0] // facets
+        rows = (free[:, None] * each + np.arange(each)).ravel()
+        return free, (T[rows] @ self.unknowns.all_dofs).tocsr()
+
     def tie(self, facets: np.ndarray, periodic: Sequence[np.ndarray] = ()) -> PETSc.Mat | None:
         """The prolongation with some facets tied, ``(nf,)`` bool; see `traces.tie`. Collective."""
         return tie(self.mesh, self.space, self.traces, facets,
@@ -209,19 +230,29 @@ class BlochTorrey:
         m, v, c = self._scalar
         return [self._local(forms.position(m, v, c, j)) for j in range(self.mesh.dim)]
 
+    @cached_property
+    def mass_of_unknowns(self) -> scipy.sparse.csr_matrix:
+        """A rank's part of (m, v) for local columns of `unknowns`. Collective."""
+        return self.unknowns.operator(self.local_mass)
+
+    @cached_property
+    def _positions_of_unknowns(self) -> list[scipy.sparse.csr_matrix]:
+        return [self.unknowns.operator(J) for J in self.local_positions]
+
     @property
     def phase_operators(self) -> list:
-        """What turns phases, to be multiplied with columns ``(n_owned, n)`` by ``@``.
+        """What turns phases, to be multiplied with local columns of `unknowns` by ``@``.
 
         One for each axis, um: what g_j times i multiplies; then, where extra terms turn phases by
         themselves, what i multiplies for `echo_sign` 1 and, if they know it, -1, rad/ms.
         """
         if self._blocks is None:
-            return self.local_positions
-        more = self._blocks.positions
-        return [extra.Operator(J, more[j]) if j in more else J
-                for j, J in enumerate(self.local_positions)] + [
-                extra.Operator(None, matrix) for matrix in self._blocks.fields[: self.num_fields]]
+            return self._positions_of_unknowns
+        more, operator = self._blocks.positions, self.unknowns.operator
+        return [operator(extra.Operator(self.local_positions[j], more[j])) if j in more else J
+                for j, J in enumerate(self._positions_of_unknowns)] + [
+                operator(extra.Operator(None, matrix))
+                for matrix in self._blocks.fields[: self.num_fields]]
 
     @cached_property
     def extra_structure(self) -> tuple[int, bool]:

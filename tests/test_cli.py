@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -343,6 +344,23 @@ def test_options_by_prefix_reach_every_solver(ready, config, options):
     if command == "reconstruct":
         rows = (ready / "out" / "history.csv").read_text()
         assert "long,1," in rows and "long,2," not in rows and "all,4," in rows
+
+
+@pytest.mark.parametrize("config, stages", [
+    (SIMULATE, ["read inputs", "eigenproblem", "projection", "propagation", "write results"]),
+    (RECONSTRUCT, ["read inputs", "responses", "propagation back", "facet contraction",
+                   "Jacobian", "facet responses", "write results"])])
+def test_the_log_of_petsc_has_named_stages(ready, config, stages):
+    (ready / "run.yaml").write_text(config)
+    command = "reconstruct" if config == RECONSTRUCT else "simulate"
+    subprocess.run([sys.executable, "-m", "spinverse", command, "run.yaml", "-o", "out", "-q",
+                    "--", "-log_view", ":log.txt"], cwd=ready, env=clean_environment(),
+                   capture_output=True, timeout=120, check=True)
+    log = (ready / "log.txt").read_text()
+    found = {name.strip(): float(seconds) for name, seconds in re.findall(
+        r"^ *\d+: +(.+?): (\S+) ", log, flags=re.MULTILINE)}
+    assert set(stages) <= set(found)
+    assert found["Main Stage"] < 0.5 * sum(found.values())
 
 
 def test_petsc_options_follow_two_dashes(place):

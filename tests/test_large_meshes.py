@@ -122,6 +122,14 @@ def test_preconditioner_takes_any_permeability(comm, field):
     inverse.destroy()
 
 
+@pytest.mark.mpi
+def test_one_rank_finds_the_modes_of_a_small_coarse_space(comm, monkeypatch):
+    monkeypatch.setattr("spinverse.engines.eigenmodes.is_small", lambda *_: False)  # not by LAPACK
+    found, expected = (eigenmodes(make(where, field="mixed"), 20, solver="iterative").eigenvalues
+                       for where in (comm, MPI.COMM_SELF))
+    assert np.allclose(found, expected, rtol=1e-9, atol=1e-9)
+
+
 def test_coarse_spaces_follow_the_permeability():
     found = {field: coarse_spaces(make(MPI.COMM_SELF, 4, field)) for field in FIELDS}
     assert set(found["target"]) == {"continuous"}

@@ -189,6 +189,32 @@ def test_prolongation_has_one_entry_in_each_row(comm):
         comm.allreduce(float(4 * problem.tissue.density[: problem.mesh.num_owned_cells].sum())))
 
 
+@pytest.mark.mpi
+@pytest.mark.parametrize("degree", [1, 2])
+def test_products_on_the_tied_space_are_those_on_the_broken_one(comm, degree):
+    problem = tagged(comm, tied=True, degree=degree)
+    basis, unknowns = eigenmodes(problem, 20), problem.unknowns
+    broken = basis.modes
+    assert len(basis.columns) < len(broken) or not len(broken)
+    for X, J in zip(basis.positions, problem.local_positions, strict=True):
+        assert np.abs(X - comm.allreduce(broken.T @ (J @ broken))).max() < 1e-12 * np.abs(X).max()
+    assert np.abs(unknowns.nearest(broken) - basis.columns).max(initial=0) < 1e-12
+    mass = problem.mass_matrix.createVecRight()
+    load = unknowns.gathered(problem.mass_of_unknowns @ basis.columns)
+    for k in (0, 7):
+        column = problem.mass_matrix.createVecRight()
+        column.setArray(basis.columns[: unknowns.num_owned, k])
+        problem.mass_matrix.mult(column, mass)
+        assert np.abs(load[:, k] - mass.array_r).max(initial=0) < 1e-12
+    free, T = problem.free_jumps
+    assert np.array_equal(free, np.flatnonzero(~problem.tied))
+    whole = dolfinx.la.vector(problem.space.dofmap.index_map, 1)
+    whole.array[: len(broken)] = broken[:, 3]
+    whole.scatter_forward()
+    jumps = (problem.jump_matrix @ whole.array).reshape(len(problem.tied), -1)
+    assert np.abs(jumps[free].ravel() - T @ basis.columns[:, 3]).max(initial=0) < 1e-12
+
+
 # ---- signals ------------------------------------------------------------------------------------
 
 

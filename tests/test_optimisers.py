@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from mpi4py import MPI
@@ -392,3 +394,13 @@ def test_bad_memories():
     saved = Memory("x", 1, {}, {"control": small.start.values}).gathered(small.mesh)
     with pytest.raises(InputError, match="facets have no value"):
         Memory.scattered(small.mesh, {**saved, "triples": saved["triples"][:-1]})
+
+
+@pytest.mark.parametrize("kind", ["blmvm", "bqnls"])
+def test_quasi_newton_remembers_what_it_is_told_to(kind, tmp_path):
+    """PETSc says itself what its matrix keeps, so that an option it does not know would show."""
+    for options, expected in (({}, 5), ({f"tao_{kind}_mat_lmvm_hist_size": 7}, 7)):
+        view = tmp_path / f"{expected}.txt"
+        Small().run(TAO(kind, {**options, "tao_view": f":{view}"}), 3)
+        found = re.findall(r"Max. storage: (\d+)", view.read_text())
+        assert found and set(found) == {str(expected)}

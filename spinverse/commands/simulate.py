@@ -122,7 +122,8 @@ def run(arguments, comm: MPI.Comm) -> None:
             folder.write_summary(partial, content)
         return notes
 
-    notes = everywhere(comm, write)
+    with clock("write results"):
+        notes = everywhere(comm, write)
     for item in found.values():
         screen.warn(*item.warnings)
     screen.say(*notes, words, *(line for item in found.values() for line in item.lines),

@@ -38,7 +38,7 @@ def dense_modes(A: PETSc.Mat, M: PETSc.Mat, wanted: int) -> tuple:
     comm = A.comm.tompi4py()
     a: Any  # rank 0 has the rows
     m: Any
-    a, m = (_gathered(matrix) for matrix in (A, M))
+    a, m = (gathered(matrix) for matrix in (A, M))
     found: Any = None
     if comm.rank == 0:
         try:
@@ -60,7 +60,7 @@ def dense_modes(A: PETSc.Mat, M: PETSc.Mat, wanted: int) -> tuple:
     return values[:wanted], vectors[first:last, :wanted], solver
 
 
-def _gathered(matrix: PETSc.Mat) -> scipy.sparse.csr_matrix | None:
+def gathered(matrix: PETSc.Mat) -> scipy.sparse.csr_matrix | None:
     """All rows on rank 0, None elsewhere."""
     rows, columns, values = matrix.getValuesCSR()
     part = scipy.sparse.csr_matrix(

@@ -21,18 +21,20 @@ from mpi4py import MPI
 from petsc4py import PETSc
 from slepc4py import SLEPc
 
-from ..errors import InputError, SolverError
+from ..errors import InputError, SolverError, on_root
 from ..extra_terms import Unsuitable
 from ..phases import phase
 from ..problem import BlochTorrey
+from ..unknowns import Unknowns
 from .block_modes import CANDIDATES, Inverse, at_gap, lowest_pairs
-from .dense_modes import dense_modes, is_small
+from .dense_modes import dense_modes, gathered, is_small
 from .drifting_basis import enriched, lowest
 from .gauge import Gauge, gauge_of
 from .linear_solver import failure
 
 SOLVERS = ("auto", "direct", "iterative")
 LARGE = 20_000  # unknowns from which "auto" makes no factor
+ALONE = 2500  # unknowns of a coarse problem up to which rank 0 finds its modes for all
 _BLOCK = 32  # right-hand sides solved at once
 
 
@@ -42,7 +44,8 @@ class Eigenmodes:
 
     Attributes:
         eigenvalues: ``(K,)`` ascending, 1/ms.
-        modes: ``(n_owned, K)`` values at the owned broken dofs, um^-3/2.
+        columns: ``(n, K)`` values at the rank's unknowns (`spinverse.unknowns`), um^-3/2.
+        unknowns: that they are of.
         positions: ``(d, K, K)`` position operators Phi^T J_j Phi, um.
         start: ``(K,)`` initial magnetisation in the modes.
         receive: ``(K,)`` integral of each mode's magnetisation: the signal is receive . m.
@@ -58,7 +61,8 @@ class Eigenmodes:
     """
 
     eigenvalues: np.ndarray
-    modes: np.ndarray
+    columns: np.ndarray
+    unknowns: Unknowns
     positions: np.ndarray
     start: np.ndarray
     receive: np.ndarray
@@ -73,14 +77,19 @@ class Eigenmodes:
     def __len__(self) -> int:
         return len(self.eigenvalues)
 
+    @property
+    def modes(self) -> np.ndarray:
+        """``(n_owned, K)`` values at the owned broken dofs, um^-3/2; made anew if any are tied."""
+        return self.unknowns.broken(self.columns)
+
     def truncated(self, number: int) -> Eigenmodes:
         """The first ``number`` of them; with `nest` of the functions that it leads back to."""
         if self.nest is not None:
             return self._nested(number)
         few = slice(number)
-        return Eigenmodes(self.eigenvalues[few], self.modes[:, few], self.positions[:, few, few],
-                          self.start[few], self.receive[few], self.reach,
-                          self.gauge and self.gauge.truncated(number), None,
+        return Eigenmodes(self.eigenvalues[few], self.columns[:, few], self.unknowns,
+                          self.positions[:, few, few], self.start[few], self.receive[few],
+                          self.reach, self.gauge and self.gauge.truncated(number), None,
                           None if self.responses is None else self.responses[:, :, few, few],
                           self.shift, self.fields[:, few, few], self.field_reach)
 
@@ -93,9 +102,9 @@ class Eigenmodes:
         first = self.nest[:number]
         values, rotation = np.linalg.eigh((first * self.eigenvalues) @ first.T)
         T = first.T @ rotation
-        return Eigenmodes(np.maximum(values, 0.0), self.modes @ T, T.T @ self.positions @ T,
-                          self.start @ T, self.receive @ T, self.reach, self.gauge.turned(T),
-                          rotation)
+        return Eigenmodes(np.maximum(values, 0.0), self.columns @ T, self.unknowns,
+                          T.T @ self.positions @ T, self.start @ T, self.receive @ T,
+                          self.reach, self.gauge.turned(T), rotation)
 
     def omitted(self, direction) -> np.ndarray:
         """C along a direction, ``(K, K)`` um^2 ms: what all other modes do, see above.
@@ -158,16 +167,17 @@ def eigenmodes(problem: BlochTorrey, number: int, options_prefix: str = "spinver
     if problem.extra_blocks is not None:
         _check_decay(values)
     values, nest = np.maximum(values[:kept], 0.0), None
-    modes = tied.broken(vectors[:, :kept])
+    columns = problem.unknowns.local(vectors[:, :kept])
     if problem.periodic and kept < size:
         values, modes, nest = enriched(
-            problem, values, modes, shift,
+            problem, values, problem.unknowns.broken(columns), shift,
             lambda load: tied.broken(solve(tied.load(load[:, None])))[:, 0])
-    R = _responses(problem, modes, tied, solve) if responses and not problem.periodic else None
+        columns = problem.unknowns.nearest(modes)
+    R = _responses(problem, columns, solve) if responses and not problem.periodic else None
     if made is not None:
         made.destroy()
     tied.destroy()
-    return _project(problem, values, modes, nest, R, shift)
+    return _project(problem, values, columns, nest, R, shift)
 
 
 def _iterative(problem: BlochTorrey, size: int, solver: str, options_prefix: str) -> bool:
@@ -192,6 +202,11 @@ def _coarse_pairs(shift: float, options_prefix: str) -> Callable:
     def pairs(A: PETSc.Mat, M: PETSc.Mat, number: int, start: np.ndarray) -> tuple:
         if is_small(A.getSize()[0], number, A.comm.size):
             return dense_modes(A, M, number)[:2]
+        if A.comm.size > 1 and A.getSize()[0] <= ALONE:
+            return _pairs_of_root(A, M, start, lambda *whole: solved(number, *whole))
+        return solved(number, A, M, start)
+
+    def solved(number: int, A: PETSc.Mat, M: PETSc.Mat, start: np.ndarray) -> tuple:
         eps = _shift_invert(A, M, number, number, shift, f"{options_prefix}start_", start,
                             A.getSize()[0] > LARGE, 1e-6)
         found = _pairs(eps, number)
@@ -201,6 +216,29 @@ def _coarse_pairs(shift: float, options_prefix: str) -> Callable:
     return pairs
 
 
+def _pairs_of_root(A: PETSc.Mat, M: PETSc.Mat, start: np.ndarray, solved: Callable) -> tuple:
+    """What ``solved(A, M, start)`` finds on rank 0, this rank's rows of it. Collective.
+
+    A solve is several messages for each of hundreds of vectors, one after the other, and there is
+    next to nothing to share in it.
+    """
+    comm = A.comm.tompi4py()
+    parts = [gathered(matrix) for matrix in (A, M)]
+    whole_start = comm.gather(start)
+
+    def find() -> tuple:
+        matrices = [PETSc.Mat().createAIJ(part.shape, csr=(part.indptr, part.indices, part.data),
+                                          comm=PETSc.COMM_SELF) for part in parts]
+        found = solved(*matrices, np.concatenate(whole_start))
+        for matrix in matrices:
+            matrix.destroy()
+        return found
+
+    values, vectors = comm.bcast(on_root(comm, find))
+    first, last = A.getOwnershipRange()
+    return values, vectors[first:last].copy(order="F")
+
+
 def _check_decay(values: np.ndarray) -> None:
     """Extra terms may let magnetisation grow, which the engine's exponentials do not know."""
     if values[0] < -1e-8 * max(1.0, abs(values[-1])):
@@ -208,39 +246,24 @@ def _check_decay(values: np.ndarray) -> None:
 
 
 class _Tied:
-    """Columns of the tied space from and to values at the owned broken dofs."""
+    """Owned columns of the unknowns from and to values at the owned broken dofs."""
 
     def __init__(self, problem: BlochTorrey, A: PETSc.Mat):
-        self.problem, self.P, self.matrix = problem, problem.prolongation, A
+        self.problem, self.unknowns, self.matrix = problem, problem.unknowns, A
         self.column = A.createVecRight()
-        self._broken = self.column if self.P is None else self.P.createVecLeft()
 
     def load(self, values: np.ndarray) -> np.ndarray:
         """P^T of columns ``(n_owned, n)``. Collective."""
-        if self.P is None:
-            return values
-        result = np.empty((self.column.getLocalSize(), values.shape[1]), order="F")
-        for k in range(values.shape[1]):
-            self._broken.setArray(values[:, k])
-            self.P.multTranspose(self._broken, self.column)
-            result[:, k] = self.column.array_r
-        return result
+        return self.unknowns.gathered(self.unknowns.load(values))
 
     def broken(self, vectors: np.ndarray) -> np.ndarray:
         """P of columns ``(n_local, n)``. Collective."""
-        if self.P is None:
-            return np.asfortranarray(vectors)
-        result = np.empty((self._broken.getLocalSize(), vectors.shape[1]), order="F")
-        for k in range(vectors.shape[1]):
-            self.column.setArray(vectors[:, k])
-            self.P.mult(self.column, self._broken)
-            result[:, k] = self._broken.array_r
-        return result
+        return self.unknowns.broken(self.unknowns.local(vectors))
 
     def destroy(self) -> None:
-        for thing in (self.column,) if self.P is None else (
-                self.column, self._broken, self.matrix):
-            thing.destroy()
+        self.column.destroy()
+        if self.unknowns.tied:
+            self.matrix.destroy()
 
 
 def _shift_invert(A: PETSc.Mat, M: PETSc.Mat, wanted: int, least: int, shift: float,
@@ -320,17 +343,16 @@ def _solver(ksp: PETSc.KSP, tied: _Tied) -> Callable[[np.ndarray], np.ndarray]:
 
 
 @phase("omitted modes")
-def _responses(problem: BlochTorrey, modes: np.ndarray, tied: _Tied,
-               solve: Callable) -> np.ndarray:
+def _responses(problem: BlochTorrey, columns: np.ndarray, solve: Callable) -> np.ndarray:
     """See `Eigenmodes`; by blocks of modes, to hold no second basis. Collective."""
-    K = modes.shape[1]
-    moved = [J @ modes for J in problem.phase_operators]
+    K, unknowns = columns.shape[1], problem.unknowns
+    moved = [J @ columns for J in problem.phase_operators]
     dim = len(moved)
     local = np.zeros((dim, dim, K, K))
     for first in range(0, K, _BLOCK):
         block = slice(first, first + _BLOCK)
         for k in range(dim):
-            answer = tied.broken(solve(tied.load(moved[k][:, block])))
+            answer = unknowns.local(solve(unknowns.gathered(moved[k][:, block])))
             for j in range(dim):
                 local[j, k, :, block] = moved[j].T @ answer
     total = np.empty_like(local)
@@ -339,7 +361,7 @@ def _responses(problem: BlochTorrey, modes: np.ndarray, tied: _Tied,
 
 
 @phase("projection")
-def _project(problem: BlochTorrey, values: np.ndarray, modes: np.ndarray,
+def _project(problem: BlochTorrey, values: np.ndarray, columns: np.ndarray,
              nest: np.ndarray | None = None, responses: np.ndarray | None = None,
              shift: float = 0.0) -> Eigenmodes:
     """Position operators, start and receive vectors, the same on every rank."""
@@ -348,10 +370,10 @@ def _project(problem: BlochTorrey, values: np.ndarray, modes: np.ndarray,
     number = len(operators)
     packed = np.zeros((number * K + 2, K))
     for j, J in enumerate(operators):
-        packed[j * K: (j + 1) * K] = modes.T @ (J @ modes)
+        packed[j * K: (j + 1) * K] = columns.T @ (J @ columns)
     mass: scipy.sparse.csr_matrix = problem.local_mass
-    packed[-2] = (mass @ problem.initial) @ modes
-    packed[-1] = (mass @ problem.scale) @ modes
+    packed[-2] = problem.unknowns.load(mass @ problem.initial) @ columns
+    packed[-1] = problem.unknowns.load(mass @ problem.scale) @ columns
     total = np.empty_like(packed)
     problem.comm.Allreduce(packed, total)
     X = total[:-2].reshape(number, K, K)
@@ -360,9 +382,9 @@ def _project(problem: BlochTorrey, values: np.ndarray, modes: np.ndarray,
     if problem.extra_blocks is not None:
         for axis in problem.extra_blocks.positions:
             reach[axis] = _radius(X[axis])
-    return Eigenmodes(values, modes, X[:dim], total[-2], total[-1], reach,
-                      gauge_of(problem, modes), nest, responses, shift, X[dim:],
-                      tuple(_radius(J) for J in X[dim:]))
+    driven = gauge_of(problem, problem.unknowns.broken(columns)) if problem.periodic else None
+    return Eigenmodes(values, columns, problem.unknowns, X[:dim], total[-2], total[-1], reach,
+                      driven, nest, responses, shift, X[dim:], tuple(_radius(J) for J in X[dim:]))
 
 
 def _radius(matrix: np.ndarray) -> float:

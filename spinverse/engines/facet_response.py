@@ -14,6 +14,7 @@ import scipy.sparse
 from petsc4py import PETSc
 
 from ..errors import SolverError
+from ..phases import phase
 from ..problem import BlochTorrey
 from .eigenmodes import _solver, _Tied
 from .linear_solver import direct
@@ -21,6 +22,7 @@ from .linear_solver import direct
 _BLOCK = 64  # facets solved at once
 
 
+@phase("facet responses")
 def surrounding_conductance(problem: BlochTorrey, rate: float,
                             wanted: np.ndarray | None = None,
                             options_prefix: str = "spinverse_facets_") -> np.ndarray:

@@ -17,9 +17,10 @@ import numpy as np
 from mpi4py import MPI
 
 from ..errors import InputError
+from ..phases import phase
 from .chebyshev import Propagation
 from .groups import Batch
-from .matrix_formalism import MatrixFormalism, _with_ghosts
+from .matrix_formalism import MatrixFormalism, free_jumps
 from .rest import divided_differences
 
 _BLOCK_BYTES = 2**26  # packed matrices of a block of measurements, or of facets
@@ -49,8 +50,15 @@ def signal_jacobian(engine: MatrixFormalism, permeability: np.ndarray | None = N
     number = len(engine.acquisition)
     if weights is not None and np.shape(weights) != (number,):
         raise InputError(f"weights: shape {np.shape(weights)}, expected ({number},)")
-    basis, comm = engine.find_modes(permeability), engine.problem.comm
-    K = len(basis)
+    engine.find_modes(permeability)
+    return _jacobian(engine, weights)
+
+
+@phase("Jacobian")
+def _jacobian(engine: MatrixFormalism,
+              weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """`signal_jacobian` in the modes that were found."""
+    number, K, comm = len(engine.acquisition), len(engine.basis), engine.problem.comm
     packed = K * (K + 1) // 2
     block = max(1, _BLOCK_BYTES // (8 * packed * comm.size))
     mine = sum(len(engine._groups[i].rows) for i in engine._mine)
@@ -164,10 +172,9 @@ class _Contraction:
 
     def __init__(self, engine: MatrixFormalism):
         problem, basis = engine.problem, engine.basis
-        facets, K = problem.mesh.num_owned_facets, len(basis)
-        W = problem.jump_matrix @ _with_ghosts(problem, basis.modes)
-        self.jumps = W.reshape(facets, -1, K) if facets else np.zeros((0, 1, K))
-        self.free = np.flatnonzero(~problem.tied)
+        K = len(basis)
+        self.free, W = free_jumps(problem, basis)
+        self.jumps = W.reshape(len(self.free), -1, K) if len(self.free) else np.zeros((0, 1, K))
         self.upper = np.triu_indices(K)
 
     def into(self, jacobian: np.ndarray, rows: np.ndarray, matrices: np.ndarray) -> None:
@@ -177,6 +184,6 @@ class _Contraction:
         block = max(1, _BLOCK_BYTES // (16 * matrices.shape[1]))
         for first in range(0, len(self.free), block):
             facets = self.free[first: first + block]
-            W = self.jumps[facets]
+            W = self.jumps[first: first + block]
             B = (W.transpose(0, 2, 1) @ W)[:, *self.upper]
             jacobian[np.ix_(rows, facets)] = matrices @ B.T

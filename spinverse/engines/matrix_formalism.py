@@ -299,12 +299,10 @@ class MatrixFormalism:
     @phase("facet contraction")
     def _contract(self, basis: Eigenmodes, G: np.ndarray) -> np.ndarray:
         """sum_ab G_ab int_F [phi_a][phi_b] for every owned facet."""
-        problem = self.problem
-        W = problem.jump_matrix @ _with_ghosts(problem, basis.modes)
-        per_row = np.einsum("ra,ra->r", W @ G, W)
-        facets = problem.mesh.num_owned_facets
-        gradient = per_row.reshape(facets, -1).sum(axis=1) if facets else np.zeros(0)
-        gradient[problem.tied] = 0.0
+        gradient = np.zeros(self.problem.mesh.num_owned_facets)
+        free, W = free_jumps(self.problem, basis)
+        if len(free):
+            gradient[free] = np.einsum("ra,ra->r", W @ G, W).reshape(len(free), -1).sum(axis=1)
         return gradient
 
     # ---- how many modes -----------------------------------------------------------------------
@@ -473,6 +471,17 @@ def _operators(basis: Eigenmodes, along: tuple[tuple[float, ...], ...], correcte
         return X, reach, 0.0, 0.0
     C = basis.omitted(along[0])
     return X, reach, C, max(float(np.linalg.eigvalsh(C)[-1]), 0.0)
+
+
+def free_jumps(problem: BlochTorrey, basis: Eigenmodes) -> tuple[np.ndarray, np.ndarray]:
+    """Facets that are not tied, and the jumps of the modes there. Collective.
+
+    Returns:
+        Owned facets ``(n,)`` and ``(n * nq, K)``, the rows of a facet one after the other.
+    """
+    free, T = problem.free_jumps
+    return free, T @ (basis.columns if problem.unknowns.tied
+                      else _with_ghosts(problem, basis.modes))
 
 
 def _with_ghosts(problem: BlochTorrey, modes: np.ndarray) -> np.ndarray:

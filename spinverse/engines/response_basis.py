@@ -28,6 +28,7 @@ import numpy as np
 from petsc4py import PETSc
 
 from ..errors import SolverError
+from ..phases import phase
 from ..problem import BlochTorrey
 from .eigenmodes import Eigenmodes, _check_decay, _project, _solver, _Tied
 from .linear_solver import direct, failure
@@ -56,8 +57,18 @@ def response_basis(problem: BlochTorrey, number: int, rate: float, strength: flo
         SolverError: if the factorisation fails.
         InputError: extra terms that the matrix formalism cannot take.
     """
-    A, M = problem.decay_matrix(), problem.mass_matrix
-    mass, dim, size = problem.local_mass, problem.mesh.dim, A.getSize()[0]
+    with phase("assembly"):
+        A, M = problem.decay_matrix(), problem.mass_matrix
+    values, columns = _responses(problem, A, M, number, rate, strength, options_prefix)
+    return _project(problem, values, columns)
+
+
+@phase("responses")
+def _responses(problem: BlochTorrey, A: PETSc.Mat, M: PETSc.Mat, number: int, rate: float,
+               strength: float, options_prefix: str) -> tuple[np.ndarray, np.ndarray]:
+    """Decay rates ascending, ``(K,)``, and local columns of the functions; A is freed if tied."""
+    dim, size, unknowns = problem.mesh.dim, A.getSize()[0], problem.unknowns
+    mass = problem.mass_of_unknowns
     number = min(number, size)
     tied = _Tied(problem, A)
     shifted = A.copy()
@@ -72,7 +83,7 @@ def response_basis(problem: BlochTorrey, number: int, rate: float, strength: flo
         solve = _solver(ksp, tied)
 
         def respond(loads):
-            return tied.broken(solve(tied.load(loads)))
+            return unknowns.local(solve(unknowns.gathered(loads)))
 
         def relax(functions):
             return respond(rate * (mass @ functions))
@@ -80,26 +91,25 @@ def response_basis(problem: BlochTorrey, number: int, rate: float, strength: flo
         space = _Space(problem.comm, mass, number)
         values, slow = _slowest(problem, A, tied, relax, number // _SLOW)
         newest = space.add(slow * np.exp(-_FADING * values / rate))
-        newest = np.hstack([newest, space.add(relax(_starts(problem)))])
+        newest = np.hstack([newest, space.add(respond(rate * _loads_of_starts(problem)))])
         operators = problem.phase_operators
         forces = [rate * mass, *(strength * J for J in problem.phase_operators[:dim]),
                   *operators[dim:]]
         while space.size < number and newest.shape[1]:
             newest = space.add(respond(np.hstack([F @ newest for F in forces])))
-        values, modes = _diagonalised(A, tied, space)
+        values, functions = _diagonalised(A, tied, space)
         kept = max(1, int(np.searchsorted(values, _FASTEST * rate)))
-        values, modes = values[:kept], modes[:, :kept]
     except PETSc.Error as error:
         raise SolverError(failure(ksp, size, "responses")) from error
     finally:
         ksp.destroy()
         shifted.destroy()
         tied.destroy()
-    return _project(problem, values, modes)
+    return values[:kept], functions[:, :kept]
 
 
 class _Space:
-    """Mass-orthonormal functions at the owned broken dofs, up to about ``most`` of them."""
+    """Mass-orthonormal functions in local columns, up to about ``most`` of them."""
 
     def __init__(self, comm, mass, most: int):
         self.comm, self.mass, self.most, self.size = comm, mass, most, 0
@@ -107,7 +117,7 @@ class _Space:
 
     @property
     def functions(self) -> np.ndarray:
-        """``(n_owned, size)``."""
+        """``(n, size)``."""
         return self._columns[0, :, : self.size]
 
     @property
@@ -116,10 +126,10 @@ class _Space:
         return self._columns[1, :, : self.size]
 
     def add(self, candidates: np.ndarray) -> np.ndarray:
-        """Take in what candidates ``(n_owned, m)`` add.
+        """Take in what candidates ``(n, m)`` add.
 
         Returns:
-            ``(n_owned, k)`` the new directions, as long as they are among the candidates.
+            ``(n, k)`` the new directions, as long as they are among the candidates.
         """
         new = self._without(self._without(candidates))
         values, vectors = self.comm.bcast(
@@ -167,9 +177,9 @@ def _slowest(problem: BlochTorrey, A: PETSc.Mat, tied: _Tied, relax: Callable,
     k = np.arange(1, 2 + number // _PER_WAVE)
     extent = float(np.max(problem.mesh.bounds[1] - problem.mesh.bounds[0]))
     waves = np.cos(x @ np.sin(np.outer([1.3, 2.1, 2.9], k)) * (3 * k ** (1 / 3) / extent) + k)
-    space = _Space(problem.comm, problem.local_mass,
+    space = _Space(problem.comm, problem.mass_of_unknowns,
                    min(_ROUNDS * waves.shape[1], tied.matrix.getSize()[0]))
-    block = _normalised(problem, tied.broken(tied.load(waves) / _weight(tied)))
+    block = _normalised(problem.comm, problem.mass_of_unknowns, problem.unknowns.nearest(waves))
     for _ in range(_ROUNDS):
         before = space.size
         space.add(relax(block))
@@ -180,15 +190,17 @@ def _slowest(problem: BlochTorrey, A: PETSc.Mat, tied: _Tied, relax: Callable,
     return values[:number], functions[:, :number]
 
 
-def _starts(problem: BlochTorrey) -> np.ndarray:
-    """What the evolution and its adjoint begin with, of norm 1: ``(n_owned, 2)``."""
-    return _normalised(problem, np.column_stack([problem.initial, problem.scale]))
+def _loads_of_starts(problem: BlochTorrey) -> np.ndarray:
+    """Of what the evolution and its adjoint begin with, of norm 1: ``(n, 2)``."""
+    mass = problem.local_mass
+    starts = np.column_stack([problem.initial, problem.scale])
+    return problem.unknowns.load(mass @ _normalised(problem.comm, mass, starts))
 
 
 def _diagonalised(A: PETSc.Mat, tied: _Tied, space: _Space) -> tuple[np.ndarray, np.ndarray]:
-    """Rayleigh-Ritz: eigenvalues ascending, ``(K,)``, and functions ``(n_owned, K)``."""
+    """Rayleigh-Ritz: eigenvalues ascending, ``(K,)``, and functions ``(n, K)``."""
     functions = space.functions
-    columns = tied.load(functions) / _weight(tied)
+    columns = functions[: tied.column.getLocalSize()]
     sizes = (tied.column.getSizes(), (PETSc.DECIDE, columns.shape[1]))
     dense = PETSc.Mat().createDense(sizes, comm=A.comm)
     dense.getDenseArray()[:] = columns
@@ -203,14 +215,9 @@ def _diagonalised(A: PETSc.Mat, tied: _Tied, space: _Space) -> tuple[np.ndarray,
     return np.maximum(values, 0.0), functions @ rotation
 
 
-def _weight(tied: _Tied) -> np.ndarray:
-    """P^T P as a column; diagonal, for P has one entry in each row."""
-    return tied.load(tied.broken(np.ones((tied.column.getLocalSize(), 1))))
-
-
-def _normalised(problem: BlochTorrey, functions: np.ndarray) -> np.ndarray:
-    squares = np.einsum("ij,ij->j", functions, problem.local_mass @ functions)
-    return functions / np.sqrt(_summed(problem.comm, squares))
+def _normalised(comm, mass, functions: np.ndarray) -> np.ndarray:
+    squares = np.einsum("ij,ij->j", functions, mass @ functions)
+    return functions / np.sqrt(_summed(comm, squares))
 
 
 def _summed(comm, local: np.ndarray) -> np.ndarray:

@@ -142,10 +142,10 @@ def _in_modes(engine: MatrixFormalism, row: int, times: np.ndarray) -> np.ndarra
                          "time_stepping for it")
     basis = engine.basis if engine.basis is not None else engine.find_modes()
     waveform = acquisition.waveforms[acquisition.waveform_index[row]]
-    u, states = basis.start[:, None].astype(complex), []
+    u, states, modes = basis.start[:, None].astype(complex), [], basis.modes
     for duration, gradient in _pieces(waveform, engine.max_step, times):
         if duration is None:
-            states.append(basis.modes @ u[:, 0])
+            states.append(modes @ u[:, 0])
             continue
         g = acquisition.strength[row] * _vector(gradient, acquisition.directions[row])
         g = g[: problem.mesh.dim]

@@ -1,9 +1,11 @@
-"""Seconds by phase."""
+"""Seconds by part of a run, which are stages of PETSc's log as well."""
 
 from __future__ import annotations
 
 import time
 from contextlib import contextmanager
+
+from ..phases import phase
 
 
 class Clock:
@@ -13,10 +15,11 @@ class Clock:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def __call__(self, phase: str):
+    def __call__(self, part: str):
         start = time.perf_counter()
         try:
-            yield
+            with phase(part):
+                yield
         finally:
             spent = time.perf_counter() - start
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + spent
+            self.seconds[part] = self.seconds.get(part, 0.0) + spent

@@ -19,6 +19,8 @@ from .gauss_newton import Linearisation, bounded_step
 from .memory import Keeper, Log, Memory
 from .stages import TAO, Adam, GaussNewton, Stage
 
+_HISTORY = 5  # points and gradients that a quasi-Newton matrix is made of: more did not help
+_HISTORY_OPTION = "mat_lmvm_hist_size"
 _SAME = 1e-6  # of a control, by facet: how close a replayed run must come to where it was
 
 
@@ -220,9 +222,8 @@ def _tao_solver(run: _Run, optimiser: TAO, start: FacetField) -> TAOSolver:
     problem = MinimizationProblem(run.functional, bounds=limits)
     parameters = {"tao_type": optimiser.type, "tao_max_it": run.iterations,
                   "tao_gatol": 1e-9, "tao_grtol": 0.0, "tao_gttol": 0.0, **optimiser.options}
-    if optimiser.type in ("bqnls", "blmvm", "lmvm"):
-        parameters.setdefault("mat_lmvm_hist_size" if optimiser.type == "bqnls"
-                              else "tao_blmvm_mat_lmvm_num_vecs", 20)
+    if optimiser.type in ("blmvm", "bqnls"):
+        parameters.setdefault(f"tao_{optimiser.type}_{_HISTORY_OPTION}", _HISTORY)
     for control in run.functional.controls:
         control.update(start)
     return TAOSolver(problem, parameters, comm=start.mesh.comm,

@@ -135,7 +135,8 @@ def _second_moments(problem: BlochTorrey, parts: TissueCompartments, q) -> np.nd
 def _moments(problem: BlochTorrey, basis: Eigenmodes, parts: TissueCompartments, q) -> np.ndarray:
     """a_k of each part, ``(C, 3, K)``."""
     x, part = problem.local_mass @ (_centred(problem) * q[:, None]), _by_part(problem, parts)
-    local = np.stack([part @ (x[:, i, None] * basis.modes) for i in range(3)], axis=1)
+    modes = basis.modes
+    local = np.stack([part @ (x[:, i, None] * modes) for i in range(3)], axis=1)
     return problem.comm.allreduce(local)
 
 
