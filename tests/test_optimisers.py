@@ -389,6 +389,6 @@ def test_bad_memories():
     small = Small()
     with pytest.raises(InputError, match="no 'triples'"):
         Memory.scattered(small.mesh, {})
-    saved = Memory("x", 1, {}, {"control": small.start.values}).gathered(small.mesh)
+    saved = Memory("x", 1, {}, {"control": small.start.values}).in_slabs(small.mesh)
     with pytest.raises(InputError, match="facets have no value"):
         Memory.scattered(small.mesh, {**saved, "triples": saved["triples"][:-1]})
