@@ -1,7 +1,7 @@
 """Unstructured grids as ``.vtu``, written by all ranks.
 
-Arrays are raw and appended (VTK's XML formats, "appended raw data"), for their places in the file are
-then known beforehand and each rank writes its rows.
+Arrays are raw and appended (VTK's XML formats, "appended raw data"), for their places in the file
+are then known beforehand and each rank writes its rows.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
@@ -59,7 +60,9 @@ def write_grid(comm: MPI.Comm, path: Path, grid: Grid) -> None:
         ("PointData", 0, grid.point_data),
         ("CellData", 1, grid.cell_data),
     ]
-    text, pieces, at = [], [], 0
+    text: list[str] = []
+    pieces: list[tuple[int, Any]] = []
+    at = 0
     order = "LittleEndian" if sys.byteorder == "little" else "BigEndian"
     text.append('<?xml version="1.0"?>\n<VTKFile type="UnstructuredGrid" version="1.0" '
                 f'byte_order="{order}" header_type="UInt64">\n<UnstructuredGrid>\n'
