@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 from mpi4py import MPI
@@ -371,6 +373,31 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(tmp_path, da
     (latest.parent / folder.PREVIOUS).write_bytes(b"")
     with pytest.raises(InputError, match=r"latest.npz: (cannot be read|is damaged)"):
         folder.load_checkpoint(tmp_path / "run", ["a"], {})
+
+
+@pytest.mark.parametrize("damage", [False, True])
+def test_a_checkpoint_of_before_is_read(tmp_path, damage):
+    """Sealed with a hash of all content, as it was while rank 0 wrote all."""
+    folder.make(tmp_path / "run")
+    latest = tmp_path / "run" / folder.CHECKPOINT
+    small, values = checkpoint(tmp_path / "run", 7)
+    with np.load(latest) as file:
+        arrays = {name: file[name] for name in file.files if name != "seal"}
+    total = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        total.update(f"{name} {array.dtype.str} {array.shape} ".encode())
+        total.update(array.tobytes())
+    if damage:
+        arrays["iteration"] = np.array(8)
+    np.savez(latest, **arrays, sha256=np.array(total.hexdigest()))
+    if damage:
+        with pytest.raises(InputError, match="latest.npz: is damaged"):
+            folder.load_checkpoint(tmp_path / "run", ["a"], {})
+        return
+    found = folder.load_checkpoint(tmp_path / "run", ["a"], {})
+    assert found.iteration == 7 and found.note == ""
+    assert np.array_equal(small.scatter_facets(found.triples, found.permeability, "p"), values)
 
 
 def test_a_checkpoint_has_the_compartments(tmp_path):

@@ -21,6 +21,8 @@ from ..parallel.npz import NpzReader, Rows, write_npz
 from .metrics import cell_pairs, cell_regions
 from .vtu import Grid, mesh_points, write_grid
 
+BLOCK = 1024  # cells whose volumes are looked at together
+
 
 def write_permeability(path: str | Path, mesh: Mesh, permeability: np.ndarray,
                        uncertainty: Uncertainty | None = None, **extra: np.ndarray) -> None:
@@ -94,10 +96,9 @@ def write_cells(path: str | Path, mesh: Mesh, fields: Mapping[str, np.ndarray]) 
     wrong = next((text for text in mesh.comm.allgather(wrong) if text), None)
     if wrong:
         raise InputError(wrong)
-    nodes = mesh.input_nodes[mesh.domain.geometry.dofmaps[0][:owned]]
-    slabs = mesh.cell_slabs
+    nodes, slabs = mesh.domain.geometry.dofmaps[0][:owned], mesh.cell_slabs
     write_grid(mesh.comm, path, Grid(
-        mesh_points(mesh), slabs.collect(turned(mesh, nodes)),
+        mesh_points(mesh), slabs.collect(turned(mesh, mesh.input_nodes[nodes])),
         {name: slabs.collect(v) for name, v in fields.items()}, {}))
 
 
@@ -176,17 +177,18 @@ def turned(mesh: Mesh, values: np.ndarray) -> np.ndarray:
 
     Args:
         mesh: the mesh.
-        values: ``(owned cells, d + 1, ...)`` in the order of `cell_corners`.
+        values: ``(owned cells, d + 1, ...)`` in the order of `cell_corners`; they are changed.
 
     Returns:
-        The same in an order in which all tetrahedra have positive volumes.
+        The same array, in an order in which all tetrahedra have positive volumes.
     """
-    if mesh.dim != 3:
-        return values
-    corners = cell_corners(mesh)
-    inverted = np.linalg.det(corners[:, 1:] - corners[:, :1]) < 0
-    values = values.copy()
-    values[inverted] = values[inverted][:, [0, 1, 3, 2]]
+    x, nodes = mesh.domain.geometry.x, mesh.domain.geometry.dofmaps[0][: mesh.num_owned_cells]
+    for begin in range(0, len(nodes) if mesh.dim == 3 else 0, BLOCK):
+        corners = x[nodes[begin: begin + BLOCK]]
+        inverted = np.linalg.det(corners[:, 1:] - corners[:, :1]) < 0
+        if inverted.any():
+            part = values[begin: begin + BLOCK]
+            part[inverted] = part[inverted][:, [0, 1, 3, 2]]
     return values
 
 

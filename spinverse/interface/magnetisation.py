@@ -89,7 +89,8 @@ def write_magnetisation(path: str | Path, problem: BlochTorrey, times: Sequence[
         raise InputError(f"values: shape {values.shape}, expected ({len(times)}, "
                          f"{len(problem.scale)}): one row for each time")
     # of a Lagrange element the corners come first, in the order of the geometry
-    corners = turned(mesh, problem.space.dofmap.list[: mesh.num_owned_cells, : mesh.dim + 1])
+    corners = turned(
+        mesh, problem.space.dofmap.list[: mesh.num_owned_cells, : mesh.dim + 1].copy())
     slabs, width = mesh.cell_slabs, mesh.dim + 1
     x = slabs.collect(turned(mesh, cell_corners(mesh))).reshape(-1, 3)
     numbers = Ranges(mesh.comm, mesh.num_cells).start * width + np.arange(len(x))

@@ -13,6 +13,8 @@ from ..errors import InputError
 from ..parallel.exchange import Ranges, Route
 from .checks import find_facets
 
+BLOCK = 10_000  # facets that are looked for at a time
+
 
 class Slabs:
     """Items, each owned by one rank, sorted over all ranks. Collective.
@@ -92,12 +94,11 @@ class FacetRows:
     """
 
     def __init__(self, slabs: FacetSlabs, triples: np.ndarray):
-        dim = slabs.keys.shape[1]
-        triples = np.sort(np.asarray(triples, dtype=np.int64).reshape(-1, dim), axis=1)
+        triples = np.asarray(triples, dtype=np.int64).reshape(-1, slabs.keys.shape[1])
+        if np.any(triples[:, 1:] < triples[:, :-1]):
+            triples = np.sort(triples, axis=1)
         self._slabs, self._route = slabs, Route(slabs.comm, slabs.holder(triples))
-        place = find_facets(slabs.keys, self._route.forward(triples))
-        self._row = np.full(len(slabs.keys), -1)
-        self._row[place[place >= 0]] = np.flatnonzero(place >= 0)
+        self._row = _places(self._route.forward(triples), slabs.keys)
         self.missing = slabs.comm.allreduce(int(np.count_nonzero(self._row < 0)))
 
     def require_all(self, what: str) -> FacetRows:
@@ -118,6 +119,27 @@ class FacetRows:
         known = self._row >= 0
         result[known] = arrived[self._row[known]]
         return self._slabs.spread(result)
+
+
+def _places(rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Where each of the ``wanted``, in lexicographic order, is among the rows; or -1."""
+    result = np.full(len(wanted), -1)
+    if rows.shape == wanted.shape and np.array_equal(rows, wanted):
+        result[:] = np.arange(len(wanted))  # a file in our own order, read by as many ranks
+        return result
+    order = np.lexsort(rows.T[::-1])
+    firsts = rows[order, 0]
+    begin = 0
+    while begin < len(wanted):  # in blocks of whole first vertices, as searching takes memory
+        last = wanted[min(begin + BLOCK, len(wanted)) - 1, 0]
+        end = int(np.searchsorted(wanted[:, 0], last, side="right"))
+        low = np.searchsorted(firsts, wanted[begin, 0])
+        high = np.searchsorted(firsts, last, side="right")
+        near = order[low:high]
+        place = find_facets(wanted[begin:end], rows[near])
+        result[begin:end][place[place >= 0]] = near[place >= 0]
+        begin = end
+    return result
 
 
 def _even(comm: MPI.Comm, first: np.ndarray) -> np.ndarray:

@@ -24,7 +24,8 @@ class Route:
     def __init__(self, comm: MPI.Comm, to: np.ndarray):
         to = np.asarray(to, dtype=np.int64)
         self.comm = comm
-        self._order = np.argsort(to, kind="stable")
+        # None: they are in the order of the ranks already, and need no copy
+        self._order = np.argsort(to, kind="stable") if np.any(to[1:] < to[:-1]) else None
         self._sent = np.bincount(to, minlength=comm.size).astype(np.int64)
         self.received = np.empty_like(self._sent)
         comm.Alltoall(self._sent, self.received)
@@ -35,7 +36,9 @@ class Route:
         Args:
             rows: ``(n, ...)``, of one type and width on all ranks.
         """
-        return _exchanged(self.comm, np.asarray(rows)[self._order], self._sent, self.received)
+        rows = np.asarray(rows)
+        rows = rows if self._order is None else rows[self._order]
+        return _exchanged(self.comm, rows, self._sent, self.received)
 
     def backward(self, rows: np.ndarray) -> np.ndarray:
         """An answer to each of this rank's n rows, in their order. Collective.
@@ -44,6 +47,8 @@ class Route:
             rows: answers to the rows that arrived here, as `forward` gave them.
         """
         answers = _exchanged(self.comm, np.asarray(rows), self.received, self._sent)
+        if self._order is None:
+            return answers
         result = np.empty_like(answers)
         result[self._order] = answers
         return result
