@@ -50,6 +50,12 @@ class Case:
         self.data = meshes.tagged_grid(meshes.Ball(7.0), 20.0, cells=CELLS) \
             if comm.rank == 0 else None
         self.mesh = Mesh.from_data(self.data, comm)
+        if self.data is not None:
+            with (place / "mesh.npz").open("wb") as file:
+                np.savez(file, points=self.data.points, tets=self.data.cells,
+                         cell_tags=self.data.cell_tags,
+                         interface_facets=self.data.interface_facets)
+        comm.Barrier()
         self.kappa = 1.0 + np.modf(self.mesh.facet_vertices @ [0.1, 0.01, 0.003])[0]
         self.labels = (self.mesh.cell_tags[: self.mesh.num_owned_cells] == 1).astype(np.int32)
         self.found = self.mesh.interface > 0
@@ -75,6 +81,13 @@ def distributes_a_mesh(case):
     assert np.array_equal(again.cell_tags, case.mesh.cell_tags)
     # and what the mesh makes of it: every facet's vertices, tag and side
     return case.comm.bcast(given) + case.field
+
+
+@action
+def reads_a_mesh_in_slabs(case):
+    again = meshes.read_in_slabs(case.folder / "mesh.npz", case.comm)
+    assert again.num_cells == case.mesh.num_cells
+    return case.size("mesh.npz") + case.field
 
 
 @action

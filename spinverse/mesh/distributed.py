@@ -48,7 +48,7 @@ class Mesh:
     def __init__(self, domain: dolfinx.mesh.Mesh, cell_tags: np.ndarray,
                  interface_triples: np.ndarray, interface_tags: np.ndarray,
                  input_vertices: np.ndarray, name: str = "mesh"):
-        """Collective. For `from_data`.
+        """Collective. For `from_slabs`.
 
         Args:
             domain: the dolfinx mesh.
@@ -104,10 +104,31 @@ class Mesh:
         triples, triple_tags = (
             (held.input_vertices[held.interface_facets], held.interface_tags) if root
             else (np.empty((0, dim), np.int64), np.empty(0, np.int32)))
+        return cls.from_slabs(comm, points, cells, tags, vertices, triples, triple_tags, name)
+
+    @classmethod
+    def from_slabs(cls, comm: MPI.Comm, points: np.ndarray, cells: np.ndarray,
+                   cell_tags: np.ndarray, input_vertices: np.ndarray,
+                   interface_triples: np.ndarray, interface_tags: np.ndarray,
+                   name: str = "mesh") -> Mesh:
+        """Distribute a mesh of which each rank holds an even range (`Ranges`). Collective.
+
+        Args:
+            comm: the communicator.
+            points: this rank's, ``(n, 3)`` or ``(n, d)`` um.
+            cells: this rank's, ``(m, d + 1)`` numbers among the points of all ranks.
+            cell_tags: ``(m,)``.
+            input_vertices: ``(n,)`` number of each point in the input.
+            interface_triples, interface_tags: rows of the known membrane, on any rank.
+            name: for messages and reports.
+        """
+        dim = cells.shape[1] - 1
         element = basix.ufl.element("Lagrange", _CELL_TYPES[dim].name, 1, shape=(dim,))
         partitioner = dolfinx.mesh.create_cell_partitioner(GhostMode.shared_facet, 2)
-        domain = dolfinx.mesh.create_mesh(comm, cells, element, points, partitioner=partitioner)
-        return cls(domain, tags, triples, triple_tags, vertices, name)
+        domain = dolfinx.mesh.create_mesh(comm, cells, element,
+                                          np.ascontiguousarray(points[:, :dim]),
+                                          partitioner=partitioner)
+        return cls(domain, cell_tags, interface_triples, interface_tags, input_vertices, name)
 
     @property
     def comm(self) -> MPI.Comm:
