@@ -70,8 +70,8 @@ phase("gradient")
 
 # %% [markdown]
 # Facets are known by their vertices, in the numbering of the input: so files do not depend on the
-# number of ranks. Each rank brings its facets into their order in a slab of its own and writes that;
-# nobody holds all of them.
+# number of ranks. Each rank gets a slab of the facets in their order and writes that; nobody holds
+# all of them.
 
 # %%
 if comm.rank == 0:

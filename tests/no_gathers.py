@@ -20,6 +20,7 @@ from mpi4py import MPI
 
 from spinverse import BlochTorrey, Mesh, Permeability, Tissue
 from spinverse import mesh as meshes
+from spinverse.adjoint import FacetField
 from spinverse.interface import (
     read_permeability,
     write_cells,
@@ -149,6 +150,16 @@ def finds_parts_that_do_not_touch(case):
 @action
 def gathers_an_interface_for_a_picture(case):
     case.mesh.gather_facets(case.mesh.facet_corners, case.kappa, where=case.found)
+    return case.field
+
+
+@action
+def gives_tao_its_vector(case):
+    field = FacetField(case.mesh, case.kappa)
+    vector = field._ad_to_petsc()  # of PETSc's memory tracemalloc knows nothing
+    assert vector.getLocalSize() == case.mesh.num_owned_facets
+    field._ad_from_petsc(vector)
+    assert np.array_equal(field.values, case.kappa)
     return case.field
 
 

@@ -9,6 +9,7 @@ the same file system, as for any file of MPI.
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,10 @@ def write_together(comm: MPI.Comm, path: Path, pieces: Iterable[tuple[int, Any]]
     Raises:
         OSError: on every rank, where one of them cannot write; there is no new file then.
     """
-    temporary = path.with_name(f".{comm.bcast(os.getpid())}-{path.name}")
+    # a name of before could lead other nodes of a network file system, which remember where names
+    # led, to the file that has been renamed since
+    token = comm.bcast(secrets.token_hex(4) if comm.rank == 0 else None)
+    temporary = path.with_name(f".{token}-{path.name}")
     try:
         on_root(comm, temporary.write_bytes, b"")
         on_all(comm, _write, temporary, pieces)
