@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import zlib
 
+from mpi4py import MPI
+
 POLYNOMIAL = 0xEDB88320
 _ONE, _BYTE = 1 << 31, 1 << 23  # x^0 and x^8
 
@@ -21,6 +23,17 @@ def crc32(part) -> int:
 def combined(first: int, second: int, length: int) -> int:
     """CRC-32 of A followed by B, from those of A and of B, which is ``length`` bytes long."""
     return _times(first, _power(_BYTE, length)) ^ second
+
+
+def of_parts(comm: MPI.Comm, part: int, after: int) -> int:
+    """CRC-32 of content of which each rank has a part, in the ranks' order. Collective.
+
+    Args:
+        comm: the communicator.
+        part: CRC of this rank's part; 0 for no part.
+        after: bytes of the parts of later ranks.
+    """
+    return comm.allreduce(_times(part, _power(_BYTE, after)), op=MPI.BXOR)
 
 
 def _power(a: int, exponent: int) -> int:

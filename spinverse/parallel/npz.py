@@ -15,7 +15,6 @@ import struct
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import reduce
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ import numpy as np
 from mpi4py import MPI
 
 from ..errors import on_all
-from .checksum import combined, crc32
+from .checksum import combined, crc32, of_parts
 from .exchange import Ranges
 from .files import as_bytes, write_together
 
@@ -56,18 +55,18 @@ def write_npz(comm: MPI.Comm, path: Path, arrays: Mapping[str, np.ndarray | Rows
     Raises:
         OSError: on every rank, where one of them cannot write.
     """
-    layout = _Layout()
+    layout = _Layout(comm)
     pieces: list[tuple[int, Any]] = []
     members = [(name, array.values if isinstance(array, Rows) else np.asarray(array),
                 isinstance(array, Rows)) for name, array in arrays.items()]
     parts = [_part(values, rows) for _, values, rows in members]
     everywhere = comm.allgather([part[1:] for part in parts])
     for k, ((name, _, rows), (buffer, *_)) in enumerate(zip(members, parts, strict=True)):
-        pieces += layout.member(comm.rank, name, [one[k] for one in everywhere], rows, buffer)
+        pieces += layout.member(name, [one[k] for one in everywhere], rows, buffer)
     if seal is not None:
         text = np.array(layout.seal())
         buffer, *part = _part(text, False)
-        pieces += layout.member(comm.rank, seal, [part], False, buffer)
+        pieces += layout.member(seal, [part], False, buffer)
     pieces += [(layout.end, layout.directory())] if comm.rank == 0 else []
     write_together(comm, path, pieces)
 
@@ -82,14 +81,17 @@ def _part(values: np.ndarray, rows: bool) -> tuple[np.ndarray, np.dtype, tuple, 
 class _Layout:
     """Where the members of a zip lie, known on every rank alike."""
 
-    def __init__(self):
-        self.end = 0
+    def __init__(self, comm: MPI.Comm):
+        self.comm, self.end = comm, 0
         self._members: list[tuple[bytes, int, int, int]] = []  # name, crc, size, offset
 
-    def member(self, rank: int, name: str, parts: list, rows: bool,
+    def member(self, name: str, parts: list, rows: bool,
                buffer: np.ndarray) -> list[tuple[int, Any]]:
-        """One more array, of these ``(type, shape, crc)``; the pieces that this rank writes."""
-        parts = parts if rows else parts[:1]
+        """One more array, of these ``(type, shape, crc)``; the pieces that this rank writes.
+
+        Collective.
+        """
+        rank, parts = self.comm.rank, parts if rows else parts[:1]
         kind, shape, _ = parts[0]
         if any((part[0], part[1][1:]) != (kind, shape[1:]) for part in parts):
             raise ValueError(f"{name}: ranks have rows of different types or widths")
@@ -97,8 +99,9 @@ class _Layout:
             shape = (sum(part[1][0] for part in parts), *shape[1:])
         lengths = [kind.itemsize * prod(part[1]) for part in parts]
         header = _npy_header(kind, shape)
-        crc = reduce(lambda c, part: combined(c, part[0], part[1]),
-                     zip([part[2] for part in parts], lengths, strict=True), crc32(header))
+        crc = combined(crc32(header), of_parts(
+            self.comm, parts[rank][2] if rank < len(parts) else 0, sum(lengths[rank + 1:])),
+            sum(lengths))
         encoded, offset = f"{name}.npy".encode("ascii"), self.end
         size = len(header) + sum(lengths)
         local = _local_header(encoded, crc, size) + header
@@ -275,8 +278,9 @@ class NpzReader:
         return values
 
     def _check(self, member: _Member, values: np.ndarray) -> None:
-        parts = self.comm.allgather((crc32(as_bytes(values)), values.nbytes))
-        crc = reduce(lambda c, part: combined(c, *part), parts, crc32(member.header))
+        lengths = self.comm.allgather(values.nbytes)
+        crc = combined(crc32(member.header), of_parts(
+            self.comm, crc32(as_bytes(values)), sum(lengths[self.comm.rank + 1:])), sum(lengths))
         if crc != member.info.CRC:
             raise zipfile.BadZipFile(f"{member.info.filename}: another checksum than its zip says")
 
