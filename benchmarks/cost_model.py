@@ -122,7 +122,7 @@ def memory(cells: float, modes: int, ranks: int) -> dict[str, float]:
         "jumps of the modes": 2 * 3 * 2 * cells / ranks * modes * WORD,
         "matrices": n * (2 * ENTRIES + BLOCK_ENTRIES) * 1.5 * WORD,
         "mesh as read, on rank 0": cells * (4 + VERTICES * 3) * WORD * 2,
-        "input vertices and tags, on every rank": cells * (VERTICES * 8 + 4 + 0.1 * 24),
+        "input vertices and tags": cells * (VERTICES * 8 + 4 + 0.1 * 24) / ranks,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 
 class SpinverseError(Exception):
@@ -36,3 +37,20 @@ def on_root[T](comm, function: Callable[..., T], *args, **kwargs) -> T | None:
     if error is not None:
         raise error
     return value
+
+
+def on_all[T](comm, function: Callable[..., T], *args, **kwargs) -> T:
+    """Run ``function`` on every rank; an exception on any of them is raised on every rank.
+
+    The function must not be collective: one that fails would leave the others waiting. Collective
+    over ``comm``.
+    """
+    value, error = None, None
+    try:
+        value = function(*args, **kwargs)
+    except Exception as exception:  # noqa: BLE001 - handed on, on every rank
+        error = exception
+    for found in comm.allgather(error):
+        if found is not None:
+            raise found
+    return cast(T, value)

@@ -11,7 +11,7 @@ from mpi4py import MPI
 from spinverse import InputError, mesh
 from spinverse.mesh import Ball
 from spinverse.mesh.checks import facets_of
-from spinverse.mesh.data import MeshData
+from spinverse.mesh.data import CELLS, MeshData
 
 pytestmark = pytest.mark.mpi
 
@@ -158,3 +158,61 @@ def test_numbers_of_a_file_that_leaves_vertices_out(comm):
 def test_a_builder_that_fails_fails_everywhere(comm):
     with pytest.raises(InputError, match="holds no centroid"):
         mesh.build(mesh.tagged_grid, Ball(radius=0.01), 10.0, cells=2, comm=comm)
+
+
+# ---- files that no rank reads whole -----------------------------------------------------------
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("make", [*MESHES, lambda: mesh.intervals([2.0, 3.0], cells_per_layer=4)])
+def test_a_file_read_in_slabs(comm, shared_tmp_path, make, save):
+    path = shared_tmp_path / "mesh.npz"
+    data = comm.bcast(make() if comm.rank == 0 else None)
+    if comm.rank == 0:
+        save(path, points=data.points, cell_tags=data.cell_tags,
+             interface_tags=data.interface_tags, interface_facets=data.interface_facets,
+             **{CELLS[data.dim]: data.cells})
+    comm.Barrier()
+    grid, other = mesh.read_in_slabs(path, comm), mesh.read(path, comm)
+    for one in (grid, other):
+        owned = one.num_owned_cells
+        order = np.argsort(together(comm, one.input_cells[:owned]))
+        assert np.array_equal(together(comm, one.cell_tags[:owned])[order], data.cell_tags)
+    facets = [comm.bcast(one.gather_facets(one.interface, one.outer)) for one in (grid, other)]
+    for one, two in zip(*facets, strict=True):
+        assert np.array_equal(one, two)
+    x = data.points[grid.facet_vertices].mean(axis=1)
+    assert np.allclose(grid.facet_corners.mean(axis=1), x, atol=1e-12)
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"points": np.nan}, "1 points are not finite"),
+    ({"tets": 99}, "1 cells have vertices that are not there, expected numbers from 0 to 7"),
+    ({"tets": "turned"}, "1 cells are inverted"),
+    ({"more": True}, "1 vertices belong to no cell"),
+    ({"interface_facets": [[1, 2, 4]]}, "interface facets are no facets of the mesh"),
+    ({"cell_tags": [1]}, r"cell_tags has shape \(1,\), expected"),
+    ({"points": None}, "expected 'points' and 'tets'"),
+])
+def test_files_that_cannot_be_read_in_slabs(comm, shared_tmp_path, change, words):
+    path = shared_tmp_path / "mesh.npz"
+    if comm.rank == 0:
+        brick = mesh.box([3.0, 2.0, 1.0], cells=(1, 1, 1))
+        arrays = {"points": brick.points, "tets": brick.cells}
+        for key, value in change.items():
+            if value is None:
+                del arrays[key]
+            elif key == "more":
+                arrays["points"] = np.vstack([brick.points, [9, 9, 9]])
+            elif value == "turned":
+                arrays[key] = np.vstack([brick.cells[:1, [1, 0, 2, 3]], brick.cells[1:]])
+            elif np.ndim(value):
+                arrays[key] = np.array(value)
+            else:
+                arrays[key] = arrays[key].copy()
+                arrays[key][0, 0] = value
+        np.savez(path, **arrays)
+    comm.Barrier()
+    with pytest.raises(InputError, match=words):
+        mesh.read_in_slabs(path, comm)
+    with pytest.raises(InputError, match="no such file"):
+        mesh.read_in_slabs(shared_tmp_path / "other.npz", comm)

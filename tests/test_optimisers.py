@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 
 import numpy as np
@@ -375,6 +376,31 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(tmp_path, da
         folder.load_checkpoint(tmp_path / "run", ["a"], {})
 
 
+@pytest.mark.parametrize("damage", [False, True])
+def test_a_checkpoint_of_before_is_read(tmp_path, damage):
+    """Sealed with a hash of all content, as it was while rank 0 wrote all."""
+    folder.make(tmp_path / "run")
+    latest = tmp_path / "run" / folder.CHECKPOINT
+    small, values = checkpoint(tmp_path / "run", 7)
+    with np.load(latest) as file:
+        arrays = {name: file[name] for name in file.files if name != "seal"}
+    total = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        total.update(f"{name} {array.dtype.str} {array.shape} ".encode())
+        total.update(array.tobytes())
+    if damage:
+        arrays["iteration"] = np.array(8)
+    np.savez(latest, **arrays, sha256=np.array(total.hexdigest()))
+    if damage:
+        with pytest.raises(InputError, match="latest.npz: is damaged"):
+            folder.load_checkpoint(tmp_path / "run", ["a"], {})
+        return
+    found = folder.load_checkpoint(tmp_path / "run", ["a"], {})
+    assert found.iteration == 7 and found.note == ""
+    assert np.array_equal(small.scatter_facets(found.triples, found.permeability, "p"), values)
+
+
 def test_a_checkpoint_has_the_compartments(tmp_path):
     folder.make(tmp_path / "run")
     small, values = checkpoint(tmp_path / "run", 3)
@@ -391,7 +417,7 @@ def test_bad_memories():
     small = Small()
     with pytest.raises(InputError, match="no 'triples'"):
         Memory.scattered(small.mesh, {})
-    saved = Memory("x", 1, {}, {"control": small.start.values}).gathered(small.mesh)
+    saved = Memory("x", 1, {}, {"control": small.start.values}).in_slabs(small.mesh)
     with pytest.raises(InputError, match="facets have no value"):
         Memory.scattered(small.mesh, {**saved, "triples": saved["triples"][:-1]})
 

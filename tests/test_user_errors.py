@@ -326,14 +326,14 @@ def test_a_full_disk_while_simulating(place):
 def test_a_full_disk_while_reconstructing(place, monkeypatch):
     """The checkpoint before the disk was full is gone on with."""
     (place / "reconstruct.yaml").write_text(RECONSTRUCT + "checkpoint: {every_iterations: 1}\n")
-    sizes, write = [], folder.write_sealed
+    sizes, save = [], folder.save_checkpoint
 
-    def measured(path, arrays):
-        write(path, arrays)
-        sizes.append(path.stat().st_size)
+    def measured(out, *args):
+        save(out, *args)
+        sizes.append((out / folder.CHECKPOINT).stat().st_size)
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "write_sealed", measured)
+        patch.setattr(folder, "save_checkpoint", measured)
         assert cli.main(["reconstruct", str(place / "reconstruct.yaml"), "-o",
                          str(place / "whole"), "-q"]) == 0
     assert sizes[0] < sizes[1] < sizes[2]  # gradients are added

@@ -98,7 +98,7 @@ def run(arguments, comm: MPI.Comm) -> None:
             start = mesh.scatter_facets(found.triples, found.permeability, "checkpoint")
             memory = found.memory
             if found.labels is not None:
-                labels = found.labels[mesh.input_cells[: mesh.num_owned_cells]]
+                labels = mesh.cell_slabs.spread(found.labels)
     low, high = tissue.permeability_range_um_per_ms
     screen.say(versions(comm))
     facts = understood(screen, run, mesh, signals.acquisition)
@@ -181,7 +181,7 @@ def _resume(arguments, comm: MPI.Comm, mesh: Mesh, stages: list[Stage | Shapes],
     if not arguments.resume:
         return None, []
     names = [stage.name for stage in stages]
-    found = everywhere(comm, folder.load_checkpoint, arguments.output, names, sums)
+    found = folder.load_checkpoint(arguments.output, names, sums, comm)
     if found is None:
         return None, []
     history = everywhere(comm, folder.read_history, arguments.output / folder.HISTORY)
@@ -282,8 +282,10 @@ def _write_results(arguments, run, comm, screen, clock, inputs, signals, result,
         export.write_vtu(out / "permeability.vtu", mesh,
                          {"permeability": result.permeability, "membrane": found}, known)
         export.write_stl(out / "interface.stl", mesh, found, labels)
-        whole = mesh.gather_facets(mesh.facet_corners, result.permeability, found,
-                                   mesh.interface > 0, known.evidence)
+        # a picture of the interface: no more of the mesh comes to rank 0
+        shown = mesh.gather_facets(mesh.facet_corners, result.permeability, found,
+                                   mesh.interface > 0, known.evidence,
+                                   where=found | (mesh.interface > 0))
         notes: list[str] = []
 
         def write() -> list[str]:
@@ -291,7 +293,7 @@ def _write_results(arguments, run, comm, screen, clock, inputs, signals, result,
             folder.write_table(out / "signals.csv", result.predicted,
                                measured_normalised=signals.normalised,
                                predicted_normalised=predicted)
-            _, corners, permeability, facets, true, evidence = whole
+            _, corners, permeability, facets, true, evidence = shown
             notes.extend(plot(out, "signals", signals.acquisition, predicted,
                                signals.normalised))
             if log.rows:

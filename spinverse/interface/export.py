@@ -1,16 +1,17 @@
 """Values of facets and cells, and surfaces, as files: .npz, .vtu, .stl and .ply.
 
-Rank 0 writes them whole; a file appears complete or not at all.
+All ranks write their rows of what is of mesh size; a file appears complete or not at all.
 """
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import dolfinx
 import meshio
 import numpy as np
+from mpi4py import MPI
 
 from ..atomic import replace
 from ..errors import InputError, on_root
@@ -18,10 +19,12 @@ from ..inversion.uncertainty import Uncertainty
 from ..mesh.connected import connected_cells, sizes_of
 from ..mesh.distributed import Mesh
 from ..mesh.exchange import gather_chosen
+from ..parallel.npz import NpzReader, Rows, write_npz
 from .extraction import spread_cells
 from .surfaces import sorted_corners
+from .vtu import Grid, mesh_points, write_grid
 
-CELL_TYPES = {3: "tetra", 2: "triangle", 1: "line"}  # meshio's names, by dimension
+BLOCK = 1024  # cells whose volumes are looked at together
 
 
 def write_permeability(path: str | Path, mesh: Mesh, permeability: np.ndarray,
@@ -38,15 +41,10 @@ def write_permeability(path: str | Path, mesh: Mesh, permeability: np.ndarray,
         uncertainty: adds its ``sensitivity``, ``posterior_std`` and ``determined``.
         **extra: further arrays over the owned facets, such as ``membrane``.
     """
-    extra = extra | _known(uncertainty)
-    names = ("facets", "permeability", *extra)
-    whole = mesh.gather_facets(permeability, *extra.values())
-
-    def write(temporary):
-        with open(temporary, "wb") as file:
-            np.savez_compressed(file, **dict(zip(names, whole, strict=True)))
-
-    on_root(mesh.comm, replace, Path(path), write)
+    slabs = mesh.facet_slabs
+    fields = {"permeability": permeability} | extra | _known(uncertainty)
+    arrays = {"facets": slabs.keys} | {k: slabs.collect(v) for k, v in fields.items()}
+    write_npz(mesh.comm, Path(path), {name: Rows(array) for name, array in arrays.items()})
 
 
 def read_permeability(path: str | Path, mesh: Mesh) -> np.ndarray:
@@ -55,7 +53,7 @@ def read_permeability(path: str | Path, mesh: Mesh) -> np.ndarray:
     Raises:
         InputError: on every rank: no such file, another content, a facet without a value.
     """
-    triples, values = mesh.comm.bcast(on_root(mesh.comm, _load, Path(path)), root=0)
+    triples, values = _load(Path(path), mesh.comm)
     return mesh.scatter_facets(triples, values, what=f"permeability file {path}")
 
 
@@ -70,17 +68,12 @@ def write_vtu(path: str | Path, mesh: Mesh, fields: Mapping[str, np.ndarray],
         uncertainty: adds its ``sensitivity``, ``posterior_std`` and ``determined``.
     """
     fields = dict(fields) | _known(uncertainty)
-    whole = mesh.gather_facets(mesh.facet_corners, *fields.values())
-
-    def write(temporary):
-        _, corners, *values = whole
-        points, triangles = _shared(corners)
-        data = {name: [v.astype(np.int8) if v.dtype == bool else v]
-                for name, v in zip(fields, values, strict=True)}
-        meshio.write(temporary, meshio.Mesh(points, [("triangle", triangles)], cell_data=data),
-                     file_format="vtu")
-
-    on_root(mesh.comm, replace, Path(path), write)
+    slabs = mesh.facet_slabs
+    nodes = dolfinx.mesh.entities_to_geometry(mesh.domain, mesh.dim - 1, mesh.facet_entities)
+    corners = np.sort(mesh.input_nodes[nodes].reshape(-1, mesh.dim), axis=1)
+    write_grid(mesh.comm, Path(path), Grid(
+        mesh_points(mesh), slabs.collect(corners),
+        {name: slabs.collect(np.asarray(v)) for name, v in fields.items()}, {}))
 
 
 def write_cells(path: str | Path, mesh: Mesh, fields: Mapping[str, np.ndarray]) -> None:
@@ -106,17 +99,10 @@ def write_cells(path: str | Path, mesh: Mesh, fields: Mapping[str, np.ndarray]) 
     wrong = next((text for text in mesh.comm.allgather(wrong) if text), None)
     if wrong:
         raise InputError(wrong)
-    whole = gather_cells(mesh, cell_corners(mesh), *fields.values())
-
-    def write(temporary):
-        corners, *values = whole
-        points, cells = _shared(positive(corners))
-        data = {name: [v.astype(np.int8) if v.dtype == bool else v]
-                for name, v in zip(fields, values, strict=True)}
-        meshio.write(temporary, meshio.Mesh(points, [(CELL_TYPES[mesh.dim], cells)],
-                                            cell_data=data), file_format="vtu")
-
-    on_root(mesh.comm, replace, path, write)
+    nodes, slabs = mesh.domain.geometry.dofmaps[0][:owned], mesh.cell_slabs
+    write_grid(mesh.comm, path, Grid(
+        mesh_points(mesh), slabs.collect(turned(mesh, mesh.input_nodes[nodes])),
+        {name: slabs.collect(v) for name, v in fields.items()}, {}))
 
 
 def write_stl(path: str | Path, mesh: Mesh, found: np.ndarray,
@@ -183,12 +169,24 @@ def cell_corners(mesh: Mesh) -> np.ndarray:
     return mesh.domain.geometry.x[mesh.domain.geometry.dofmaps[0][: mesh.num_owned_cells]]
 
 
-def positive(corners: np.ndarray) -> np.ndarray:
-    """The same tetrahedra, ``(n, 4, 3)``, with positive volumes; others as they are."""
-    if corners.shape[1] != 4:
-        return corners
-    inverted = np.linalg.det(corners[:, 1:] - corners[:, :1]) < 0
-    return np.where(inverted[:, None, None], corners[:, [0, 1, 3, 2]], corners)
+def turned(mesh: Mesh, values: np.ndarray) -> np.ndarray:
+    """Values of the corners of the owned cells, with those of inverted tetrahedra swapped.
+
+    Args:
+        mesh: the mesh.
+        values: ``(owned cells, d + 1, ...)`` in the order of `cell_corners`; they are changed.
+
+    Returns:
+        The same array, in an order in which all tetrahedra have positive volumes.
+    """
+    x, nodes = mesh.domain.geometry.x, mesh.domain.geometry.dofmaps[0][: mesh.num_owned_cells]
+    for begin in range(0, len(nodes) if mesh.dim == 3 else 0, BLOCK):
+        corners = x[nodes[begin: begin + BLOCK]]
+        inverted = np.linalg.det(corners[:, 1:] - corners[:, :1]) < 0
+        if inverted.any():
+            part = values[begin: begin + BLOCK]
+            part[inverted] = part[inverted][:, [0, 1, 3, 2]]
+    return values
 
 
 def gather_cells(mesh: Mesh, *arrays: np.ndarray) -> list[np.ndarray] | None:
@@ -286,19 +284,21 @@ def _known(uncertainty: Uncertainty | None) -> dict[str, np.ndarray]:
             for name in ("sensitivity", "posterior_std", "determined")}
 
 
-def _load(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _load(path: Path, comm: MPI.Comm) -> tuple[np.ndarray, np.ndarray]:
+    """This rank's rows of the facets and of their values. Collective."""
     try:
-        with np.load(path) as file:
-            triples, values = file["facets"], file["permeability"]
+        with NpzReader(comm, path) as file:
+            shapes = file.shape("facets"), file.shape("permeability")
+            fits = len(shapes[0]) == 2 and shapes[0][1] == 3 and shapes[1] == shapes[0][:1]
+            if fits:
+                return file.rows("facets"), file.rows("permeability")
     except FileNotFoundError:
         raise InputError(f"permeability file {path}: no such file, expected an .npz") from None
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+    except Exception:  # zip, stream, key and header errors have no common base
         raise InputError(f"permeability file {path}: cannot be read, expected an .npz with "
                          "facets (Nf, 3) and permeability (Nf,)") from None
-    if triples.ndim != 2 or triples.shape[1] != 3 or values.shape != triples.shape[:1]:
-        raise InputError(f"permeability file {path}: shapes {triples.shape} and {values.shape}, "
-                         "expected facets (Nf, 3) and permeability (Nf,)")
-    return triples, values
+    raise InputError(f"permeability file {path}: shapes {shapes[0]} and {shapes[1]}, "
+                     "expected facets (Nf, 3) and permeability (Nf,)")
 
 
 def _shared(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -7,12 +7,9 @@ the phase before the pulse is shown with its sign turned.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
-import meshio
 import numpy as np
 
 from ..acquisition.waveform import Waveform
@@ -21,8 +18,10 @@ from ..engines.chebyshev import Propagation
 from ..engines.matrix_formalism import MatrixFormalism
 from ..engines.time_stepping import TimeStepping
 from ..errors import InputError, on_root
+from ..parallel.exchange import Ranges
 from ..problem import BlochTorrey
-from .export import CELL_TYPES, cell_corners, gather_cells, positive
+from .export import cell_corners, turned
+from .vtu import Grid, write_grid
 
 _SAME = 1e-9  # ms; times closer than this are one
 
@@ -90,35 +89,19 @@ def write_magnetisation(path: str | Path, problem: BlochTorrey, times: Sequence[
         raise InputError(f"values: shape {values.shape}, expected ({len(times)}, "
                          f"{len(problem.scale)}): one row for each time")
     # of a Lagrange element the corners come first, in the order of the geometry
-    corners = problem.space.dofmap.list[: mesh.num_owned_cells, : mesh.dim + 1]
-    whole: Any = gather_cells(  # None but on rank 0
-        mesh, cell_corners(mesh), np.moveaxis(values[:, corners], 0, -1))
+    corners = turned(
+        mesh, problem.space.dofmap.list[: mesh.num_owned_cells, : mesh.dim + 1].copy())
+    slabs, width = mesh.cell_slabs, mesh.dim + 1
+    x = slabs.collect(turned(mesh, cell_corners(mesh))).reshape(-1, 3)
+    numbers = Ranges(mesh.comm, mesh.num_cells).start * width + np.arange(len(x))
     names = [f"{path.stem}_{k:04d}.vtu" for k in range(len(times))]
-
-    def write() -> None:
-        x, m = whole
-        # points and values are turned as one
-        both = np.concatenate([np.moveaxis(x, 2, 0).astype(complex), np.moveaxis(m, 2, 0)])
-        x, m = _turned(x, both)
-        cells = [(CELL_TYPES[mesh.dim], np.arange(x.shape[0] * x.shape[1]).reshape(x.shape[:2]))]
-        for name, value in zip(names, m, strict=True):
-            value = value.ravel()
-            data = {"re": value.real, "im": value.imag, "magnitude": np.abs(value),
-                    "phase": np.angle(value)}
-            grid = meshio.Mesh(x.reshape(-1, 3), cells, point_data=data)
-            replace(path.with_name(name),
-                     partial(meshio.write, mesh=grid, file_format="vtu"))
-        replace(path, lambda temporary: _write_series(temporary, times, names))
-
-    on_root(mesh.comm, write)
-
-
-def _turned(x: np.ndarray, both: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Corners of cells with positive volumes, and values ``(n, cells, corners)`` in that order."""
-    kept = (positive(x) == x).all(axis=(1, 2))
-    if x.shape[1] == 4:
-        both = np.where(kept[None, :, None], both, both[:, :, [0, 1, 3, 2]])
-    return np.moveaxis(both[:3].real, 0, 2), both[3:]
+    for name, row in zip(names, values, strict=True):
+        value = slabs.collect(row[corners]).ravel()
+        write_grid(mesh.comm, path.with_name(name), Grid(
+            x, numbers.reshape(-1, width), {},
+            {"re": value.real, "im": value.imag, "magnitude": np.abs(value),
+             "phase": np.angle(value)}))
+    on_root(mesh.comm, replace, path, lambda temporary: _write_series(temporary, times, names))
 
 
 def _write_series(path: Path, times: Sequence[float], names: list[str]) -> None:

@@ -29,25 +29,29 @@ class Memory:
     numbers: dict[str, np.ndarray] = field(default_factory=dict)
     facets: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def gathered(self, mesh: Mesh) -> dict[str, np.ndarray] | None:
+    def in_slabs(self, mesh: Mesh) -> dict[str, np.ndarray]:
         """As plain arrays, facets in the order of their vertex triples. Collective.
 
         Returns:
-            On rank 0 a dict of ``triples`` ``(Nf, d)``, ``optimiser``, ``iteration``,
-            ``numbers/NAME`` and ``facets/NAME`` with the facets along the first axis; elsewhere
-            None. `scattered` reads it at any number of ranks.
+            ``optimiser``, ``iteration`` and ``numbers/NAME`` as they are; and of ``triples``
+            ``(n, d)`` and ``facets/NAME``, with the facets along the first axis, the rows of this
+            rank's slab. `scattered` reads it at any number of ranks.
         """
-        whole = mesh.gather_facets(*(np.moveaxis(a, -1, 0) for a in self.facets.values()))
-        if whole is None:
-            return None
-        return {"triples": whole[0], "optimiser": np.array(self.optimiser),
+        slabs = mesh.facet_slabs
+        return {"triples": slabs.keys, "optimiser": np.array(self.optimiser),
                 "iteration": np.array(self.iteration),
                 **{f"numbers/{name}": np.asarray(a) for name, a in self.numbers.items()},
-                **{f"facets/{name}": a for name, a in zip(self.facets, whole[1:], strict=True)}}
+                **{f"facets/{name}": slabs.collect(np.moveaxis(a, -1, 0))
+                   for name, a in self.facets.items()}}
 
     @classmethod
     def scattered(cls, mesh: Mesh, saved: dict[str, np.ndarray]) -> Memory:
-        """The memory that `gathered` wrote; ``saved`` is known on every rank. Collective.
+        """The memory that `in_slabs` gave. Collective.
+
+        Args:
+            mesh: the mesh.
+            saved: what is not over facets is the same on every rank; rows of facets may be on any
+                rank, and on several.
 
         Raises:
             InputError: arrays are missing, or belong to another mesh.
@@ -57,11 +61,12 @@ class Memory:
             iteration = int(saved["iteration"])
         except KeyError as error:
             raise InputError(f"optimiser's memory: no {error.args[0]!r}, "
-                             "expected what Memory.gathered gives") from None
+                             "expected what Memory.in_slabs gives") from None
         numbers = {name.removeprefix("numbers/"): np.asarray(a) for name, a in saved.items()
                    if name.startswith("numbers/")}
-        facets = {name.removeprefix("facets/"): np.ascontiguousarray(np.moveaxis(
-                      mesh.scatter_facets(triples, a, "optimiser's memory"), 0, -1))
+        rows = mesh.facet_rows(triples, "optimiser's memory")
+        facets = {name.removeprefix("facets/"): np.ascontiguousarray(
+                      np.moveaxis(rows.values(a), 0, -1))
                   for name, a in saved.items() if name.startswith("facets/")}
         return cls(optimiser, iteration, numbers, facets)
 

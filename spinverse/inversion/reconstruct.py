@@ -124,8 +124,8 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage | Shapes] | str
         after_iteration: for checkpoints; called with the stage's number, the iteration, the
             permeability to go on with, ``(nf,)`` um/ms, a function that makes the optimiser's
             `Memory`, and `labels`.
-        memory: of the optimiser of the first stage, as `Memory.gathered` gave it, when this stage
-            was interrupted: it goes on as if it had not been. The same on every rank.
+        memory: of the optimiser of the first stage, as `Memory.scattered` takes it, when this stage
+            was interrupted: it goes on as if it had not been.
         labels: `Reconstruction.labels` of a stage before the first one.
 
     Raises:

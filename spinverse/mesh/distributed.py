@@ -12,8 +12,9 @@ import numpy as np
 from dolfinx.mesh import CellType, GhostMode
 from mpi4py import MPI
 
-from ..errors import InputError
+from ..parallel.exchange import Ranges, scatter
 from .data import MeshData
+from .ordered import FacetRows, FacetSlabs, Slabs
 
 _CELL_TYPES = {1: CellType.interval, 2: CellType.triangle, 3: CellType.tetrahedron}
 
@@ -39,12 +40,23 @@ class Mesh:
         interface: ``(nf,)`` int32, tag of the known membrane on each owned facet, 0 for none.
         cell_tags: ``(nc,)`` int32 tags of the cells on this rank, ghosts last.
         input_cells: ``(nc,)`` index of each of these cells in the input.
+        input_nodes: ``(nv,)`` index in the input of each vertex on this rank, unused ones of a file
+            left out.
         name: for messages and reports.
     """
 
-    def __init__(self, domain: dolfinx.mesh.Mesh, cell_tags_of_input: np.ndarray,
+    def __init__(self, domain: dolfinx.mesh.Mesh, cell_tags: np.ndarray,
                  interface_triples: np.ndarray, interface_tags: np.ndarray,
                  input_vertices: np.ndarray, name: str = "mesh"):
+        """Collective. For `from_slabs`.
+
+        Args:
+            domain: the dolfinx mesh.
+            cell_tags, input_vertices: this rank's even range of the input's (`Ranges`): no rank
+                has all of them.
+            interface_triples, interface_tags: rows of the known membrane, on any rank.
+            name: for messages and reports.
+        """
         self.domain, self.name = domain, name
         topology = domain.topology
         dim = topology.dim
@@ -59,17 +71,20 @@ class Mesh:
         self.facet_entities = self.facet_map.sub_topology_to_topology(submesh_cells, False)
         self.facet_space = dolfinx.fem.functionspace(self.facets, ("DG", 0))
 
+        comm, geometry = domain.comm, domain.geometry
         nodes = dolfinx.mesh.entities_to_geometry(domain, dim - 1, self.facet_entities)
-        vertices = np.asarray(input_vertices)[domain.geometry.input_global_indices]
+        self.input_nodes = np.asarray(geometry.input_global_indices, dtype=np.int64)
+        vertices = Ranges(comm, geometry.index_map().size_global).fetch(
+            self.input_nodes, input_vertices)
         self.facet_vertices = np.sort(vertices[nodes].reshape(-1, dim), axis=1)
         is_outer = np.zeros(facet_index_map.size_local + facet_index_map.num_ghosts, dtype=bool)
         is_outer[dolfinx.mesh.exterior_facet_indices(topology)] = True
         self.outer = is_outer[self.facet_entities]
         self.input_cells = np.asarray(topology.original_cell_index, dtype=np.int64)
-        self.cell_tags = np.asarray(cell_tags_of_input, dtype=np.int32)[self.input_cells]
-        self.interface = np.zeros(len(owned), dtype=np.int32)
-        position = self.find_facets(interface_triples)
-        self.interface[position[position >= 0]] = np.asarray(interface_tags)[position >= 0]
+        self.cell_tags = Ranges(comm, self.num_cells).fetch(
+            self.input_cells, np.asarray(cell_tags, dtype=np.int32))
+        self.interface = self.facet_slabs.rows_of(interface_triples).values(
+            np.asarray(interface_tags, dtype=np.int32))
 
     @classmethod
     def from_data(cls, data: MeshData | None, comm: MPI.Comm | None = None) -> Mesh:
@@ -82,15 +97,38 @@ class Mesh:
         comm = MPI.COMM_WORLD if comm is None else comm
         root = comm.rank == 0
         held: Any = data  # nothing elsewhere
-        dim, *small = comm.bcast((
-            held.dim, held.cell_tags, held.input_vertices[held.interface_facets],
-            held.interface_tags, held.input_vertices, held.name) if root else None)
-        points = np.ascontiguousarray(held.points[:, :dim]) if root else np.empty((0, dim))
-        cells = held.cells.astype(np.int64) if root else np.empty((0, dim + 1), dtype=np.int64)
+        dim, name = comm.bcast((held.dim, held.name) if root else None)
+        points, cells, tags, vertices = (scatter(comm, array) for array in (
+            (held.points[:, :dim], held.cells, held.cell_tags, held.input_vertices)
+            if root else (None,) * 4))
+        triples, triple_tags = (
+            (held.input_vertices[held.interface_facets], held.interface_tags) if root
+            else (np.empty((0, dim), np.int64), np.empty(0, np.int32)))
+        return cls.from_slabs(comm, points, cells, tags, vertices, triples, triple_tags, name)
+
+    @classmethod
+    def from_slabs(cls, comm: MPI.Comm, points: np.ndarray, cells: np.ndarray,
+                   cell_tags: np.ndarray, input_vertices: np.ndarray,
+                   interface_triples: np.ndarray, interface_tags: np.ndarray,
+                   name: str = "mesh") -> Mesh:
+        """Distribute a mesh of which each rank holds an even range (`Ranges`). Collective.
+
+        Args:
+            comm: the communicator.
+            points: this rank's, ``(n, 3)`` or ``(n, d)`` um.
+            cells: this rank's, ``(m, d + 1)`` numbers among the points of all ranks.
+            cell_tags: ``(m,)``.
+            input_vertices: ``(n,)`` number of each point in the input.
+            interface_triples, interface_tags: rows of the known membrane, on any rank.
+            name: for messages and reports.
+        """
+        dim = cells.shape[1] - 1
         element = basix.ufl.element("Lagrange", _CELL_TYPES[dim].name, 1, shape=(dim,))
         partitioner = dolfinx.mesh.create_cell_partitioner(GhostMode.shared_facet, 2)
-        domain = dolfinx.mesh.create_mesh(comm, cells, element, points, partitioner=partitioner)
-        return cls(domain, *small)
+        domain = dolfinx.mesh.create_mesh(comm, cells, element,
+                                          np.ascontiguousarray(points[:, :dim]),
+                                          partitioner=partitioner)
+        return cls(domain, cell_tags, interface_triples, interface_tags, input_vertices, name)
 
     @property
     def comm(self) -> MPI.Comm:
@@ -187,36 +225,64 @@ class Mesh:
         function.x.array[: self.num_owned_facets] = values
         return function
 
-    def gather_facets(self, *arrays: np.ndarray) -> tuple[np.ndarray, ...] | None:
+    @cached_property
+    def facet_slabs(self) -> FacetSlabs:
+        """The facets in the order of their vertex triples, each rank its slab. Collective."""
+        return FacetSlabs(self.comm, self.facet_vertices)
+
+    @cached_property
+    def cell_slabs(self) -> Slabs:
+        """The cells in the order of the input, each rank its slab. Collective."""
+        return Slabs.by_number(self.comm, self.num_cells, self.input_cells[: self.num_owned_cells])
+
+    @cached_property
+    def node_slabs(self) -> Slabs:
+        """The vertices in the order of the input, each rank its slab. Collective."""
+        nodes = self.domain.geometry.index_map()
+        return Slabs.by_number(self.comm, nodes.size_global, self.input_nodes[: nodes.size_local])
+
+    def gather_facets(self, *arrays: np.ndarray,
+                      where: np.ndarray | None = None) -> tuple[np.ndarray, ...] | None:
         """Vertex triples and facet values on rank 0, triples in lexicographic order. Collective.
 
-        For files and pictures: it gathers whole-mesh arrays on one rank.
+        For pictures of an interface and for tests; `facet_slabs` is for the whole mesh.
+
+        Args:
+            *arrays: ``(nf, ...)`` of the owned facets.
+            where: ``(nf,)`` bool, the facets that are wanted; all if nothing is said.
 
         Returns:
             ``(triples, *arrays)`` on rank 0, ``None`` elsewhere.
         """
-        parts = [self.comm.gather(np.asarray(a), root=0) for a in (self.facet_vertices, *arrays)]
+        chosen = slice(None) if where is None else np.asarray(where, dtype=bool)
+        parts = [self.comm.gather(np.asarray(a)[chosen], root=0)
+                 for a in (self.facet_vertices, *arrays)]
         if self.comm.rank:
             return None
         whole = [np.concatenate(part) for part in parts]
         order = np.lexsort(whole[0].T[::-1])
         return tuple(array[order] for array in whole)
 
-    def scatter_facets(self, triples: np.ndarray, values: np.ndarray, what: str) -> np.ndarray:
-        """Values of the owned facets from arrays known on every rank. Collective.
+    def facet_rows(self, triples: np.ndarray, what: str) -> FacetRows:
+        """Where the facets are in a table, whose values then come to their owners. Collective.
+
+        Args:
+            triples: ``(n, d)`` this rank's rows: vertices in the input numbering, any order within
+                a row. Rows may be on any rank, and on several.
+            what: begins the message.
 
         Raises:
-            InputError: if a facet of the mesh has no row in ``triples``.
+            InputError: if a facet of the mesh has no row on any rank.
         """
-        row = np.arange(len(triples))
-        position = self.find_facets(triples)
-        local = np.full(self.num_owned_facets, -1)
-        local[position[position >= 0]] = row[position >= 0]
-        missing = self.comm.allreduce(int(np.count_nonzero(local < 0)))
-        if missing:
-            raise InputError(f"{what}: {missing} of the mesh's {self.num_facets} facets have no "
-                             "value; expected one row for every vertex triple")
-        return np.asarray(values)[local]
+        return self.facet_slabs.rows_of(triples).require_all(what)
+
+    def scatter_facets(self, triples: np.ndarray, values: np.ndarray, what: str) -> np.ndarray:
+        """Values of the owned facets from rows on any ranks, see `facet_rows`. Collective.
+
+        Raises:
+            InputError: if a facet of the mesh has no row on any rank.
+        """
+        return self.facet_rows(triples, what).values(values)
 
     def __repr__(self) -> str:
         return f"Mesh({self.name!r}, cells={self.num_cells}, facets={self.num_facets})"

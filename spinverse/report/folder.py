@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mpi4py import MPI
 
 from ..acquisition import Signals
 from ..acquisition.io import write_signals
@@ -30,10 +31,13 @@ from ..errors import InputError, on_root
 from ..inversion import Progress
 from ..inversion.memory import Memory
 from ..mesh import Mesh
+from ..parallel.npz import NpzReader, Rows, write_npz
 
 SUMMARY, HISTORY, CHECKPOINT = "summary.json", "history.csv", "checkpoint/latest.npz"
 PREVIOUS = "previous.npz"  # beside it
-_MEMORY, _SEAL = "memory/", "sha256"  # of a checkpoint's arrays
+_MEMORY, _SEAL = "memory/", "seal"  # of a checkpoint's arrays
+_OLD_SEAL = "sha256"
+_OVER_MESH, _FACETS = ("facets", "permeability_um_per_ms", "labels"), _MEMORY + "facets/"
 _ROWS = "measurements"  # a column of signals.csv: how many rows the table has
 
 
@@ -200,16 +204,17 @@ def read_history(path: Path) -> list[dict]:
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """Where a reconstruction is.
+    """Where a reconstruction is. Of arrays over the mesh it has the rows that this rank has read.
 
     Attributes:
         stage: number of the stage to go on with.
         iteration: of that stage, the last one that is done.
-        triples, permeability: ``(Nf, 3)`` and ``(Nf,)`` um/ms of the whole mesh.
+        triples, permeability: ``(n, 3)`` and ``(n,)`` um/ms, for `Mesh.scatter_facets`.
         stages: names of all stages.
         inputs: sha256 of the mesh and signals files, by name.
         memory: what the optimiser of the stage remembers, for `Memory.scattered`, or None.
-        labels: ``(Nt,)`` compartment of each cell in the numbering of the input, or None.
+        labels: ``(n,)`` compartments of cells in the numbering of the input, for
+            `Mesh.cell_slabs`, or None.
         note: what was wrong with the files, "" if nothing.
     """
 
@@ -237,33 +242,29 @@ def save_checkpoint(folder: Path, mesh: Mesh, permeability: np.ndarray, stage: i
         memory: the optimiser's, in the middle of a stage.
         labels: ``(owned cells,)``, where compartments are known.
     """
-    whole = mesh.gather_facets(permeability)
-    remembered = None if memory is None else memory.gathered(mesh)
-    cells = None
+    arrays: dict[str, Any] = {
+        "stage": np.array(stage), "iteration": np.array(iteration),
+        "facets": Rows(mesh.facet_slabs.keys),
+        "permeability_um_per_ms": Rows(mesh.facet_slabs.collect(permeability)),
+        "stages": np.array(stages), "inputs": np.array(json.dumps(inputs))}
     if labels is not None:
-        cells = mesh.comm.gather((mesh.input_cells[: mesh.num_owned_cells], labels), root=0)
+        arrays["labels"] = Rows(mesh.cell_slabs.collect(np.asarray(labels, dtype=np.int32)))
+    for name, value in ({} if memory is None else memory.in_slabs(mesh)).items():
+        if name != "triples":  # they are `facets`
+            arrays[_MEMORY + name] = Rows(value) if name.startswith("facets/") else value
+    latest = folder / CHECKPOINT
 
-    def write() -> None:
-        arrays = {"stage": np.array(stage), "iteration": np.array(iteration), "facets": whole[0],
-                  "permeability_um_per_ms": whole[1], "stages": np.array(stages),
-                  "inputs": np.array(json.dumps(inputs))}
-        if cells is not None:
-            arrays["labels"] = np.empty(mesh.num_cells, dtype=np.int32)
-            for place, values in cells:
-                arrays["labels"][place] = values
-        for name, value in (remembered or {}).items():
-            if name != "triples":  # they are `facets`
-                arrays[_MEMORY + name] = value
-        latest = folder / CHECKPOINT
+    def keep() -> None:
         if latest.is_file():
             replace(latest.with_name(PREVIOUS), lambda path: _link(latest, path))
-        replace(latest, lambda path: write_sealed(path, arrays))
 
-    on_root(mesh.comm, write)
+    on_root(mesh.comm, keep)
+    write_npz(mesh.comm, latest, arrays, _SEAL)
 
 
-def load_checkpoint(folder: Path, stages: list[str], inputs: dict[str, str]) -> Checkpoint | None:
-    """The checkpoint of a folder, None where there is none yet.
+def load_checkpoint(folder: Path, stages: list[str], inputs: dict[str, str],
+                    comm: MPI.Comm = MPI.COMM_SELF) -> Checkpoint | None:
+    """The checkpoint of a folder, None where there is none yet. Collective over ``comm``.
 
     Where ``latest.npz`` is damaged, ``previous.npz`` serves, and `Checkpoint.note` says so.
 
@@ -272,15 +273,13 @@ def load_checkpoint(folder: Path, stages: list[str], inputs: dict[str, str]) -> 
     """
     latest = folder / CHECKPOINT
     previous = latest.with_name(PREVIOUS)
-    if not latest.is_file() and not previous.is_file():
-        if folder.is_dir() and any(folder.iterdir()) and not (folder / HISTORY).is_file():
-            raise InputError(f"-o {folder}: holds no spinverse run, expected one for --resume")
+    if not comm.bcast(on_root(comm, _is_there, folder)):
         return None
     try:
-        found = _read_checkpoint(latest)
+        found = _read_checkpoint(latest, comm)
     except InputError as damage:
         try:
-            found = _read_checkpoint(previous)
+            found = _read_checkpoint(previous, comm)
         except InputError:
             raise damage from None
         found = dataclasses.replace(found, note=f"{damage}; went on from {previous.name}")
@@ -294,46 +293,48 @@ def load_checkpoint(folder: Path, stages: list[str], inputs: dict[str, str]) -> 
     return found
 
 
-def write_sealed(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """An npz with the hash of its content, by which damage is noticed; an old hash is replaced."""
-    arrays = {name: np.asarray(array) for name, array in arrays.items() if name != _SEAL}
-    sealed: dict[str, Any] = {**arrays, _SEAL: np.array(_seal(arrays))}
-    np.savez(path, **sealed)
+def _is_there(folder: Path) -> bool:
+    latest = folder / CHECKPOINT
+    if latest.is_file() or latest.with_name(PREVIOUS).is_file():
+        return True
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / HISTORY).is_file():
+        raise InputError(f"-o {folder}: holds no spinverse run, expected one for --resume")
+    return False
 
 
-def _read_sealed(path: Path) -> dict[str, np.ndarray]:
+def _read_checkpoint(path: Path, comm: MPI.Comm) -> Checkpoint:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except Exception as error:  # zip, key and header errors have no common base
+        with NpzReader(comm, path) as file:
+            old = _OLD_SEAL in file.names
+            whole = file.sealed(_SEAL) or (old and comm.bcast(on_root(comm, _old_seal, path)))
+            arrays = {name: file.rows(name) if name in _OVER_MESH or name.startswith(_FACETS)
+                      else file.whole(name) for name in file.names}
+    except Exception as error:  # zip, stream, key and header errors have no common base
         raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())}), "
                          "expected a checkpoint") from None
-    if str(arrays.pop(_SEAL, "")) != _seal(arrays):
+    if not whole:
         raise InputError(f"{path}: is damaged, its content has another checksum than it says")
-    return arrays
-
-
-def _seal(arrays: dict[str, np.ndarray]) -> str:
-    total = hashlib.sha256()
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        total.update(f"{name} {array.dtype.str} {array.shape} ".encode())
-        total.update(array.tobytes())
-    return total.hexdigest()
-
-
-def _read_checkpoint(path: Path) -> Checkpoint:
-    file = _read_sealed(path)
     try:
-        memory = {name.removeprefix(_MEMORY): value for name, value in file.items()
+        memory = {name.removeprefix(_MEMORY): value for name, value in arrays.items()
                   if name.startswith(_MEMORY)}
-        return Checkpoint(int(file["stage"]), int(file["iteration"]), file["facets"],
-                          file["permeability_um_per_ms"], tuple(map(str, file["stages"])),
-                          json.loads(str(file["inputs"])),
-                          {**memory, "triples": file["facets"]} if memory else None,
-                          file.get("labels"))
+        return Checkpoint(int(arrays["stage"]), int(arrays["iteration"]), arrays["facets"],
+                          arrays["permeability_um_per_ms"], tuple(map(str, arrays["stages"])),
+                          json.loads(str(arrays["inputs"])),
+                          {**memory, "triples": arrays["facets"]} if memory else None,
+                          arrays.get("labels"))
     except (KeyError, ValueError) as error:
         raise InputError(f"{path}: no {error}, expected a checkpoint") from None
+
+
+def _old_seal(path: Path) -> bool:
+    """Whether a checkpoint of before is what it was; its hash wants all content in one go."""
+    total = hashlib.sha256()
+    with np.load(path, allow_pickle=False) as file:
+        for name in sorted(set(file.files) - {_OLD_SEAL}):
+            array = np.ascontiguousarray(file[name])
+            total.update(f"{name} {array.dtype.str} {array.shape} ".encode())
+            total.update(array.tobytes())
+        return str(file[_OLD_SEAL]) == total.hexdigest()
 
 
 def _link(old: Path, new: Path) -> None:

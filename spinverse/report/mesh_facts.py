@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from mpi4py import MPI
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from ..mesh import Mesh
 from ..mesh.checks import radius_ratios
+from ..quantities.compartments import connected_cells
 
 MOST = 200_000  # edges of a rank that the median is taken from
 
@@ -64,17 +63,8 @@ class MeshFacts:
 
 
 def _parts(mesh: Mesh) -> tuple[float, ...]:
-    sides = mesh.facet_cells[mesh.facet_cells[:, 1] >= 0]
+    labels = connected_cells(mesh, ~mesh.outer)
+    number = 1 + mesh.comm.allreduce(int(labels.max(initial=-1)), op=MPI.MAX)
     owned = slice(0, mesh.num_owned_cells)
-    got = mesh.comm.gather((mesh.input_cells[sides], mesh.input_cells[owned],
-                            mesh.cell_volumes[owned]))
-    found = None
-    if got is not None:
-        pairs = np.concatenate([part[0].reshape(-1, 2) for part in got])
-        volumes = np.zeros(mesh.num_cells)
-        for _, cells, sizes in got:
-            volumes[cells] = sizes
-        graph = coo_array((np.ones(len(pairs)), pairs.T), shape=(len(volumes),) * 2)
-        number, part = connected_components(graph, directed=False)
-        found = tuple(sorted(np.bincount(part, volumes, number).tolist(), reverse=True))
-    return mesh.comm.bcast(found)
+    volumes = mesh.comm.allreduce(np.bincount(labels[owned], mesh.cell_volumes[owned], number))
+    return tuple(sorted(volumes.tolist(), reverse=True))

@@ -1,0 +1,102 @@
+"""Unstructured grids as ``.vtu``, written by all ranks.
+
+Arrays are raw and appended (VTK's XML formats, "appended raw data"), for their places in the file
+are then known beforehand and each rank writes its rows.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+import numpy as np
+from mpi4py import MPI
+
+from ..errors import InputError
+from ..mesh.distributed import Mesh
+from ..parallel.files import write_together
+
+TYPES = {2: 3, 3: 5, 4: 10}  # VTK's numbers of lines, triangles and tetrahedra, by corners
+_LENGTH = np.dtype(np.uint64)  # stands before each array
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """This rank's rows of a grid; those of all ranks follow each other.
+
+    Attributes:
+        points: ``(n, 3)`` um.
+        cells: ``(m, k)`` numbers of the corners among the points of all ranks.
+        cell_data: ``(m,)`` or ``(m, w)`` by name; bools become 0 and 1.
+        point_data: ``(n,)`` by name.
+    """
+
+    points: np.ndarray
+    cells: np.ndarray
+    cell_data: Mapping[str, np.ndarray]
+    point_data: Mapping[str, np.ndarray]
+
+
+def write_grid(comm: MPI.Comm, path: Path, grid: Grid) -> None:
+    """Write a grid. Collective.
+
+    Raises:
+        InputError: on every rank, an array that the format does not know.
+        OSError: on every rank, where one of them cannot write.
+    """
+    counts = np.array(comm.allgather((len(grid.points), len(grid.cells))), dtype=np.int64)
+    (points, cells), before = counts.sum(axis=0), counts[: comm.rank].sum(axis=0)
+    corners = grid.cells.shape[1]
+    ends = (before[1] + 1 + np.arange(len(grid.cells), dtype=np.int64)) * corners
+    kinds = np.full(len(grid.cells), TYPES[corners], dtype=np.uint8)
+    sections = [
+        ("Points", 0, {"Points": np.asarray(grid.points, dtype=np.float64)}),
+        ("Cells", 1, {"connectivity": np.asarray(grid.cells, dtype=np.int64).reshape(
+            len(grid.cells), -1), "offsets": ends, "types": kinds}),
+        ("PointData", 0, grid.point_data),
+        ("CellData", 1, grid.cell_data),
+    ]
+    text: list[str] = []
+    pieces: list[tuple[int, Any]] = []
+    at = 0
+    order = "LittleEndian" if sys.byteorder == "little" else "BigEndian"
+    text.append('<?xml version="1.0"?>\n<VTKFile type="UnstructuredGrid" version="1.0" '
+                f'byte_order="{order}" header_type="UInt64">\n<UnstructuredGrid>\n'
+                f'<Piece NumberOfPoints="{points}" NumberOfCells="{cells}">\n')
+    for section, which, arrays in sections:
+        text.append(f"<{section}>\n")
+        for name, given in arrays.items():
+            array = np.ascontiguousarray(given.astype(np.int8) if given.dtype == bool else given)
+            if array.dtype.kind not in "iuf" or array.dtype.itemsize > 8 or array.ndim > 2:
+                raise InputError(f"{name}: type {array.dtype}, shape {array.shape}, expected "
+                                 "numbers or rows of numbers")
+            word = {"i": "Int", "u": "UInt", "f": "Float"}[array.dtype.kind]
+            wide = array.ndim == 2 and section != "Cells"
+            components = f' NumberOfComponents="{array.shape[1]}"' if wide else ""
+            text.append(f'<DataArray type="{word}{8 * array.dtype.itemsize}" '
+                        f'Name={quoteattr(name)}{components} format="appended" '
+                        f'offset="{at}"/>\n')
+            width = array.dtype.itemsize * int(np.prod(array.shape[1:]))
+            size = int((points, cells)[which]) * width
+            if comm.rank == 0:
+                pieces.append((at, np.array([size], dtype=_LENGTH)))
+            at += _LENGTH.itemsize
+            pieces.append((at + int(before[which]) * width, array))
+            at += size
+        text.append(f"</{section}>\n")
+    text.append('</Piece>\n</UnstructuredGrid>\n<AppendedData encoding="raw">\n_')
+    begin = "".join(text).encode()
+    pieces = [(len(begin) + offset, piece) for offset, piece in pieces]
+    if comm.rank == 0:
+        pieces += [(0, begin), (len(begin) + at, b"\n</AppendedData>\n</VTKFile>\n")]
+    write_together(comm, path, pieces)
+
+
+def mesh_points(mesh: Mesh) -> np.ndarray:
+    """This rank's rows of the mesh's vertices, in the order of the input. Collective."""
+    owned = mesh.domain.geometry.index_map().size_local
+    return mesh.node_slabs.collect(mesh.domain.geometry.x[:owned])

@@ -1,0 +1,133 @@
+"""Rows of arrays that go from rank to rank: where they are wanted, and the answers back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+import numpy as np
+from mpi4py import MPI
+
+
+class Route:
+    """A way for rows of this rank to other ranks, that can be gone again and back. Collective.
+
+    Args:
+        comm: the communicator.
+        to: ``(n,)`` rank that each of this rank's n rows goes to.
+
+    Attributes:
+        received: ``(ranks,)`` how many rows come from each rank.
+    """
+
+    def __init__(self, comm: MPI.Comm, to: np.ndarray):
+        to = np.asarray(to, dtype=np.int64)
+        self.comm = comm
+        # None: they are in the order of the ranks already, and need no copy
+        self._order = np.argsort(to, kind="stable") if np.any(to[1:] < to[:-1]) else None
+        self._sent = np.bincount(to, minlength=comm.size).astype(np.int64)
+        self.received = np.empty_like(self._sent)
+        comm.Alltoall(self._sent, self.received)
+
+    def forward(self, rows: np.ndarray) -> np.ndarray:
+        """The rows that arrive here, by rank and then in that rank's order. Collective.
+
+        Args:
+            rows: ``(n, ...)``, of one type and width on all ranks.
+        """
+        rows = np.asarray(rows)
+        rows = rows if self._order is None else rows[self._order]
+        return _exchanged(self.comm, rows, self._sent, self.received)
+
+    def backward(self, rows: np.ndarray) -> np.ndarray:
+        """An answer to each of this rank's n rows, in their order. Collective.
+
+        Args:
+            rows: answers to the rows that arrived here, as `forward` gave them.
+        """
+        answers = _exchanged(self.comm, np.asarray(rows), self.received, self._sent)
+        if self._order is None:
+            return answers
+        result = np.empty_like(answers)
+        result[self._order] = answers
+        return result
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Numbers from 0 to ``total`` in even ranges, one a rank, in the order of the ranks."""
+
+    comm: MPI.Comm
+    total: int
+
+    @cached_property
+    def bounds(self) -> np.ndarray:
+        """``(ranks + 1,)``: rank r has the numbers from ``bounds[r]`` to ``bounds[r + 1]``."""
+        size = self.comm.size
+        return np.array([rank * int(self.total) // size for rank in range(size + 1)],
+                        dtype=np.int64)
+
+    @property
+    def start(self) -> int:
+        """First number of this rank."""
+        return int(self.bounds[self.comm.rank])
+
+    @property
+    def stop(self) -> int:
+        """One more than the last number of this rank."""
+        return int(self.bounds[self.comm.rank + 1])
+
+    def holder(self, numbers: np.ndarray) -> np.ndarray:
+        """The rank that has each number."""
+        numbers = np.asarray(numbers, dtype=np.int64)
+        return ((numbers + 1) * self.comm.size - 1) // max(int(self.total), 1)
+
+    def fetch(self, numbers: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """Values of any numbers, from the ranks that have them. Collective.
+
+        Args:
+            numbers: ``(n,)``.
+            values: ``(stop - start, ...)`` of this rank's range.
+
+        Returns:
+            ``(n, ...)``.
+        """
+        route = Route(self.comm, self.holder(numbers))
+        return route.backward(np.asarray(values)[route.forward(numbers) - self.start])
+
+
+def scatter(comm: MPI.Comm, array: np.ndarray | None) -> np.ndarray:
+    """This rank's range of an array that rank 0 holds, see `Ranges`. Collective."""
+    root = comm.rank == 0
+    array = np.ascontiguousarray(array) if root else None
+    kind, shape = comm.bcast((array.dtype, array.shape) if array is not None else None)
+    ranges = Ranges(comm, shape[0])
+    result = np.empty((ranges.stop - ranges.start, *shape[1:]), kind)
+    width = kind.itemsize * prod(shape[1:])
+    row = MPI.BYTE.Create_contiguous(width).Commit()  # rows are counted, bytes might be too many
+    given = None if array is None else [
+        _bytes(array), (np.diff(ranges.bounds), ranges.bounds[:-1]), row]
+    comm.Scatterv(given, [_bytes(result), len(result), row])
+    row.Free()
+    return result
+
+
+def _exchanged(comm: MPI.Comm, rows: np.ndarray, sent: np.ndarray,
+               received: np.ndarray) -> np.ndarray:
+    rows = np.ascontiguousarray(rows)
+    result = np.empty((int(received.sum()), *rows.shape[1:]), rows.dtype)
+    width = rows.dtype.itemsize * prod(rows.shape[1:])
+    row = MPI.BYTE.Create_contiguous(width).Commit()  # rows are counted, bytes might be too many
+    comm.Alltoallv([_bytes(rows), (sent, _starts(sent)), row],
+                   [_bytes(result), (received, _starts(received)), row])
+    row.Free()
+    return result
+
+
+def _starts(counts: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(counts)[:-1]])
+
+
+def _bytes(array: np.ndarray) -> np.ndarray:
+    return array.reshape(-1).view(np.uint8)
