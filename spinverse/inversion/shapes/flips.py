@@ -82,7 +82,7 @@ class Walk:
 
     def step(self) -> bool:
         """One iteration; False if there is nowhere to go."""
-        floor = self.task.sigma**2
+        floor = self.task.floor
         self.surrogate = surrogate = Surrogate(self, self.labels, self.surrogate)
         if surrogate.number < 2:
             return False
@@ -111,7 +111,7 @@ class Walk:
 
     def stalled(self, patience: int = PATIENCE) -> bool:
         """Whether the last iterations did not lower the best misfit by a good deal."""
-        floor = self.task.sigma**2
+        floor = self.task.floor
         if len(self.marks) <= patience:
             return False
         before, now = min(self.marks[:-patience]), min(self.marks[-patience:])
@@ -161,7 +161,7 @@ class Walk:
         W = surrogate.whitening(self._far(surrogate.unit))
         r = self.residuals([place(labels)])[0]
         before = np.mean((r @ W) ** 2)
-        excess = before - self.task.sigma**2 * np.sum(W**2) / len(W)
+        excess = before - self.task.floor * np.sum(W**2) / len(W)
         found = self._annealed(surrogate, W, max(1e-4 * surrogate.unit, excess / 10),
                                (*self.seed, 0), r)
         shapes = [place(labels)]
@@ -176,7 +176,7 @@ class Walk:
         return float(values.min()), shapes[int(values.argmin())]
 
     def _far(self, unit: float) -> float:
-        return max(FAR, FAR_NOISY * self.task.sigma / np.sqrt(1e-4 * unit))
+        return max(FAR, FAR_NOISY * np.sqrt(self.task.floor / (1e-4 * unit)))
 
     def _annealed(self, surrogate, W, hot, seed, residual=None) -> dict[tuple, float]:
         N = len(surrogate.r)
