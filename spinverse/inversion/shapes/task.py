@@ -60,7 +60,10 @@ class Measurements:
 
     @cached_property
     def floor(self) -> float:
-        """Mean variance of noisy magnitudes (Rice): below sigma^2 where signals are small."""
+        """Mean variance of noisy magnitudes (Rice): below sigma^2 where signals are small.
+
+        From the measurements themselves: a quarter too much if there were nothing but noise.
+        """
         if not self.sigma:
             return 0.0
         signal = np.linspace(0.0, max(10.0, self.measured.max() / self.sigma), 4001)
