@@ -18,6 +18,7 @@ from .task import Measurements, Task
 
 # misfits in units of 1e4 times the mean square of what single moves change
 SOLVED = 3e-7  # a plain misfit below this is taken, whatever the whitened one says
+LIKELIER = 5.0  # of the log of the likelihood
 # what the whitening keeps, in rms changes by single moves; and at least, in rms of the noise
 FAR, CYCLE = 0.3, (0.1, 0.05, 0.02, 0.1)
 FAR_NOISY, CYCLE_NOISY = 0.5, (0.75, 2.5, 1.25, 0.4)
@@ -96,7 +97,9 @@ class Walk:
         excess = before - floor * np.sum(W**2) / len(W)
         found = self._annealed(surrogate, W, max(1e-4 * unit, excess / 10),
                                (*self.seed, self.iterations))
-        shape, value = self._verified(surrogate, W, found, SOLVED * unit)
+        # taken by its plain misfit: an explanation, or where there is noise a likelier shape
+        taken = self.best[0] - 2 * LIKELIER * floor / len(W) if floor else SOLVED * unit
+        shape, value = self._verified(surrogate, W, found, taken)
         if shape is None:
             return False
         self.sharper += value >= before
@@ -193,7 +196,7 @@ class Walk:
             pool.update(part)
         return pool
 
-    def _verified(self, surrogate, W, pool, solved):
+    def _verified(self, surrogate, W, pool, taken):
         """The best shape that has not been visited, among the verified and the measured."""
         labels = surrogate.labels
         by_size: dict[int, list] = {}
@@ -218,7 +221,7 @@ class Walk:
         r = self.residuals(shapes)
         plain, white = np.mean(r**2, axis=1), np.mean((r @ W) ** 2, axis=1)
         k = int(plain.argmin())
-        if plain[k] >= solved:
+        if plain[k] >= taken:
             k = int(white.argmin())
         return shapes[k], white[k]
 

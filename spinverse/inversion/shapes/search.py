@@ -19,7 +19,7 @@ from .task import Measurements, Task
 NEAR = 1e-4  # misfit, in the unit of walks, that is followed up at once
 CLOSE = 2.0  # variances of the noise, within which a walk looks at all directions
 PARTED = 0.25  # of the misfit of the largest part alone, to believe in several
-LIKELY = 0.35  # of the misfit of one ellipsoid: where two leave less, they are followed up first
+LIKELY = 0.5  # of the misfit of one ellipsoid: where two leave less, they are followed up first
 
 
 @dataclass(frozen=True)
@@ -202,6 +202,9 @@ class Search:
         self._calibrate(found[0].labels)
         if not number:
             self._set_unit(found[0].labels)
+            self.several = self._two_are_likely(found[0].misfit)
+            if self.several:
+                return
         for k, start in enumerate(found[: s.walks]):
             walk = self._walk((s.seed, number, 1, k))
             walk.begin(start.labels)
@@ -212,22 +215,21 @@ class Search:
                 self._follow(begun.pop())
             if self._solved():
                 return
-        if not number and s.cells > 1:
-            floor, some = self.few.floor, self._pairs(number, s.likely)
-            self.several = bool(some) and (some[0].misfit - floor
-                                           < LIKELY * (found[0].misfit - floor))
-        if self.several:
-            return
         begun.sort(key=lambda walk: walk.best[0])
         for walk in begun[: s.followed]:
             self._follow(walk)
             if self._solved():
                 return
 
-    def _pairs(self, number: int, keep: int) -> list[Start]:
-        s = self.settings
-        found = starts(self.task, self.cells, self.few, 2, 2 * s.ellipsoids, keep,
-                       (s.seed, number))
+    def _two_are_likely(self, one: float) -> bool:
+        """Whether two ellipsoids leave far less than one did."""
+        s, floor = self.settings, self.few.floor
+        found = self._pairs(0, s.ellipsoids, s.likely) if s.cells > 1 else []
+        return bool(found) and found[0].misfit - floor < LIKELY * (one - floor)
+
+    def _pairs(self, number: int, tried: int, keep: int) -> list[Start]:
+        found = starts(self.task, self.cells, self.few, 2, tried, keep,
+                       (self.settings.seed, number))
         if found:
             self.report("2 ellipsoids", found[0].misfit)
         return found
@@ -235,7 +237,7 @@ class Search:
     def _several(self, number: int) -> None:
         """Two cells of about the right shapes in all places that they can have."""
         s = self.settings
-        found, seed = self._pairs(number, s.pairs), (s.seed, number, 2)
+        found, seed = self._pairs(number, 2 * s.ellipsoids, s.pairs), (s.seed, number, 2)
         if found:
             self._calibrate(found[0].labels)
         ranked: list[tuple] = []
