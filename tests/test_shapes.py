@@ -178,6 +178,20 @@ def test_noise_from_repeated_measurements():
     assert repeated_noise(spinverse.Signals(a, np.full(len(a), 1000.0))) == (0.0, np.inf)
 
 
+@pytest.mark.parametrize(("level", "bias"), [(3.0, 0.3), (30.0, 0.1), (1000.0, 0.1)])
+def test_noise_leaves_less_where_signals_are_small(level, bias):
+    a, sigma = acquisition(30), 20.0
+    rng = np.random.default_rng(2)
+    noisy = np.abs(level + sigma * (rng.normal(size=len(a)) + 1j * rng.normal(size=len(a))))
+    noisy[a.b == 0] = 1000.0
+    look = Measurements.of(spinverse.Signals(a, noisy), own=False, sigma=sigma / 1000)
+    rows = look.select(np.flatnonzero(a.b > 0))
+    draws = np.abs(level + sigma * (rng.normal(size=10**5) + 1j * rng.normal(size=10**5)))
+    assert rows.floor == pytest.approx(draws.var() / 1e6, rel=bias)
+    assert rows.floor < rows.explained < 1.2 * rows.floor
+    assert Measurements.of(look.signals, own=False, sigma=0.0).floor == 0
+
+
 def test_slope_of_signals_in_arbitrary_units(mesh, whole):
     task = task_of(mesh, ball(whole))
     own = Measurements.of(task.all.signals, own=True, sigma=0.03)

@@ -18,6 +18,7 @@ from .task import Measurements, Task
 
 # misfits in units of 1e4 times the mean square of what single moves change
 SOLVED = 3e-7  # a plain misfit below this is taken, whatever the whitened one says
+LIKELIER = 5.0  # of the log of the likelihood
 # what the whitening keeps, in rms changes by single moves; and at least, in rms of the noise
 FAR, CYCLE = 0.3, (0.1, 0.05, 0.02, 0.1)
 FAR_NOISY, CYCLE_NOISY = 0.5, (0.75, 2.5, 1.25, 0.4)
@@ -82,7 +83,7 @@ class Walk:
 
     def step(self) -> bool:
         """One iteration; False if there is nowhere to go."""
-        floor = self.task.sigma**2
+        floor = self.task.floor
         self.surrogate = surrogate = Surrogate(self, self.labels, self.surrogate)
         if surrogate.number < 2:
             return False
@@ -96,7 +97,9 @@ class Walk:
         excess = before - floor * np.sum(W**2) / len(W)
         found = self._annealed(surrogate, W, max(1e-4 * unit, excess / 10),
                                (*self.seed, self.iterations))
-        shape, value = self._verified(surrogate, W, found, SOLVED * unit)
+        # taken by its plain misfit: an explanation, or where there is noise a likelier shape
+        taken = self.best[0] - 2 * LIKELIER * floor / len(W) if floor else SOLVED * unit
+        shape, value = self._verified(surrogate, W, found, taken)
         if shape is None:
             return False
         self.sharper += value >= before
@@ -111,7 +114,7 @@ class Walk:
 
     def stalled(self, patience: int = PATIENCE) -> bool:
         """Whether the last iterations did not lower the best misfit by a good deal."""
-        floor = self.task.sigma**2
+        floor = self.task.floor
         if len(self.marks) <= patience:
             return False
         before, now = min(self.marks[:-patience]), min(self.marks[-patience:])
@@ -161,7 +164,7 @@ class Walk:
         W = surrogate.whitening(self._far(surrogate.unit))
         r = self.residuals([place(labels)])[0]
         before = np.mean((r @ W) ** 2)
-        excess = before - self.task.sigma**2 * np.sum(W**2) / len(W)
+        excess = before - self.task.floor * np.sum(W**2) / len(W)
         found = self._annealed(surrogate, W, max(1e-4 * surrogate.unit, excess / 10),
                                (*self.seed, 0), r)
         shapes = [place(labels)]
@@ -176,7 +179,7 @@ class Walk:
         return float(values.min()), shapes[int(values.argmin())]
 
     def _far(self, unit: float) -> float:
-        return max(FAR, FAR_NOISY * self.task.sigma / np.sqrt(1e-4 * unit))
+        return max(FAR, FAR_NOISY * np.sqrt(self.task.floor / (1e-4 * unit)))
 
     def _annealed(self, surrogate, W, hot, seed, residual=None) -> dict[tuple, float]:
         N = len(surrogate.r)
@@ -193,7 +196,7 @@ class Walk:
             pool.update(part)
         return pool
 
-    def _verified(self, surrogate, W, pool, solved):
+    def _verified(self, surrogate, W, pool, taken):
         """The best shape that has not been visited, among the verified and the measured."""
         labels = surrogate.labels
         by_size: dict[int, list] = {}
@@ -218,7 +221,7 @@ class Walk:
         r = self.residuals(shapes)
         plain, white = np.mean(r**2, axis=1), np.mean((r @ W) ** 2, axis=1)
         k = int(plain.argmin())
-        if plain[k] >= solved:
+        if plain[k] >= taken:
             k = int(white.argmin())
         return shapes[k], white[k]
 

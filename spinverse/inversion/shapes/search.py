@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 
@@ -15,10 +14,12 @@ from .ellipsoids import Start, overlap, starts
 from .flips import Walk
 from .graded import AGAIN, FIRST, RELEASED, Graded, blurred, shares_of, sharpest
 from .placements import Placements
-from .task import Task
+from .task import Measurements, Task
 
 NEAR = 1e-4  # misfit, in the unit of walks, that is followed up at once
+CLOSE = 2.0  # variances of the noise, within which a walk looks at all directions
 PARTED = 0.25  # of the misfit of the largest part alone, to believe in several
+LIKELY = 0.5  # of the misfit of one ellipsoid: where two leave less, they are followed up first
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,12 @@ class Settings:
         cells: at most so many.
         ellipsoids: random ones that are tried in each round, sharp and graded.
         candidates: the best distinct ones of each kind, which are improved.
-        pairs: so many candidates where there are several cells.
+        pairs, likely: so many candidates of two; of these, improved to tell whether there are two.
         rounds: at most so many.
         target: noise-free, a mean-square misfit that ends the search.
         seed: of all that is random.
-        few, more: directions that the walks and the graded shapes look at, if there is no noise.
+        few, more: directions that the walks and the graded shapes look at.
+        noisy: directions that both look at where there is noise, at first.
         walks, steps: so many of the starts walk so far before the best are followed up.
         followed: so many of these.
         sharpened: so many of the graded candidates.
@@ -47,11 +49,13 @@ class Settings:
     ellipsoids: int = 400
     candidates: int = 6
     pairs: int = 16
+    likely: int = 4
     rounds: int = 3
     target: float = 1e-7
     seed: int = 0
     few: int = 6
     more: int = 10
+    noisy: int = 10
     walks: int = 3
     steps: int = 3
     followed: int = 1
@@ -95,16 +99,21 @@ class Search:
         self.task, self.settings = task, settings
         self.report = report or (lambda phase, misfit: None)
         self.cells = Cells(task.whole)
-        # noise is averaged by looking at everything
-        noisy = task.sigma > 0
-        self.few = task.all if noisy else task.all.directions(settings.few)
-        self.more = task.all if noisy else task.all.directions(settings.more)
+        self.few, self.more = (task.all.directions(max(number, settings.noisy) if task.floor
+                                                   else number)
+                               for number in (settings.few, settings.more))
         self.placements = Placements(self.cells)
         self.width = 0.31 * task.size
         self.shapes = 0
         self.best: tuple[float, np.ndarray] | None = None
-        self.target = max(settings.target, task.all.explained)
         self.fitted = False
+        self.several = False  # cells are likely
+        # noisy data: shapes that were polished, which start led to the best one, and whether
+        # another one did, too
+        self.polished: set[bytes] = set()
+        self.origin: tuple = ()
+        self.confirmed = False
+        self._set_target()
 
     def run(self, after_part: Callable[[dict], None] | None = None,
             state: dict | None = None) -> Found:
@@ -116,33 +125,32 @@ class Search:
             state: such a one.
         """
         done = 0 if state is None else self._restore(state)
-        kinds: list[Callable[[int], None]] = [partial(self._sharp, cells=1), self._graded]
-        kinds += [partial(self._sharp, cells=n) for n in range(2, self.settings.cells + 1)]
-        for part in range(done, len(kinds) * self.settings.rounds):
-            number, kind = divmod(part, len(kinds))
-            kinds[kind](number)
-            if self._solved():
+        kinds = 2 + (self.settings.cells > 1)
+        for part in range(done, kinds * self.settings.rounds):
+            number, kind = divmod(part, kinds)
+            if kind == 0:
+                self._sharp(number)
+            elif (kind == 1) == self.several:
+                self._several(number)
+            else:
+                self._graded(number)
+            if self.task.floor and self.best is not None and not self.confirmed:
+                self._polish()
+            if self._solved() or (kind > 0 and self._explained()):
                 break
             if after_part is not None and self.best is not None:
                 after_part(self._state(part + 1))
         if self.best is None:
-            raise SolverError("shape search: no start with a closed surface; more ellipsoids?")
-        if self.task.sigma and self._solved():  # else walks went as far as they could
-            self._polish()
-        return self._found("the data are explained" if self._solved() else "all rounds are done")
-
-    def _polish(self) -> None:
-        """Many shapes explain noisy data: walk on to the likeliest one."""
-        walk = self._walk((self.settings.seed, self.settings.rounds))
-        walk.begin(self.best[1])
-        walk.run(self.settings.walk, 0.0, self.report)
-        self._keep(walk)
+            raise SolverError("shape search: no start with a polished surface; more ellipsoids?")
+        return self._found("the data are explained" if self._explained() else "all rounds are done")
 
     def _state(self, part: int) -> dict:
         return {"part": np.array(part), "labels": self.best[1], "misfit": np.array(self.best[0]),
                 "shapes": np.array(self.shapes), "fitted": np.array(self.fitted),
                 "resistance": np.array(self.task.elements.resistance),
-                "unit": np.array(self.task.unit)}
+                "unit": np.array(self.task.unit), "origin": np.array(self.origin),
+                "several": np.array(self.several),
+                "polished": np.frombuffer(b"".join(sorted(self.polished)), dtype=np.int8)}
 
     def _restore(self, state: dict) -> int:
         task = self.task
@@ -150,15 +158,26 @@ class Search:
         self.shapes, self.fitted = int(state["shapes"]), bool(state["fitted"])
         task.elements = replace(task.elements, resistance=float(state["resistance"]))
         task.unit = float(state["unit"])
+        self.several = bool(state["several"])
+        self.origin = tuple(np.asarray(state["origin"]).tolist())
+        polished = np.asarray(state["polished"], dtype=np.int8).reshape(-1, len(self.best[1]))
+        self.polished = {labels.tobytes() for labels in polished}
         self._set_target()
         return int(state["part"])
 
     def _set_target(self) -> None:
-        task = self.task
-        self.target = max(self.settings.target * min(task.unit, 1.0), task.all.explained)
+        # a walk that has noise explained looks at more directions: see `_polish`
+        self.target = self.few.floor or self.settings.target * min(self.task.unit, 1.0)
 
     def _solved(self) -> bool:
+        """Whether there is nothing more to look for."""
+        if self.task.floor:
+            return self.confirmed
         return self.best is not None and self.best[0] <= self.target
+
+    def _explained(self) -> bool:
+        """Whether noise explains what is left; many shapes may come to that, one is likeliest."""
+        return self.best is not None and self.best[0] <= (self.task.all.explained or self.target)
 
     def _found(self, why: str) -> Found:
         misfit, labels = self.best
@@ -172,27 +191,27 @@ class Search:
 
     # ---- sharp starts ---------------------------------------------------------------------------
 
-    def _sharp(self, number: int, cells: int) -> None:
+    def _sharp(self, number: int) -> None:
         """Ellipsoids with sharp walls; a short walk from each tells the good ones."""
         s, begun = self.settings, []
-        found = starts(self.task, self.cells, self.few, cells, s.ellipsoids * cells,
-                       s.candidates if cells == 1 else s.pairs, (s.seed, number))
+        found = starts(self.task, self.cells, self.few, 1, s.ellipsoids, s.candidates,
+                       (s.seed, number))
         if not found:
             return
-        self.report(f"{cells} ellipsoid{'s' * (cells > 1)}", found[0].misfit)
+        self.report("1 ellipsoid", found[0].misfit)
         self._calibrate(found[0].labels)
-        if not number and cells == 1:
+        if not number:
             self._set_unit(found[0].labels)
-        if cells > 1:  # short walks do not tell two good cells from two bad ones
-            self._several(found, (s.seed, number, cells))
-            return
+            self.several = self._two_are_likely(found[0].misfit)
+            if self.several:
+                return
         for k, start in enumerate(found[: s.walks]):
-            walk = self._walk((s.seed, number, cells, k))
+            walk = self._walk((s.seed, number, 1, k))
             walk.begin(start.labels)
             walk.run(s.steps, self.target, self.report)
             begun.append(walk)
             self._keep(walk)
-            if walk.best[0] < NEAR * walk.unit + self.task.sigma**2:
+            if walk.best[0] < NEAR * walk.unit + self.task.floor:
                 self._follow(begun.pop())
             if self._solved():
                 return
@@ -202,9 +221,25 @@ class Search:
             if self._solved():
                 return
 
-    def _several(self, found: list[Start], seed: tuple) -> None:
-        """Cells of about the right shapes in all places that they can have."""
+    def _two_are_likely(self, one: float) -> bool:
+        """Whether two ellipsoids leave far less than one did."""
+        s, floor = self.settings, self.few.floor
+        found = self._pairs(0, s.ellipsoids, s.likely) if s.cells > 1 else []
+        return bool(found) and found[0].misfit - floor < LIKELY * (one - floor)
+
+    def _pairs(self, number: int, tried: int, keep: int) -> list[Start]:
+        found = starts(self.task, self.cells, self.few, 2, tried, keep,
+                       (self.settings.seed, number))
+        if found:
+            self.report("2 ellipsoids", found[0].misfit)
+        return found
+
+    def _several(self, number: int) -> None:
+        """Two cells of about the right shapes in all places that they can have."""
         s = self.settings
+        found, seed = self._pairs(number, 2 * s.ellipsoids, s.pairs), (s.seed, number, 2)
+        if found:
+            self._calibrate(found[0].labels)
         ranked: list[tuple] = []
         seen: list[np.ndarray] = []
         for k, start in enumerate(found):
@@ -233,7 +268,7 @@ class Search:
             c = fit.run(c, 10)
             better.append((fit.misfit, k, c))
             self.report("candidate", fit.misfit)
-            if fit.misfit < 4e-6 * self.task.unit + self.task.sigma**2:
+            if fit.misfit < 4e-6 * self.task.unit + self.task.floor:
                 break
         for _, k, c in sorted(better, key=lambda item: item[:2])[: s.sharpened]:
             self._sharpen(c, (*seed, k))
@@ -245,8 +280,8 @@ class Search:
         task.measure_unit(blurred(task, labels > 0, 1), self.few)
         self._set_target()
 
-    def _walk(self, seed: tuple) -> Walk:
-        return Walk(self.task, self.cells, self.few, seed)
+    def _walk(self, seed: tuple, look: Measurements | None = None) -> Walk:
+        return Walk(self.task, self.cells, look or self.few, seed)
 
     def _follow(self, walk: Walk) -> None:
         """Walk on; where it stalls, elsewhere on the lattice."""
@@ -299,7 +334,7 @@ class Search:
             c = fit.run(self._smooth(a), 12)
             candidates.append((fit.misfit, k, c))
             self.report("candidate", fit.misfit)
-            if fit.misfit < 4e-6 * task.unit + task.sigma**2:
+            if fit.misfit < 4e-6 * task.unit and not task.floor:
                 break
         for _, k, c in sorted(candidates, key=lambda item: item[:2])[: s.sharpened]:
             self._sharpen(c, (s.seed, number, 0, k))
@@ -314,7 +349,7 @@ class Search:
 
     def _sharpen(self, c: np.ndarray, seed: tuple) -> None:
         """From a graded candidate to partitions, at its place and at others of the lattice."""
-        noise = self.task.sigma**2
+        noise = self.task.floor
         number = len(np.atleast_2d(c))
         c, free, misfit = Graded(self.task, self.more, number).sharpened(c, FIRST)
         self.report("sharp", misfit)
@@ -332,9 +367,7 @@ class Search:
                 c, _, there = Graded(self.task, self.more, number).sharpened(moved, AGAIN)
                 self.report("moved", there)
                 start = self._labels(c, walk) if there - noise < 3 * (misfit - noise) else None
-            if start is not None:
-                self._alternate(start, seed)
-            if self._solved():
+            if start is not None and self._alternate(start, seed):
                 return
 
     def _labels(self, c: np.ndarray, walk: Walk) -> np.ndarray | None:
@@ -362,8 +395,11 @@ class Search:
         self.report("placed", misfit)
         return labels
 
-    def _alternate(self, labels: np.ndarray, seed: tuple) -> None:
-        """Walks of single cells and releases into graded shapes, in turns."""
+    def _alternate(self, labels: np.ndarray, seed: tuple) -> bool:
+        """Walks of single cells and releases into graded shapes, in turns.
+
+        True when one explains what it looked at.
+        """
         s, task = self.settings, self.task
         best = None
         for turn in range(s.alternations):
@@ -374,9 +410,11 @@ class Search:
             better = best is None or walk.best[0] < 0.8 * best[0]
             if best is None or walk.best[0] < best[0]:
                 best = walk.best
-            hopeless = best[0] > 4e-4 * task.unit + task.sigma**2 or (turn > 1 and not better)
-            if self._solved() or hopeless:
-                return
+            hopeless = best[0] > 4e-4 * task.unit + task.floor or (turn > 1 and not better)
+            if self._solved() or best[0] <= self.target:
+                return True
+            if hopeless:
+                return False
             shape = shares_of(best[1])
             fit = Graded(task, self.more, len(np.atleast_2d(shape)))
             fit.correction = (task.exact(best[1], self.more)
@@ -385,14 +423,28 @@ class Search:
             self.report("released", misfit)
             labels = self._labels(c, walk)
             if labels is None:
-                return
+                break
+        return False
 
     def _keep(self, walk: Walk) -> None:
         """Remember a partition that explains all measurements better than any before."""
         self.shapes += walk.shapes
         walk.shapes = 0
-        labels = walk.best[1]
-        misfit = float(np.mean(self.task.exact(labels, self.task.all) ** 2))
+        task, (_, labels), origin = self.task, walk.best, walk.seed[:4]
+        misfit = float(np.mean(task.exact(labels, task.all) ** 2))
         if self.best is None or misfit < self.best[0]:
-            self.best = misfit, labels
+            self.best, self.origin = (misfit, labels), origin
             self.report("best", misfit)
+        elif np.array_equal(labels, self.best[1]) and origin != self.origin and self._explained():
+            self.confirmed = task.floor > 0
+
+    def _polish(self) -> None:
+        """Walk on from the best shape with all directions, which average the noise."""
+        misfit, labels = self.best
+        if labels.tobytes() in self.polished or misfit > CLOSE * self.task.floor:
+            return
+        walk = self._walk((*self.origin, 0), self.task.all)
+        walk.begin(labels)
+        walk.run(self.settings.walk, 0.0, self.report)
+        self._keep(walk)
+        self.polished |= {labels.tobytes(), self.best[1].tobytes()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from mpi4py import MPI
@@ -57,6 +58,19 @@ class Measurements:
                    references(acquisition) if own else None, sigma, freedom,
                    PulseTable.of(acquisition))
 
+    @cached_property
+    def floor(self) -> float:
+        """Mean variance of noisy magnitudes (Rice): below sigma^2 where signals are small.
+
+        From the measurements themselves: a quarter too much if there were nothing but noise.
+        """
+        if not self.sigma:
+            return 0.0
+        signal = np.linspace(0.0, max(10.0, self.measured.max() / self.sigma), 4001)
+        mean = rician_mean(signal, 1.0)
+        return self.sigma**2 * float(np.mean(np.interp(self.measured / self.sigma, mean,
+                                                       2 + signal**2 - mean**2)))
+
     @property
     def explained(self) -> float:
         """The mean-square residual up to which noise explains it, 0 without noise.
@@ -64,7 +78,7 @@ class Measurements:
         Its variance and one standard error: of the repetitions that it was found with, and of the
         residuals themselves.
         """
-        return self.sigma**2 * (1 + np.sqrt(2 / self.freedom + 2 / len(self.measured)))
+        return self.floor * (1 + np.sqrt(2 / self.freedom + 2 / len(self.measured)))
 
     def select(self, rows: np.ndarray) -> Measurements:
         signals = Signals(self.signals.acquisition.select(rows), self.signals.values[rows])
@@ -173,7 +187,7 @@ class Task:
             raise InputError("density: several, expected one for the shape search")
         self.rho = float(self.density[0])
         self.all = Measurements.of(signals, own, sigma)
-        self.sigma = self.all.sigma
+        self.floor = self.all.floor
         tensor = self.D if self.D.ndim == 3 else self.D[:, None, None] * np.eye(3)
         self.elements = Elements(self.whole, tensor, 1 / self.T2, self.open)
         self.unit = 1.0
