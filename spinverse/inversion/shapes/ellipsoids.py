@@ -11,6 +11,7 @@ from .cells import Cells
 from .task import Measurements, Task
 
 LEAST, MOST = 0.04, 0.25  # volume of a random ellipsoid over that of the box
+NESTED, HOSTS = 0.35, (0.1, 0.42)  # share of pairs one within the other; volume of the outer one
 SPREAD = 0.65  # of its centre, in half boxes
 # of a mutation: centre (um), log of the axes, rotation (rad)
 MUTATION = np.repeat([2.0, 0.2, 0.4], 3)
@@ -51,12 +52,15 @@ def random_ellipsoids(cells: Cells, number: int, rng: np.random.Generator) -> np
     half = 0.5 * np.ptp(whole.points, axis=0)
     box = whole.volumes.sum()
     result: list[np.ndarray] = []
+    nested = number > 1 and rng.random() < NESTED
     for k in range(number):
         share = np.exp(rng.uniform(np.log(LEAST), np.log(MOST))) / (1.0 if number == 1 else 1.4)
         long, flat = np.exp(rng.uniform(0, np.log(4))), np.exp(0.2 * rng.normal())
         centre = rng.uniform(-SPREAD, SPREAD, 3) * half
-        inside = k == 1 and rng.random() < 0.35
-        if inside:
+        if nested and k == 0:
+            share = np.exp(rng.uniform(*np.log(HOSTS)))
+            long = np.exp(rng.uniform(0, np.log(2)))
+        if nested and k == 1:
             share = max(0.008, rng.uniform(0.12, 0.5) * _volume(result[0]) * 4.19 / box)
             long = np.exp(rng.uniform(0, np.log(2)))
             centre = result[0][:3] + 0.2 * np.exp(result[0][3:6]).min() * rng.normal(size=3)
