@@ -24,7 +24,8 @@ FAR, CYCLE = 0.3, (0.1, 0.05, 0.02, 0.1)
 FAR_NOISY, CYCLE_NOISY = 0.5, (0.75, 2.5, 1.25, 0.4)
 STEPS, CHAINS, MOST = 4000, 3, 16  # of an annealing; moves at a time
 VERIFIED = 50  # shapes
-PATIENCE = 6  # iterations
+PATIENCE, PATIENCE_NOISY = 6, 4  # iterations
+GAIN_NOISY = 0.1  # of the noise: the least excess of which a part should be gained
 
 
 class Walk:
@@ -112,13 +113,14 @@ class Walk:
             self.best = self.f, shape
         return True
 
-    def stalled(self, patience: int = PATIENCE) -> bool:
+    def stalled(self) -> bool:
         """Whether the last iterations did not lower the best misfit by a good deal."""
         floor = self.task.floor
+        patience = PATIENCE_NOISY if floor else PATIENCE
         if len(self.marks) <= patience:
             return False
         before, now = min(self.marks[:-patience]), min(self.marks[-patience:])
-        return before - now < 0.4 * max(before - floor, 0.02 * floor)
+        return before - now < 0.4 * max(before - floor, GAIN_NOISY * floor)
 
     def run(self, iterations: int, target: float, report=None) -> None:
         """Walk until the misfit is below ``target``, or nothing is gained any more."""
