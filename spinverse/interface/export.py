@@ -18,7 +18,7 @@ from ..errors import InputError, on_root
 from ..inversion.uncertainty import Uncertainty
 from ..mesh.connected import connected_cells, sizes_of
 from ..mesh.distributed import Mesh
-from ..mesh.exchange import gather_chosen
+from ..parallel.exchange import gather_chosen
 from ..parallel.npz import NpzReader, Rows, write_npz
 from .extraction import spread_cells
 from .surfaces import sorted_corners
