@@ -12,6 +12,7 @@ import numpy as np
 from dolfinx.mesh import CellType, GhostMode
 from mpi4py import MPI
 
+from ..errors import on_root
 from ..parallel.exchange import Ranges, gather_chosen, scatter
 from .data import MeshData
 from .ordered import FacetRows, FacetSlabs, Slabs
@@ -97,7 +98,7 @@ class Mesh:
         comm = MPI.COMM_WORLD if comm is None else comm
         root = comm.rank == 0
         held: Any = data  # nothing elsewhere
-        dim, name = comm.bcast((held.dim, held.name) if root else None)
+        dim, name = comm.bcast(on_root(comm, lambda: (held.dim, held.name)))
         points, cells, tags, vertices = (scatter(comm, array) for array in (
             (held.points[:, :dim], held.cells, held.cell_tags, held.input_vertices)
             if root else (None,) * 4))
