@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from mpi4py import MPI
@@ -11,6 +12,8 @@ from ..mesh import Mesh
 from ..mesh.checks import radius_ratios
 from ..mesh.connected import connected_cells, sizes_of
 from ..parallel.statistics import order_statistics
+
+BLOCK = 1024  # cells whose quality is looked at together
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,10 @@ class MeshFacts:
         comm, owned = mesh.comm, mesh.num_owned_cells
         nodes = mesh.domain.geometry.dofmaps[0][:owned]
         x = mesh.domain.geometry.x
-        i, j = np.triu_indices(mesh.dim + 1, 1)
-        lengths = np.linalg.norm(x[nodes[:, i]] - x[nodes[:, j]], axis=2).ravel()
-        ratios = radius_ratios(x, nodes)
+        lengths = np.concatenate([np.linalg.norm(x[nodes[:, i]] - x[nodes[:, j]], axis=1)
+                                  for i, j in combinations(range(mesh.dim + 1), 2)])
+        ratios = np.concatenate([np.empty(0), *(radius_ratios(x, nodes[begin: begin + BLOCK])
+                                                for begin in range(0, len(nodes), BLOCK))])
         number = comm.allreduce(len(lengths))
         middle = order_statistics(comm, lengths, np.array([(number - 1) // 2, number // 2]))
         edges = (comm.allreduce(float(lengths.min(initial=np.inf)), op=MPI.MIN),
