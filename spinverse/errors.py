@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from typing import cast
 
@@ -32,7 +33,7 @@ def on_root[T](comm, function: Callable[..., T], *args, **kwargs) -> T | None:
         try:
             value = function(*args, **kwargs)
         except Exception as exception:  # noqa: BLE001 - handed on, on every rank
-            error = exception
+            error = _sendable(exception)
     error = comm.bcast(error, root=0)
     if error is not None:
         raise error
@@ -49,8 +50,19 @@ def on_all[T](comm, function: Callable[..., T], *args, **kwargs) -> T:
     try:
         value = function(*args, **kwargs)
     except Exception as exception:  # noqa: BLE001 - handed on, on every rank
-        error = exception
+        error = _sendable(exception)
     for found in comm.allgather(error):
         if found is not None:
             raise found
     return cast(T, value)
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error, or its words where pickle cannot take it to the ranks that wait for it."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001 - of whatever a library has put into it
+        words = RuntimeError(f"{type(error).__name__}: {error}")
+        words.__cause__ = error
+        return words
+    return error

@@ -6,11 +6,11 @@ memory of every rank, and on meshes so small that ranks own nothing.
 
 import json
 import tempfile
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
 from mpi4py import MPI
+from peaks import peak
 
 from spinverse import mesh as meshes
 from spinverse.interface import write_compartment, write_ply, write_stl
@@ -22,18 +22,6 @@ from spinverse.mesh.data import MeshData
 def random(mesh):
     """Numbers in [0, 1) that know the facet and not the rank, ``(nf,)``."""
     return np.sin(mesh.facet_vertices @ [12.9898, 78.233, 37.719]) * 43758.5453 % 1.0
-
-
-def peak(action):
-    """What `action()` returns, and the most memory, bytes, that it had above the start."""
-    tracemalloc.start()
-    try:
-        before = tracemalloc.get_traced_memory()[0]
-        tracemalloc.reset_peak()
-        result = action()
-        return result, tracemalloc.get_traced_memory()[1] - before
-    finally:
-        tracemalloc.stop()
 
 
 def content(comm, path):

@@ -1,22 +1,21 @@
 """No rank holds a whole field of the mesh: run under mpiexec by `test_no_gathers`.
 
-Every action is run by one rank alone and by all together, while tracemalloc, to which numpy
-reports, watches. Together no rank may need more than `SHARE` of what one alone needs, which it
-would if all of something came to it; nor as much as the whole has bytes. Less than `INTERFACE` of
-the whole may come to one rank: a picture of an interface does. The whole is what an action returns:
-the size of the file that it writes or reads, or of a field of facets with their vertices. To add an
-action, write a function with `@action`.
+Every action is run by one rank alone and by all together, and its memory watched. Together no rank
+may need more than `SHARE` of what one alone needs, which it would if all of something came to it;
+nor as much as the whole has bytes. Less than `INTERFACE` of the whole may come to one rank: a
+picture of an interface does. The whole is what an action returns: the size of the file that it
+writes or reads, or of a field of facets with their vertices. To add an action, write a function
+with `@action`. Metrics and surfaces, whose figures are compared too, are in `metrics_over_ranks`.
 """
 
 from __future__ import annotations
 
-import gc
 import sys
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
 from mpi4py import MPI
+from peaks import peak
 
 from spinverse import BlochTorrey, Mesh, Permeability, Tissue
 from spinverse import mesh as meshes
@@ -29,7 +28,8 @@ from spinverse.interface import (
     write_vtu,
 )
 from spinverse.inversion.memory import Memory
-from spinverse.report import folder, mesh_facts
+from spinverse.report import folder
+from spinverse.report.mesh_facts import MeshFacts
 
 SHARE = 0.5  # on four ranks; a quarter, and ghosts, if all is shared out
 INTERFACE = 0.25
@@ -142,9 +142,9 @@ def goes_on_from_a_checkpoint(case):
 
 
 @action
-def finds_parts_that_do_not_touch(case):
-    assert len(mesh_facts._parts(case.mesh)) == 1
-    return case.field
+def says_what_a_mesh_is_like(case):
+    assert len(MeshFacts.of(case.mesh).parts) == 1
+    return 6 * 24 * case.mesh.num_cells  # edges of cells: their ends and lengths
 
 
 @action
@@ -197,13 +197,9 @@ OLD = (the_old_file, the_old_input, the_old_cells)
 
 def measure(case, act) -> tuple[int, int]:
     """The largest peak of a rank and the whole, both in bytes."""
-    gc.collect()
     case.comm.Barrier()
-    tracemalloc.reset_peak()
-    before = tracemalloc.get_traced_memory()[0]
-    whole = act(case)
-    peak = tracemalloc.get_traced_memory()[1] - before
-    return case.comm.allreduce(peak, op=MPI.MAX), whole
+    whole, most = peak(lambda: act(case))
+    return case.comm.allreduce(most, op=MPI.MAX), whole
 
 
 def measured(comm: MPI.Comm, place: Path) -> dict[str, tuple[int, int]]:
@@ -216,12 +212,11 @@ def measured(comm: MPI.Comm, place: Path) -> dict[str, tuple[int, int]]:
 
 def main(place: Path) -> int:
     comm = MPI.COMM_WORLD
-    tracemalloc.start()
     alone = comm.bcast(measured(MPI.COMM_SELF, place / "alone") if comm.rank == 0 else None)
     together = measured(comm, place / "together")
     wrong = []
-    for name, (peak, whole) in together.items():
-        share, of_whole = peak / alone[name][0], peak / whole
+    for name, (most, whole) in together.items():
+        share, of_whole = most / alone[name][0], most / whole
         gathers = (share > SHARE and of_whole > INTERFACE) or of_whole >= 1
         if gathers != (name in [old.__name__ for old in OLD]):
             wrong.append(name)

@@ -15,15 +15,18 @@ from spinverse.engines.time_stepping import TimeStepping
 from spinverse.errors import InputError
 from spinverse.interface import (
     magnetisation,
+    read_permeability,
     write_cells,
     write_compartment,
     write_magnetisation,
+    write_permeability,
     write_ply,
     write_stl,
     write_vtu,
 )
 from spinverse.interface.extraction import between
 from spinverse.mesh import Ball, intervals, slabs, tagged_grid
+from spinverse.mesh.data import MeshData
 
 
 def grid(comm=MPI.COMM_WORLD, radius=7.0, cells=3):
@@ -155,6 +158,42 @@ def test_cells_that_cannot_be_written(tmp_path, name, length, words):
     with pytest.raises(InputError, match=words):
         write_cells(tmp_path / name, mesh, {"label": labels_of(mesh)[:length]})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("name, write", [
+    ("p.npz", write_permeability), ("s.stl", write_stl),
+    ("f.vtu", lambda path, mesh, values: write_vtu(path, mesh, {"permeability": values}))])
+def test_arrays_that_do_not_fit_on_one_rank(comm, shared_tmp_path, name, write):
+    """All hear of it, and no rank waits for the others."""
+    mesh, last = grid(cells=2), comm.rank == comm.size - 1
+    values = np.ones(mesh.num_owned_facets)
+    for wrong, words in ((values[1:], "expected .*: one value for each facet that this rank owns"),
+                         (values[:, None].astype(object), "Python objects"),
+                         (values.astype(np.float32), "differ between ranks")):
+        if words == "differ between ranks" and comm.size == 1:
+            continue
+        with pytest.raises(InputError, match=words):
+            write(shared_tmp_path / name, mesh, wrong if last else values)
+    comm.Barrier()
+    assert not list(shared_tmp_path.iterdir())
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("make", [
+    lambda: intervals([3.0, 4.0], size=1.0),
+    lambda: MeshData([[0, 0, 0], [2, 0, 0], [2, 1, 0], [0, 1, 0]], [[0, 1, 2], [0, 2, 3]])])
+def test_permeabilities_of_the_plane_and_the_line(comm, shared_tmp_path, make):
+    mesh = Mesh.from_data(make() if comm.rank == 0 else None, comm)
+    values = 1.0 + mesh.facet_vertices @ np.arange(1.0, 1.0 + mesh.dim)
+    write_permeability(shared_tmp_path / "p.npz", mesh, values)
+    assert np.array_equal(read_permeability(shared_tmp_path / "p.npz", mesh), values)
+    comm.Barrier()
+    if comm.rank == 0:
+        np.savez(shared_tmp_path / "p.npz", facets=np.zeros((2, 4), int), permeability=np.zeros(2))
+    comm.Barrier()
+    with pytest.raises(InputError, match=rf"expected facets \(Nf, {mesh.dim}\)"):
+        read_permeability(shared_tmp_path / "p.npz", mesh)
 
 
 @pytest.mark.mpi

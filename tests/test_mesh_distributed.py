@@ -12,6 +12,7 @@ from spinverse import InputError, mesh
 from spinverse.mesh import Ball
 from spinverse.mesh.checks import facets_of
 from spinverse.mesh.data import CELLS, MeshData
+from spinverse.report.mesh_facts import MeshFacts
 
 pytestmark = pytest.mark.mpi
 
@@ -140,6 +141,19 @@ def test_facet_integrals_are_those_of_the_input(comm, both):
     jump = np.sqrt(1.0 + pairs[:, 0]) - np.sqrt(1.0 + np.maximum(pairs[:, 1], 0))
     expected = [weight[inside].sum(), weight[~inside].sum(), (weight * jump**2)[inside].sum()]
     assert np.allclose(found, expected, rtol=1e-12)
+
+
+def test_facts_are_those_of_the_input(comm):
+    """Two parts, of which no cell of the second is the first cell of the mesh."""
+    one = mesh.tagged_grid(Ball(3.0), 10.0, cells=2)
+    data = MeshData(np.vstack([one.points, 0.5 * one.points + [20.0, 0, 0]]),
+                    np.vstack([one.cells, one.cells + len(one.points)]), name="two")
+    facts = MeshFacts.of(mesh.Mesh.from_data(data if comm.rank == 0 else None, comm))
+    assert facts.parts == pytest.approx((1000.0, 125.0))
+    corners = data.points[data.cells]
+    lengths = np.concatenate([np.linalg.norm(corners[:, i] - corners[:, j], axis=1)
+                              for i in range(4) for j in range(i)])
+    assert facts.edges == pytest.approx((lengths.min(), np.median(lengths), lengths.max()))
 
 
 def test_numbers_of_a_file_that_leaves_vertices_out(comm):

@@ -13,9 +13,10 @@ from spinverse.errors import InputError
 from spinverse.interface.alignment import _votes, align
 from spinverse.interface.lattice import Lattice
 from spinverse.interface.metrics import adjusted_rand_index, compare, metrics
-from spinverse.interface.ranking import order_statistics, ranking, spread_distinct
+from spinverse.interface.ranking import ranking
 from spinverse.interface.surfaces import chamfer, edge_defects, surface_points
 from spinverse.mesh.checks import facets_of
+from spinverse.parallel.statistics import order_statistics, spread_distinct
 
 SPHERE = Path(__file__).parent.parent / "meshes" / "sphere_in_grid_bcc.npz"
 TETRAHEDRON = np.array([[0, 1, 2], [0, 1, 3], [0, 2, 3], [1, 2, 3]])

@@ -11,12 +11,12 @@ import pytest
 from mpi4py import MPI
 
 from spinverse import mesh
-from spinverse.errors import InputError, on_all
+from spinverse.errors import InputError, on_all, on_root
 from spinverse.mesh import Ball
 from spinverse.mesh.ordered import FacetSlabs
 from spinverse.parallel import files, npz
 from spinverse.parallel.checksum import combined
-from spinverse.parallel.exchange import Ranges, Route, scatter
+from spinverse.parallel.exchange import Ranges, Route, gather_chosen, scatter, summed
 
 RNG = np.random.default_rng(3)
 
@@ -84,6 +84,30 @@ def test_a_route_there_and_back(comm):
         assert np.array_equal(route.backward(arrived), rows)
     sources = np.repeat(np.arange(comm.size), route.received)
     assert np.array_equal(route.forward(np.full(11, comm.rank)), sources)
+    for there in (route.forward, route.backward):
+        with pytest.raises(ValueError, match=r"shape \(3,\), expected"):
+            there(np.arange(3))
+
+
+@pytest.mark.mpi
+def test_equal_keys_meet_and_a_few_come_to_rank_0(comm):
+    keys, values = np.array([[3, 1], [0, 2], [3, 1]]) + [0, comm.rank % 2], np.array([1, 10, 100])
+    everything = {(3, 1 + k % 2): 0 for k in range(comm.size)}
+    for k in range(comm.size):
+        everything |= {(3, 1 + k % 2): everything[3, 1 + k % 2] + 101}
+        everything[0, 2 + k % 2] = everything.get((0, 2 + k % 2), 0) + 10
+    keys, sums = summed(keys, values)
+    route = Route(comm, keys.sum(axis=1) % comm.size)
+    keys, sums = summed(route.forward(keys), route.forward(sums))
+    assert together(comm, sums).sum() == 111 * comm.size
+    assert all(everything[tuple(key)] == n for key, n in zip(keys.tolist(), sums, strict=True))
+    whole = gather_chosen(comm, sums > 99, keys, sums)
+    if comm.rank == 0:
+        expected = sorted((key, n) for key, n in everything.items() if n > 99)
+        assert [tuple(key) for key in whole[0].tolist()] == [key for key, _ in expected]
+        assert whole[1].tolist() == [n for _, n in expected]
+    assert whole is None or comm.rank == 0
+    assert len(summed(np.empty((0, 2), int), np.empty(0))[0]) == 0
 
 
 @pytest.mark.mpi
@@ -215,6 +239,37 @@ def test_one_rank_that_cannot_write(comm, shared_tmp_path, monkeypatch):
         write(comm, path, seal="seal")
     comm.Barrier()
     assert path.read_bytes() == before and len(list(shared_tmp_path.iterdir())) == 1
+
+
+@pytest.mark.mpi
+def test_folders_that_cannot_be_written_to(comm, shared_tmp_path):
+    if comm.rank == 0:
+        (shared_tmp_path / "file").write_text("")
+    comm.Barrier()
+    for folder, kind in (("missing", FileNotFoundError), ("file", NotADirectoryError)):
+        with pytest.raises(kind):
+            write(comm, shared_tmp_path / folder / "a.npz")
+
+
+@pytest.mark.mpi
+def test_rows_of_one_rank_that_are_not_plain(comm, shared_tmp_path):
+    values = np.arange(3.0) if comm.rank < comm.size - 1 else np.array([None, 1, 2])
+    with pytest.raises(ValueError, match="expected plain values"):
+        npz.write_npz(comm, shared_tmp_path / "a.npz", {"a": npz.Rows(values)})
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("run, rank", [(on_all, -1), (on_root, 0)])
+def test_an_error_that_pickle_does_not_know(comm, run, rank):
+    class Local(Exception):
+        pass
+
+    def fail():
+        if comm.rank == rank % comm.size:
+            raise Local("here")
+
+    with pytest.raises(RuntimeError, match="Local: here"):
+        run(comm, fail)
 
 
 @pytest.mark.mpi

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import on_root
+from ..parallel.statistics import order_statistics, spread_distinct
 from .lattice import Lattice
-from .ranking import order_statistics, spread_distinct
 
 _PAIRS = 2_000_000  # pairs of facets that vote
 _QUERIES = 100_000  # facets that are moved in all, after the vote

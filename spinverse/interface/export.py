@@ -11,14 +11,13 @@ from pathlib import Path
 import dolfinx
 import meshio
 import numpy as np
-from mpi4py import MPI
 
 from ..atomic import replace
 from ..errors import InputError, on_root
 from ..inversion.uncertainty import Uncertainty
 from ..mesh.connected import connected_cells, sizes_of
 from ..mesh.distributed import Mesh
-from ..mesh.exchange import gather_chosen
+from ..parallel.exchange import gather_chosen
 from ..parallel.npz import NpzReader, Rows, write_npz
 from .extraction import spread_cells
 from .surfaces import sorted_corners
@@ -31,7 +30,7 @@ def write_permeability(path: str | Path, mesh: Mesh, permeability: np.ndarray,
                        uncertainty: Uncertainty | None = None, **extra: np.ndarray) -> None:
     """Write the permeability of all facets as ``.npz``. Collective.
 
-    ``facets (Nf, 3)``: vertex triples in the numbering of the input, in lexicographic order;
+    ``facets (Nf, d)``: vertex triples in the numbering of the input, in lexicographic order;
     ``permeability (Nf,)`` um/ms; and every other array under its own name.
 
     Args:
@@ -40,9 +39,12 @@ def write_permeability(path: str | Path, mesh: Mesh, permeability: np.ndarray,
         permeability: ``(nf,)`` of the owned facets, um/ms.
         uncertainty: adds its ``sensitivity``, ``posterior_std`` and ``determined``.
         **extra: further arrays over the owned facets, such as ``membrane``.
+
+    Raises:
+        InputError: on every rank: an array of another length.
     """
     slabs = mesh.facet_slabs
-    fields = {"permeability": permeability} | extra | _known(uncertainty)
+    fields = _over(mesh, "facet", {"permeability": permeability} | extra | _known(uncertainty))
     arrays = {"facets": slabs.keys} | {k: slabs.collect(v) for k, v in fields.items()}
     write_npz(mesh.comm, Path(path), {name: Rows(array) for name, array in arrays.items()})
 
@@ -53,7 +55,7 @@ def read_permeability(path: str | Path, mesh: Mesh) -> np.ndarray:
     Raises:
         InputError: on every rank: no such file, another content, a facet without a value.
     """
-    triples, values = _load(Path(path), mesh.comm)
+    triples, values = _load(Path(path), mesh)
     return mesh.scatter_facets(triples, values, what=f"permeability file {path}")
 
 
@@ -66,14 +68,17 @@ def write_vtu(path: str | Path, mesh: Mesh, fields: Mapping[str, np.ndarray],
         mesh: the mesh.
         fields: arrays over the owned facets, ``(nf,)``; permeabilities in um/ms.
         uncertainty: adds its ``sensitivity``, ``posterior_std`` and ``determined``.
+
+    Raises:
+        InputError: on every rank: an array of another length, or of no numbers.
     """
-    fields = dict(fields) | _known(uncertainty)
+    fields = _over(mesh, "facet", dict(fields) | _known(uncertainty))
     slabs = mesh.facet_slabs
     nodes = dolfinx.mesh.entities_to_geometry(mesh.domain, mesh.dim - 1, mesh.facet_entities)
     corners = np.sort(mesh.input_nodes[nodes].reshape(-1, mesh.dim), axis=1)
     write_grid(mesh.comm, Path(path), Grid(
         mesh_points(mesh), slabs.collect(corners),
-        {name: slabs.collect(np.asarray(v)) for name, v in fields.items()}, {}))
+        {name: slabs.collect(v) for name, v in fields.items()}, {}))
 
 
 def write_cells(path: str | Path, mesh: Mesh, fields: Mapping[str, np.ndarray]) -> None:
@@ -90,15 +95,9 @@ def write_cells(path: str | Path, mesh: Mesh, fields: Mapping[str, np.ndarray]) 
         InputError: on every rank: a path of another suffix, an array of another length.
     """
     path, owned = Path(path), mesh.num_owned_cells
-    fields = {"tag": mesh.cell_tags[:owned]} | {k: np.asarray(v) for k, v in fields.items()}
-    wrong = next((f"{name}: shape {value.shape}, expected ({owned},): one value for each cell "
-                  "that this rank owns" for name, value in fields.items()
-                  if value.shape[:1] != (owned,)), None)
     if path.suffix != ".vtu":
-        wrong = f"{path}: suffix {path.suffix!r}, expected .vtu"
-    wrong = next((text for text in mesh.comm.allgather(wrong) if text), None)
-    if wrong:
-        raise InputError(wrong)
+        raise InputError(f"{path}: suffix {path.suffix!r}, expected .vtu")
+    fields = _over(mesh, "cell", {"tag": mesh.cell_tags[:owned]} | dict(fields))
     nodes, slabs = mesh.domain.geometry.dofmaps[0][:owned], mesh.cell_slabs
     write_grid(mesh.comm, path, Grid(
         mesh_points(mesh), slabs.collect(turned(mesh, mesh.input_nodes[nodes])),
@@ -119,6 +118,9 @@ def write_stl(path: str | Path, mesh: Mesh, found: np.ndarray,
         found: ``(nf,)`` bool, the owned facets of the interface.
         labels: ``(owned cells,)`` as `extraction.compartments` gives them. ``None``: the regions
             that the found facets enclose, the largest lowest.
+
+    Raises:
+        InputError: on every rank: an array of another length.
     """
     _write_surface(Path(path), mesh, found, labels, "stl")
 
@@ -146,10 +148,10 @@ def write_compartment(path: str | Path, mesh: Mesh, labels: np.ndarray, compartm
         compartment: the label.
 
     Raises:
-        InputError: on every rank: another suffix, or no cell has that label.
+        InputError: on every rank: another suffix, an array of another length, or no cell has that
+            label.
     """
-    path = Path(path)
-    labels = np.asarray(labels)
+    path, labels = Path(path), _over(mesh, "cell", {"labels": labels})["labels"]
     count = mesh.comm.allreduce(int(np.count_nonzero(labels == compartment)))
     if path.suffix not in (".stl", ".ply"):
         raise InputError(f"{path}: suffix {path.suffix!r}, expected .stl or .ply")
@@ -162,7 +164,7 @@ def write_compartment(path: str | Path, mesh: Mesh, labels: np.ndarray, compartm
     _write_chosen(path, mesh, bounds, sides[bounds], first[bounds], path.suffix[1:])
 
 
-# ---- whole meshes on rank 0 -------------------------------------------------------------------
+# ---- cells and surfaces -----------------------------------------------------------------------
 
 def cell_corners(mesh: Mesh) -> np.ndarray:
     """Corner coordinates of the owned cells, ``(owned cells, d + 1, 3)``, um."""
@@ -189,27 +191,14 @@ def turned(mesh: Mesh, values: np.ndarray) -> np.ndarray:
     return values
 
 
-def gather_cells(mesh: Mesh, *arrays: np.ndarray) -> list[np.ndarray] | None:
-    """Values of the owned cells on rank 0, in the order of the input. Collective.
-
-    Returns:
-        The whole arrays on rank 0, ``None`` elsewhere.
-    """
-    places = mesh.comm.gather(mesh.input_cells[: mesh.num_owned_cells], root=0)
-    parts = [mesh.comm.gather(np.asarray(array), root=0) for array in arrays]
-    if mesh.comm.rank:
-        return None
-    order = np.argsort(np.concatenate(places))
-    return [np.concatenate(part)[order] for part in parts]
-
-
 def _write_surface(path: Path, mesh: Mesh, found, labels, kind: str) -> None:
-    found = np.asarray(found, bool)
+    found = _over(mesh, "facet", {"found": found})["found"].astype(bool)
     sides = _sides(mesh)[found]
     if labels is None:
         lower = _in_larger(mesh, connected_cells(mesh, ~found), sides)
     else:
-        first, second = spread_cells(mesh, np.asarray(labels, dtype=np.int64))[sides].T
+        labels = _over(mesh, "cell", {"labels": labels})["labels"].astype(np.int64)
+        first, second = spread_cells(mesh, labels)[sides].T
         lower = second < first
     # nothing is lower than the outside
     _write_chosen(path, mesh, found, sides, lower | (sides[:, 1] < 0), kind)
@@ -284,25 +273,54 @@ def _known(uncertainty: Uncertainty | None) -> dict[str, np.ndarray]:
             for name in ("sensitivity", "posterior_std", "determined")}
 
 
-def _load(path: Path, comm: MPI.Comm) -> tuple[np.ndarray, np.ndarray]:
+def _over(mesh: Mesh, what: str, fields: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Fields that are fit to be brought into the order of the input, as arrays. Collective.
+
+    Args:
+        mesh: the mesh.
+        what: they are over: "facet" or "cell".
+        fields: by name, one row for each of these that this rank owns.
+
+    Raises:
+        InputError: on every rank: an array of another length, of Python objects, or on some ranks
+            of another type or width.
+    """
+    number = mesh.num_owned_facets if what == "facet" else mesh.num_owned_cells
+    arrays = {name: np.asarray(value) for name, value in fields.items()}
+    wrong = next((f"{name}: shape {a.shape}, expected ({number},): one value for each {what} that "
+                  "this rank owns" for name, a in arrays.items() if a.shape[:1] != (number,)), None)
+    wrong = wrong or next((f"{name}: Python objects, expected plain values"
+                           for name, a in arrays.items() if a.dtype.hasobject), None)
+    kinds = {name: (a.dtype, a.shape[1:]) for name, a in arrays.items()}
+    said = mesh.comm.allgather((wrong, kinds))
+    wrong = next((text for text, _ in said if text), None)
+    if wrong is None and any(other != said[0][1] for _, other in said):
+        wrong = f"{', '.join(arrays)}: types or widths differ between ranks, expected the same"
+    if wrong:
+        raise InputError(wrong)
+    return arrays
+
+
+def _load(path: Path, mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
     """This rank's rows of the facets and of their values. Collective."""
+    expected = f"facets (Nf, {mesh.dim}) and permeability (Nf,)"
     try:
-        with NpzReader(comm, path) as file:
+        with NpzReader(mesh.comm, path) as file:
             shapes = file.shape("facets"), file.shape("permeability")
-            fits = len(shapes[0]) == 2 and shapes[0][1] == 3 and shapes[1] == shapes[0][:1]
+            fits = len(shapes[0]) == 2 and shapes[0][1] == mesh.dim and shapes[1] == shapes[0][:1]
             if fits:
                 return file.rows("facets"), file.rows("permeability")
     except FileNotFoundError:
         raise InputError(f"permeability file {path}: no such file, expected an .npz") from None
     except Exception:  # zip, stream, key and header errors have no common base
         raise InputError(f"permeability file {path}: cannot be read, expected an .npz with "
-                         "facets (Nf, 3) and permeability (Nf,)") from None
+                         f"{expected}") from None
     raise InputError(f"permeability file {path}: shapes {shapes[0]} and {shapes[1]}, "
-                     "expected facets (Nf, 3) and permeability (Nf,)")
+                     f"expected {expected}")
 
 
 def _shared(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Points that cells or facets share, and the numbers of theirs; told by coordinates."""
+    """Points that facets share, and the numbers of theirs; told by coordinates."""
     flat = np.round(corners.reshape(-1, 3), 9) + 0.0
     points, number = np.unique(flat, axis=0, return_inverse=True)
     return points, number.reshape(corners.shape[:2])

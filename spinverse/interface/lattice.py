@@ -12,7 +12,7 @@ import numpy as np
 from mpi4py import MPI
 from scipy.spatial import cKDTree
 
-from ..mesh.exchange import gather_chosen, send
+from ..parallel.exchange import Route, gather_chosen
 from .surfaces import sorted_corners
 
 _EXACT = 1e-3  # of the shortest edge: how far a moved vertex or facet may be from the grid's
@@ -109,8 +109,7 @@ class Lattice:
 
     def _are_vertices(self, points: np.ndarray) -> bool:
         """Whether there is a vertex at all points of all ranks."""
-        ranks = self._rank_of(self._bins(points))
-        asked = send(self.comm, ranks, points)[0]
+        asked = Route(self.comm, self._rank_of(self._bins(points))).forward(points)
         return self.comm.allreduce(bool(self._reached(self._vertices, asked).all()), op=MPI.LAND)
 
     @cached_property
@@ -121,7 +120,7 @@ class Lattice:
             np.column_stack([np.arange(len(self.points)),
                              self._rank_of(self._bins(self.points + reach * np.array(side)))])
             for side in product((-1, 1), repeat=3)]), axis=0)
-        return cKDTree(send(self.comm, near[:, 1], self.points[near[:, 0]])[0])
+        return cKDTree(Route(self.comm, near[:, 1]).forward(self.points[near[:, 0]]))
 
     def _bins(self, points: np.ndarray) -> np.ndarray:
         width = (self.high - self.low).max() / _BINS

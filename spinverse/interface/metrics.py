@@ -18,7 +18,7 @@ from ..mesh.checks import facets_of, find_facets
 from ..mesh.connected import cell_regions, connected_cells
 from ..mesh.data import MeshData
 from ..mesh.distributed import Mesh
-from ..mesh.exchange import gather_chosen, send, summed
+from ..parallel.exchange import Route, gather_chosen, summed
 from .alignment import align, best_f1
 from .lattice import Lattice
 from .ranking import ranking
@@ -144,7 +144,8 @@ def _pairs_within(comm: MPI.Comm, labels: np.ndarray) -> float:
     """Number of pairs of rows ``(n, k)``, of all ranks, that are equal."""
     keys, counts = summed(labels, np.ones(len(labels), np.int64))
     # equal rows meet on one rank
-    keys, counts = summed(*send(comm, keys.sum(axis=1) % comm.size, keys, counts))
+    route = Route(comm, keys.sum(axis=1) % comm.size)
+    keys, counts = summed(route.forward(keys), route.forward(counts))
     return float(comm.allreduce(int((counts * (counts - 1) // 2).sum())))
 
 

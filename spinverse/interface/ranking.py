@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from mpi4py import MPI
 
-from ..mesh.exchange import send
+from ..parallel.statistics import total
 
 
 def ranking(score: np.ndarray, truth: np.ndarray, comm: MPI.Comm = MPI.COMM_SELF) -> dict:
@@ -34,7 +34,7 @@ def ranking(score: np.ndarray, truth: np.ndarray, comm: MPI.Comm = MPI.COMM_SELF
     positive = int(hits.sum())
     # of the others, how many lie below each value, and not above it
     local = np.array([np.searchsorted(others, values, side) for side in ("left", "right")])
-    below, within = _sum(comm, local)
+    below, within = total(comm, local)
     auc = None
     if negative:
         auc = float(1 - float(hits @ (below + within)) / 2 / (positive * negative))
@@ -50,45 +50,3 @@ def ranking(score: np.ndarray, truth: np.ndarray, comm: MPI.Comm = MPI.COMM_SELF
         cut = np.sqrt(low * high) if low > 0 else high / 2
     cut = float(cut) if np.isfinite(cut) else None
     return {"auc": auc, "best_f1": float(f1[best]), "best_f1_cut": cut}
-
-
-def order_statistics(comm: MPI.Comm, values: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """The values at some places of the ascending order of all ranks' values. Collective.
-
-    Args:
-        comm: the communicator.
-        values: ``(n,)`` of this rank.
-        places: ``(k,)`` from 0, below the number of all values; the same on every rank.
-
-    Returns:
-        ``(k,)``, the same on every rank.
-    """
-    keys = np.sort(_ordered(np.asarray(values, float) + 0.0))  # no -0
-    places = np.asarray(places)
-    low = np.full(len(places), np.iinfo(np.int64).min)
-    high = np.full(len(places), np.iinfo(np.int64).max)
-    while (low < high).any():  # 64 times
-        middle = (low & high) + ((low ^ high) >> 1)
-        enough = _sum(comm, np.searchsorted(keys, middle, "right")) > places
-        low, high = np.where(enough, low, middle + 1), np.where(enough, middle, high)
-    return _ordered(low.view(float)).view(float)
-
-
-def spread_distinct(comm: MPI.Comm, values: np.ndarray) -> np.ndarray:
-    """The distinct values of all ranks, each on one rank. Collective."""
-    values = np.unique(np.asarray(values, float) + 0.0)
-    mixed = values.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(33)
-    return np.unique(send(comm, (mixed % np.uint64(comm.size)).astype(int), values)[0])
-
-
-def _ordered(values: np.ndarray) -> np.ndarray:
-    """Bits of floats as integers of the same order; its own inverse on their views."""
-    bits = values.view(np.int64)
-    return np.where(bits < 0, bits ^ np.iinfo(np.int64).max, bits)
-
-
-def _sum(comm: MPI.Comm, local: np.ndarray) -> np.ndarray:
-    local = np.ascontiguousarray(local, dtype=np.int64)
-    result = np.empty_like(local)
-    comm.Allreduce(local, result)
-    return result

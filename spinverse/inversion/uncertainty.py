@@ -25,7 +25,7 @@ from ..acquisition import Signals
 from ..engines.facet_response import surrounding_conductance
 from ..engines.jacobian import signal_jacobian
 from ..engines.matrix_formalism import MatrixFormalism
-from ..errors import InputError
+from ..errors import InputError, on_root
 from ..problem import BlochTorrey
 from ..tissue import Tissue
 from .misfit import NormalisedMagnitude, references
@@ -132,7 +132,7 @@ def uncertainty(tissue: Tissue, signals: Signals, unknown: np.ndarray | None = N
     mesh.comm.Allreduce(J @ J.T, gram)
     # one rank, so that all have the same digits
     values, vectors = mesh.comm.bcast(
-        tuple(np.linalg.eigh(gram / sigma**2)) if mesh.comm.rank == 0 else None)
+        on_root(mesh.comm, lambda: tuple(np.linalg.eigh(gram / sigma**2))))
     values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
     kept = prior_std**2 * values > _KEPT**2
     reduced = vectors[:, kept].T @ J / sigma

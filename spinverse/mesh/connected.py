@@ -8,8 +8,8 @@ from mpi4py import MPI
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from ..parallel.exchange import Route, summed
 from .distributed import Mesh
-from .exchange import send, summed
 
 
 def cell_regions(num_cells: int, pairs: np.ndarray, walls: np.ndarray) -> np.ndarray:
@@ -77,13 +77,11 @@ def sizes_of(mesh: Mesh, labels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     comm, owned = mesh.comm, mesh.num_owned_cells
     keys, volumes = summed(labels[:, None], mesh.cell_volumes[:owned])
     # the sums of a set are on rank ``label % size``
-    keys, volumes = summed(*send(comm, keys[:, 0] % comm.size, keys, volumes))
+    route = Route(comm, keys[:, 0] % comm.size)
+    keys, volumes = summed(route.forward(keys), route.forward(volumes))
     asked, place = np.unique(wanted, return_inverse=True)
-    home = asked % comm.size
-    questions, source = send(comm, home, asked, np.full(len(asked), comm.rank))
-    answers = volumes[np.searchsorted(keys[:, 0], questions)]
-    labels, answers = send(comm, source, questions, answers)
-    return answers[np.argsort(labels)][place]
+    route = Route(comm, asked % comm.size)
+    return route.backward(volumes[np.searchsorted(keys[:, 0], route.forward(asked))])[place]
 
 
 def _components(number: int, pairs: np.ndarray) -> np.ndarray:

@@ -12,7 +12,8 @@ import numpy as np
 from dolfinx.mesh import CellType, GhostMode
 from mpi4py import MPI
 
-from ..parallel.exchange import Ranges, scatter
+from ..errors import on_root
+from ..parallel.exchange import Ranges, gather_chosen, scatter
 from .data import MeshData
 from .ordered import FacetRows, FacetSlabs, Slabs
 
@@ -97,7 +98,7 @@ class Mesh:
         comm = MPI.COMM_WORLD if comm is None else comm
         root = comm.rank == 0
         held: Any = data  # nothing elsewhere
-        dim, name = comm.bcast((held.dim, held.name) if root else None)
+        dim, name = comm.bcast(on_root(comm, lambda: (held.dim, held.name)))
         points, cells, tags, vertices = (scatter(comm, array) for array in (
             (held.points[:, :dim], held.cells, held.cell_tags, held.input_vertices)
             if root else (None,) * 4))
@@ -254,14 +255,8 @@ class Mesh:
         Returns:
             ``(triples, *arrays)`` on rank 0, ``None`` elsewhere.
         """
-        chosen = slice(None) if where is None else np.asarray(where, dtype=bool)
-        parts = [self.comm.gather(np.asarray(a)[chosen], root=0)
-                 for a in (self.facet_vertices, *arrays)]
-        if self.comm.rank:
-            return None
-        whole = [np.concatenate(part) for part in parts]
-        order = np.lexsort(whole[0].T[::-1])
-        return tuple(array[order] for array in whole)
+        chosen = np.ones(self.num_owned_facets, bool) if where is None else np.asarray(where, bool)
+        return gather_chosen(self.comm, chosen, self.facet_vertices, *arrays)
 
     def facet_rows(self, triples: np.ndarray, what: str) -> FacetRows:
         """Where the facets are in a table, whose values then come to their owners. Collective.

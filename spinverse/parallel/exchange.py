@@ -1,4 +1,4 @@
-"""Rows of arrays that go from rank to rank: where they are wanted, and the answers back."""
+"""Rows of arrays that go from rank to rank: each to a rank and back, or a few to rank 0."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Route:
         Args:
             rows: ``(n, ...)``, of one type and width on all ranks.
         """
-        rows = np.asarray(rows)
+        rows = _of_length(rows, self._sent)
         rows = rows if self._order is None else rows[self._order]
         return _exchanged(self.comm, rows, self._sent, self.received)
 
@@ -46,7 +46,7 @@ class Route:
         Args:
             rows: answers to the rows that arrived here, as `forward` gave them.
         """
-        answers = _exchanged(self.comm, np.asarray(rows), self.received, self._sent)
+        answers = _exchanged(self.comm, _of_length(rows, self.received), self.received, self._sent)
         if self._order is None:
             return answers
         result = np.empty_like(answers)
@@ -111,6 +111,49 @@ def scatter(comm: MPI.Comm, array: np.ndarray | None) -> np.ndarray:
     comm.Scatterv(given, [_bytes(result), len(result), row])
     row.Free()
     return result
+
+
+def gather_chosen(comm: MPI.Comm, chosen: np.ndarray, keys: np.ndarray,
+                  *arrays: np.ndarray) -> tuple[np.ndarray, ...] | None:
+    """The chosen rows of all ranks on rank 0, in the lexicographic order of their keys. Collective.
+
+    Args:
+        comm: the communicator.
+        chosen: ``(n,)`` bool: a surface in a mesh, say; not most of what there is.
+        keys: ``(n, k)`` integers that tell rows apart whatever the rank, as vertex triples do.
+        *arrays: ``(n, ...)`` each.
+
+    Returns:
+        ``(keys, *arrays)`` on rank 0, ``None`` elsewhere.
+    """
+    parts = [comm.gather(np.asarray(a)[chosen], root=0) for a in (keys, *arrays)]
+    if comm.rank:
+        return None
+    whole = [np.concatenate(part) for part in parts]
+    order = np.lexsort(whole[0].T[::-1])
+    return tuple(array[order] for array in whole)
+
+
+def summed(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Equal rows of integer keys ``(n, k)`` once, ascending, and the sums of their values ``(n,)``.
+
+    Of one rank. Over all ranks: `Route` the sums to a rank that the key tells, and sum them again.
+    """
+    if not len(keys):
+        return keys, values
+    order = np.lexsort(keys.T[::-1])
+    keys, values = keys[order], values[order]
+    first = np.ones(len(keys), bool)
+    first[1:] = (keys[1:] != keys[:-1]).any(axis=1)
+    return keys[first], np.add.reduceat(values, np.flatnonzero(first))
+
+
+def _of_length(rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The rows; MPI would go on reading behind the end of an array that is too short."""
+    rows = np.asarray(rows)
+    if rows.shape[:1] != (int(counts.sum()),):
+        raise ValueError(f"rows: shape {rows.shape}, expected ({int(counts.sum())}, ...)")
+    return rows
 
 
 def _exchanged(comm: MPI.Comm, rows: np.ndarray, sent: np.ndarray,

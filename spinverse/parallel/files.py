@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def write_together(comm: MPI.Comm, path: Path, pieces: Iterable[tuple[int, Any]]
         on_root(comm, os.replace, temporary, path)
     finally:
         if comm.rank == 0:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # of one rank alone; and it would hide what is being raised
+                temporary.unlink(missing_ok=True)
 
 
 def _write(path: Path, pieces: Iterable[tuple[int, Any]]) -> None:

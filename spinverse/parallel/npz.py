@@ -53,13 +53,15 @@ def write_npz(comm: MPI.Comm, path: Path, arrays: Mapping[str, np.ndarray | Rows
             `NpzReader.sealed`.
 
     Raises:
+        ValueError: on every rank, where one of them has Python objects, or rows of another type or
+            width than the others.
         OSError: on every rank, where one of them cannot write.
     """
     layout = _Layout(comm)
     pieces: list[tuple[int, Any]] = []
     members = [(name, array.values if isinstance(array, Rows) else np.asarray(array),
                 isinstance(array, Rows)) for name, array in arrays.items()]
-    parts = [_part(values, rows) for _, values, rows in members]
+    parts = on_all(comm, lambda: [_part(values, rows) for _, values, rows in members])
     everywhere = comm.allgather([part[1:] for part in parts])
     for k, ((name, _, rows), (buffer, *_)) in enumerate(zip(members, parts, strict=True)):
         pieces += layout.member(name, [one[k] for one in everywhere], rows, buffer)

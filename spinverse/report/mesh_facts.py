@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from mpi4py import MPI
 
 from ..mesh import Mesh
 from ..mesh.checks import radius_ratios
-from ..quantities.compartments import connected_cells
+from ..mesh.connected import connected_cells, sizes_of
+from ..parallel.statistics import order_statistics
 
-MOST = 200_000  # edges of a rank that the median is taken from
+BLOCK = 1024  # cells whose quality is looked at together
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,14 @@ class MeshFacts:
         comm, owned = mesh.comm, mesh.num_owned_cells
         nodes = mesh.domain.geometry.dofmaps[0][:owned]
         x = mesh.domain.geometry.x
-        i, j = np.triu_indices(mesh.dim + 1, 1)
-        lengths = np.linalg.norm(x[nodes[:, i]] - x[nodes[:, j]], axis=2).ravel()
-        ratios = radius_ratios(x, nodes)
-        sample = comm.allgather(lengths[:: 1 + len(lengths) // MOST])
+        lengths = np.concatenate([np.linalg.norm(x[nodes[:, i]] - x[nodes[:, j]], axis=1)
+                                  for i, j in combinations(range(mesh.dim + 1), 2)])
+        ratios = np.concatenate([np.empty(0), *(radius_ratios(x, nodes[begin: begin + BLOCK])
+                                                for begin in range(0, len(nodes), BLOCK))])
+        number = comm.allreduce(len(lengths))
+        middle = order_statistics(comm, lengths, np.array([(number - 1) // 2, number // 2]))
         edges = (comm.allreduce(float(lengths.min(initial=np.inf)), op=MPI.MIN),
-                 float(np.median(np.concatenate(sample))),
+                 float(middle.mean()),
                  comm.allreduce(float(lengths.max(initial=0.0)), op=MPI.MAX))
         return cls(edges, comm.allreduce(float(ratios.min(initial=1.0)), op=MPI.MIN),
                    comm.allreduce(float(ratios.sum())) / mesh.num_cells, _parts(mesh))
@@ -63,8 +67,8 @@ class MeshFacts:
 
 
 def _parts(mesh: Mesh) -> tuple[float, ...]:
-    labels = connected_cells(mesh, ~mesh.outer)
-    number = 1 + mesh.comm.allreduce(int(labels.max(initial=-1)), op=MPI.MAX)
-    owned = slice(0, mesh.num_owned_cells)
-    volumes = mesh.comm.allreduce(np.bincount(labels[owned], mesh.cell_volumes[owned], number))
+    labels = connected_cells(mesh, ~mesh.outer)[: mesh.num_owned_cells]
+    # a part is told by its first cell
+    firsts = labels[labels == mesh.input_cells[: mesh.num_owned_cells]]
+    volumes = np.concatenate(mesh.comm.allgather(sizes_of(mesh, labels, firsts)))
     return tuple(sorted(volumes.tolist(), reverse=True))
