@@ -93,10 +93,9 @@ class Graded:
 
     def _signals(self, c):
         task = self.task
-        value = None
-        if task.comm.rank == 0:  # one eigenproblem, nothing to deal out
-            value = self.look.normalised(task.rho * self.model.signals(c, self.look.table))
-        return task.comm.bcast(value, root=0)
+        # one eigenproblem, nothing to deal out
+        return task.on_root(lambda: self.look.normalised(
+            task.rho * self.model.signals(c, self.look.table)))
 
     def _jacobian(self, c):
         if self._last is None or not np.array_equal(self._last[0], c):

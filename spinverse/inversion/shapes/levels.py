@@ -150,7 +150,7 @@ def fit(task: Task, levels: Levels, a: np.ndarray, look: Measurements, width: fl
         for mu in steps:
             d = -np.linalg.solve(H + mu * metric, g)
             c_new, slope_new = levels.shares(a + d.reshape(a.shape), width)
-            f_new = task.comm.bcast(misfit(c_new) if task.comm.rank == 0 else None, root=0)
+            f_new = task.on_root(misfit, c_new)
             if f_new < f:
                 break
         else:

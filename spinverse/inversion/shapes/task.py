@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from mpi4py import MPI
@@ -16,7 +17,7 @@ from ...engines.elements import Elements
 from ...engines.matrix_formalism import MatrixFormalism
 from ...engines.partition import PartitionModel
 from ...engines.pulsed import PulseTable
-from ...errors import InputError
+from ...errors import InputError, on_root
 from ...mesh.distributed import Mesh
 from ...mesh.whole import WholeMesh
 from ...problem import BlochTorrey
@@ -203,6 +204,10 @@ class Task:
         parts = self.comm.allgather(mine)
         return [parts[k % self.comm.size][k // self.comm.size] for k in range(len(items))]
 
+    def on_root(self, function: Callable, *arguments) -> Any:
+        """The value, or the exception, of a function that only rank 0 calls."""
+        return self.comm.bcast(on_root(self.comm, function, *arguments), root=0)
+
     # ---- models ---------------------------------------------------------------------------------
 
     def partition(self) -> PartitionModel:
@@ -244,12 +249,12 @@ class Task:
 
     def exact(self, labels: np.ndarray, look: Measurements) -> np.ndarray:
         """Residual of the full model, as `reconstruct` ends with, on rank 0 and sent out."""
-        residual = None
-        if self.comm.rank == 0:
+        def residual():
             engine, owned = self._engine(look)
             S = engine.signals(self.permeability(labels)[owned])
-            residual = look.normalised(np.abs(S)) - look.measured
-        return self.comm.bcast(residual, root=0)
+            return look.normalised(np.abs(S)) - look.measured
+
+        return self.on_root(residual)
 
     def _engine(self, look: Measurements) -> tuple:
         if self._alone is None:
