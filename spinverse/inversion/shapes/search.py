@@ -166,8 +166,8 @@ class Search:
         return int(state["part"])
 
     def _set_target(self) -> None:
-        # a walk that has noise explained looks at more directions: see `_polish`
-        self.target = self.few.floor or self.settings.target * min(self.task.unit, 1.0)
+        # where noise explains what few directions leave, only more of them help: see `_polish`
+        self.target = self.few.explained or self.settings.target * min(self.task.unit, 1.0)
 
     def _solved(self) -> bool:
         """Whether there is nothing more to look for."""
@@ -288,7 +288,7 @@ class Search:
         for _ in range(2):
             walk.run(self.settings.walk, self.target, self.report)
             self._keep(walk)
-            if self._solved():
+            if self._solved() or walk.best[0] <= self.target:
                 return
             f, labels = walk.best
             here = walk.misfit(labels)
