@@ -14,10 +14,10 @@ from .ellipsoids import Start, overlap, starts
 from .flips import Walk
 from .graded import AGAIN, FIRST, RELEASED, Graded, blurred, shares_of, sharpest
 from .placements import Placements
-from .task import Measurements, Task
+from .task import Task
 
 NEAR = 1e-4  # misfit, in the unit of walks, that is followed up at once
-CLOSE = 2.0  # variances of the noise, within which a walk looks at all directions
+CLOSE = 2.0  # variances of the noise, within which the best shape of a part walks on
 PARTED = 0.25  # of the misfit of the largest part alone, to believe in several
 LIKELY = 0.5  # of the misfit of one ellipsoid: where two leave less, they are followed up first
 
@@ -34,8 +34,8 @@ class Settings:
         rounds: at most so many.
         target: noise-free, a mean-square misfit that ends the search.
         seed: of all that is random.
-        few, more: directions that the walks and the graded shapes look at.
-        noisy: directions that both look at where there is noise, at first.
+        few, more: directions that the walks and the graded shapes look at, if there is no noise.
+        noisy: directions that starts are chosen by where there is noise.
         walks, steps: so many of the starts walk so far before the best are followed up.
         followed: so many of these.
         sharpened: so many of the graded candidates.
@@ -99,9 +99,12 @@ class Search:
         self.task, self.settings = task, settings
         self.report = report or (lambda phase, misfit: None)
         self.cells = Cells(task.whole)
-        self.few, self.more = (task.all.directions(max(number, settings.noisy) if task.floor
-                                                   else number)
-                               for number in (settings.few, settings.more))
+        if task.floor:  # noise is averaged by looking at everything, but for a first choice
+            self.first = task.all.directions(settings.noisy)
+            self.few = self.more = task.all
+        else:
+            self.first = self.few = task.all.directions(settings.few)
+            self.more = task.all.directions(settings.more)
         self.placements = Placements(self.cells)
         self.width = 0.31 * task.size
         self.shapes = 0
@@ -166,8 +169,8 @@ class Search:
         return int(state["part"])
 
     def _set_target(self) -> None:
-        # where noise explains what few directions leave, only more of them help: see `_polish`
-        self.target = self.few.explained or self.settings.target * min(self.task.unit, 1.0)
+        # what noise explains does not end a search: see `_polish`
+        self.target = self.task.all.explained or self.settings.target * min(self.task.unit, 1.0)
 
     def _solved(self) -> bool:
         """Whether there is nothing more to look for."""
@@ -177,7 +180,7 @@ class Search:
 
     def _explained(self) -> bool:
         """Whether noise explains what is left; many shapes may come to that, one is likeliest."""
-        return self.best is not None and self.best[0] <= (self.task.all.explained or self.target)
+        return self.best is not None and self.best[0] <= self.target
 
     def _found(self, why: str) -> Found:
         misfit, labels = self.best
@@ -194,7 +197,7 @@ class Search:
     def _sharp(self, number: int) -> None:
         """Ellipsoids with sharp walls; a short walk from each tells the good ones."""
         s, begun = self.settings, []
-        found = starts(self.task, self.cells, self.few, 1, s.ellipsoids, s.candidates,
+        found = starts(self.task, self.cells, self.first, 1, s.ellipsoids, s.candidates,
                        (s.seed, number))
         if not found:
             return
@@ -223,12 +226,12 @@ class Search:
 
     def _two_are_likely(self, one: float) -> bool:
         """Whether two ellipsoids leave far less than one did."""
-        s, floor = self.settings, self.few.floor
+        s, floor = self.settings, self.first.floor
         found = self._pairs(0, s.ellipsoids, s.likely) if s.cells > 1 else []
         return bool(found) and found[0].misfit - floor < LIKELY * (one - floor)
 
     def _pairs(self, number: int, tried: int, keep: int) -> list[Start]:
-        found = starts(self.task, self.cells, self.few, 2, tried, keep,
+        found = starts(self.task, self.cells, self.first, 2, tried, keep,
                        (self.settings.seed, number))
         if found:
             self.report("2 ellipsoids", found[0].misfit)
@@ -258,7 +261,7 @@ class Search:
             settled = walk.settle(place)
             if settled is not None:
                 shape = settled[1]
-                fit = Graded(self.task, self.few, int(shape.max()))
+                fit = Graded(self.task, self.first, int(shape.max()))
                 c = fit.run(blurred(self.task, shares_of(shape), 1), 5)
                 candidates.append((fit.misfit, len(candidates), fit, c))
                 self.report("place", fit.misfit)
@@ -277,11 +280,11 @@ class Search:
 
     def _set_unit(self, labels: np.ndarray) -> None:
         task = self.task
-        task.measure_unit(blurred(task, labels > 0, 1), self.few)
+        task.measure_unit(blurred(task, labels > 0, 1), self.first)
         self._set_target()
 
-    def _walk(self, seed: tuple, look: Measurements | None = None) -> Walk:
-        return Walk(self.task, self.cells, look or self.few, seed)
+    def _walk(self, seed: tuple) -> Walk:
+        return Walk(self.task, self.cells, self.few, seed)
 
     def _follow(self, walk: Walk) -> None:
         """Walk on; where it stalls, elsewhere on the lattice."""
@@ -326,11 +329,11 @@ class Search:
         """Ellipsoids with soft edges, smooth shapes, shares of cells; the best are sharpened."""
         s, task = self.settings, self.task
         candidates = []
-        started = levels.screen(task, self.few, s.ellipsoids, s.candidates, (s.seed, number),
+        started = levels.screen(task, self.first, s.ellipsoids, s.candidates, (s.seed, number),
                                 self.width)
         self.report("soft ellipsoids", started[0][0])
         for k, (_, a) in enumerate(started):
-            fit = Graded(task, self.few)
+            fit = Graded(task, self.first)
             c = fit.run(self._smooth(a), 12)
             candidates.append((fit.misfit, k, c))
             self.report("candidate", fit.misfit)
@@ -343,9 +346,9 @@ class Search:
 
     def _smooth(self, a: np.ndarray) -> np.ndarray:
         second, fourth = levels.Levels(self.task, 2), levels.Levels(self.task, 4)
-        a, _, _ = levels.fit(self.task, second, a, self.few, self.width, 6)
+        a, _, _ = levels.fit(self.task, second, a, self.first, self.width, 6)
         a = fourth.raised(a, second.powers)
-        return levels.fit(self.task, fourth, a, self.few, 0.8 * self.width, 8)[1]
+        return levels.fit(self.task, fourth, a, self.first, 0.8 * self.width, 8)[1]
 
     def _sharpen(self, c: np.ndarray, seed: tuple) -> None:
         """From a graded candidate to partitions, at its place and at others of the lattice."""
@@ -439,11 +442,11 @@ class Search:
             self.confirmed = task.floor > 0
 
     def _polish(self) -> None:
-        """Walk on from the best shape with all directions, which average the noise."""
+        """Walk on from the best shape: of many that explain noisy data one is the likeliest."""
         misfit, labels = self.best
         if labels.tobytes() in self.polished or misfit > CLOSE * self.task.floor:
             return
-        walk = self._walk((*self.origin, 0), self.task.all)
+        walk = self._walk((*self.origin, 0))
         walk.begin(labels)
         walk.run(self.settings.walk, 0.0, self.report)
         self._keep(walk)
