@@ -144,7 +144,7 @@ class Search:
             if after_part is not None and self.best is not None:
                 after_part(self._state(part + 1))
         if self.best is None:
-            raise SolverError("shape search: no start with a polished surface; more ellipsoids?")
+            raise SolverError("shape search: no start with a closed surface; more ellipsoids?")
         return self._found("the data are explained" if self._explained() else "all rounds are done")
 
     def _state(self, part: int) -> dict:
@@ -161,9 +161,10 @@ class Search:
         self.shapes, self.fitted = int(state["shapes"]), bool(state["fitted"])
         task.elements = replace(task.elements, resistance=float(state["resistance"]))
         task.unit = float(state["unit"])
-        self.several = bool(state["several"])
-        self.origin = tuple(np.asarray(state["origin"]).tolist())
-        polished = np.asarray(state["polished"], dtype=np.int8).reshape(-1, len(self.best[1]))
+        # checkpoints of before have none of these
+        self.several = bool(state.get("several", False))
+        self.origin = tuple(np.asarray(state.get("origin", ())).tolist())
+        polished = np.asarray(state.get("polished", ()), np.int8).reshape(-1, len(self.best[1]))
         self.polished = {labels.tobytes() for labels in polished}
         self._set_target()
         return int(state["part"])
