@@ -16,12 +16,13 @@ from spinverse.errors import InputError
 from spinverse.inversion import Shapes
 from spinverse.inversion.shapes import flips
 from spinverse.inversion.shapes.cells import Cells, changed
-from spinverse.inversion.shapes.ellipsoids import ellipsoid_labels, overlap, starts
+from spinverse.inversion.shapes.ellipsoids import ellipsoid_labels, examples, overlap, starts
 from spinverse.inversion.shapes.graded import bounded_step, shares_of, sharpest
 from spinverse.inversion.shapes.levels import Levels, level_of
 from spinverse.inversion.shapes.placements import Placements
 from spinverse.inversion.shapes.search import Search, Settings
 from spinverse.inversion.shapes.task import (
+    Lifted,
     Measurements,
     Task,
     _rician_slope,
@@ -252,7 +253,9 @@ def test_the_right_place_of_a_compartment_is_found_from_about_right_shapes(mesh,
               and np.count_nonzero(shape) == np.count_nonzero(wrong)
               and overlap(shape, wrong) < 0.7)
     search = Search(task, Settings(settled=1))
-    found = search._placed(search._walk((0,)), at)
+    walk = search._walk((0,))
+    walk.begin(at)
+    found = search._placed(walk)
     assert overlap(found, labels) > 0.8 or overlap(found, np.array([0, 2, 1])[labels]) > 0.8
 
 
@@ -264,6 +267,25 @@ def test_translations_of_a_lattice_move_cells_as_they_are(whole):
         known = source >= 0
         steps = whole.centroids[known] - whole.centroids[source[known]]
         assert np.abs(steps - steps.mean(axis=0)).max() < 0.7 * np.mean(whole.volumes) ** (1 / 3)
+
+
+def test_some_directions_tell_the_others(mesh, whole):
+    """What a move does, in all directions, from ten of them."""
+    truth, cells = ball(whole, 7, (2, -1, 3)), Cells(whole)
+    task = task_of(mesh, truth, directions=30)
+    lifted = Lifted.learnt(task.all, 10, examples(task, cells, 60, (0,)))
+    assert len(lifted.table.pulses[0].directions) == 10
+    assert len(lifted.measured) == len(task.all.measured)
+    model, rows = task.partition(), task.all.rows_of(10)
+    shapes = [truth, *(changed(truth, [m]) for m in cells.moves(truth)[:20])]
+    known, told = (np.array([task.residual(model, s, look) for s in shapes])
+                   for look in (task.all, lifted))
+    np.testing.assert_allclose(told[:, rows], known[:, rows], atol=2e-6)  # single precision
+    done, said = known[1:] - known[0], told[1:] - told[0]
+    others = np.setdiff1d(np.arange(done.shape[1]), rows)
+    error = np.sqrt(np.mean((said - done)[:, others] ** 2) / np.mean(done[:, others] ** 2))
+    assert error < 0.3
+    assert Lifted.learnt(task.all, 30, np.zeros((1, len(task.all.measured)))) is task.all
 
 
 # ---- annealing and bounded steps ----------------------------------------------------------------

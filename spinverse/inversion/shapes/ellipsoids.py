@@ -90,21 +90,9 @@ def starts(task: Task, cells: Cells, look: Measurements, number: int, tried: int
     def misfit(labels):
         return float(np.mean(task.residual(model, labels, look) ** 2))
 
-    def labelled(ellipsoids):
-        labels = ellipsoid_labels(cells, ellipsoids)
-        if len(np.unique(labels)) != number + 1 or np.count_nonzero(labels) > 0.45 * len(labels):
-            return None
-        labels = cells.repaired(labels)
-        return labels if cells.allowed(labels) else None
-
     def one(k):
-        rng = np.random.default_rng((*seed, number, k))
-        for _ in range(50):
-            ellipsoids = random_ellipsoids(cells, number, rng)
-            labels = labelled(ellipsoids)
-            if labels is not None:
-                return Start(misfit(labels), labels, ellipsoids)
-        return None
+        drawn = _drawn(cells, number, np.random.default_rng((*seed, number, k)))
+        return None if drawn is None else Start(misfit(drawn[0]), *drawn)
 
     found = [s for s in task.shared(one, range(tried)) if s is not None]
     chosen: list[Start] = []
@@ -122,7 +110,7 @@ def starts(task: Task, cells: Cells, look: Measurements, number: int, tried: int
             step = size * MUTATION * rng.normal(size=best.ellipsoids.shape)
             if number > 1:  # now one, now the other, now both
                 step *= (rng.random(number) < 0.6)[:, None]
-            labels = labelled(best.ellipsoids + step)
+            labels = _allowed(cells, best.ellipsoids + step)
             if labels is None:
                 continue
             new = misfit(labels)
@@ -133,6 +121,36 @@ def starts(task: Task, cells: Cells, look: Measurements, number: int, tried: int
         return best
 
     return sorted(task.shared(evolved, list(enumerate(chosen))), key=lambda s: s.misfit)
+
+
+def examples(task: Task, cells: Cells, number: int, seed: tuple) -> np.ndarray:
+    """Normalised magnitudes ``(number, N)`` of random ellipsoids. Collective."""
+    model, look = task.partition(), task.all
+
+    def one(k):
+        labels, _ = _drawn(cells, 1, np.random.default_rng((*seed, k)), 10**6)
+        return look.normalised(task.rho * model.signals(labels, look.table))
+
+    return np.array(task.shared(one, range(number)))
+
+
+def _drawn(cells: Cells, number: int, rng: np.random.Generator, tries: int = 50):
+    """Allowed labels and random ellipsoids, or None."""
+    for _ in range(tries):
+        ellipsoids = random_ellipsoids(cells, number, rng)
+        labels = _allowed(cells, ellipsoids)
+        if labels is not None:
+            return labels, ellipsoids
+    return None
+
+
+def _allowed(cells: Cells, ellipsoids: np.ndarray) -> np.ndarray | None:
+    labels = ellipsoid_labels(cells, ellipsoids)
+    if (len(np.unique(labels)) != len(ellipsoids) + 1
+            or np.count_nonzero(labels) > 0.45 * len(labels)):
+        return None
+    labels = cells.repaired(labels)
+    return labels if cells.allowed(labels) else None
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:

@@ -51,6 +51,7 @@ class Walk:
         self.exact: dict[bytes, np.ndarray] = {}
         self.bias: np.ndarray | float = 0.0  # of each measurement, once corrected
         self.shapes = 0
+        self.visited: set[bytes] = set()
         self.surrogate: Surrogate | None = None
 
     def residuals(self, shapes: list[np.ndarray]) -> np.ndarray:
@@ -75,11 +76,14 @@ class Walk:
         self.bias = self.residuals([labels])[0] - self.exact[key]
         return float(np.mean(self.exact[key] ** 2))
 
-    def begin(self, labels: np.ndarray) -> None:
-        """Go to a partition."""
+    def begin(self, labels: np.ndarray, nearby: bool = False) -> None:
+        """Go to a partition; ``nearby``: few cells away, what pairs of moves do still holds."""
         self.f = self.centre_on(labels)
         self.labels, self.best = labels, (self.f, labels)
-        self.visited, self.surrogate, self.sharper = {labels.tobytes()}, None, 0
+        if not nearby:
+            self.visited, self.surrogate = set(), None
+        self.visited.add(labels.tobytes())
+        self.sharper = 0
         self.iterations, self.unit, self.marks = 0, 1.0, [self.f]
 
     def step(self) -> bool:

@@ -10,16 +10,21 @@ import numpy as np
 from ...errors import SolverError
 from . import levels
 from .cells import Cells
-from .ellipsoids import Start, overlap, starts
+from .ellipsoids import Start, examples, starts
 from .flips import Walk
 from .graded import AGAIN, FIRST, RELEASED, Graded, blurred, shares_of, sharpest
 from .placements import Placements
-from .task import Task
+from .task import Lifted, Task
 
 NEAR = 1e-4  # misfit, in the unit of walks, that is followed up at once
 CLOSE = 2.0  # variances of the noise, within which the best shape of a part walks on
+SURE = 3  # parts that a search of noisy data has at least, if no second start confirms its find
 PARTED = 0.25  # of the misfit of the largest part alone, to believe in several
 LIKELY = 0.5  # of the misfit of one ellipsoid: where two leave less, they are followed up first
+
+# the parts of a round: where one cell is likely, and where two are
+ONE = ("sharp", "sharp", "sharp", "graded", "several")
+TWO = ("sharp", "several", "several", "graded", "sharp")
 
 
 @dataclass(frozen=True)
@@ -30,17 +35,18 @@ class Settings:
         cells: at most so many.
         ellipsoids: random ones that are tried in each round, sharp and graded.
         candidates: the best distinct ones of each kind, which are improved.
-        pairs, likely: so many candidates of two; of these, improved to tell whether there are two.
+        pairs, likely: so many candidates of two walk; so many tell whether there are two.
         rounds: at most so many.
         target: noise-free, a mean-square misfit that ends the search.
         seed: of all that is random.
         few, more: directions that the walks and the graded shapes look at, if there is no noise.
-        noisy: directions that starts are chosen by where there is noise.
+        noisy: directions that are computed where there is noise, to tell the others from.
+        examples: shapes that this is learnt from.
         walks, steps: so many of the starts walk so far before the best are followed up.
-        followed: so many of these.
+        followed, couples: so many of these, of one and of two cells.
+        turns: walks from one start, elsewhere on the lattice each time.
         sharpened: so many of the graded candidates.
         walk: iterations of a walk of single cells.
-        places: of several cells, so many become graded.
         settled: so many places are looked at closely before a walk of several cells.
         alternations: walks from one graded candidate, with a release in between.
     """
@@ -48,20 +54,22 @@ class Settings:
     cells: int = 2
     ellipsoids: int = 400
     candidates: int = 6
-    pairs: int = 16
+    pairs: int = 6
     likely: int = 4
     rounds: int = 3
     target: float = 1e-7
     seed: int = 0
-    few: int = 6
+    few: int = 10
     more: int = 10
     noisy: int = 10
+    examples: int = 200
     walks: int = 3
     steps: int = 3
     followed: int = 1
+    couples: int = 2
+    turns: int = 2
     sharpened: int = 3
     walk: int = 40
-    places: int = 12
     settled: int = 3
     alternations: int = 4
 
@@ -99,9 +107,10 @@ class Search:
         self.task, self.settings = task, settings
         self.report = report or (lambda phase, misfit: None)
         self.cells = Cells(task.whole)
-        if task.floor:  # noise is averaged by looking at everything, but for a first choice
-            self.first = task.all.directions(settings.noisy)
-            self.few = self.more = task.all
+        if task.floor:  # noise is averaged by looking at everything
+            self.first, self.more = task.all.directions(settings.noisy), task.all
+            self.few = Lifted.learnt(task.all, settings.noisy, examples(
+                task, self.cells, settings.examples, (settings.seed, 0)))
         else:
             self.first = self.few = task.all.directions(settings.few)
             self.more = task.all.directions(settings.more)
@@ -128,18 +137,15 @@ class Search:
             state: such a one.
         """
         done = 0 if state is None else self._restore(state)
-        kinds = 2 + (self.settings.cells > 1)
-        for part in range(done, kinds * self.settings.rounds):
-            number, kind = divmod(part, kinds)
-            if kind == 0:
-                self._sharp(number)
-            elif (kind == 1) == self.several:
-                self._several(number)
-            else:
-                self._graded(number)
+        kinds = {"sharp": self._sharp, "graded": self._graded, "several": self._several}
+        for part in range(done, len(ONE) * self.settings.rounds):
+            kind = (TWO if self.several else ONE)[part % len(ONE)]
+            if kind == "several" and self.settings.cells == 1:
+                continue
+            kinds[kind](part)
             if self.task.floor and self.best is not None and not self.confirmed:
                 self._polish()
-            if self._solved() or (kind > 0 and self._explained()):
+            if self._solved() or (part + 1 >= SURE and self._explained()):
                 break
             if after_part is not None and self.best is not None:
                 after_part(self._state(part + 1))
@@ -197,7 +203,7 @@ class Search:
 
     def _sharp(self, number: int) -> None:
         """Ellipsoids with sharp walls; a short walk from each tells the good ones."""
-        s, begun = self.settings, []
+        s = self.settings
         found = starts(self.task, self.cells, self.first, 1, s.ellipsoids, s.candidates,
                        (s.seed, number))
         if not found:
@@ -209,9 +215,14 @@ class Search:
             self.several = self._two_are_likely(found[0].misfit)
             if self.several:
                 return
-        for k, start in enumerate(found[: s.walks]):
-            walk = self._walk((s.seed, number, 1, k))
-            walk.begin(start.labels)
+        self._walks([start.labels for start in found[: s.walks]], (s.seed, number, 1), s.followed)
+
+    def _walks(self, starts: list[np.ndarray], seed: tuple, followed: int) -> None:
+        """A short walk from each start; the best of them, or one that comes near, go on."""
+        s, begun = self.settings, []
+        for k, labels in enumerate(starts):
+            walk = self._walk((*seed, k))
+            self._begin(walk, labels)
             walk.run(s.steps, self.target, self.report)
             begun.append(walk)
             self._keep(walk)
@@ -220,10 +231,16 @@ class Search:
             if self._solved():
                 return
         begun.sort(key=lambda walk: walk.best[0])
-        for walk in begun[: s.followed]:
+        for walk in begun[:followed]:
             self._follow(walk)
             if self._solved():
                 return
+
+    def _begin(self, walk: Walk, labels: np.ndarray) -> None:
+        """Several compartments begin where they explain most."""
+        walk.begin(labels)
+        if labels.max() > 1:
+            walk.begin(self._placed(walk), nearby=True)
 
     def _two_are_likely(self, one: float) -> bool:
         """Whether two ellipsoids leave far less than one did."""
@@ -241,43 +258,10 @@ class Search:
     def _several(self, number: int) -> None:
         """Two cells of about the right shapes in all places that they can have."""
         s = self.settings
-        found, seed = self._pairs(number, 2 * s.ellipsoids, s.pairs), (s.seed, number, 2)
+        found = self._pairs(number, 2 * s.ellipsoids, s.pairs)
         if found:
             self._calibrate(found[0].labels)
-        ranked: list[tuple] = []
-        seen: list[np.ndarray] = []
-        for k, start in enumerate(found):
-            walk = self._walk((*seed, k))
-            walk.begin(start.labels)
-            ranked += [(left, walk, place)
-                       for left, place in walk.survey(self.placements.of(start.labels))]
-        candidates: list[tuple] = []
-        for _, walk, place in sorted(ranked, key=lambda item: item[0]):
-            there = place(walk.labels)
-            if len(candidates) == s.places:
-                break
-            if any(overlap(there, other) > 0.8 for other in seen):
-                continue
-            seen.append(there)
-            settled = walk.settle(place)
-            if settled is not None:
-                shape = settled[1]
-                fit = Graded(self.task, self.first, int(shape.max()))
-                c = fit.run(blurred(self.task, shares_of(shape), 1), 5)
-                candidates.append((fit.misfit, len(candidates), fit, c))
-                self.report("place", fit.misfit)
-        self.shapes += sum(walk.shapes for walk in {id(w): w for _, w, _ in ranked}.values())
-        better = []
-        for _, k, fit, c in sorted(candidates, key=lambda item: item[:2])[: s.candidates]:
-            c = fit.run(c, 10)
-            better.append((fit.misfit, k, c))
-            self.report("candidate", fit.misfit)
-            if fit.misfit < 4e-6 * self.task.unit + self.task.floor:
-                break
-        for _, k, c in sorted(better, key=lambda item: item[:2])[: s.sharpened]:
-            self._sharpen(c, (*seed, k))
-            if self._solved():
-                return
+            self._walks([start.labels for start in found], (s.seed, number, 2), s.couples)
 
     def _set_unit(self, labels: np.ndarray) -> None:
         task = self.task
@@ -289,12 +273,15 @@ class Search:
 
     def _follow(self, walk: Walk) -> None:
         """Walk on; where it stalls, elsewhere on the lattice."""
-        for _ in range(2):
+        for _ in range(self.settings.turns):
             walk.run(self.settings.walk, self.target, self.report)
             self._keep(walk)
             if self._solved() or walk.best[0] <= self.target:
                 return
             f, labels = walk.best
+            if labels.max() > 1:
+                self._begin(walk, labels)
+                continue
             here = walk.misfit(labels)
             places = self._places(walk, labels)
             if not places or places[0][2] > 1.5 * here + 5.0 * walk.unit * 1e-4:
@@ -387,9 +374,9 @@ class Search:
                 found = [parted]
         return found[0] if found else None
 
-    def _placed(self, walk: Walk, labels: np.ndarray) -> np.ndarray:
+    def _placed(self, walk: Walk) -> np.ndarray:
         """Compartments of about the right shapes in the places that explain most."""
-        walk.begin(labels)
+        labels = walk.labels
         ranked = sorted(walk.survey(self.placements.of(labels)), key=lambda item: item[0])
         found = [walk.settle(place) for _, place in ranked[: self.settings.settled]]
         found = [item for item in found if item is not None]
@@ -408,7 +395,7 @@ class Search:
         best = None
         for turn in range(s.alternations):
             walk = self._walk((*seed, turn))
-            walk.begin(self._placed(walk, labels) if labels.max() > 1 else labels)
+            self._begin(walk, labels)
             walk.run(s.walk, self.target, self.report)
             self._keep(walk)
             better = best is None or walk.best[0] < 0.8 * best[0]

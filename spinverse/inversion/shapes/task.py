@@ -25,6 +25,7 @@ from ...tissue import Permeability, Tissue
 from ..misfit import references
 
 LARGEST = 4000  # cells; all models are dense
+RIDGE = 5e-3  # rms of normalised magnitudes that examples do not tell
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,13 +92,18 @@ class Measurements:
 
     def directions(self, number: int) -> Measurements:
         """At most ``number`` of the directions, spread as well as a greedy choice does."""
+        rows = self.rows_of(number)
+        return self if len(rows) == len(self.measured) else self.select(rows)
+
+    def rows_of(self, number: int) -> np.ndarray:
+        """Rows of at most ``number`` of the directions, and those without gradient."""
         acquisition = self.signals.acquisition
         moving = acquisition.b > 0
         axes, which = np.unique(np.round(acquisition.directions, 9), axis=0, return_inverse=True)
         which = which.ravel()
         present = np.unique(which[moving])
         if len(present) <= number:
-            return self
+            return np.arange(len(self.measured))
         # opposite directions are the same to a magnitude
         alike = np.abs(axes[present] @ axes[present].T)
         chosen = [0]
@@ -106,7 +112,11 @@ class Measurements:
         keep = np.isin(which, present[chosen])
         # rows without gradient whose direction is none of these count once each
         still = ~moving & ~np.isin(which, present)
-        return self.select(np.flatnonzero(keep | still))
+        return np.flatnonzero(keep | still)
+
+    def predicted(self, S: np.ndarray) -> np.ndarray:
+        """Expected normalised magnitudes of all rows from the signals of those of `table`."""
+        return self.normalised(S)
 
     def normalised(self, S: np.ndarray) -> np.ndarray:
         """Expected normalised magnitudes of real signals ``(..., N)``; noise lifts them (Rice)."""
@@ -124,6 +134,46 @@ class Measurements:
         if self.sigma:
             J = J * _rician_slope(S / scale, self.sigma)[:, None]
         return J
+
+
+@dataclass(frozen=True, eq=False)
+class Lifted(Measurements):
+    """All measurements, of which the fast models compute some directions and the rest follows.
+
+    Signals of one pair of pulses are smooth in the direction: what ten of them say of the others is
+    linear, learnt from shapes, and good enough where the full model has corrected it nearby.
+
+    Attributes:
+        part: the rows that are computed.
+        lift, mean: ``(n, N)`` and ``(N,)``: ``part.normalised(S) @ lift + mean`` is predicted.
+    """
+
+    part: Measurements
+    lift: np.ndarray
+    mean: np.ndarray
+
+    @classmethod
+    def learnt(cls, whole: Measurements, number: int, examples: np.ndarray) -> Measurements:
+        """From ``number`` directions; examples: normalised magnitudes of shapes, ``(m, N)``."""
+        rows = whole.rows_of(number)
+        if len(rows) == len(whole.measured):
+            return whole
+        kind = whole.signals.acquisition.waveform_index
+        centre = examples.mean(axis=0)
+        X = examples - centre
+        lift = np.zeros((len(rows), X.shape[1]))
+        for wave in np.unique(kind):
+            known, asked = np.flatnonzero(kind[rows] == wave), np.flatnonzero(kind == wave)
+            A = X[:, rows[known]]
+            ridge = RIDGE**2 * len(X) * np.eye(len(known))
+            lift[np.ix_(known, asked)] = np.linalg.solve(A.T @ A + ridge, A.T @ X[:, asked])
+        lift[:, rows] = np.eye(len(rows))
+        part = whole.select(rows)
+        return cls(whole.signals, whole.measured, whole.scale, whole.references, whole.sigma,
+                   whole.freedom, part.table, part, lift, centre - centre[rows] @ lift)
+
+    def predicted(self, S: np.ndarray) -> np.ndarray:
+        return self.part.normalised(S) @ self.lift + self.mean
 
 
 def rician_mean(signal: np.ndarray, sigma: float) -> np.ndarray:
@@ -286,7 +336,7 @@ class Task:
 
     def residual(self, model, shape: np.ndarray, look: Measurements) -> np.ndarray:
         """Of a partition or graded model, ``(N,)``."""
-        return look.normalised(self.rho * model.signals(shape, look.table)) - look.measured
+        return look.predicted(self.rho * model.signals(shape, look.table)) - look.measured
 
 
 def check_task(mesh: Mesh, acquisition: Acquisition) -> None:
