@@ -396,6 +396,28 @@ def test_a_search_goes_on_from_its_state(mesh, whole):
     assert result.shapes == whole_run.shapes
 
 
+@pytest.mark.mpi
+def test_a_search_that_may_look_at_few_shapes_ends_with_the_best(mesh, whole):
+    settings = Settings(cells=1, ellipsoids=6, candidates=1, walks=1, budget=1)
+    found = Search(task_of(mesh, ball(whole), directions=2), settings).run()
+    assert found.ending == "as many shapes as it may look at"
+    assert found.labels.any() and np.isfinite(found.misfit)
+
+
+def test_a_search_of_noisy_data_ends_when_nothing_likelier_comes(mesh, whole):
+    task = task_of(mesh, ball(whole), directions=3)
+    task.floor = 4e-4
+    search = Search(task, Settings(examples=2))
+    step = 2 * task.floor / len(task.all.measured)  # a factor of e
+    for bests, ended in (([5e-4], False), ([5e-4, 4.9e-4, 4.8e-4], False),
+                         ([4.8e-4 + 0.9 * step, 4.8e-4, 4.8e-4], True),
+                         ([4.8e-4 + 1.1 * step, 4.8e-4, 4.8e-4], False)):
+        search.bests = bests
+        assert search._fruitless() == ended
+    search.task.floor = 0.0
+    assert not search._fruitless()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("boundary", ["absorbing", "reflecting"])
 def test_a_whole_search(mesh, whole, boundary):
@@ -409,6 +431,7 @@ def test_a_whole_search(mesh, whole, boundary):
 @pytest.mark.parametrize(("wrong", "message"), [
     ({"cells": 3}, "cells 3, expected from 1 to 2"),
     ({"rounds": 0}, "rounds 0, expected at least 1"),
+    ({"budget": 0}, "budget 0, expected at least 1"),
 ])
 def test_wrong_settings(wrong, message):
     with pytest.raises(InputError, match=message):

@@ -48,6 +48,7 @@ class ShapesSection(Section):
     ellipsoids: Annotated[int, Field(ge=1)] = Shapes.ellipsoids
     candidates: Annotated[int, Field(ge=1)] = Shapes.candidates
     rounds: Annotated[int, Field(ge=1)] = Shapes.rounds
+    budget: Annotated[int, Field(ge=1)] = Shapes.budget
     stop_at: Number = Shapes.stop_at
     noise: Number | None = Shapes.noise
     seed: Annotated[int, Field(ge=0)] = Shapes.seed

@@ -179,6 +179,7 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage | Shapes] | str
             with clock("shapes"):
                 found = Search(task, Settings(
                     ellipsoids=stage.ellipsoids, candidates=stage.candidates, rounds=stage.rounds,
+                    budget=stage.budget,
                     cells=stage.cells, target=stage.stop_at, seed=stage.seed), seen).run(
                         keep, earlier)
             evaluations += found.shapes

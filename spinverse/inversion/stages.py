@@ -176,7 +176,9 @@ class Shapes:
             is looked for where one does not explain the data.
         ellipsoids: random ones to begin with in every round.
         candidates: of these, the best distinct ones are followed up.
-        rounds: at most so many; a round begins with new ellipsoids.
+        rounds: at most so many; a round has six parts that begin with new ellipsoids.
+        budget: shapes that may be looked at, about 30 ms of one core each (absorbing; reflecting
+            ones count 2.5). The search ends with the best one so far after some more.
         stop_at: mean-square misfit that ends the search where there is no noise.
         noise: standard deviation of the normalised magnitudes; None: from measurements that were
             repeated (as b = 0 usually is), else 0.
@@ -188,6 +190,7 @@ class Shapes:
     ellipsoids: int = 400
     candidates: int = 6
     rounds: int = 3
+    budget: int = 40_000
     stop_at: float = 1e-7
     noise: float | None = None
     seed: int = 0
@@ -195,7 +198,7 @@ class Shapes:
     def __post_init__(self):
         for name, least, most in (("cells", 1, 2), ("ellipsoids", 1, np.inf),
                                   ("candidates", 1, np.inf), ("rounds", 1, np.inf),
-                                  ("seed", 0, np.inf)):
+                                  ("budget", 1, np.inf), ("seed", 0, np.inf)):
             value = getattr(self, name)
             if not least <= value <= most:
                 expected = f"from {least} to {most}" if most < np.inf else f"at least {least}"

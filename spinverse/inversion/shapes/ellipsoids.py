@@ -13,6 +13,7 @@ from .task import Measurements, Task
 LEAST, MOST = 0.04, 0.25  # volume of a random ellipsoid over that of the box
 NESTED, HOSTS = 0.35, (0.1, 0.42)  # share of pairs one within the other; volume of the outer one
 SPREAD = 0.65  # of its centre, in half boxes
+GENERATIONS = 45  # of the evolution, for each ellipsoid
 # of a mutation: centre (um), log of the axes, rotation (rad)
 MUTATION = np.repeat([2.0, 0.2, 0.4], 3)
 
@@ -72,7 +73,7 @@ def random_ellipsoids(cells: Cells, number: int, rng: np.random.Generator) -> np
 
 
 def starts(task: Task, cells: Cells, look: Measurements, number: int, tried: int, keep: int,
-           seed: tuple, generations: int = 45) -> list[Start]:
+           seed: tuple, generations: int = GENERATIONS) -> list[Start]:
     """The best distinct partitions into ``number`` ellipsoids and the outside. Collective.
 
     Args:

@@ -126,10 +126,15 @@ class Walk:
         before, now = min(self.marks[:-patience]), min(self.marks[-patience:])
         return before - now < 0.4 * max(before - floor, GAIN_NOISY * floor)
 
-    def run(self, iterations: int, target: float, report=None) -> None:
-        """Walk until the misfit is below ``target``, or nothing is gained any more."""
+    def run(self, iterations: int, target: float, report=None, shapes: float = np.inf) -> None:
+        """Walk until the misfit is below ``target``, or nothing is gained any more.
+
+        Or more than so many shapes were looked at.
+        """
+        last = self.shapes + shapes
         for _ in range(iterations):
-            if self.best[0] <= target or self.stalled() or not self.step():
+            if (self.best[0] <= target or self.stalled() or self.shapes >= last
+                    or not self.step()):
                 return
             if report is not None:
                 report("cells", self.f)

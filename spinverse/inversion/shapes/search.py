@@ -10,7 +10,7 @@ import numpy as np
 from ...errors import SolverError
 from . import levels
 from .cells import Cells
-from .ellipsoids import Start, examples, starts
+from .ellipsoids import GENERATIONS, Start, examples, starts
 from .flips import Walk
 from .graded import AGAIN, FIRST, RELEASED, Graded, blurred, shares_of, sharpest
 from .placements import Placements
@@ -18,13 +18,17 @@ from .task import Lifted, Task
 
 NEAR = 1e-4  # misfit, in the unit of walks, that is followed up at once
 CLOSE = 2.0  # variances of the noise, within which the best shape of a part walks on
-SURE = 3  # parts that a search of noisy data has at least, if no second start confirms its find
+# parts that a search of noisy data has at least, if no second start confirms its find; and so many
+# without a likelier shape end it
+SURE, FRUITLESS = 3, 2
 PARTED = 0.25  # of the misfit of the largest part alone, to believe in several
 LIKELY = 0.5  # of the misfit of one ellipsoid: where two leave less, they are followed up first
 
 # the parts of a round: where one cell is likely, and where two are
-ONE = ("sharp", "sharp", "sharp", "graded", "several")
-TWO = ("sharp", "several", "several", "graded", "sharp")
+ONE = ("sharp", "sharp", "sharp", "sharp", "several", "graded")
+TWO = ("sharp", "several", "several", "several", "sharp", "graded")
+# what counts as how many shapes of an absorbing box
+REFLECTING, STEP = 2.5, 30
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Settings:
         candidates: the best distinct ones of each kind, which are improved.
         pairs, likely: so many candidates of two walk; so many tell whether there are two.
         rounds: at most so many.
+        budget: shapes whose signals may be computed, about; the search ends after the walk that
+            passes it. A reflecting one counts 2.5, a step of graded ones 30.
         target: noise-free, a mean-square misfit that ends the search.
         seed: of all that is random.
         few, more: directions that the walks and the graded shapes look at, if there is no noise.
@@ -57,6 +63,7 @@ class Settings:
     pairs: int = 6
     likely: int = 4
     rounds: int = 3
+    budget: int = 40_000
     target: float = 1e-7
     seed: int = 0
     few: int = 10
@@ -116,7 +123,7 @@ class Search:
             self.more = task.all.directions(settings.more)
         self.placements = Placements(self.cells)
         self.width = 0.31 * task.size
-        self.shapes = 0
+        self.shapes = self.steps = 0
         self.best: tuple[float, np.ndarray] | None = None
         self.fitted = False
         self.several = False  # cells are likely
@@ -125,6 +132,7 @@ class Search:
         self.polished: set[bytes] = set()
         self.origin: tuple = ()
         self.confirmed = False
+        self.bests: list[float] = []  # after each part
         self._set_target()
 
     def run(self, after_part: Callable[[dict], None] | None = None,
@@ -145,30 +153,38 @@ class Search:
             kinds[kind](part)
             if self.task.floor and self.best is not None and not self.confirmed:
                 self._polish()
-            if self._solved() or (part + 1 >= SURE and self._explained()):
+            if self.best is not None:
+                self.bests.append(self.best[0])
+            if self._finished() or (part + 1 >= SURE and (self._explained() or self._fruitless())):
                 break
             if after_part is not None and self.best is not None:
                 after_part(self._state(part + 1))
         if self.best is None:
             raise SolverError("shape search: no start with a closed surface; more ellipsoids?")
-        return self._found("the data are explained" if self._explained() else "all rounds are done")
+        return self._found("the data are explained" if self._explained() else
+                           "no likelier shape any more" if self._fruitless() else
+                           "as many shapes as it may look at" if self._left() <= 0 else
+                           "all rounds are done")
 
     def _state(self, part: int) -> dict:
         return {"part": np.array(part), "labels": self.best[1], "misfit": np.array(self.best[0]),
-                "shapes": np.array(self.shapes), "fitted": np.array(self.fitted),
+                "shapes": np.array([self.shapes, self.steps]), "fitted": np.array(self.fitted),
                 "resistance": np.array(self.task.elements.resistance),
                 "unit": np.array(self.task.unit), "origin": np.array(self.origin),
-                "several": np.array(self.several),
+                "several": np.array(self.several), "bests": np.array(self.bests),
                 "polished": np.frombuffer(b"".join(sorted(self.polished)), dtype=np.int8)}
 
     def _restore(self, state: dict) -> int:
         task = self.task
         self.best = float(state["misfit"]), np.asarray(state["labels"], dtype=np.int8)
-        self.shapes, self.fitted = int(state["shapes"]), bool(state["fitted"])
+        self.fitted = bool(state["fitted"])
+        # checkpoints of before have no steps
+        self.shapes, self.steps = [*np.atleast_1d(state["shapes"]).astype(int).tolist(), 0][:2]
         task.elements = replace(task.elements, resistance=float(state["resistance"]))
         task.unit = float(state["unit"])
         # checkpoints of before have none of these
         self.several = bool(state.get("several", False))
+        self.bests = np.asarray(state.get("bests", ())).tolist()
         self.origin = tuple(np.asarray(state.get("origin", ())).tolist())
         polished = np.asarray(state.get("polished", ()), np.int8).reshape(-1, len(self.best[1]))
         self.polished = {labels.tobytes() for labels in polished}
@@ -185,9 +201,25 @@ class Search:
             return self.confirmed
         return self.best is not None and self.best[0] <= self.target
 
+    def _left(self, walk: Walk | None = None) -> float:
+        """How many shapes may still be looked at."""
+        each = 1.0 if self.task.absorbing else REFLECTING
+        done = self.shapes + (0 if walk is None else walk.shapes)
+        return self.settings.budget / each - done - STEP * self.steps / each
+
+    def _finished(self) -> bool:
+        return self._solved() or (self.best is not None and self._left() <= 0)
+
     def _explained(self) -> bool:
         """Whether noise explains what is left; many shapes may come to that, one is likeliest."""
         return self.best is not None and self.best[0] <= self.target
+
+    def _fruitless(self) -> bool:
+        """Whether the last parts have not made noisy data likelier by a factor of e."""
+        floor, bests = self.task.floor, self.bests
+        if not floor or len(bests) <= FRUITLESS:
+            return False
+        return bests[-1 - FRUITLESS] - bests[-1] < 2 * floor / len(self.task.all.measured)
 
     def _found(self, why: str) -> Found:
         misfit, labels = self.best
@@ -206,6 +238,7 @@ class Search:
         s = self.settings
         found = starts(self.task, self.cells, self.first, 1, s.ellipsoids, s.candidates,
                        (s.seed, number))
+        self.shapes += s.ellipsoids + s.candidates * GENERATIONS
         if not found:
             return
         self.report("1 ellipsoid", found[0].misfit)
@@ -223,17 +256,17 @@ class Search:
         for k, labels in enumerate(starts):
             walk = self._walk((*seed, k))
             self._begin(walk, labels)
-            walk.run(s.steps, self.target, self.report)
+            self._run(walk, s.steps)
             begun.append(walk)
             self._keep(walk)
             if walk.best[0] < NEAR * walk.unit + self.task.floor:
                 self._follow(begun.pop())
-            if self._solved():
+            if self._finished():
                 return
         begun.sort(key=lambda walk: walk.best[0])
         for walk in begun[:followed]:
             self._follow(walk)
-            if self._solved():
+            if self._finished():
                 return
 
     def _begin(self, walk: Walk, labels: np.ndarray) -> None:
@@ -251,6 +284,7 @@ class Search:
     def _pairs(self, number: int, tried: int, keep: int) -> list[Start]:
         found = starts(self.task, self.cells, self.first, 2, tried, keep,
                        (self.settings.seed, number))
+        self.shapes += tried + 2 * keep * GENERATIONS
         if found:
             self.report("2 ellipsoids", found[0].misfit)
         return found
@@ -271,12 +305,16 @@ class Search:
     def _walk(self, seed: tuple) -> Walk:
         return Walk(self.task, self.cells, self.few, seed)
 
+    def _run(self, walk: Walk, iterations: int, target: float | None = None) -> None:
+        walk.run(iterations, self.target if target is None else target, self.report,
+                 self._left(walk))
+
     def _follow(self, walk: Walk) -> None:
         """Walk on; where it stalls, elsewhere on the lattice."""
         for _ in range(self.settings.turns):
-            walk.run(self.settings.walk, self.target, self.report)
+            self._run(walk, self.settings.walk)
             self._keep(walk)
-            if self._solved() or walk.best[0] <= self.target:
+            if self._finished() or walk.best[0] <= self.target:
                 return
             f, labels = walk.best
             if labels.max() > 1:
@@ -288,7 +326,7 @@ class Search:
                 return
             self.report("moved", places[0][2])
             walk.begin(places[0][1])
-            walk.run(self.settings.steps, self.target, self.report)
+            self._run(walk, self.settings.steps)
             if walk.best[0] > 3 * f + 1e-3 * walk.unit:
                 return
 
@@ -323,13 +361,14 @@ class Search:
         for k, (_, a) in enumerate(started):
             fit = Graded(task, self.first)
             c = fit.run(self._smooth(a), 12)
+            self.steps += 26
             candidates.append((fit.misfit, k, c))
             self.report("candidate", fit.misfit)
             if fit.misfit < 4e-6 * task.unit and not task.floor:
                 break
         for _, k, c in sorted(candidates, key=lambda item: item[:2])[: s.sharpened]:
             self._sharpen(c, (s.seed, number, 0, k))
-            if self._solved():
+            if self._finished():
                 return
 
     def _smooth(self, a: np.ndarray) -> np.ndarray:
@@ -344,6 +383,7 @@ class Search:
         number = len(np.atleast_2d(c))
         c, free, misfit = Graded(self.task, self.more, number).sharpened(c, FIRST)
         self.report("sharp", misfit)
+        self.steps += sum(steps for _, steps in FIRST)
         walk = self._walk(seed)
         labels = self._labels(c, walk)
         if labels is None:
@@ -357,6 +397,7 @@ class Search:
                 moved = np.where(source >= 0, free[..., source], 0.0)
                 c, _, there = Graded(self.task, self.more, number).sharpened(moved, AGAIN)
                 self.report("moved", there)
+                self.steps += sum(steps for _, steps in AGAIN)
                 start = self._labels(c, walk) if there - noise < 3 * (misfit - noise) else None
             if start is not None and self._alternate(start, seed):
                 return
@@ -396,13 +437,13 @@ class Search:
         for turn in range(s.alternations):
             walk = self._walk((*seed, turn))
             self._begin(walk, labels)
-            walk.run(s.walk, self.target, self.report)
+            self._run(walk, s.walk)
             self._keep(walk)
             better = best is None or walk.best[0] < 0.8 * best[0]
             if best is None or walk.best[0] < best[0]:
                 best = walk.best
             hopeless = best[0] > 4e-4 * task.unit + task.floor or (turn > 1 and not better)
-            if self._solved() or best[0] <= self.target:
+            if self._finished() or best[0] <= self.target:
                 return True
             if hopeless:
                 return False
@@ -412,6 +453,7 @@ class Search:
                               - task.residual(fit.model, shape, self.more))
             c, _, misfit = fit.sharpened(blurred(task, shape, 1 + turn), RELEASED)
             self.report("released", misfit)
+            self.steps += sum(steps for _, steps in RELEASED)
             labels = self._labels(c, walk)
             if labels is None:
                 break
@@ -436,6 +478,6 @@ class Search:
             return
         walk = self._walk((*self.origin, 0))
         walk.begin(labels)
-        walk.run(self.settings.walk, 0.0, self.report)
+        self._run(walk, self.settings.walk, 0.0)
         self._keep(walk)
         self.polished |= {labels.tobytes(), self.best[1].tobytes()}
