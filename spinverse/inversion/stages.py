@@ -225,7 +225,7 @@ def default() -> list[Stage | Shapes]:
 
 def fast() -> list[Stage | Shapes]:
     """The search for shapes with less patience, and for a single cell."""
-    return [Shapes(cells=1, ellipsoids=200, candidates=3, rounds=1)]
+    return [Shapes(cells=1, ellipsoids=200, candidates=3, budget=10_000)]
 
 
 def facets() -> list[Stage | Shapes]:

@@ -311,10 +311,11 @@ class Search:
 
     def _follow(self, walk: Walk) -> None:
         """Walk on; where it stalls, elsewhere on the lattice."""
-        for _ in range(self.settings.turns):
+        for turn in range(1, self.settings.turns + 1):
             self._run(walk, self.settings.walk)
             self._keep(walk)
-            if self._finished() or walk.best[0] <= self.target:
+            if (self._finished() or walk.best[0] <= self.target
+                    or turn == self.settings.turns):
                 return
             f, labels = walk.best
             if labels.max() > 1:
