@@ -40,7 +40,8 @@ checkpoint: {every_iterations: 2}
 SHAPES = """mesh: {file: ball.npz}
 tissue: {boundary: absorbing}
 signals: {file: target/signals.csv}
-stages: [{name: cell, shapes: {cells: 1, ellipsoids: 12, candidates: 2, rounds: 1, stop_at: 1e-30}}]
+stages:
+  - {name: cell, shapes: {cells: 1, ellipsoids: 12, candidates: 2, budget: 4000, stop_at: 1e-30}}
 modes: 40
 """
 

@@ -386,7 +386,7 @@ def test_presets_fall_back_where_a_search_cannot_run(mesh):
 @pytest.mark.slow
 def test_a_search_goes_on_from_its_state(mesh, whole):
     settings = Settings(cells=1, ellipsoids=6, candidates=1, rounds=1, walks=1, steps=1, walk=1,
-                        target=0.0, alternations=1)
+                        target=0.0, budget=2000)
     task, states = task_of(mesh, ball(whole), directions=6), []
     whole_run = Search(task, settings).run(states.append)
     again = Search(task_of(mesh, signals=task.all.signals), settings)
@@ -412,8 +412,10 @@ def test_a_search_of_noisy_data_ends_when_nothing_likelier_comes(mesh, whole):
     for bests, ended in (([5e-4], False), ([5e-4, 4.9e-4, 4.8e-4], False),
                          ([4.8e-4 + 0.9 * step, 4.8e-4, 4.8e-4], True),
                          ([4.8e-4 + 1.1 * step, 4.8e-4, 4.8e-4], False)):
-        search.bests = bests
+        search.bests, search.best = bests, (bests[-1], ball(whole))
         assert search._fruitless() == ended
+    search.best = 10 * task.floor, ball(whole)  # far from what noise leaves
+    assert not search._fruitless()
     search.task.floor = 0.0
     assert not search._fruitless()
 

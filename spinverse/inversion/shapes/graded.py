@@ -16,9 +16,7 @@ TV = 1e-6  # weight of the total variation of the shares
 MODES = 80  # of each compartment, and of the outside
 EDGE = 0.1  # differences of shares below this are smoothed, not kept
 # weight of c (1 - c), iterations with it
-FIRST = ((0.0, 10), (1e-5, 12), (1e-4, 10), (1e-3, 12), (1e-2, 5))
-AGAIN = ((0.0, 10), (1e-5, 10), (1e-4, 8), (1e-3, 10), (1e-2, 5))
-RELEASED = ((0.0, 8), (1e-5, 8), (1e-4, 8), (1e-3, 10), (1e-2, 4))
+SHARPER = ((0.0, 10), (1e-5, 12), (1e-4, 10), (1e-3, 12), (1e-2, 5))
 
 
 class Graded:
@@ -28,13 +26,10 @@ class Graded:
         task: of the search.
         look: measurements that count.
         compartments: how many.
-
-    Attributes:
-        correction: ``(N,)`` what the full model adds to the graded one.
     """
 
     def __init__(self, task: Task, look: Measurements, compartments: int = 1):
-        self.task, self.look, self.correction = task, look, 0.0
+        self.task, self.look = task, look
         self.model = task.graded(MODES * (compartments + 1), 0.8)
         areas = task.whole.areas[self.model.inner]
         self.weights = areas / areas.mean()
@@ -81,15 +76,15 @@ class Graded:
         self.misfit = float(np.mean(r**2))
         return c
 
-    def sharpened(self, c: np.ndarray, schedule) -> tuple[np.ndarray, np.ndarray, float]:
-        """Shares at the end, those while they were free, and the misfit of the latter."""
-        free, misfit = c, np.inf
-        for weight, iterations in schedule:
+    def sharpened(self, c: np.ndarray) -> tuple[np.ndarray, float]:
+        """Shares after ever heavier weights, and the misfit while they were free."""
+        misfit = np.inf
+        for weight, iterations in SHARPER:
             self.mu = min(max(self.mu, 1e-5), 1e-3)
             c = self.run(c, iterations, weight, 3e-3)
             if weight <= 1e-5:
-                free, misfit = c.copy(), self.misfit
-        return c, free, misfit
+                misfit = self.misfit
+        return c, misfit
 
     def _signals(self, c):
         task = self.task
@@ -103,7 +98,7 @@ class Graded:
         return self._last[1:]
 
     def _residual(self, predicted):
-        return predicted + self.correction - self.look.measured
+        return predicted - self.look.measured
 
     def _loss(self, r, c, sharpen):
         penalty = sharpen * (c * (1 - c)).sum()

@@ -12,12 +12,12 @@ from . import levels
 from .cells import Cells
 from .ellipsoids import GENERATIONS, Start, examples, starts
 from .flips import Walk
-from .graded import AGAIN, FIRST, RELEASED, Graded, blurred, shares_of, sharpest
+from .graded import SHARPER, Graded, blurred, sharpest
 from .placements import Placements
 from .task import Lifted, Task
 
 NEAR = 1e-4  # misfit, in the unit of walks, that is followed up at once
-CLOSE = 2.0  # variances of the noise, within which the best shape of a part walks on
+CLOSE = 2.0  # variances of the noise, within which a shape is near
 # parts that a search of noisy data has at least, if no second start confirms its find; and so many
 # without a likelier shape end it
 SURE, FRUITLESS = 3, 2
@@ -25,8 +25,8 @@ PARTED = 0.25  # of the misfit of the largest part alone, to believe in several
 LIKELY = 0.5  # of the misfit of one ellipsoid: where two leave less, they are followed up first
 
 # the parts of a round: where one cell is likely, and where two are
-ONE = ("sharp", "sharp", "sharp", "sharp", "several", "graded")
-TWO = ("sharp", "several", "several", "several", "sharp", "graded")
+ONE = ("sharp", "sharp", "graded", "sharp", "sharp", "several")
+TWO = ("sharp", "several", "several", "graded", "several", "sharp")
 # what counts as how many shapes of an absorbing box
 REFLECTING, STEP = 2.5, 30
 
@@ -54,7 +54,6 @@ class Settings:
         sharpened: so many of the graded candidates.
         walk: iterations of a walk of single cells.
         settled: so many places are looked at closely before a walk of several cells.
-        alternations: walks from one graded candidate, with a release in between.
     """
 
     cells: int = 2
@@ -78,7 +77,6 @@ class Settings:
     sharpened: int = 3
     walk: int = 40
     settled: int = 3
-    alternations: int = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,17 +143,23 @@ class Search:
             state: such a one.
         """
         done = 0 if state is None else self._restore(state)
+        noise = self.task.floor > 0
         kinds = {"sharp": self._sharp, "graded": self._graded, "several": self._several}
         for part in range(done, len(ONE) * self.settings.rounds):
-            kind = (TWO if self.several else ONE)[part % len(ONE)]
-            if kind == "several" and self.settings.cells == 1:
+            plan = TWO if self.several else ONE
+            turn, k = divmod(part, len(plan))
+            kind = plan[k]
+            # graded shapes fit noise: only what is far from it gains
+            if (kind == "several" and self.settings.cells == 1
+                    or kind == "graded" and noise and self._near()):
                 continue
-            kinds[kind](part)
-            if self.task.floor and self.best is not None and not self.confirmed:
+            kinds[kind](turn * plan.count(kind) + plan[:k].count(kind))
+            if noise and self.best is not None and not self.confirmed:
                 self._polish()
             if self.best is not None:
                 self.bests.append(self.best[0])
-            if self._finished() or (part + 1 >= SURE and (self._explained() or self._fruitless())):
+            if self._finished() or (len(self.bests) >= SURE
+                                    and (self._explained() or self._fruitless())):
                 break
             if after_part is not None and self.best is not None:
                 after_part(self._state(part + 1))
@@ -214,10 +218,14 @@ class Search:
         """Whether noise explains what is left; many shapes may come to that, one is likeliest."""
         return self.best is not None and self.best[0] <= self.target
 
+    def _near(self) -> bool:
+        """Whether the noise is a good part of what is left."""
+        return self.best is not None and self.best[0] <= CLOSE * self.task.floor
+
     def _fruitless(self) -> bool:
         """Whether the last parts have not made noisy data likelier by a factor of e."""
         floor, bests = self.task.floor, self.bests
-        if not floor or len(bests) <= FRUITLESS:
+        if not self._near() or len(bests) <= FRUITLESS:
             return False
         return bests[-1 - FRUITLESS] - bests[-1] < 2 * floor / len(self.task.all.measured)
 
@@ -292,7 +300,7 @@ class Search:
     def _several(self, number: int) -> None:
         """Two cells of about the right shapes in all places that they can have."""
         s = self.settings
-        found = self._pairs(number, 2 * s.ellipsoids, s.pairs)
+        found = self._pairs(number + 1, 2 * s.ellipsoids, s.pairs)  # others than the first ones
         if found:
             self._calibrate(found[0].labels)
             self._walks([start.labels for start in found], (s.seed, number, 2), s.couples)
@@ -365,7 +373,7 @@ class Search:
             self.steps += 26
             candidates.append((fit.misfit, k, c))
             self.report("candidate", fit.misfit)
-            if fit.misfit < 4e-6 * task.unit and not task.floor:
+            if fit.misfit < 4e-6 * task.unit:
                 break
         for _, k, c in sorted(candidates, key=lambda item: item[:2])[: s.sharpened]:
             self._sharpen(c, (s.seed, number, 0, k))
@@ -380,28 +388,14 @@ class Search:
 
     def _sharpen(self, c: np.ndarray, seed: tuple) -> None:
         """From a graded candidate to partitions, at its place and at others of the lattice."""
-        noise = self.task.floor
-        number = len(np.atleast_2d(c))
-        c, free, misfit = Graded(self.task, self.more, number).sharpened(c, FIRST)
+        c, misfit = Graded(self.task, self.more).sharpened(c)
+        self.steps += sum(steps for _, steps in SHARPER)
         self.report("sharp", misfit)
-        self.steps += sum(steps for _, steps in FIRST)
         walk = self._walk(seed)
         labels = self._labels(c, walk)
-        if labels is None:
-            return
-        here = walk.misfit(labels)
-        places = [item for item in self._places(walk, labels)[:2] if item[2] < 1.5 * here]
-        self.shapes += walk.shapes
-        for source, _, _ in sorted([*places, (None, None, here)], key=lambda item: item[2]):
-            start = labels
-            if source is not None:
-                moved = np.where(source >= 0, free[..., source], 0.0)
-                c, _, there = Graded(self.task, self.more, number).sharpened(moved, AGAIN)
-                self.report("moved", there)
-                self.steps += sum(steps for _, steps in AGAIN)
-                start = self._labels(c, walk) if there - noise < 3 * (misfit - noise) else None
-            if start is not None and self._alternate(start, seed):
-                return
+        if labels is not None:
+            self._begin(walk, labels)
+            self._follow(walk)
 
     def _labels(self, c: np.ndarray, walk: Walk) -> np.ndarray | None:
         """The partition that shares come to; what has come apart may be several compartments."""
@@ -428,38 +422,6 @@ class Search:
         self.report("placed", misfit)
         return labels
 
-    def _alternate(self, labels: np.ndarray, seed: tuple) -> bool:
-        """Walks of single cells and releases into graded shapes, in turns.
-
-        True when one explains what it looked at.
-        """
-        s, task = self.settings, self.task
-        best = None
-        for turn in range(s.alternations):
-            walk = self._walk((*seed, turn))
-            self._begin(walk, labels)
-            self._run(walk, s.walk)
-            self._keep(walk)
-            better = best is None or walk.best[0] < 0.8 * best[0]
-            if best is None or walk.best[0] < best[0]:
-                best = walk.best
-            hopeless = best[0] > 4e-4 * task.unit + task.floor or (turn > 1 and not better)
-            if self._finished() or best[0] <= self.target:
-                return True
-            if hopeless:
-                return False
-            shape = shares_of(best[1])
-            fit = Graded(task, self.more, len(np.atleast_2d(shape)))
-            fit.correction = (task.exact(best[1], self.more)
-                              - task.residual(fit.model, shape, self.more))
-            c, _, misfit = fit.sharpened(blurred(task, shape, 1 + turn), RELEASED)
-            self.report("released", misfit)
-            self.steps += sum(steps for _, steps in RELEASED)
-            labels = self._labels(c, walk)
-            if labels is None:
-                break
-        return False
-
     def _keep(self, walk: Walk) -> None:
         """Remember a partition that explains all measurements better than any before."""
         self.shapes += walk.shapes
@@ -474,8 +436,8 @@ class Search:
 
     def _polish(self) -> None:
         """Walk on from the best shape: of many that explain noisy data one is the likeliest."""
-        misfit, labels = self.best
-        if labels.tobytes() in self.polished or misfit > CLOSE * self.task.floor:
+        labels = self.best[1]
+        if labels.tobytes() in self.polished or not self._near():
             return
         walk = self._walk((*self.origin, 0))
         walk.begin(labels)
