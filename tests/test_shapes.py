@@ -259,6 +259,39 @@ def test_the_right_place_of_a_compartment_is_found_from_about_right_shapes(mesh,
     assert overlap(found, labels) > 0.8 or overlap(found, np.array([0, 2, 1])[labels]) > 0.8
 
 
+@pytest.mark.mpi
+def test_one_cell_walks_from_the_right_place(mesh, whole):
+    """Of about the right shape, one step of the lattice away; magnitudes do not see the mirror."""
+    cells, labels = Cells(whole), ball(whole, 6, (4, 3, 0))
+    task = task_of(mesh, labels)
+    wrong = labels
+    for _ in range(2):
+        wrong = changed(wrong, [next(m for m in cells.moves(wrong) if m[1] == 1)])
+    moved = [place(wrong) for place in Placements(cells).of(wrong)]
+    at = next(shape for shape in moved if cells.allowed(shape)
+              and np.count_nonzero(shape) == np.count_nonzero(wrong)
+              and 0.05 < overlap(shape, labels) < 0.7)
+    search = Search(task, Settings(blind=1, places=2))
+    walks = list(search._begun((0,), at))
+    mirror = ball(whole, 6, (-4, -3, 0))
+    assert max(overlap(walk.labels, there) for walk in walks for there in (labels, mirror)) > 0.8
+
+
+def test_whitening_that_does_not_see_other_places(mesh, whole):
+    cells, labels = Cells(whole), ball(whole, 6, (4, 3, 0))
+    walk = flips.Walk(task_of(mesh, labels), cells, task_of(mesh, labels).all, (0,))
+    walk.begin(labels)
+    surrogate = flips.Surrogate(walk, labels, pairs=False)
+    also = walk._elsewhere(Placements(cells).of(labels))
+    assert len(also) > 3
+    there = also[np.argmax(np.sum(also**2, axis=1))]
+
+    def seen(W):
+        return np.sum((there @ W) ** 2) / np.sum((surrogate.D[: surrogate.number] @ W) ** 2)
+
+    assert seen(surrogate.whitening(0.3, also)) < 0.2 * seen(surrogate.whitening(0.3))
+
+
 def test_translations_of_a_lattice_move_cells_as_they_are(whole):
     cells = Cells(whole)
     sources = cells.translations()

@@ -35,6 +35,7 @@ class Walk:
         labels, f: the present partition and its misfit by the full model.
         best: the lowest misfit so far and its partition.
         unit: of misfits, see `Surrogate.unit`.
+        white: whitened misfit after the last step, in this unit.
         shapes: partitions whose signals were computed.
 
     Args:
@@ -47,6 +48,7 @@ class Walk:
     def __init__(self, task: Task, cells: Cells, look: Measurements, seed: tuple):
         self.task, self.cells, self.look, self.seed = task, cells, look, seed
         self.model = task.partition()
+        # uncorrected residuals of this model, and residuals of the full one
         self.known: dict[bytes, np.ndarray] = {}
         self.exact: dict[bytes, np.ndarray] = {}
         self.bias: np.ndarray | float = 0.0  # of each measurement, once corrected
@@ -61,7 +63,8 @@ class Walk:
             lambda s: self.task.residual(self.model, s, self.look), list(new.values()))
         self.known.update(zip(new, values, strict=True))
         self.shapes += len(new)
-        return np.array([self.known[s.tobytes()] for s in shapes]) - self.bias
+        values = np.array([self.known[s.tobytes()] for s in shapes])
+        return values.reshape(len(shapes), len(self.look.measured)) - self.bias
 
     def misfit(self, labels: np.ndarray) -> float:
         """By this model, uncorrected at the first call."""
@@ -84,10 +87,21 @@ class Walk:
             self.visited, self.surrogate = set(), None
         self.visited.add(labels.tobytes())
         self.sharper = 0
-        self.iterations, self.unit, self.marks = 0, 1.0, [self.f]
+        self.iterations, self.unit, self.marks, self.white = 0, 1.0, [self.f], np.inf
 
-    def step(self) -> bool:
-        """One iteration; False if there is nowhere to go."""
+    def fork(self, labels: np.ndarray) -> Walk:
+        """Another walk, from another partition, that knows what this one does."""
+        other = Walk(self.task, self.cells, self.look, self.seed)
+        other.known, other.exact = self.known, self.exact
+        other.begin(labels)
+        return other
+
+    def step(self, places: list[Placement] | None = None) -> bool:
+        """One iteration; False if there is nowhere to go.
+
+        Args:
+            places: what going there changes does not count.
+        """
         floor = self.task.floor
         self.surrogate = surrogate = Surrogate(self, self.labels, self.surrogate)
         if surrogate.number < 2:
@@ -96,8 +110,9 @@ class Walk:
         far = self.f > 3e-4 * unit + 1.5 * floor
         turn = self.sharper % len(CYCLE)
         noise = np.sqrt(floor / (1e-4 * unit))
-        W = surrogate.whitening(self._far(unit) if far
-                                else max(CYCLE[turn], CYCLE_NOISY[turn] * noise))
+        W = surrogate.whitening(self._far(unit) if far or places
+                                else max(CYCLE[turn], CYCLE_NOISY[turn] * noise),
+                                self._elsewhere(places or []))
         before = np.mean((surrogate.r @ W) ** 2)
         excess = before - floor * np.sum(W**2) / len(W)
         found = self._annealed(surrogate, W, max(1e-4 * unit, excess / 10),
@@ -108,6 +123,7 @@ class Walk:
         if shape is None:
             return False
         self.sharper += value >= before
+        self.white = value / unit
         self.labels = shape
         self.visited.add(shape.tobytes())
         self.f = self.centre_on(shape)
@@ -126,15 +142,16 @@ class Walk:
         before, now = min(self.marks[:-patience]), min(self.marks[-patience:])
         return before - now < 0.4 * max(before - floor, GAIN_NOISY * floor)
 
-    def run(self, iterations: int, target: float, report=None, shapes: float = np.inf) -> None:
+    def run(self, iterations: int, target: float, report=None, shapes: float = np.inf,
+            places=None) -> None:
         """Walk until the misfit is below ``target``, or nothing is gained any more.
 
-        Or more than so many shapes were looked at.
+        Or more than so many shapes were looked at. ``places``: see `step`, of a partition.
         """
         last = self.shapes + shapes
         for _ in range(iterations):
             if (self.best[0] <= target or self.stalled() or self.shapes >= last
-                    or not self.step()):
+                    or not self.step(places and places(self.labels))):
                 return
             if report is not None:
                 report("cells", self.f)
@@ -169,8 +186,8 @@ class Walk:
         And its misfit, whitened as round the present partition.
         """
         labels = self.labels
-        if self.surrogate is None:
-            self.surrogate = Surrogate(self, labels)
+        if self.surrogate is None or self.surrogate.labels is not labels:
+            self.surrogate = Surrogate(self, labels, self.surrogate)
         surrogate = self.surrogate
         W = surrogate.whitening(self._far(surrogate.unit))
         r = self.residuals([place(labels)])[0]
@@ -188,6 +205,12 @@ class Walk:
             return None
         values = np.mean((self.residuals(shapes) @ W) ** 2, axis=1)
         return float(values.min()), shapes[int(values.argmin())]
+
+    def _elsewhere(self, places: list[Placement]) -> np.ndarray:
+        """What other places change of the residual, ``(m, N)``."""
+        shapes = [place(self.labels) for place in places]
+        here = self.residuals([self.labels])[0]
+        return self.residuals([s for s in shapes if self.cells.allowed(s)]) - here
 
     def _far(self, unit: float) -> float:
         return max(FAR, FAR_NOISY * np.sqrt(self.task.floor / (1e-4 * unit)))
@@ -332,13 +355,18 @@ class Surrogate:
         """1 where single moves change the normalised signals by 1 % rms."""
         return 1e4 * float(np.mean(self.D[: self.number] ** 2))
 
-    def whitening(self, keep: float) -> np.ndarray:
-        """(C + keep^2 tr C / N)^(-1/2), C of single moves, scaled to their mean square."""
+    def whitening(self, keep: float, also: np.ndarray | None = None) -> np.ndarray:
+        """(C + keep^2 tr C / N)^(-1/2), C of single moves, scaled to their mean square.
+
+        ``also``: other changes, ``(m, N)``, much larger ones, that C is to have, too.
+        """
         D = self.D[: self.number]
         N = D.shape[1]
         C = D.T @ D / len(D)
-        values, vectors = np.linalg.eigh(C)
         level = keep**2 * np.trace(C) / N
+        if also is not None and len(also):
+            C = C + also.T @ also / len(also)
+        values, vectors = np.linalg.eigh(C)
         W = (vectors / np.sqrt(np.maximum(values, 0) + level)) @ vectors.T
         return W * np.sqrt(np.mean(D**2) / np.mean((D @ W) ** 2))
 

@@ -16,6 +16,7 @@ from scipy.spatial import cKDTree
 from .cells import Cells
 
 OVERLAP = 6  # cells that two compartments may have in common; one of them loses these
+KEPT = 0.85  # of a single compartment
 APART = 0.06  # relative places nearer than this, in boxes, are the same
 
 
@@ -67,7 +68,9 @@ class Placements:
                     self.shifts.append(source)
 
     def of(self, labels: np.ndarray) -> list[Placement]:
-        """One of each relative place that two or more compartments of a partition can have."""
+        """All places of one compartment; of several, one of each relative place they can have."""
+        if labels.max() == 1:
+            return self._translations(labels > 0)
         x = self.whole.centroids - self.whole.centre
         found: dict[tuple, tuple] = {}
         several = labels.max() > 2
@@ -96,6 +99,12 @@ class Placements:
                         found[key] = off, label, host, source, back
         return [Placement(label, host, source, back)
                 for _, label, host, source, back in found.values()]
+
+    def _translations(self, one: np.ndarray) -> list[Placement]:
+        """Of a single compartment; a little of it may leave the mesh."""
+        nowhere = np.full(len(one), -1)
+        return [Placement(1, 0, source, nowhere) for sign, source in self.maps
+                if sign > 0 and np.count_nonzero((source >= 0) & one[source]) >= KEPT * one.sum()]
 
     def _host(self, labels: np.ndarray, label: int) -> int:
         """What a compartment has most of its walls with."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,7 +13,7 @@ from .cells import Cells
 from .ellipsoids import GENERATIONS, Start, examples, starts
 from .flips import Walk
 from .graded import SHARPER, Graded, blurred, sharpest
-from .placements import Placements
+from .placements import Placement, Placements
 from .task import Lifted, Task
 
 NEAR = 1e-4  # misfit, in the unit of walks, that is followed up at once
@@ -21,6 +21,7 @@ CLOSE = 2.0  # variances of the noise, within which a shape is near
 # parts that a search of noisy data has at least, if no second start confirms its find; and so many
 # without a likelier shape end it
 SURE, FRUITLESS = 3, 2
+ELSEWHERE = 40  # places that show what places change
 PARTED = 0.25  # of the misfit of the largest part alone, to believe in several
 LIKELY = 0.5  # of the misfit of one ellipsoid: where two leave less, they are followed up first
 
@@ -54,6 +55,7 @@ class Settings:
         sharpened: so many of the graded candidates.
         walk: iterations of a walk of single cells.
         settled: so many places are looked at closely before a walk of several cells.
+        blind, places: steps of one cell that do not look at its place; then so many are tried.
     """
 
     cells: int = 2
@@ -77,6 +79,8 @@ class Settings:
     sharpened: int = 3
     walk: int = 40
     settled: int = 3
+    blind: int = 3
+    places: int = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -262,20 +266,59 @@ class Search:
         """A short walk from each start; the best of them, or one that comes near, go on."""
         s, begun = self.settings, []
         for k, labels in enumerate(starts):
-            walk = self._walk((*seed, k))
-            self._begin(walk, labels)
-            self._run(walk, s.steps)
-            begun.append(walk)
-            self._keep(walk)
-            if walk.best[0] < NEAR * walk.unit + self.task.floor:
-                self._follow(begun.pop())
-            if self._finished():
-                return
-        begun.sort(key=lambda walk: walk.best[0])
+            places = []
+            for walk in self._begun((*seed, k), labels):
+                self._run(walk, s.steps)
+                self._keep(walk)
+                self.report("white", walk.white)
+                if walk.best[0] < NEAR * walk.unit + self.task.floor:
+                    self._follow(walk)
+                else:
+                    places.append(walk)
+                if self._finished():
+                    return
+            if len(places) > 1:  # in its right place a shape is soon found
+                places.sort(key=lambda walk: walk.white)
+                self._run(places[0], s.steps)
+                self._keep(places[0])
+                if self._finished():
+                    return
+            begun += places
+        begun.sort(key=lambda walk: walk.white)
         for walk in begun[:followed]:
             self._follow(walk)
             if self._finished():
                 return
+
+    def _begun(self, seed: tuple, labels: np.ndarray) -> Iterator[Walk]:
+        """Walks from a start: of one cell from the places that fit its shape best.
+
+        A shape that is nearly right lies in a wrong place as long as that makes up for its errors,
+        and no single moves take it from there. So what places change does not count at first.
+        """
+        walk, s = self._walk(seed), self.settings
+        walk.begin(labels)
+        self._run(walk, s.blind, places=self._some_places)
+        self._keep(walk)
+        if self._finished():
+            return
+        walk.begin(walk.labels, nearby=True)
+        if labels.max() > 1:
+            walk.begin(self._placed(walk), nearby=True)
+            yield walk
+            return
+        for _, there in self._ranked(walk, s.places + 1)[: s.places]:
+            yield walk.fork(there)
+
+    def _some_places(self, labels: np.ndarray) -> list[Placement]:
+        places = self.placements.of(labels)
+        return places[:: -(-len(places) // ELSEWHERE)]
+
+    def _ranked(self, walk: Walk, number: int) -> list[tuple[float, np.ndarray]]:
+        """Partitions at so many other places, those that explain most first."""
+        ranked = sorted(walk.survey(self.placements.of(walk.labels)), key=lambda item: item[0])
+        found = [walk.settle(place) for _, place in ranked[:number]]
+        return sorted((item for item in found if item is not None), key=lambda item: item[0])
 
     def _begin(self, walk: Walk, labels: np.ndarray) -> None:
         """Several compartments begin where they explain most."""
@@ -313,9 +356,10 @@ class Search:
     def _walk(self, seed: tuple) -> Walk:
         return Walk(self.task, self.cells, self.few, seed)
 
-    def _run(self, walk: Walk, iterations: int, target: float | None = None) -> None:
+    def _run(self, walk: Walk, iterations: int, target: float | None = None,
+             places=None) -> None:
         walk.run(iterations, self.target if target is None else target, self.report,
-                 self._left(walk))
+                 self._left(walk), places)
 
     def _follow(self, walk: Walk) -> None:
         """Walk on; where it stalls, elsewhere on the lattice."""
@@ -412,13 +456,10 @@ class Search:
 
     def _placed(self, walk: Walk) -> np.ndarray:
         """Compartments of about the right shapes in the places that explain most."""
-        labels = walk.labels
-        ranked = sorted(walk.survey(self.placements.of(labels)), key=lambda item: item[0])
-        found = [walk.settle(place) for _, place in ranked[: self.settings.settled]]
-        found = [item for item in found if item is not None]
+        found = self._ranked(walk, self.settings.settled)
         if not found:
-            return labels
-        misfit, labels = min(found, key=lambda item: item[0])
+            return walk.labels
+        misfit, labels = found[0]
         self.report("placed", misfit)
         return labels
 
