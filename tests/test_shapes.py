@@ -419,14 +419,16 @@ def test_presets_fall_back_where_a_search_cannot_run(mesh):
 @pytest.mark.slow
 def test_a_search_goes_on_from_its_state(mesh, whole):
     settings = Settings(cells=1, ellipsoids=6, candidates=1, rounds=1, walks=1, steps=1, walk=1,
-                        target=0.0, budget=2000)
+                        blind=1, places=1, target=0.0, budget=3000)
     task, states = task_of(mesh, ball(whole), directions=6), []
     whole_run = Search(task, settings).run(states.append)
-    again = Search(task_of(mesh, signals=task.all.signals), settings)
-    assert int(states[0]["part"]) == 1
-    result = again.run(state=states[0])
-    np.testing.assert_array_equal(result.labels, whole_run.labels)
-    assert result.shapes == whole_run.shapes
+    parts = [int(state["part"]) for state in states]
+    assert parts == sorted(parts) and parts[:2] == [0, 0] and 1 in parts
+    for state in (states[0], states[parts.index(1)]):  # in the middle of a part, and after it
+        again = Search(task_of(mesh, signals=task.all.signals), settings)
+        result = again.run(state=state)
+        np.testing.assert_array_equal(result.labels, whole_run.labels)
+        assert result.shapes == whole_run.shapes
 
 
 @pytest.mark.mpi

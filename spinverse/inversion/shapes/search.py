@@ -13,7 +13,7 @@ from .cells import Cells
 from .ellipsoids import GENERATIONS, Start, examples, starts
 from .flips import Walk
 from .graded import SHARPER, Graded, blurred, sharpest
-from .placements import Placement, Placements
+from .placements import Placements
 from .task import Lifted, Task
 
 NEAR = 1e-4  # misfit, in the unit of walks, that is followed up at once
@@ -21,7 +21,6 @@ CLOSE = 2.0  # variances of the noise, within which a shape is near
 # parts that a search of noisy data has at least, if no second start confirms its find; and so many
 # without a likelier shape end it
 SURE, FRUITLESS = 3, 2
-ELSEWHERE = 40  # places that show what places change
 PARTED = 0.25  # of the misfit of the largest part alone, to believe in several
 LIKELY = 0.5  # of the misfit of one ellipsoid: where two leave less, they are followed up first
 
@@ -135,6 +134,8 @@ class Search:
         self.origin: tuple = ()
         self.confirmed = False
         self.bests: list[float] = []  # after each part
+        self.after_part: Callable[[dict], None] | None = None
+        self.before: dict | None = None  # the state at the beginning of a part
         self._set_target()
 
     def run(self, after_part: Callable[[dict], None] | None = None,
@@ -142,11 +143,12 @@ class Search:
         """Rounds of starts until one explains the data.
 
         Args:
-            after_part: called several times in each round with a state, plain arrays, to go on
-                from.
+            after_part: called after each part, and in the middle of one with the best so far, with
+                a state, plain arrays, to go on from. A part that was begun is done again then.
             state: such a one.
         """
         done = 0 if state is None else self._restore(state)
+        self.after_part = after_part
         noise = self.task.floor > 0
         kinds = {"sharp": self._sharp, "graded": self._graded, "several": self._several}
         for part in range(done, len(ONE) * self.settings.rounds):
@@ -157,7 +159,9 @@ class Search:
             if (kind == "several" and self.settings.cells == 1
                     or kind == "graded" and noise and self._near()):
                 continue
+            self.before = self._state(part)
             kinds[kind](turn * plan.count(kind) + plan[:k].count(kind))
+            self.before = None
             if noise and self.best is not None and not self.confirmed:
                 self._polish()
             if self.best is not None:
@@ -175,7 +179,8 @@ class Search:
                            "all rounds are done")
 
     def _state(self, part: int) -> dict:
-        return {"part": np.array(part), "labels": self.best[1], "misfit": np.array(self.best[0]),
+        misfit, labels = self.best or (np.inf, np.zeros(len(self.task.whole.cells), np.int8))
+        return {"part": np.array(part), "labels": labels, "misfit": np.array(misfit),
                 "shapes": np.array([self.shapes, self.steps]), "fitted": np.array(self.fitted),
                 "resistance": np.array(self.task.elements.resistance),
                 "unit": np.array(self.task.unit), "origin": np.array(self.origin),
@@ -270,7 +275,6 @@ class Search:
             for walk in self._begun((*seed, k), labels):
                 self._run(walk, s.steps)
                 self._keep(walk)
-                self.report("white", walk.white)
                 if walk.best[0] < NEAR * walk.unit + self.task.floor:
                     self._follow(walk)
                 else:
@@ -297,22 +301,18 @@ class Search:
         and no single moves take it from there. So what places change does not count at first.
         """
         walk, s = self._walk(seed), self.settings
+        if labels.max() > 1:
+            self._begin(walk, labels)
+            yield walk
+            return
         walk.begin(labels)
-        self._run(walk, s.blind, places=self._some_places)
+        self._run(walk, s.blind, places=self.placements.of)
         self._keep(walk)
         if self._finished():
             return
         walk.begin(walk.labels, nearby=True)
-        if labels.max() > 1:
-            walk.begin(self._placed(walk), nearby=True)
-            yield walk
-            return
         for _, there in self._ranked(walk, s.places + 1)[: s.places]:
             yield walk.fork(there)
-
-    def _some_places(self, labels: np.ndarray) -> list[Placement]:
-        places = self.placements.of(labels)
-        return places[:: -(-len(places) // ELSEWHERE)]
 
     def _ranked(self, walk: Walk, number: int) -> list[tuple[float, np.ndarray]]:
         """Partitions at so many other places, those that explain most first."""
@@ -472,6 +472,9 @@ class Search:
         if self.best is None or misfit < self.best[0]:
             self.best, self.origin = (misfit, labels), origin
             self.report("best", misfit)
+            if self.after_part is not None and self.before is not None:
+                self.after_part(self.before | {"labels": labels, "misfit": np.array(misfit),
+                                              "origin": np.array(origin)})
         elif np.array_equal(labels, self.best[1]) and origin != self.origin and self._explained():
             self.confirmed = task.floor > 0
 
