@@ -311,7 +311,9 @@ class Search:
         if self._finished():
             return
         walk.begin(walk.labels, nearby=True)
-        for _, there in self._ranked(walk, s.places + 1)[: s.places]:
+        found = self._ranked(walk, s.places + 1)
+        self._count(walk)
+        for _, there in found[: s.places]:
             yield walk.fork(there)
 
     def _ranked(self, walk: Walk, number: int) -> list[tuple[float, np.ndarray]]:
@@ -435,11 +437,9 @@ class Search:
         c, misfit = Graded(self.task, self.more).sharpened(c)
         self.steps += sum(steps for _, steps in SHARPER)
         self.report("sharp", misfit)
-        walk = self._walk(seed)
-        labels = self._labels(c, walk)
+        labels = self._labels(c, self._walk(seed))
         if labels is not None:
-            self._begin(walk, labels)
-            self._follow(walk)
+            self._walks([labels], seed, 1)
 
     def _labels(self, c: np.ndarray, walk: Walk) -> np.ndarray | None:
         """The partition that shares come to; what has come apart may be several compartments."""
@@ -463,10 +463,13 @@ class Search:
         self.report("placed", misfit)
         return labels
 
-    def _keep(self, walk: Walk) -> None:
-        """Remember a partition that explains all measurements better than any before."""
+    def _count(self, walk: Walk) -> None:
         self.shapes += walk.shapes
         walk.shapes = 0
+
+    def _keep(self, walk: Walk) -> None:
+        """Remember a partition that explains all measurements better than any before."""
+        self._count(walk)
         task, (_, labels), origin = self.task, walk.best, walk.seed[:4]
         misfit = float(np.mean(task.exact(labels, task.all) ** 2))
         if self.best is None or misfit < self.best[0]:
