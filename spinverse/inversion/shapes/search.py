@@ -25,7 +25,7 @@ PARTED = 0.25  # of the misfit of the largest part alone, to believe in several
 LIKELY = 0.5  # of the misfit of one ellipsoid: where two leave less, they are followed up first
 
 # the parts of a round: where one cell is likely, and where two are
-ONE = ("sharp", "sharp", "graded", "sharp", "sharp", "several")
+ONE = ("sharp", "graded", "sharp", "graded", "sharp", "several")
 TWO = ("sharp", "several", "several", "graded", "several", "sharp")
 # what counts as how many shapes of an absorbing box
 REFLECTING, STEP = 2.5, 30
