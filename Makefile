@@ -106,7 +106,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 	@set -e; for n in $(MPI_RANKS); do echo "MPI tests with $$n ranks"; \
 	    test $$n -lt 3 && files= || files="$(CORE_TESTS)"; \
-	    test $$n -le $$(nproc) && patient= || patient="$(PATIENT)"; \
+	    test $$n -le $$(env -u OMP_NUM_THREADS nproc) && patient= || patient="$(PATIENT)"; \
 	    env $$patient $(BIN)/mpiexec -n $$n $(BIN)/python -m pytest -q -m "mpi and not slow" \
 	        -p no:cacheprovider $(PYTEST_ARGS) $$files; done
 
