@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from contextlib import contextmanager
 
@@ -127,10 +128,22 @@ def _in_time(name: str, make) -> None:
     thread.join(TIMEOUT)
     if thread.is_alive():
         _busy.append(name)
+        _end_at_once()
         raise SolverError(f"{name}: gmsh made no mesh in {TIMEOUT:g} s (try a larger size, or a "
                           "simpler geometry)")
     if errors:
         raise errors[0]
+
+
+def _end_at_once() -> None:
+    """Let this process end, when it does, with its exit code and without C++ destructors.
+
+    They would take the data away from under the thread that is still meshing, which now and
+    then is a segmentation fault after the message. Python has flushed and closed by then.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "on_exit"):  # glibc; it hands the exit code to _exit
+        libc.on_exit(libc._exit, None)
 
 
 def match_opposite(gmsh, name: str, lengths: np.ndarray, dim: int = 3) -> None:
