@@ -253,9 +253,7 @@ def test_the_right_place_of_a_compartment_is_found_from_about_right_shapes(mesh,
               and np.count_nonzero(shape) == np.count_nonzero(wrong)
               and overlap(shape, wrong) < 0.7)
     search = Search(task, Settings(settled=1))
-    walk = search._walk((0,))
-    walk.begin(at)
-    found = search._placed(walk)
+    found = search._placed(search._scout((0,)), at)
     assert overlap(found, labels) > 0.8 or overlap(found, np.array([0, 2, 1])[labels]) > 0.8
 
 
@@ -275,6 +273,39 @@ def test_one_cell_walks_from_the_right_place(mesh, whole):
     walks = list(search._begun((0,), at))
     mirror = ball(whole, 6, (-4, -3, 0))
     assert max(overlap(walk.labels, there) for walk in walks for there in (labels, mirror)) > 0.8
+
+
+def test_walks_of_many_moves_are_told_more(mesh, whole):
+    """Few directions for one small cell at the beginning; all of them else."""
+    one, two = ball(whole), halved(whole)
+    search = Search(task_of(mesh, one), Settings(few=1))
+    few, everything = search.few, search.task.all
+    assert len(few.measured) < len(everything.measured)
+    assert search._walk((0,), one).look is few and search._scout((0,)).look is few
+    assert search._walk((0,), two).look is everything
+    search.settings = Settings(few=1, moves=len(search.cells.moves(one)) - 1)
+    assert search._walk((0,), one).look is everything
+    search.settings, search.part = Settings(few=1), Settings().early
+    assert search._walk((0,), one).look is everything
+    walks = list(search._begun((0,), one))  # scouted with few, from there with all
+    assert all(walk.look is everything and walk.f < 0.1 for walk in walks)
+
+
+def test_two_compartments_are_moved_together(mesh, whole):
+    """One within the other, and apart: neither shape changes, nor where they are to each other."""
+    cells = Cells(whole)
+    inner = ball(whole, 5, (2, 0, 0))
+    for labels in (ball(whole, 9, (2, 0, 0)) + inner, halved(whole)):
+        there = [place(labels) for place in Placements(cells).together(labels)]
+        assert len(there) > 5 and any(np.array_equal(shape, labels) for shape in there)
+        counts = [np.bincount(shape, minlength=3)[1:] for shape in there]
+        assert sum(np.array_equal(n, np.bincount(labels)[1:]) for n in counts) > 5
+        x = whole.centroids
+        apart = x[labels == 1].mean(axis=0) - x[labels == 2].mean(axis=0)
+        for shape, n in zip(there, counts, strict=True):
+            if np.array_equal(n, np.bincount(labels)[1:]):
+                np.testing.assert_allclose(x[shape == 1].mean(axis=0) - x[shape == 2].mean(axis=0),
+                                           apart, atol=1e-9)
 
 
 def test_whitening_that_does_not_see_other_places(mesh, whole):

@@ -16,7 +16,7 @@ from scipy.spatial import cKDTree
 from .cells import Cells
 
 OVERLAP = 6  # cells that two compartments may have in common; one of them loses these
-KEPT = 0.85  # of a single compartment
+KEPT = 0.85  # of what is inside, when all of it moves
 APART = 0.06  # relative places nearer than this, in boxes, are the same
 
 
@@ -70,7 +70,7 @@ class Placements:
     def of(self, labels: np.ndarray) -> list[Placement]:
         """All places of one compartment; of several, one of each relative place they can have."""
         if labels.max() == 1:
-            return self._translations(labels > 0)
+            return self.together(labels)
         x = self.whole.centroids - self.whole.centre
         found: dict[tuple, tuple] = {}
         several = labels.max() > 2
@@ -100,11 +100,12 @@ class Placements:
         return [Placement(label, host, source, back)
                 for _, label, host, source, back in found.values()]
 
-    def _translations(self, one: np.ndarray) -> list[Placement]:
-        """Of a single compartment; a little of it may leave the mesh."""
-        nowhere = np.full(len(one), -1)
-        return [Placement(1, 0, source, nowhere) for sign, source in self.maps
-                if sign > 0 and np.count_nonzero((source >= 0) & one[source]) >= KEPT * one.sum()]
+    def together(self, labels: np.ndarray) -> list[Placement]:
+        """Translations of all compartments; a little of them may leave the mesh."""
+        inside = labels > 0
+        least, host = KEPT * inside.sum(), self._host(labels, 1)
+        return [Placement(1, host, source, source) for sign, source in self.maps
+                if sign > 0 and np.count_nonzero((source >= 0) & inside[source]) >= least]
 
     def _host(self, labels: np.ndarray, label: int) -> int:
         """What a compartment has most of its walls with."""

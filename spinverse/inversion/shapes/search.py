@@ -42,10 +42,13 @@ class Settings:
         pairs, likely: so many candidates of two walk; so many tell whether there are two.
         rounds: at most so many.
         budget: shapes whose signals may be computed, about; the search ends after the walk that
-            passes it. A reflecting one counts 2.5, a step of graded ones 30.
+            passes it. A reflecting one counts 2.5, a step of graded ones 30, and one in three
+            times as many directions twice.
         target: noise-free, a mean-square misfit that ends the search.
         seed: of all that is random.
         few, more: directions that the walks and the graded shapes look at, if there is no noise.
+        moves, early: shapes with more moves, several cells, and all after so many parts, look at
+            all directions.
         noisy: directions that are computed where there is noise, to tell the others from.
         examples: shapes that this is learnt from.
         walks, steps: so many of the starts walk so far before the best are followed up.
@@ -68,6 +71,8 @@ class Settings:
     seed: int = 0
     few: int = 10
     more: int = 10
+    moves: int = 140
+    early: int = 2
     noisy: int = 10
     examples: int = 200
     walks: int = 3
@@ -122,6 +127,8 @@ class Search:
         else:
             self.first = self.few = task.all.directions(settings.few)
             self.more = task.all.directions(settings.more)
+        self.all = self.few if task.floor else task.all
+        self.part = 0
         self.placements = Placements(self.cells)
         self.width = 0.31 * task.size
         self.shapes = self.steps = 0
@@ -159,6 +166,7 @@ class Search:
             if (kind == "several" and self.settings.cells == 1
                     or kind == "graded" and noise and self._near()):
                 continue
+            self.part = part
             self.before = self._state(part)
             kinds[kind](turn * plan.count(kind) + plan[:k].count(kind))
             self.before = None
@@ -217,7 +225,7 @@ class Search:
     def _left(self, walk: Walk | None = None) -> float:
         """How many shapes may still be looked at."""
         each = 1.0 if self.task.absorbing else REFLECTING
-        done = self.shapes + (0 if walk is None else walk.shapes)
+        done = self.shapes + (0 if walk is None else self._worth(walk))
         return self.settings.budget / each - done - STEP * self.steps / each
 
     def _finished(self) -> bool:
@@ -300,33 +308,33 @@ class Search:
         A shape that is nearly right lies in a wrong place as long as that makes up for its errors,
         and no single moves take it from there. So what places change does not count at first.
         """
-        walk, s = self._walk(seed), self.settings
+        s, scout = self.settings, self._scout(seed)
         if labels.max() > 1:
-            self._begin(walk, labels)
+            walk = self._walk(seed, labels)
+            walk.begin(self._placed(scout, labels))
             yield walk
             return
-        walk.begin(labels)
-        self._run(walk, s.blind, places=self.placements.of)
-        self._keep(walk)
+        scout.begin(labels)
+        self._run(scout, s.blind, places=self.placements.of)
+        self._keep(scout)
         if self._finished():
             return
-        walk.begin(walk.labels, nearby=True)
-        found = self._ranked(walk, s.places + 1)
-        self._count(walk)
+        scout.begin(scout.labels, nearby=True)
+        found = self._ranked(scout, s.places + 1, self.placements.of)
+        self._count(scout)
         for _, there in found[: s.places]:
-            yield walk.fork(there)
+            walk = self._walk(seed, there)
+            if walk.look is scout.look:
+                walk = scout.fork(there)
+            else:
+                walk.begin(there)
+            yield walk
 
-    def _ranked(self, walk: Walk, number: int) -> list[tuple[float, np.ndarray]]:
+    def _ranked(self, walk: Walk, number: int, places: Callable) -> list[tuple[float, np.ndarray]]:
         """Partitions at so many other places, those that explain most first."""
-        ranked = sorted(walk.survey(self.placements.of(walk.labels)), key=lambda item: item[0])
+        ranked = sorted(walk.survey(places(walk.labels)), key=lambda item: item[0])
         found = [walk.settle(place) for _, place in ranked[:number]]
         return sorted((item for item in found if item is not None), key=lambda item: item[0])
-
-    def _begin(self, walk: Walk, labels: np.ndarray) -> None:
-        """Several compartments begin where they explain most."""
-        walk.begin(labels)
-        if labels.max() > 1:
-            walk.begin(self._placed(walk), nearby=True)
 
     def _two_are_likely(self, one: float) -> bool:
         """Whether two ellipsoids leave far less than one did."""
@@ -355,8 +363,16 @@ class Search:
         task.measure_unit(blurred(task, labels > 0, 1), self.first)
         self._set_target()
 
-    def _walk(self, seed: tuple) -> Walk:
+    def _scout(self, seed: tuple) -> Walk:
         return Walk(self.task, self.cells, self.few, seed)
+
+    def _walk(self, seed: tuple, labels: np.ndarray) -> Walk:
+        """A walk that is told enough: from few directions many moves do not come apart."""
+        s = self.settings
+        look = self.all
+        if self.part < s.early and labels.max() == 1 and len(self.cells.moves(labels)) <= s.moves:
+            look = self.few
+        return Walk(self.task, self.cells, look, seed)
 
     def _run(self, walk: Walk, iterations: int, target: float | None = None,
              places=None) -> None:
@@ -373,7 +389,7 @@ class Search:
                 return
             f, labels = walk.best
             if labels.max() > 1:
-                self._begin(walk, labels)
+                walk.begin(self._placed(self._scout(walk.seed), labels), nearby=True)
                 continue
             here = walk.misfit(labels)
             places = self._places(walk, labels)
@@ -437,11 +453,11 @@ class Search:
         c, misfit = Graded(self.task, self.more).sharpened(c)
         self.steps += sum(steps for _, steps in SHARPER)
         self.report("sharp", misfit)
-        labels = self._labels(c, self._walk(seed))
+        labels = self._labels(c)
         if labels is not None:
             self._walks([labels], seed, 1)
 
-    def _labels(self, c: np.ndarray, walk: Walk) -> np.ndarray | None:
+    def _labels(self, c: np.ndarray) -> np.ndarray | None:
         """The partition that shares come to; what has come apart may be several compartments."""
         labels = sharpest(c)
         whole = self.cells.repaired(labels)
@@ -450,22 +466,33 @@ class Search:
             parted = self.cells.repaired(self.cells.parted(labels, self.settings.cells))
             # compartments never join again: crumbs of one cell are not taken for a second
             if self.cells.allowed(parted) and (
-                    not found or walk.misfit(parted) < PARTED * walk.misfit(whole)):
+                    not found or self._misfit(parted) < PARTED * self._misfit(whole)):
                 found = [parted]
         return found[0] if found else None
 
-    def _placed(self, walk: Walk) -> np.ndarray:
+    def _misfit(self, labels: np.ndarray) -> float:
+        self.shapes += 1
+        return float(np.mean(self.task.residual(self.task.partition(), labels, self.first) ** 2))
+
+    def _placed(self, scout: Walk, labels: np.ndarray) -> np.ndarray:
         """Compartments of about the right shapes in the places that explain most."""
-        found = self._ranked(walk, self.settings.settled)
-        if not found:
-            return walk.labels
-        misfit, labels = found[0]
-        self.report("placed", misfit)
-        return labels
+        scout.begin(labels)
+        # relative to each other, then as a whole
+        for places in (self.placements.of, self.placements.together):
+            found = self._ranked(scout, self.settings.settled, places)
+            if found:
+                scout.begin(found[0][1], nearby=True)
+                self.report("placed", found[0][0])
+        self._count(scout)
+        return scout.labels
 
     def _count(self, walk: Walk) -> None:
-        self.shapes += walk.shapes
+        self.shapes += self._worth(walk)
         walk.shapes = 0
+
+    def _worth(self, walk: Walk) -> int:
+        """Its shapes; half of what one costs goes with the measurements."""
+        return round(walk.shapes * (1 + len(walk.look.measured) / len(self.few.measured)) / 2)
 
     def _keep(self, walk: Walk) -> None:
         """Remember a partition that explains all measurements better than any before."""
@@ -486,7 +513,7 @@ class Search:
         labels = self.best[1]
         if labels.tobytes() in self.polished or not self._near():
             return
-        walk = self._walk((*self.origin, 0))
+        walk = self._walk((*self.origin, 0), labels)
         walk.begin(labels)
         self._run(walk, self.settings.walk, 0.0)
         self._keep(walk)
