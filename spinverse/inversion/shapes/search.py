@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -52,7 +52,8 @@ class Settings:
         noisy: directions that are computed where there is noise, to tell the others from.
         examples: shapes that this is learnt from.
         walks, steps: so many of the starts walk so far before the best are followed up.
-        followed, couples: so many of these, of one and of two cells.
+        followed: so many of these, of one cell.
+        couples: so many, of two cells, each the best of its share of the starts.
         turns: walks from one start, elsewhere on the lattice each time.
         sharpened: so many of the graded candidates.
         walk: iterations of a walk of single cells.
@@ -275,10 +276,11 @@ class Search:
                 return
         self._walks([start.labels for start in found[: s.walks]], (s.seed, number, 1), s.followed)
 
-    def _walks(self, starts: list[np.ndarray], seed: tuple, followed: int) -> None:
+    def _walks(self, starts: list[np.ndarray], seed: tuple, followed: int,
+               numbers: Sequence[int] | None = None) -> None:
         """A short walk from each start; the best of them, or one that comes near, go on."""
         s, begun = self.settings, []
-        for k, labels in enumerate(starts):
+        for k, labels in zip(numbers or range(len(starts)), starts, strict=True):
             places = []
             for walk in self._begun((*seed, k), labels):
                 self._run(walk, s.steps)
@@ -356,7 +358,11 @@ class Search:
         found = self._pairs(number + 1, 2 * s.ellipsoids, s.pairs)  # others than the first ones
         if found:
             self._calibrate(found[0].labels)
-            self._walks([start.labels for start in found], (s.seed, number, 2), s.couples)
+            # the best of a few is followed before the others are looked at
+            for few in np.array_split(np.arange(len(found)), s.couples):
+                self._walks([found[k].labels for k in few], (s.seed, number, 2), 1, few.tolist())
+                if self._finished():
+                    return
 
     def _set_unit(self, labels: np.ndarray) -> None:
         task = self.task
