@@ -276,19 +276,26 @@ def test_one_cell_walks_from_the_right_place(mesh, whole):
 
 
 def test_walks_of_many_moves_are_told_more(mesh, whole):
-    """Few directions for one small cell at the beginning; all of them else."""
+    """The first steps look at few directions, and where one small cell is followed the rest."""
     one, two = ball(whole), halved(whole)
     search = Search(task_of(mesh, one), Settings(few=1))
     few, everything = search.few, search.task.all
     assert len(few.measured) < len(everything.measured)
-    assert search._walk((0,), one).look is few and search._scout((0,)).look is few
-    assert search._walk((0,), two).look is everything
+
+    def told(labels):
+        walk = search._scout((0,))
+        walk.begin(labels)
+        assert walk.look is few
+        return search._told(walk)
+
+    assert told(one).look is few and told(two).look is everything
     search.settings = Settings(few=1, moves=len(search.cells.moves(one)) - 1)
-    assert search._walk((0,), one).look is everything
+    walk = told(one)
+    assert walk.look is everything and walk.labels is one and walk.f < 0.1
+    assert search._told(walk) is walk
     search.settings, search.part = Settings(few=1), Settings().early
-    assert search._walk((0,), one).look is everything
-    walks = list(search._begun((0,), one))  # scouted with few, from there with all
-    assert all(walk.look is everything and walk.f < 0.1 for walk in walks)
+    assert told(one).look is everything
+    assert all(walk.look is few for walk in search._begun((0,), one))
 
 
 def test_two_compartments_are_moved_together(mesh, whole):

@@ -17,7 +17,8 @@ from .placements import Placements
 from .task import Lifted, Task
 
 NEAR = 1e-4  # misfit, in the unit of walks, that is followed up at once
-CLOSE = 2.0  # variances of the noise, within which a shape is near
+LOST = 2e-3  # whitened misfit; such walks are not followed before graded shapes were tried
+CLOSE = 1.3  # variances of the noise, within which a shape is near
 # parts that a search of noisy data has at least, if no second start confirms its find; and so many
 # without a likelier shape end it
 SURE, FRUITLESS = 3, 2
@@ -48,7 +49,7 @@ class Settings:
         seed: of all that is random.
         few, more: directions that the walks and the graded shapes look at, if there is no noise.
         moves, early: shapes with more moves, several cells, and all after so many parts, look at
-            all directions.
+            all directions where they are followed.
         noisy: directions that are computed where there is noise, to tell the others from.
         examples: shapes that this is learnt from.
         walks, steps: so many of the starts walk so far before the best are followed up.
@@ -300,6 +301,8 @@ class Search:
             begun += places
         begun.sort(key=lambda walk: walk.white)
         for walk in begun[:followed]:
+            if not self.part and not self.task.floor and walk.white > LOST:
+                break
             self._follow(walk)
             if self._finished():
                 return
@@ -312,9 +315,7 @@ class Search:
         """
         s, scout = self.settings, self._scout(seed)
         if labels.max() > 1:
-            walk = self._walk(seed, labels)
-            walk.begin(self._placed(scout, labels))
-            yield walk
+            yield scout.fork(self._placed(scout, labels))
             return
         scout.begin(labels)
         self._run(scout, s.blind, places=self.placements.of)
@@ -325,12 +326,7 @@ class Search:
         found = self._ranked(scout, s.places + 1, self.placements.of)
         self._count(scout)
         for _, there in found[: s.places]:
-            walk = self._walk(seed, there)
-            if walk.look is scout.look:
-                walk = scout.fork(there)
-            else:
-                walk.begin(there)
-            yield walk
+            yield scout.fork(there)
 
     def _ranked(self, walk: Walk, number: int, places: Callable) -> list[tuple[float, np.ndarray]]:
         """Partitions at so many other places, those that explain most first."""
@@ -372,13 +368,15 @@ class Search:
     def _scout(self, seed: tuple) -> Walk:
         return Walk(self.task, self.cells, self.few, seed)
 
-    def _walk(self, seed: tuple, labels: np.ndarray) -> Walk:
+    def _told(self, walk: Walk) -> Walk:
         """A walk that is told enough: from few directions many moves do not come apart."""
-        s = self.settings
-        look = self.all
-        if self.part < s.early and labels.max() == 1 and len(self.cells.moves(labels)) <= s.moves:
-            look = self.few
-        return Walk(self.task, self.cells, look, seed)
+        s, labels = self.settings, walk.labels
+        if (walk.look is self.all or self.part < s.early and labels.max() == 1
+                and len(self.cells.moves(labels)) <= s.moves):
+            return walk
+        told = Walk(self.task, self.cells, self.all, walk.seed)
+        told.begin(labels)
+        return told
 
     def _run(self, walk: Walk, iterations: int, target: float | None = None,
              places=None) -> None:
@@ -387,6 +385,7 @@ class Search:
 
     def _follow(self, walk: Walk) -> None:
         """Walk on; where it stalls, elsewhere on the lattice."""
+        walk = self._told(walk)
         for turn in range(1, self.settings.turns + 1):
             self._run(walk, self.settings.walk)
             self._keep(walk)
@@ -519,7 +518,7 @@ class Search:
         labels = self.best[1]
         if labels.tobytes() in self.polished or not self._near():
             return
-        walk = self._walk((*self.origin, 0), labels)
+        walk = self._scout((*self.origin, 0))  # with noise it looks at everything
         walk.begin(labels)
         self._run(walk, self.settings.walk, 0.0)
         self._keep(walk)
