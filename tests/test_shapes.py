@@ -20,7 +20,7 @@ from spinverse.inversion.shapes.ellipsoids import ellipsoid_labels, examples, ov
 from spinverse.inversion.shapes.graded import bounded_step, shares_of, sharpest
 from spinverse.inversion.shapes.levels import Levels, level_of
 from spinverse.inversion.shapes.placements import Placements
-from spinverse.inversion.shapes.search import Search, Settings
+from spinverse.inversion.shapes.search import STRANGE, Search, Settings
 from spinverse.inversion.shapes.task import (
     Lifted,
     Measurements,
@@ -296,6 +296,31 @@ def test_walks_of_many_moves_are_told_more(mesh, whole):
     search.settings, search.part = Settings(few=1), Settings().early
     assert told(one).look is everything
     assert all(walk.look is few for walk in search._begun((0,), one))
+
+
+def test_far_walks_wait_for_graded_shapes(mesh, whole):
+    """In the first part only, and not where noise adds to what is left."""
+    search = Search(task_of(mesh, ball(whole)), Settings(few=1, blind=1))
+    strange = ball(whole, 9, (-3, 2, 4))
+
+    def scouted(white):
+        walk = search._scout((0,))
+        walk.begin(strange)
+        walk.step = lambda places=None: False
+        walk.white = white
+        search._scout = lambda seed: walk
+        walk.begin = lambda labels, nearby=False: None
+        try:
+            return len(list(search._begun((0,), strange)))
+        finally:
+            del search._scout
+
+    near, far = 0.5 * STRANGE, 2 * STRANGE
+    assert scouted(near) and not scouted(far)
+    search.part = 1
+    assert scouted(far)
+    search.part, search.task.floor = 0, 1e-4
+    assert scouted(far)
 
 
 def test_two_compartments_are_moved_together(mesh, whole):

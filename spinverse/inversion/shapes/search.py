@@ -17,7 +17,9 @@ from .placements import Placements
 from .task import Lifted, Task
 
 NEAR = 1e-4  # misfit, in the unit of walks, that is followed up at once
-LOST = 2e-3  # whitened misfit; such walks are not followed before graded shapes were tried
+# whitened misfit, of walks that do not look at their place and of others: from there they are not
+# followed before graded shapes were tried
+STRANGE, LOST = 1e-2, 2e-3
 CLOSE = 1.3  # variances of the noise, within which a shape is near
 # parts that a search of noisy data has at least, if no second start confirms its find; and so many
 # without a likelier shape end it
@@ -301,7 +303,7 @@ class Search:
             begun += places
         begun.sort(key=lambda walk: walk.white)
         for walk in begun[:followed]:
-            if not self.part and not self.task.floor and walk.white > LOST:
+            if self._graded_first(walk, LOST):
                 break
             self._follow(walk)
             if self._finished():
@@ -320,13 +322,17 @@ class Search:
         scout.begin(labels)
         self._run(scout, s.blind, places=self.placements.of)
         self._keep(scout)
-        if self._finished():
+        if self._finished() or self._graded_first(scout, STRANGE):
             return
         scout.begin(scout.labels, nearby=True)
         found = self._ranked(scout, s.places + 1, self.placements.of)
         self._count(scout)
         for _, there in found[: s.places]:
             yield scout.fork(there)
+
+    def _graded_first(self, walk: Walk, limit: float) -> bool:
+        """Whether graded shapes, which have not been tried, promise more than a far walk."""
+        return not self.part and not self.task.floor and walk.white > limit
 
     def _ranked(self, walk: Walk, number: int, places: Callable) -> list[tuple[float, np.ndarray]]:
         """Partitions at so many other places, those that explain most first."""
