@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from spinverse import Acquisition, BlochTorrey, Permeability, Tissue, mesh
-from spinverse.engines import response_basis
-from spinverse.engines.matrix_formalism import MatrixFormalism
+from spinverse.engines.basis import responses as response_basis
+from spinverse.engines.modal.matrix_formalism import MatrixFormalism
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "shared/benchmark"
 SPHERE = "018_sphere_10r_in_grid_20x20.npz"

@@ -90,7 +90,7 @@ class Case:
         self.functional = BacktrackingFunctional(loss, Control(self.control))
 
     def make(self, modes: int, functions: str):
-        from spinverse.engines.matrix_formalism import MatrixFormalism
+        from spinverse.engines.modal.matrix_formalism import MatrixFormalism
         new = {"functions": functions} if functions else {}
         return MatrixFormalism(self.problem, self.acquisition, modes, **new)
 
@@ -179,8 +179,8 @@ def adds_of_slow(adds: list) -> int:
 
 def by_phase(case: Case, repeats: int) -> tuple[dict[str, float], list, int]:
     """CPU seconds of each phase, and the sizes that the basis met."""
-    from spinverse.engines import response_basis as module
-    from spinverse.engines.eigenmodes import _project
+    from spinverse.engines.basis import responses as module
+    from spinverse.engines.basis.eigenmodes import project
     problem, engine = case.problem, case.engine
     adds, factors, add, make = [], [], module._Space.add, module.direct
 
@@ -202,7 +202,7 @@ def by_phase(case: Case, repeats: int) -> tuple[dict[str, float], list, int]:
     found = {}
     found["assembly"], _ = cpu(problem.decay_matrix, repeats)
     found["projection"], _ = cpu(
-        lambda: _project(problem, basis.eigenvalues, basis.columns), repeats)
+        lambda: project(problem, basis.eigenvalues, basis.columns), repeats)
     whole, _ = cpu(lambda: engine.find_modes(case.kappa), repeats)
     found["basis"] = whole - found["assembly"] - found["projection"]
     found["forward"], signals = cpu(lambda: engine.evolve(True), repeats)
@@ -260,7 +260,7 @@ def table(case: Case, repeats: int) -> dict:
 
 def agreement(case: Case, options, found: dict) -> None:
     """Against twice the functions."""
-    from spinverse.engines import response_basis
+    from spinverse.engines.basis import responses as response_basis
     twice = case.make(2 * options.modes, options.functions)
     signals, usual = case.engine.signals(case.kappa), response_basis._FASTEST
     response_basis._FASTEST = np.inf  # the other one keeps its fast functions
@@ -311,7 +311,7 @@ def whole(options) -> dict:
     """CPU seconds of one evaluation, and of an iteration of two presets."""
     from inspect import signature
 
-    from spinverse.engines.matrix_formalism import MatrixFormalism
+    from spinverse.engines.modal.matrix_formalism import MatrixFormalism
     new = "functions" in signature(MatrixFormalism.__init__).parameters
     functions = options.functions if new else ""
     found = {"file": spinverse.__file__}

@@ -21,8 +21,8 @@ import numpy as np
 
 import spinverse
 from spinverse import Acquisition, BlochTorrey, Permeability, Tissue, mesh
-from spinverse.engines.matrix_formalism import MatrixFormalism
-from spinverse.engines.time_stepping import TimeStepping
+from spinverse.engines.march.time_stepping import TimeStepping
+from spinverse.engines.modal.matrix_formalism import MatrixFormalism
 from spinverse.phases import phase, recorded
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from mpi4py import MPI
 
 from spinverse import Acquisition, BlochTorrey, Permeability, Tissue, mesh
-from spinverse.engines.matrix_formalism import MatrixFormalism
+from spinverse.engines.modal.matrix_formalism import MatrixFormalism
 from spinverse.parallel.npz import Rows, write_npz
 
 comm = MPI.COMM_WORLD

@@ -19,7 +19,7 @@ from mpi4py import MPI
 
 import spinverse
 from spinverse import Acquisition, Permeability, Tissue, mesh
-from spinverse.engines import analytic
+from spinverse.validation import analytic
 
 SMALL = os.environ.get("SPINVERSE_DEMO_SIZE") == "small"
 OUT = Path("results/forward_and_validation")

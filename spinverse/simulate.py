@@ -6,9 +6,9 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from .acquisition import Acquisition, Signals
-from .engines.eigenmodes import eigenmodes
-from .engines.matrix_formalism import MatrixFormalism
-from .engines.time_stepping import TimeStepping
+from .engines.basis.eigenmodes import eigenmodes
+from .engines.march.time_stepping import TimeStepping
+from .engines.modal.matrix_formalism import MatrixFormalism
 from .errors import InputError
 from .extra_terms import Unsuitable
 from .problem import BlochTorrey

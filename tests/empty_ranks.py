@@ -4,9 +4,9 @@ import numpy as np
 from mpi4py import MPI
 
 from spinverse import Acquisition, BlochTorrey, Permeability, Tissue, mesh
-from spinverse.engines.eigenmodes import eigenmodes
-from spinverse.engines.matrix_formalism import MatrixFormalism
-from spinverse.engines.time_stepping import TimeStepping
+from spinverse.engines.basis.eigenmodes import eigenmodes
+from spinverse.engines.march.time_stepping import TimeStepping
+from spinverse.engines.modal.matrix_formalism import MatrixFormalism
 
 TABLE = Acquisition.pgse([0, 1000], directions=[[1, 0, 0]], delta=2, Delta=5)
 WEIGHTS = np.exp(1j * np.arange(len(TABLE)))

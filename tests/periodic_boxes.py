@@ -7,7 +7,7 @@ from mpi4py import MPI
 
 from spinverse import BlochTorrey, Permeability, Tissue, mesh
 from spinverse.acquisition import Acquisition, Sampled
-from spinverse.engines.matrix_formalism import MatrixFormalism
+from spinverse.engines.modal.matrix_formalism import MatrixFormalism
 
 TENSOR = np.array([[2.0, 0.3, 0.1], [0.3, 1.5, 0.2], [0.1, 0.2, 1.0]])
 WEIGHTS = np.array([0.3 - 1j, 0.5 + 0.2j, -0.7j, 1.0, -0.4 + 0.6j, 0.8 - 0.1j])

@@ -11,11 +11,10 @@ from test_sequences_in_engines import problem_of
 import spinverse
 from spinverse import BlochTorrey, InputError, Mesh, Permeability, Tissue
 from spinverse.acquisition import PGSE, Acquisition, CosOGSE, DoublePGSE, SampledGradient
-from spinverse.engines import analytic
-from spinverse.engines.dense_modes import is_small
-from spinverse.engines.eigenmodes import eigenmodes
-from spinverse.engines.matrix_formalism import MatrixFormalism
-from spinverse.engines.time_stepping import TimeStepping
+from spinverse.engines.basis.dense import is_small
+from spinverse.engines.basis.eigenmodes import eigenmodes
+from spinverse.engines.march.time_stepping import TimeStepping
+from spinverse.engines.modal.matrix_formalism import MatrixFormalism
 from spinverse.mesh import (
     Ball,
     MeshData,
@@ -29,6 +28,7 @@ from spinverse.mesh import (
     tagged_grid,
 )
 from spinverse.simulate import ENGINES, make_engine
+from spinverse.validation import analytic
 
 B = [0, 1000, 4000]
 X = [[1.0, 0, 0]]

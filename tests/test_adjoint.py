@@ -18,8 +18,8 @@ from spinverse import BlochTorrey, Permeability, Tissue, mesh
 from spinverse.acquisition import Acquisition, Sampled
 from spinverse.adjoint import FacetField, mapped, scalar, simulated_signals, taylor_rate
 from spinverse.adjoint.blocks import EngineOperation
-from spinverse.engines.matrix_formalism import MatrixFormalism
-from spinverse.engines.time_stepping import TimeStepping
+from spinverse.engines.march.time_stepping import TimeStepping
+from spinverse.engines.modal.matrix_formalism import MatrixFormalism
 from spinverse.inversion.controls import CONTROLS, FromLog
 from spinverse.inversion.facet_graph import FacetGraph
 from spinverse.inversion.misfit import NormalisedMagnitude

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from spinverse.engines import analytic
 from spinverse.errors import InputError
+from spinverse.validation import analytic
 from spinverse.validation.references import data
 
 CASES = data()["cases"]

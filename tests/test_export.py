@@ -10,8 +10,8 @@ import pytest
 from mpi4py import MPI
 
 from spinverse import Acquisition, BlochTorrey, Mesh, Permeability, Tissue
-from spinverse.engines.matrix_formalism import MatrixFormalism
-from spinverse.engines.time_stepping import TimeStepping
+from spinverse.engines.march.time_stepping import TimeStepping
+from spinverse.engines.modal.matrix_formalism import MatrixFormalism
 from spinverse.errors import InputError
 from spinverse.interface import (
     magnetisation,

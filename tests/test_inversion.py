@@ -10,7 +10,7 @@ from pyadjoint import Control, Tape, continue_annotation, pause_annotation, set_
 from spinverse import InputError, Permeability, SolverError, Tissue, mesh
 from spinverse.acquisition import Acquisition
 from spinverse.adjoint import FacetField, scalar
-from spinverse.engines.matrix_formalism import MatrixFormalism
+from spinverse.engines.modal.matrix_formalism import MatrixFormalism
 from spinverse.inversion import TAO, Adam, Shapes, Stage, reconstruct, stages
 from spinverse.inversion.controls import CONTROLS, FromLog
 from spinverse.inversion.misfit import NormalisedMagnitude

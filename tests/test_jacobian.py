@@ -9,11 +9,11 @@ from mpi4py import MPI
 
 from spinverse import BlochTorrey, InputError, Permeability, Tissue, mesh
 from spinverse.acquisition import Acquisition
-from spinverse.engines import jacobian as module
-from spinverse.engines.facet_response import surrounding_conductance
-from spinverse.engines.jacobian import signal_jacobian
-from spinverse.engines.matrix_formalism import MatrixFormalism
-from spinverse.engines.time_stepping import TimeStepping
+from spinverse.engines.linear.facet_response import surrounding_conductance
+from spinverse.engines.march.time_stepping import TimeStepping
+from spinverse.engines.modal import jacobian as module
+from spinverse.engines.modal.jacobian import signal_jacobian
+from spinverse.engines.modal.matrix_formalism import MatrixFormalism
 
 DIRECTIONS = [[0.6, 0.0, 0.8], [-0.48, 0.8, 0.36]]
 

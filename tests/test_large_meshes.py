@@ -11,13 +11,13 @@ from mpi4py import MPI
 from petsc4py import PETSc
 
 from spinverse import Acquisition, BlochTorrey, Permeability, SolverError, Tissue, mesh
-from spinverse.engines.block_modes import Inverse, conjugate_gradients
-from spinverse.engines.columns import column_inner, times
-from spinverse.engines.eigenmodes import eigenmodes
-from spinverse.engines.facet_response import surrounding_conductance
-from spinverse.engines.matrix_formalism import MatrixFormalism
-from spinverse.engines.time_stepping import TimeStepping
-from spinverse.engines.two_level import TwoLevel, coarse_spaces
+from spinverse.engines.basis.blocks import Inverse, conjugate_gradients
+from spinverse.engines.basis.eigenmodes import eigenmodes
+from spinverse.engines.basis.two_level import TwoLevel, coarse_spaces
+from spinverse.engines.linear.columns import column_inner, times
+from spinverse.engines.linear.facet_response import surrounding_conductance
+from spinverse.engines.march.time_stepping import TimeStepping
+from spinverse.engines.modal.matrix_formalism import MatrixFormalism
 from spinverse.errors import InputError
 from spinverse.phases import phase, recorded
 
@@ -124,7 +124,8 @@ def test_preconditioner_takes_any_permeability(comm, field):
 
 @pytest.mark.mpi
 def test_one_rank_finds_the_modes_of_a_small_coarse_space(comm, monkeypatch):
-    monkeypatch.setattr("spinverse.engines.eigenmodes.is_small", lambda *_: False)  # not by LAPACK
+    # not by LAPACK
+    monkeypatch.setattr("spinverse.engines.basis.eigenmodes.is_small", lambda *_: False)
     found, expected = (eigenmodes(make(where, field="mixed"), 20, solver="iterative").eigenvalues
                        for where in (comm, MPI.COMM_SELF))
     assert np.allclose(found, expected, rtol=1e-9, atol=1e-9)

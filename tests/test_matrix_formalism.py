@@ -14,13 +14,13 @@ from scipy.linalg import expm, expm_frechet
 
 from spinverse import BlochTorrey, InputError, Permeability, SolverError, Tissue, forms, mesh
 from spinverse.acquisition import Acquisition
-from spinverse.engines import analytic
-from spinverse.engines.chebyshev import Propagation
-from spinverse.engines.eigenmodes import eigenmodes
-from spinverse.engines.matrix_formalism import MatrixFormalism
-from spinverse.engines.rest import divided_differences
+from spinverse.engines.basis.eigenmodes import eigenmodes
+from spinverse.engines.modal.chebyshev import Propagation
+from spinverse.engines.modal.matrix_formalism import MatrixFormalism
+from spinverse.engines.modal.rest import divided_differences
 from spinverse.mesh import Ball
 from spinverse.mesh.checks import facets_of
+from spinverse.validation import analytic
 
 SHARED = Path(__file__).parents[2] / "shared" / "benchmark"
 
@@ -245,7 +245,7 @@ def test_directions_at_once_or_one_by_one(density, monkeypatch):
     weights = np.exp(1j * np.arange(len(acquisition)))
     found = []
     for columns in (10**6, 1):
-        monkeypatch.setattr("spinverse.engines.groups._COLUMNS", columns)
+        monkeypatch.setattr("spinverse.engines.schedule.groups._COLUMNS", columns)
         engine = MatrixFormalism(problem, acquisition, modes=30)
         signals = engine.signals(remember=True)
         coefficients = engine.gradient(weights), engine.gradient_of(problem.kappa, weights)

@@ -17,9 +17,9 @@ from mpi4py import MPI
 from spinverse import BlochTorrey, InputError, Permeability, Tissue, forms, mesh, simulate
 from spinverse.acquisition import Acquisition, DoublePGSE, Sampled
 from spinverse.adjoint import Number, Values, reduced_functional, taylor_rate
-from spinverse.engines.jacobian import signal_jacobian
-from spinverse.engines.matrix_formalism import MatrixFormalism
-from spinverse.engines.time_stepping import TimeStepping
+from spinverse.engines.march.time_stepping import TimeStepping
+from spinverse.engines.modal.jacobian import signal_jacobian
+from spinverse.engines.modal.matrix_formalism import MatrixFormalism
 from spinverse.inversion.misfit import NormalisedMagnitude
 from spinverse.simulate import make_engine
 

@@ -13,7 +13,7 @@ from pyadjoint import Control, Tape, continue_annotation, pause_annotation, set_
 from spinverse import BlochTorrey, InputError, Permeability, SolverError, Tissue, config, mesh
 from spinverse.acquisition import Acquisition
 from spinverse.adjoint import FacetField, mapped, scalar, simulated_signals
-from spinverse.engines.matrix_formalism import MatrixFormalism
+from spinverse.engines.modal.matrix_formalism import MatrixFormalism
 from spinverse.inversion.controls import CONTROLS, FromLog
 from spinverse.inversion.facet_graph import FacetGraph
 from spinverse.inversion.gauss_newton import Linearisation, Linearised, bounded_step

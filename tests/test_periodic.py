@@ -13,11 +13,12 @@ from scipy.optimize import brentq
 
 from spinverse import BlochTorrey, Permeability, Tissue, forms, mesh
 from spinverse.acquisition import Acquisition, CosOGSE, DoublePGSE
-from spinverse.engines import gauge
-from spinverse.engines.chebyshev import Propagation
-from spinverse.engines.eigenmodes import eigenmodes
-from spinverse.engines.matrix_formalism import MatrixFormalism
-from spinverse.engines.time_stepping import TimeStepping
+from spinverse.engines.basis.eigenmodes import eigenmodes
+from spinverse.engines.march.time_stepping import TimeStepping
+from spinverse.engines.modal import drift
+from spinverse.engines.modal.chebyshev import Propagation
+from spinverse.engines.modal.matrix_formalism import MatrixFormalism
+from spinverse.engines.schedule import waves
 from spinverse.mesh.data import MeshData
 from spinverse.mesh.grids import tagged
 
@@ -232,7 +233,7 @@ def test_half_of_the_waveform_gives_what_the_whole_gives(waveform, monkeypatch):
     acquisition = few() if waveform is None else Acquisition.product(
         [waveform], [1500.0], None if waveform.vector else [[-0.48, 0.8, 0.36]])
     half = every_mode(problem, acquisition, 0.05).signals()
-    monkeypatch.setattr("spinverse.engines.groups._sign", lambda waveform: 0)
+    monkeypatch.setattr("spinverse.engines.schedule.groups._sign", lambda waveform: 0)
     whole = every_mode(problem, acquisition, 0.05).signals()
     assert error(problem, half, whole) < 1e-6
 
@@ -241,26 +242,26 @@ def test_first_length_of_pieces():
     pgse, cos = few().waveforms[0], CosOGSE(8.0, 9.0, 1)
     along_xz = [[0.6, 0.0, 0.8]]
     table = Acquisition.product([pgse], [1500.0], along_xz)
-    assert gauge.first_step(table, ()) is None is gauge.first_step(table, (1,))
-    assert gauge.first_step(table, (1, 2)) == 0.5
+    assert waves.first_step(table, ()) is None is waves.first_step(table, (1,))
+    assert waves.first_step(table, (1, 2)) == 0.5
     both = Acquisition.product([pgse, cos], [1500.0], along_xz)
-    assert gauge.first_step(both, (0,)) == 0.5
+    assert waves.first_step(both, (0,)) == 0.5
     start, stop = np.array(cos.breakpoints[:-1]), np.array(cos.breakpoints[1:])
     smooth = cos((start + stop) / 2) != cos(0.9 * start + 0.1 * stop)
-    assert gauge.first_step(both, (1,)) == pytest.approx((stop - start)[smooth].max() / 4)
+    assert waves.first_step(both, (1,)) == pytest.approx((stop - start)[smooth].max() / 4)
     table = Acquisition.product([ROTATING], [1500.0])
-    assert gauge.first_step(table, ()) is None
-    assert gauge.first_step(table, (1,)) == pytest.approx(0.2)
+    assert waves.first_step(table, ()) is None
+    assert waves.first_step(table, (1,)) == pytest.approx(0.2)
 
 
 def test_bounds_hold_the_spectrum():
     problem = small_box("xy")
     basis = eigenmodes(problem, 40)
     for waveform, along in ((LEAN, (-0.48, 0.8, 0.36)), (ROTATING, ())):
-        for duration, wave in gauge.pieces(waveform, 2.0, 0, (0, 1), 3):
+        for duration, wave in waves.pieces(waveform, 2.0, 0, (0, 1), 3):
             if not wave:
                 continue
-            step = gauge.propagation(basis, wave, along, np.array([0.9]), duration, {})
+            step = drift.propagation(basis, wave, along, np.array([0.9]), duration, {})
             A = np.diag(basis.eigenvalues) + 0.9j * step.X + 0.81 * step.square
             hermitian = np.linalg.eigvalsh((A + A.conj().T) / 2)
             low, high = step.interval

@@ -11,9 +11,9 @@ from periodic_boxes import LEAN, TENSOR, WEIGHTS, along_x, every_mode, few, laye
 
 from spinverse import BlochTorrey, InputError, Permeability, Tissue, forms, mesh, quantities
 from spinverse.acquisition import Acquisition, CosOGSE
-from spinverse.engines.eigenmodes import eigenmodes
-from spinverse.engines.matrix_formalism import MatrixFormalism
-from spinverse.engines.time_stepping import TimeStepping
+from spinverse.engines.basis.eigenmodes import eigenmodes
+from spinverse.engines.march.time_stepping import TimeStepping
+from spinverse.engines.modal.matrix_formalism import MatrixFormalism
 from spinverse.mesh.data import MeshData
 
 # ---- the operators ------------------------------------------------------------------------------

@@ -11,11 +11,11 @@ from scipy.integrate import solve_ivp
 
 from spinverse import Acquisition, BlochTorrey, InputError, Permeability, Tissue, mesh, simulate
 from spinverse.acquisition import PGSE, CosOGSE, SinOGSE, TrapezoidPGSE
-from spinverse.engines import analytic
 from spinverse.mesh import MeshData
 from spinverse.quantities import ValidityWarning, hadc, mf_adc, short_time_approximation
 from spinverse.quantities.short_time import facet_normals
 from spinverse.quantities.waveform_integrals import memory, short_time_weight
+from spinverse.validation import analytic
 
 X, Y, Z = np.eye(3)
 RATES = np.array([0.0, 1e-3, 0.1, 1.0, 20.0])

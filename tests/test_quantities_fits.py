@@ -11,7 +11,6 @@ from scipy.integrate import quad
 
 from spinverse import Acquisition, InputError, Signals, Tissue, mesh, simulate
 from spinverse.acquisition import PGSE, SampledGradient, fibonacci_directions
-from spinverse.engines import analytic
 from spinverse.quantities import (
     FitWarning,
     fit_adc,
@@ -21,6 +20,7 @@ from spinverse.quantities import (
     hadc,
     spherical_harmonics,
 )
+from spinverse.validation import analytic
 
 X, Y, Z = np.eye(3)
 TENSOR = np.array([[1.7, 0.3, 0.0], [0.3, 0.6, 0.1], [0.0, 0.1, 0.4]])

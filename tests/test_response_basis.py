@@ -10,7 +10,7 @@ from mpi4py import MPI
 
 from spinverse import BlochTorrey, Permeability, Tissue, mesh
 from spinverse.acquisition import Acquisition
-from spinverse.engines.matrix_formalism import MatrixFormalism
+from spinverse.engines.modal.matrix_formalism import MatrixFormalism
 from spinverse.errors import InputError, SolverError
 from spinverse.forms import decay, i_times
 from spinverse.mesh import Ball

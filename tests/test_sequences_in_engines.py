@@ -18,9 +18,9 @@ from spinverse.acquisition import (
     SinOGSE,
     TrapezoidPGSE,
 )
-from spinverse.engines import analytic
 from spinverse.mesh import box, build, intervals, slabs
 from spinverse.simulate import ENGINES, make_engine
+from spinverse.validation import analytic
 
 B = [0, 1000, 4000]
 UNEVEN = Stack((3.0, 5.0, 9.0), (0.05, 0.5), (1.0, 2.0, 3.0), (30.0, 60.0, np.inf))

@@ -8,10 +8,10 @@ import pytest
 from mpi4py import MPI
 
 import spinverse
-from spinverse.engines.density import DensityModel
-from spinverse.engines.elements import Elements
-from spinverse.engines.partition import PartitionModel
-from spinverse.engines.pulsed import PulseTable, steps
+from spinverse.engines.shapes.density import DensityModel
+from spinverse.engines.shapes.elements import Elements
+from spinverse.engines.shapes.partition import PartitionModel
+from spinverse.engines.shapes.pulsed import PulseTable, steps
 from spinverse.errors import InputError
 from spinverse.inversion import Shapes
 from spinverse.inversion.shapes import flips

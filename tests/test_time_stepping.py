@@ -11,9 +11,9 @@ from petsc4py import PETSc
 
 from spinverse import BlochTorrey, InputError, Permeability, SolverError, Tissue, mesh
 from spinverse.acquisition import PGSE, Acquisition, Sampled
-from spinverse.engines import time_stepping
-from spinverse.engines.matrix_formalism import MatrixFormalism
-from spinverse.engines.time_stepping import TimeStepping
+from spinverse.engines.march import time_stepping
+from spinverse.engines.march.time_stepping import TimeStepping
+from spinverse.engines.modal.matrix_formalism import MatrixFormalism
 
 SCHEMES = ("sdirk2", "midpoint")
 D = np.array([[2.0, 0.3, 0.0], [0.3, 1.5, 0.1], [0.0, 0.1, 1.0]])

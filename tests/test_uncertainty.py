@@ -9,7 +9,7 @@ from mpi4py import MPI
 
 from spinverse import BlochTorrey, InputError, Permeability, Signals, Tissue, mesh, simulate
 from spinverse.acquisition import Acquisition
-from spinverse.engines.matrix_formalism import MatrixFormalism
+from spinverse.engines.modal.matrix_formalism import MatrixFormalism
 from spinverse.interface import export
 from spinverse.inversion.uncertainty import uncertainty
 

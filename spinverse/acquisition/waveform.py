@@ -36,8 +36,8 @@ _UNIT_WEIGHTS = np.tile(0.5 * _GAUSS_WEIGHTS / _PANELS, _PANELS)
 
 # Commutator-free Magnus integrator of order 4 with two exponentials (Blanes & Moan 2006, Alvermann
 # & Fehske 2011): nodes in the step, weights of the two nodes in its first half.
-_CF4_NODES = 0.5 + np.array([-1.0, 1.0]) * np.sqrt(3.0) / 6.0
-_CF4_NEAR, _CF4_FAR = 0.25 + np.sqrt(3.0) / 6.0, 0.25 - np.sqrt(3.0) / 6.0
+MAGNUS_NODES = 0.5 + np.array([-1.0, 1.0]) * np.sqrt(3.0) / 6.0
+MAGNUS_NEAR, MAGNUS_FAR = 0.25 + np.sqrt(3.0) / 6.0, 0.25 - np.sqrt(3.0) / 6.0
 
 
 def _points(start: np.ndarray, stop: np.ndarray) -> np.ndarray:
@@ -266,10 +266,9 @@ class Waveform(ABC):
         lengths = np.repeat((stops - starts) / counts, counts)
         number = np.arange(lengths.size) - np.repeat(np.cumsum(counts) - counts, counts)
         begin = np.repeat(starts, counts) + number * lengths
-        f1, f2 = (self(begin + node * lengths) for node in _CF4_NODES)
-        values = np.stack(
-            [2.0 * (_CF4_NEAR * f1 + _CF4_FAR * f2), 2.0 * (_CF4_FAR * f1 + _CF4_NEAR * f2)], axis=1
-        )
+        f1, f2 = (self(begin + node * lengths) for node in MAGNUS_NODES)
+        values = 2.0 * np.stack([MAGNUS_NEAR * f1 + MAGNUS_FAR * f2,
+                                 MAGNUS_FAR * f1 + MAGNUS_NEAR * f2], axis=1)
         constant = np.repeat(constant, counts)
         values[constant] = f1[constant, None]
         values = values.reshape((-1, *f1.shape[1:]))

@@ -13,7 +13,7 @@ import dolfinx
 import numpy as np
 from mpi4py import MPI
 
-from ..engines.eigenmodes import eigenmodes
+from ..engines.basis.eigenmodes import eigenmodes
 from ..errors import InputError
 from ..mesh.distributed import Mesh
 from ..problem import BlochTorrey

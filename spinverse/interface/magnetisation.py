@@ -12,11 +12,11 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from ..acquisition.waveform import Waveform
+from ..acquisition.waveform import MAGNUS_FAR, MAGNUS_NEAR, MAGNUS_NODES, Waveform
 from ..atomic import replace
-from ..engines.chebyshev import Propagation
-from ..engines.matrix_formalism import MatrixFormalism
-from ..engines.time_stepping import TimeStepping
+from ..engines.march.time_stepping import TimeStepping
+from ..engines.modal.chebyshev import Propagation
+from ..engines.modal.matrix_formalism import MatrixFormalism
 from ..errors import InputError, on_root
 from ..parallel.exchange import Ranges
 from ..problem import BlochTorrey
@@ -163,11 +163,10 @@ def _pieces(waveform: Waveform, max_step: float, times: np.ndarray):
         count = max(1, int(np.ceil((end - begin) / (2 * max_step) * (1 - 1e-12))))
         h = (end - begin) / count
         starts = begin + h * np.arange(count)
-        early, late = (waveform(starts + (0.5 + sign * np.sqrt(3) / 6) * h) for sign in (-1, 1))
-        a, b = 0.25 + np.sqrt(3) / 6, 0.25 - np.sqrt(3) / 6
+        early, late = (waveform(starts + node * h) for node in MAGNUS_NODES)
         for first, second in zip(early, late, strict=True):
-            yield h / 2, 2 * (a * first + b * second)
-            yield h / 2, 2 * (b * first + a * second)
+            yield h / 2, 2 * (MAGNUS_NEAR * first + MAGNUS_FAR * second)
+            yield h / 2, 2 * (MAGNUS_FAR * first + MAGNUS_NEAR * second)
     yield from ((None, None) for _ in waiting)
 
 

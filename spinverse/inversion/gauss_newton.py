@@ -14,7 +14,7 @@ import numpy as np
 import scipy.linalg
 from mpi4py import MPI
 
-from ..engines.jacobian import signal_jacobian
+from ..engines.modal.jacobian import signal_jacobian
 from ..errors import SolverError
 from .misfit import NormalisedMagnitude
 

@@ -114,7 +114,7 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: list[Stage | Shapes] | str
         permeability_range: smallest and largest permeability, um/ms.
         engine: "matrix_formalism" or "time_stepping".
         modes: of the matrix formalism during the stages, made of responses of the start
-            (`spinverse.engines.response_basis`); "auto": a quarter of the number of cells. While
+            (`spinverse.engines.basis.responses`); "auto": a quarter of the number of cells. While
             walls are half closed everywhere, short pulses would need many more for exact signals.
         tolerance: of the final signals, which have as many modes as that needs.
         time_step: ms, of time stepping.

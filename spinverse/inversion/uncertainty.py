@@ -2,7 +2,7 @@
 
 The variable is the openness x of a facet, 0 for a wall and 1 for an open facet, affine in the
 transmission t = kappa / (kappa + c), where c is the conductance of the medium around the facet
-(`spinverse.engines.facet_response`). Signals are nearly linear in it from wall to open, which
+(`engines.linear.facet_response`). Signals are nearly linear in it from wall to open, which
 they are in neither kappa nor log kappa, so J_F = dS/dx_F predicts what toggling the facet does.
 
 With noise of standard deviation sigma and a prior of standard deviation p on every x, the
@@ -22,9 +22,9 @@ import numpy as np
 from mpi4py import MPI
 
 from ..acquisition import Signals
-from ..engines.facet_response import surrounding_conductance
-from ..engines.jacobian import signal_jacobian
-from ..engines.matrix_formalism import MatrixFormalism
+from ..engines.linear.facet_response import surrounding_conductance
+from ..engines.modal.jacobian import signal_jacobian
+from ..engines.modal.matrix_formalism import MatrixFormalism
 from ..errors import InputError, on_root
 from ..problem import BlochTorrey
 from ..tissue import Tissue

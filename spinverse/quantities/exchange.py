@@ -8,7 +8,7 @@ import numpy as np
 import ufl
 
 from .. import forms
-from ..engines.eigenmodes import eigenmodes
+from ..engines.basis.eigenmodes import eigenmodes
 from ..errors import InputError
 from ..problem import BlochTorrey
 from ..tissue import Tissue

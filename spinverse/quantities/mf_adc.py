@@ -6,7 +6,7 @@ import numpy as np
 import scipy.sparse
 
 from ..acquisition.table import Acquisition
-from ..engines.eigenmodes import Eigenmodes, eigenmodes
+from ..engines.basis.eigenmodes import Eigenmodes, eigenmodes
 from ..errors import InputError
 from ..problem import BlochTorrey
 from ..tissue import Tissue

@@ -10,7 +10,7 @@ import ufl
 from dolfinx.fem import petsc as fem_petsc
 from petsc4py import PETSc
 
-from ..engines.linear_solver import direct
+from ..engines.linear.direct import direct
 from ..errors import SolverError
 from ..problem import BlochTorrey
 

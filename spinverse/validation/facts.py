@@ -14,11 +14,11 @@ import numpy as np
 
 from ..acquisition.table import Acquisition
 from ..acquisition.waveforms import PGSE
-from ..engines import analytic
 from ..problem import BlochTorrey
 from ..quantities import exchange_times, hadc, short_time_approximation
 from ..tissue import Permeability, Tissue
 from ..units import b_from_internal
+from . import analytic
 from . import references as ref
 from .discretisation import REFINED, Discretisation, round_layers, stack
 from .rows import Row

@@ -2,5 +2,5 @@
 
 Graded shapes first (`graded`, `levels`): differentiable, from random ellipsoids to a sharp shape
 that explains most of the data. Then moves of single mesh cells (`flips`), for which signals take
-milliseconds (`spinverse.engines.partition`). `search` drives both and never looks at a truth.
+milliseconds (`engines.shapes.partition`). `search` drives both and never looks at a truth.
 """

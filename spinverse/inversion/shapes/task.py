@@ -12,11 +12,11 @@ from mpi4py import MPI
 from scipy.special import ive
 
 from ...acquisition import Acquisition, Signals
-from ...engines.density import DensityModel
-from ...engines.elements import Elements
-from ...engines.matrix_formalism import MatrixFormalism
-from ...engines.partition import PartitionModel
-from ...engines.pulsed import PulseTable
+from ...engines.modal.matrix_formalism import MatrixFormalism
+from ...engines.shapes.density import DensityModel
+from ...engines.shapes.elements import Elements
+from ...engines.shapes.partition import PartitionModel
+from ...engines.shapes.pulsed import PulseTable
 from ...errors import InputError, on_root
 from ...mesh.distributed import Mesh
 from ...mesh.whole import WholeMesh

@@ -3,9 +3,9 @@
 What is at rest in a closed compartment on a periodic box is w = exp(i Q . x), whose gradient does
 not vanish at the walls, as that of all modes does. Modes alone approach it slowly, with a power of
 their number. The responses eta_jk = (A + s M)^-1 N_j phi_k to a drift along each periodic axis
-(`spinverse.engines.gauge`) have the right flux: for a closed compartment x_j itself. With them
-the error falls by about three orders at the same number of functions. In the space that both
-span, the decay operator is diagonalised again (Rayleigh-Ritz); its lowest modes are still exact.
+(`gauge.py` beside this) have the right flux: for a closed compartment x_j itself. With them the
+error falls by about three orders at the same number of functions. In the space that both span, the
+decay operator is diagonalised again (Rayleigh-Ritz); its lowest modes are still exact.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..problem import BlochTorrey
+from ...problem import BlochTorrey
 
 _INDEPENDENT = 3e-5  # part of a function's norm that is not in those before it, at least
 _BLOCK = 32

@@ -17,10 +17,10 @@ import dolfinx
 import numpy as np
 from petsc4py import PETSc
 
-from ..errors import SolverError
-from ..problem import BlochTorrey
-from .columns import column_inner, solved, times
-from .linear_solver import direct
+from ...errors import SolverError
+from ...problem import BlochTorrey
+from ..linear.columns import column_inner, solved, times
+from ..linear.direct import direct
 
 TOLERANCE = 1e-12  # of a residual against its load, in the norm of B^-1
 ITERATIONS = 200

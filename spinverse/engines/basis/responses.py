@@ -27,11 +27,12 @@ from collections.abc import Callable
 import numpy as np
 from petsc4py import PETSc
 
-from ..errors import SolverError
-from ..phases import phase
-from ..problem import BlochTorrey
-from .eigenmodes import Eigenmodes, _check_decay, _project, _solver, _Tied
-from .linear_solver import direct, failure
+from ...errors import SolverError
+from ...phases import phase
+from ...problem import BlochTorrey
+from ..linear.direct import direct, failure
+from ..linear.ties import Tied, solver_of
+from .eigenmodes import Eigenmodes, check_decay, project
 
 _SMALL = 1e-7  # of the start's norm: responses below it are round-off of others
 _SLOW = 3  # one function in so many is a slow mode
@@ -60,7 +61,7 @@ def response_basis(problem: BlochTorrey, number: int, rate: float, strength: flo
     with phase("assembly"):
         A, M = problem.decay_matrix(), problem.mass_matrix
     values, columns = _responses(problem, A, M, number, rate, strength, options_prefix)
-    return _project(problem, values, columns)
+    return project(problem, values, columns)
 
 
 @phase("responses")
@@ -70,7 +71,7 @@ def _responses(problem: BlochTorrey, A: PETSc.Mat, M: PETSc.Mat, number: int, ra
     dim, size, unknowns = problem.mesh.dim, A.getSize()[0], problem.unknowns
     mass = problem.mass_of_unknowns
     number = min(number, size)
-    tied = _Tied(problem, A)
+    tied = Tied(problem, A)
     shifted = A.copy()
     shifted.axpy(rate, M)
     try:
@@ -80,7 +81,7 @@ def _responses(problem: BlochTorrey, A: PETSc.Mat, M: PETSc.Mat, number: int, ra
         tied.destroy()
         raise
     try:
-        solve = _solver(ksp, tied)
+        solve = solver_of(ksp, tied)
 
         def respond(loads):
             return unknowns.local(solve(unknowns.gathered(loads)))
@@ -169,7 +170,7 @@ def _kept(sizes: np.ndarray, room: int) -> int:
     return first + int(np.argmax(-np.diff(logs)))
 
 
-def _slowest(problem: BlochTorrey, A: PETSc.Mat, tied: _Tied, relax: Callable,
+def _slowest(problem: BlochTorrey, A: PETSc.Mat, tied: Tied, relax: Callable,
              number: int) -> tuple[np.ndarray, np.ndarray]:
     """About the slowest modes: values ``(k,)`` and functions, by a block Krylov space."""
     x = problem.space.tabulate_dof_coordinates()[: problem.local_mass.shape[0]]
@@ -197,7 +198,7 @@ def _loads_of_starts(problem: BlochTorrey) -> np.ndarray:
     return problem.unknowns.load(mass @ _normalised(problem.comm, mass, starts))
 
 
-def _diagonalised(A: PETSc.Mat, tied: _Tied, space: _Space) -> tuple[np.ndarray, np.ndarray]:
+def _diagonalised(A: PETSc.Mat, tied: Tied, space: _Space) -> tuple[np.ndarray, np.ndarray]:
     """Rayleigh-Ritz: eigenvalues ascending, ``(K,)``, and functions ``(n, K)``."""
     functions = space.functions
     columns = functions[: tied.column.getLocalSize()]
@@ -211,7 +212,7 @@ def _diagonalised(A: PETSc.Mat, tied: _Tied, space: _Space) -> tuple[np.ndarray,
     dense.destroy()
     values, rotation = space.comm.bcast(tuple(np.linalg.eigh(0.5 * (operator + operator.T))))
     if tied.problem.extra_blocks is not None:
-        _check_decay(values)
+        check_decay(values)
     return np.maximum(values, 0.0), functions @ rotation
 
 

@@ -10,7 +10,7 @@ import scipy.linalg
 import scipy.sparse
 from petsc4py import PETSc
 
-from ..errors import SolverError
+from ...errors import SolverError
 
 # Unknowns up to which a dense solve takes no time; up to which it beats the messages of several
 # ranks; and up to which it beats shift-invert where more than half of all modes are wanted.

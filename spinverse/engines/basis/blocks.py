@@ -14,9 +14,9 @@ from collections.abc import Callable
 import numpy as np
 from petsc4py import PETSc
 
-from ..errors import SolverError
-from ..problem import BlochTorrey
-from .columns import column_inner, inner, times
+from ...errors import SolverError
+from ...problem import BlochTorrey
+from ..linear.columns import column_inner, inner, times
 from .two_level import TwoLevel
 
 # Modes are cut at the widest relative gap among this many candidates, so that no cluster of

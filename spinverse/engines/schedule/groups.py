@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..acquisition.table import Acquisition
-from .fields import plan_in_field
-from .gauge import Wave, moves
-from .gauge import pieces as wave_pieces
+from ...acquisition.table import Acquisition
+from .echoes import refocusing_times, split
+from .waves import Wave, moves
+from .waves import pieces as wave_pieces
 
 _COLUMNS = 50  # of a batch, about
 
@@ -89,7 +89,7 @@ def plan(acquisition: Acquisition, max_step: float, dim: int,
          periodic: tuple[int, ...] = (), fields: int = 0) -> list[Group]:
     """Group the rows of the table by the pieces that are to be propagated."""
     if fields:
-        return plan_in_field(acquisition, max_step, dim, fields, Group, _unit)
+        return _plan_in_field(acquisition, max_step, dim, fields)
     groups: dict[tuple, Group] = {}
     drifting: dict[int, tuple] = {}
     folds = [_fold(waveform, max_step) for waveform in acquisition.waveforms]
@@ -117,6 +117,46 @@ def plan(acquisition: Acquisition, max_step: float, dim: int,
         group.strength.append(float(strength[row]))
         group.gap.append(float(gap))
     return list(groups.values())
+
+
+def _plan_in_field(acquisition: Acquisition, max_step: float, dim: int,
+                   fields: int) -> list[Group]:
+    """As `plan`, of whole waveforms; of ``fields``, 2 are one for each sign of the echo."""
+    whole = []
+    for waveform in acquisition.waveforms:
+        durations, values = waveform.segments(max_step)
+        turns = refocusing_times(waveform) if fields > 1 else ()
+        pieces = split(zip(durations.tolist(), (tuple(v) if waveform.vector else v
+                                                for v in values.tolist()), strict=True), turns)
+        middles = np.cumsum([piece[0] for piece in pieces]) - [piece[0] / 2 for piece in pieces]
+        whole.append((pieces, tuple(sum(turn < t for turn in turns) % 2 for t in middles)))
+    groups: dict[tuple, Group] = {}
+    for row, strength in enumerate(acquisition.strength):
+        waveform = acquisition.waveforms[acquisition.waveform_index[row]]
+        pieces, numbers = whole[acquisition.waveform_index[row]]
+        if strength == 0:
+            pieces = tuple((duration, 0.0, ()) for duration, _ in pieces)
+        elif waveform.vector:
+            pieces = tuple(_unit(duration, value[:dim]) for duration, value in pieces)
+        else:
+            along = tuple(acquisition.directions[row, :dim].tolist())
+            pieces = tuple((duration, value, along) for duration, value in pieces)
+        pieces, numbers = _joined(pieces, numbers)
+        group = groups.setdefault((pieces, numbers), Group(pieces, 0, fields=numbers))
+        group.rows.append(row)
+        group.strength.append(float(strength))
+        group.gap.append(0.0)
+    return list(groups.values())
+
+
+def _joined(pieces: tuple, numbers: tuple) -> tuple[tuple, tuple]:
+    """Neighbours without gradient under the same field are one."""
+    result: list = []
+    for (duration, value, along), number in zip(pieces, numbers, strict=True):
+        if result and not value and not result[-1][0][1] and result[-1][1] == number:
+            duration += result.pop()[0][0]
+        result.append(((duration, value, along), number))
+    return tuple(piece for piece, _ in result), tuple(number for _, number in result)
 
 
 def _unit(duration: float, vector: tuple[float, ...]) -> tuple:

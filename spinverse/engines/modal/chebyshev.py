@@ -19,7 +19,7 @@ from functools import lru_cache
 import numpy as np
 from scipy.special import ive
 
-from ..errors import SolverError
+from ...errors import SolverError
 
 TOLERANCE = 1e-11
 # Terms may grow before they cancel: what is lost of the 16 digits at most.

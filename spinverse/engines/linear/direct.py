@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from petsc4py import PETSc
 
-from ..errors import SolverError
+from ...errors import SolverError
 
 OUT_OF_MEMORY = (-8, -9, -13, -17, -19, -20)  # MUMPS' INFOG(1)
 

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ..mesh.whole import WholeMesh
+from ...mesh.whole import WholeMesh
 
 # (1, x, x^2) products of barycentric coordinates: integral over a tetrahedron of volume 1
 _TRIPLES = np.array([[[{1: 6, 2: 2, 3: 1}[len({a, b, c})] / 120 for c in range(4)]

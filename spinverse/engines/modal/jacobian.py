@@ -1,7 +1,7 @@
 """Derivatives of all signals with respect to all facet permeabilities, by the matrix formalism.
 
 For measurement m, dS_m = sum(G_m * dA) with A = Phi^T (decay) Phi and G_m a K x K matrix that one
-backward sweep leaves (`spinverse.engines.chebyshev`); what facet F contributes to dA is
+backward sweep leaves (`spinverse.engines.modal.chebyshev`); what facet F contributes to dA is
 dkappa_F B_F, B_F = int_F [Phi]^T [Phi]. So J_mF = <G_m, B_F>: both symmetric, hence packed to
 K (K + 1) / 2 numbers, and the contraction is one matrix product for a block of measurements and a
 block of facets. A rank sweeps its own measurements and contracts its own facets; packed G_m are
@@ -16,10 +16,10 @@ from itertools import islice
 import numpy as np
 from mpi4py import MPI
 
-from ..errors import InputError
-from ..phases import phase
+from ...errors import InputError
+from ...phases import phase
+from ..schedule.groups import Batch
 from .chebyshev import Propagation
-from .groups import Batch
 from .matrix_formalism import MatrixFormalism, free_jumps
 from .rest import divided_differences
 

@@ -21,16 +21,17 @@ from mpi4py import MPI
 from petsc4py import PETSc
 from slepc4py import SLEPc
 
-from ..errors import InputError, SolverError, on_root
-from ..extra_terms import Unsuitable
-from ..phases import phase
-from ..problem import BlochTorrey
-from ..unknowns import Unknowns
-from .block_modes import CANDIDATES, Inverse, at_gap, lowest_pairs
-from .dense_modes import dense_modes, gathered, is_small
-from .drifting_basis import enriched, lowest
+from ...errors import InputError, SolverError, on_root
+from ...extra_terms import Unsuitable
+from ...phases import phase
+from ...problem import BlochTorrey
+from ...unknowns import Unknowns
+from ..linear.direct import failure
+from ..linear.ties import Tied, solver_of
+from .blocks import CANDIDATES, Inverse, at_gap, lowest_pairs
+from .dense import dense_modes, gathered, is_small
+from .drifting import enriched, lowest
 from .gauge import Gauge, gauge_of
-from .linear_solver import failure
 
 SOLVERS = ("auto", "direct", "iterative")
 LARGE = 20_000  # unknowns from which "auto" makes no factor
@@ -141,7 +142,7 @@ def eigenmodes(problem: BlochTorrey, number: int, options_prefix: str = "spinver
     wanted = min(number + CANDIDATES, size)
     with phase("assembly"):
         A, M = problem.decay_matrix(), problem.mass_matrix
-    tied = _Tied(problem, A)
+    tied = Tied(problem, A)
     # A is singular when nothing relaxes or leaves; a small negative shift keeps it definite.
     extent = float(np.max(problem.mesh.bounds[1] - problem.mesh.bounds[0]))
     fastest = problem.comm.allreduce(
@@ -162,10 +163,10 @@ def eigenmodes(problem: BlochTorrey, number: int, options_prefix: str = "spinver
             made = _shift_invert(A, M, wanted, min(number, size), shift, options_prefix, start,
                                  iterative)
             values, vectors = _pairs(made, wanted)
-            solve = _solver(made.getST().getKSP(), tied)
+            solve = solver_of(made.getST().getKSP(), tied)
     kept = at_gap(values, min(number, size), CANDIDATES // (1 + len(problem.periodic)))
     if problem.extra_blocks is not None:
-        _check_decay(values)
+        check_decay(values)
     values, nest = np.maximum(values[:kept], 0.0), None
     columns = problem.unknowns.local(vectors[:, :kept])
     if problem.periodic and kept < size:
@@ -177,7 +178,7 @@ def eigenmodes(problem: BlochTorrey, number: int, options_prefix: str = "spinver
     if made is not None:
         made.destroy()
     tied.destroy()
-    return _project(problem, values, columns, nest, R, shift)
+    return project(problem, values, columns, nest, R, shift)
 
 
 def _iterative(problem: BlochTorrey, size: int, solver: str, options_prefix: str) -> bool:
@@ -239,31 +240,10 @@ def _pairs_of_root(A: PETSc.Mat, M: PETSc.Mat, start: np.ndarray, solved: Callab
     return values, vectors[first:last].copy(order="F")
 
 
-def _check_decay(values: np.ndarray) -> None:
+def check_decay(values: np.ndarray) -> None:
     """Extra terms may let magnetisation grow, which the engine's exponentials do not know."""
     if values[0] < -1e-8 * max(1.0, abs(values[-1])):
         raise Unsuitable(f"a mode grows by a factor e in {-1 / values[0]:.3g} ms")
-
-
-class _Tied:
-    """Owned columns of the unknowns from and to values at the owned broken dofs."""
-
-    def __init__(self, problem: BlochTorrey, A: PETSc.Mat):
-        self.problem, self.unknowns, self.matrix = problem, problem.unknowns, A
-        self.column = A.createVecRight()
-
-    def load(self, values: np.ndarray) -> np.ndarray:
-        """P^T of columns ``(n_owned, n)``. Collective."""
-        return self.unknowns.gathered(self.unknowns.load(values))
-
-    def broken(self, vectors: np.ndarray) -> np.ndarray:
-        """P of columns ``(n_local, n)``. Collective."""
-        return self.unknowns.broken(self.unknowns.local(vectors))
-
-    def destroy(self) -> None:
-        self.column.destroy()
-        if self.unknowns.tied:
-            self.matrix.destroy()
 
 
 def _shift_invert(A: PETSc.Mat, M: PETSc.Mat, wanted: int, least: int, shift: float,
@@ -325,23 +305,6 @@ def _pairs(eps: SLEPc.EPS, wanted: int) -> tuple[np.ndarray, np.ndarray]:
     return values[order], vectors
 
 
-def _solver(ksp: PETSc.KSP, tied: _Tied) -> Callable[[np.ndarray], np.ndarray]:
-    """(A + s M)^-1 of columns ``(n_local, n)`` of loads in the tied space."""
-    def solve(loads: np.ndarray) -> np.ndarray:
-        sizes = (tied.column.getSizes(), (PETSc.DECIDE, loads.shape[1]))
-        right, left = (PETSc.Mat().createDense(sizes, comm=tied.column.comm) for _ in range(2))
-        right.getDenseArray()[:] = loads
-        right.assemble()
-        left.assemble()
-        ksp.matSolve(right, left)
-        result = left.getDenseArray(readonly=True).copy(order="F")
-        right.destroy()
-        left.destroy()
-        return result
-
-    return solve
-
-
 @phase("omitted modes")
 def _responses(problem: BlochTorrey, columns: np.ndarray, solve: Callable) -> np.ndarray:
     """See `Eigenmodes`; by blocks of modes, to hold no second basis. Collective."""
@@ -361,7 +324,7 @@ def _responses(problem: BlochTorrey, columns: np.ndarray, solve: Callable) -> np
 
 
 @phase("projection")
-def _project(problem: BlochTorrey, values: np.ndarray, columns: np.ndarray,
+def project(problem: BlochTorrey, values: np.ndarray, columns: np.ndarray,
              nest: np.ndarray | None = None, responses: np.ndarray | None = None,
              shift: float = 0.0) -> Eigenmodes:
     """Position operators, start and receive vectors, the same on every rank."""

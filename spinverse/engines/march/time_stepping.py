@@ -34,16 +34,16 @@ import numpy as np
 from mpi4py import MPI
 from petsc4py import PETSc
 
-from ..acquisition.table import Acquisition
-from ..errors import InputError, SolverError
-from ..phases import phase
-from ..problem import BlochTorrey
-from .checks import check_directions
-from .coefficient_derivatives import derivative_of
+from ...acquisition.table import Acquisition
+from ...errors import InputError, SolverError
+from ...phases import phase
+from ...problem import BlochTorrey
+from ..derivatives import derivative_of
+from ..progress import silent
+from ..schedule.checks import check_directions
+from ..schedule.echoes import refocusing_times, split
 from .common_factor import CommonFactor
-from .echoes import refocusing_times, split
 from .pair_system import PairSystem
-from .progress import silent
 from .side_by_side import SideBySide
 
 # Stage vectors of one measurement that a rank keeps for the backward sweep, bytes; beyond, the

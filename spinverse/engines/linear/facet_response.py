@@ -13,11 +13,11 @@ import numpy as np
 import scipy.sparse
 from petsc4py import PETSc
 
-from ..errors import SolverError
-from ..phases import phase
-from ..problem import BlochTorrey
-from .eigenmodes import _solver, _Tied
-from .linear_solver import direct
+from ...errors import SolverError
+from ...phases import phase
+from ...problem import BlochTorrey
+from .direct import direct
+from .ties import Tied, solver_of
 
 _BLOCK = 64  # facets solved at once
 
@@ -53,11 +53,11 @@ def surrounding_conductance(problem: BlochTorrey, rate: float,
     shifted = A.copy()
     shifted.axpy(rate, problem.mass_matrix)
     ksp = direct(shifted, options_prefix, "facet responses")
-    tied = _Tied(problem, A)
+    tied = Tied(problem, A)
     response = np.zeros(len(mine))
     index_map = problem.space.dofmap.index_map
     try:
-        solve = _solver(ksp, tied)
+        solve = solver_of(ksp, tied)
         for first in range(0, total, _BLOCK):
             count = min(_BLOCK, total - first)
             here = np.arange(max(first - offset, 0),

@@ -12,11 +12,11 @@ import ufl
 from dolfinx.fem import petsc as fem_petsc
 from petsc4py import PETSc
 
-from .. import forms
-from ..errors import SolverError
-from ..extra_terms import has
-from ..problem import BlochTorrey
-from .linear_solver import failure
+from ... import forms
+from ...errors import SolverError
+from ...extra_terms import has
+from ...problem import BlochTorrey
+from ..linear.direct import failure
 
 # Factors kept, of zero gradient, which all measurements share, and as many of others: one is
 # enough for constant pulses.

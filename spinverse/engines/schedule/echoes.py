@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..acquisition.pulses import DoublePGSE
-from ..acquisition.waveform import Waveform
-from ..errors import InputError
+from ...acquisition.pulses import DoublePGSE
+from ...acquisition.waveform import Waveform
+from ...errors import InputError
 
 _SAME = 1e-9  # times closer than this, relative to the end, are one
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..acquisition.table import Acquisition
-from ..errors import InputError
-from ..mesh.distributed import Mesh
+from ...acquisition.table import Acquisition
+from ...errors import InputError
+from ...mesh.distributed import Mesh
 
 
 def check_directions(acquisition: Acquisition, mesh: Mesh) -> None:

@@ -1,7 +1,7 @@
 """Pairs of rectangular pulses in a small basis of modes, many directions at a time.
 
 For searches that solve thousands of small problems: a fixed splitting of second order instead of
-the error-controlled propagation of `spinverse.engines.matrix_formalism`. One pulse is enough,
+the error-controlled propagation of `spinverse.engines.modal.matrix_formalism`. One pulse is enough,
 
     S = sum_k exp(-lambda_k tau) |u_k(delta)|^2,
 
@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg
 
-from ..acquisition.table import Acquisition
-from ..errors import InputError
-from .groups import plan
+from ...acquisition.table import Acquisition
+from ...errors import InputError
+from ..schedule.groups import plan
 
 FIRST_STEPS = (0.03, 0.07, 0.15, 0.25)  # ms: magnetisation is not smooth when a pulse begins
 

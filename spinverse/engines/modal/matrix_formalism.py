@@ -5,15 +5,15 @@ eigenvalues and X_j = Phi^T x_j Phi,
 
     u' = -(Lambda + i g(t) . X) u,        S = receive . u(TE).
 
-Pieces of constant gradient are propagated exactly (`spinverse.engines.chebyshev`). All operators
-are symmetric, so a waveform with f(TE - t) = -f(t) needs its first half only:
+Pieces of constant gradient are propagated exactly (`chebyshev.py` beside this). All operators are
+symmetric, so a waveform with f(TE - t) = -f(t) needs its first half only:
 S = conj(l)^T exp(-Lambda tau) u, where u and l are start and receive after that half and tau is
 the gap in the middle. With f(TE - t) = f(t) it is l^T exp(-Lambda tau) u.
 
 Waveforms that are not piecewise constant are cut into pieces of fourth order in their length
 (`spinverse.acquisition.waveforms`).
 
-Along periodic axes the modes drift instead: see `spinverse.engines.gauge`.
+Along periodic axes the modes drift instead: see `spinverse.engines.basis.gauge`.
 
 Extra terms take part if they have the structure that `spinverse.extra_terms` tells: what decays is
 in Lambda, what turns with the gradient in X, and what turns without it is a field B,
@@ -31,19 +31,20 @@ import dolfinx
 import numpy as np
 from mpi4py import MPI
 
-from ..acquisition.table import Acquisition
-from ..errors import InputError, SolverError
-from ..phases import phase
-from ..problem import BlochTorrey
-from . import gauge
+from ...acquisition.table import Acquisition
+from ...errors import InputError, SolverError
+from ...phases import phase
+from ...problem import BlochTorrey
+from ..basis.eigenmodes import Eigenmodes, eigenmodes
+from ..basis.responses import response_basis
+from ..progress import silent
+from ..schedule.checks import check_directions
+from ..schedule.groups import Batch, batches, plan
+from ..schedule.waves import Wave, first_step
 from .chebyshev import Propagation, Store
-from .checks import check_directions
-from .eigenmodes import Eigenmodes, eigenmodes
-from .fields import step_in_field
-from .groups import Batch, batches, plan
-from .mode_derivatives import ModeDerivatives, add_up
-from .progress import silent
-from .response_basis import response_basis
+from .coefficients import ModeDerivatives, add_up
+from .drift import propagation as drifting
+from .field import step_in_field
 from .rest import Rest, divided_differences, real_product
 
 _FIRST_MODES = 48
@@ -231,8 +232,8 @@ class MatrixFormalism:
                                      operators, corrected)
             elif not value:
                 step = Rest(basis.eigenvalues, duration)
-            elif isinstance(value, gauge.Wave):
-                step = gauge.propagation(basis, value, along[0], q, duration, drifts)
+            elif isinstance(value, Wave):
+                step = drifting(basis, value, along[0], q, duration, drifts)
             else:
                 if along not in operators:
                     operators[along] = _operators(basis, along, corrected)
@@ -331,8 +332,8 @@ class MatrixFormalism:
     def _omitted_error(self, scale: float, wanted: float) -> tuple[float, float]:
         """What the omitted modes change, to leading order, and what they do at fewer modes.
 
-        See `spinverse.engines.eigenmodes`: no look at a sequence of truncations tells as much, for
-        modes that matter may lie far apart.
+        See `basis.eigenmodes`: no look at a sequence of truncations tells as much, for modes that
+        matter may lie far apart.
         """
         hardest = self._hardest()
 
@@ -390,7 +391,7 @@ class MatrixFormalism:
         A short basis is enough: what a piece's length leaves out grows with the commutator of
         diffusion and gradient, which magnetisation in the low modes feels first.
         """
-        step = gauge.first_step(self.acquisition, self.problem.periodic)
+        step = first_step(self.acquisition, self.problem.periodic)
         if step is None:
             return 0.0
         # the error falls by 16; along periodic axes the coarsest pieces are not there yet

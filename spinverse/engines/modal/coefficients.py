@@ -14,10 +14,10 @@ import dolfinx
 import numpy as np
 import ufl
 
-from .. import forms
-from ..errors import InputError
-from ..problem import BlochTorrey
-from .coefficient_derivatives import derivative_of
+from ... import forms
+from ...errors import InputError
+from ...problem import BlochTorrey
+from ..derivatives import derivative_of
 
 _SMALL = 1e-15  # of the largest eigenvalue
 

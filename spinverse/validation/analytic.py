@@ -1,6 +1,6 @@
 """PGSE signals of simple shapes without a mesh: what the other engines are tested against.
 
-Free diffusion, and the matrix formalism (see `spinverse.engines.matrix_formalism`) where its
+Free diffusion, and the matrix formalism (see `spinverse.engines.modal.matrix_formalism`) where its
 matrices are known without finite elements:
 
 - one slab, cylinder or sphere with a reflecting wall: cosines and Bessel functions, whose position

@@ -1,0 +1,1 @@
+"""Linear algebra: factorisations, blocks of columns, tied facets, responses of single facets."""

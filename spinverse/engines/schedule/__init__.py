@@ -1,0 +1,1 @@
+"""Which measurements are propagated together, and through which pieces of their waveforms."""

@@ -1,0 +1,1 @@
+"""Fast models of the search for shapes."""
