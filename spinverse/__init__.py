@@ -13,13 +13,14 @@ from .acquisition import Acquisition, Signals
 from .errors import InputError, SolverError, SpinverseError, StackError
 from .mesh import Mesh
 from .problem import BlochTorrey
-from .inversion import Reconstruction, Shapes, Stage, reconstruct, stages
+from .inversion import (
+    InverseProblem, Reconstruction, Shapes, Stage, Unknown, reconstruct, stages)
 from .simulate import simulate
 from .tissue import Permeability, Tissue
 from . import quantities
 
 __all__ = [
-    "Acquisition", "BlochTorrey", "InputError", "Mesh", "Permeability", "Signals", "SolverError",
-    "Reconstruction", "Shapes", "SpinverseError", "StackError", "Stage", "Tissue", "acquisition",
-    "mesh", "quantities", "reconstruct", "simulate", "stages", "units",
+    "Acquisition", "BlochTorrey", "InputError", "InverseProblem", "Mesh", "Permeability", "Signals",
+    "SolverError", "Reconstruction", "Shapes", "SpinverseError", "StackError", "Stage", "Tissue",
+    "Unknown", "acquisition", "mesh", "quantities", "reconstruct", "simulate", "stages", "units",
 ]

@@ -175,13 +175,14 @@ class BlochTorrey:
     # ---- real symmetric operators of the scalar space (matrix formalism) ---------------------
 
     @cached_property
-    def _scalar(self) -> tuple:
+    def scalar_arguments(self) -> tuple:
+        """Trial and test function of the scalar space and the coefficients, for `forms`."""
         m, v = ufl.TrialFunction(self.space), ufl.TestFunction(self.space)
         return m, v, self.coefficients
 
     @cached_property
     def _decay_form(self) -> dolfinx.fem.Form:
-        return self.compile(forms.decay(*self._scalar))
+        return self.compile(forms.decay(*self.scalar_arguments))
 
     @cached_property
     def _decay_matrix(self) -> PETSc.Mat:
@@ -215,19 +216,19 @@ class BlochTorrey:
     @cached_property
     def mass_matrix(self) -> PETSc.Mat:
         """Matrix of (m, v), on the tied space."""
-        matrix = fem_petsc.assemble_matrix(self.compile(forms.mass(*self._scalar)))
+        matrix = fem_petsc.assemble_matrix(self.compile(forms.mass(*self.scalar_arguments)))
         matrix.assemble()
         return self._tie(matrix)
 
     @cached_property
     def local_mass(self) -> scipy.sparse.csr_matrix:
         """(m, v) between owned broken dofs: block diagonal by cell, no other rank needed."""
-        return self._local(forms.mass(*self._scalar))
+        return self._local(forms.mass(*self.scalar_arguments))
 
     @cached_property
     def local_positions(self) -> list[scipy.sparse.csr_matrix]:
         """(x_j m, v) for each axis j between owned broken dofs, um."""
-        m, v, c = self._scalar
+        m, v, c = self.scalar_arguments
         return [self._local(forms.position(m, v, c, j)) for j in range(self.mesh.dim)]
 
     @cached_property
@@ -271,13 +272,13 @@ class BlochTorrey:
     @cached_property
     def local_drifts(self) -> dict[int, scipy.sparse.csr_matrix]:
         """`forms.drift` for each periodic axis between owned broken dofs."""
-        m, v, c = self._scalar
+        m, v, c = self.scalar_arguments
         return {j: self._local(forms.drift(m, v, c, j)) for j in self.periodic}
 
     @cached_property
     def local_squares(self) -> dict[tuple[int, int], scipy.sparse.csr_matrix]:
         """`forms.drift_squared` for the pairs j <= k of periodic axes where it is not zero."""
-        m, v, c = self._scalar
+        m, v, c = self.scalar_arguments
         tensor = bool(ufl.shape(c.D))
         return {(j, k): self._local(forms.drift_squared(m, v, c, j, k))
                 for j in self.periodic for k in self.periodic if j == k or (tensor and j < k)}

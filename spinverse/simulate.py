@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from .acquisition import Acquisition, Signals
+from .acquisition.signals import UM3
 from .engines.basis.eigenmodes import eigenmodes
 from .engines.march.time_stepping import TimeStepping
 from .engines.modal.matrix_formalism import MatrixFormalism
@@ -86,4 +87,4 @@ def simulate(tissue: Tissue, acquisition: Acquisition, engine: str = "auto",
                              f"spinverse.{kind.__name__}")
     problem = BlochTorrey(tissue, degree, extra_terms, extra_coefficients, extra_breakpoints)
     solver = make_engine(problem, acquisition, engine, modes, tolerance, time_step)
-    return Signals(acquisition, solver.signals(), solver.estimated_error)
+    return Signals(acquisition, solver.signals(), solver.estimated_error, UM3)

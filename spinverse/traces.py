@@ -89,20 +89,17 @@ class FacetTraces:
 
     def node_pairs(self, facets: np.ndarray) -> np.ndarray:
         """Dofs that sit at the same node on the two sides, ``(n, 2)``, of interior facets."""
+        return np.column_stack([self.side_nodes(side, facets).ravel() for side in range(2)])
+
+    def side_nodes(self, side: int, facets: np.ndarray) -> np.ndarray:
+        """Dofs at the nodes of facets on one of their sides, ``(n, p)``, in one order on both."""
         element = self.space.element.basix_element
-        nodes = element.points
-        pairs = []
-        order = {}
-        for side in range(2):
-            found = np.empty((len(facets), _nodes_per_facet(element.degree, self.mesh.dim)),
-                             dtype=np.int64)
-            for corner, chosen in self._by_corner(side, facets):
-                if corner not in order:
-                    order[corner] = _facet_nodes(nodes, corner)
-                dofs = self.space.dofmap.list[self._cells[facets[chosen], side]]
-                found[chosen] = dofs[:, order[corner]]
-            pairs.append(found.ravel())
-        return np.column_stack(pairs)
+        found = np.empty((len(facets), _nodes_per_facet(element.degree, self.mesh.dim)),
+                         dtype=np.int64)
+        for corner, chosen in self._by_corner(side, facets):
+            dofs = self.space.dofmap.list[self._cells[facets[chosen], side]]
+            found[chosen] = dofs[:, _facet_nodes(element.points, corner)]
+        return found
 
     def periodic_pairs(self, axis: int) -> np.ndarray:
         """Global dofs at nodes that are one on a box periodic in ``axis``, ``(n, 2)``. Collective.

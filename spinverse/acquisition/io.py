@@ -41,6 +41,7 @@ VALUE_COLUMNS = ("re", "im", "magnitude", "normalised")
 _MAY_BE_MISSING = ("delta", "Delta", "TE", "magnitude", "normalised")
 _DEFINITIONS = "waveform_definitions"
 _COMMENT = "# waveform "
+_UNIT = "unit"
 _MATCH = 1e-6  # relative; of the unit for directions
 
 Columns = dict[str, np.ndarray]
@@ -77,7 +78,7 @@ def write_signals(path: str | Path, signals: Signals) -> None:
         "magnitude": signals.magnitude,
         "normalised": normalised,
     }
-    _write(path, columns, definitions)
+    _write(path, columns, definitions, signals.unit)
 
 
 def read_acquisition(
@@ -118,7 +119,8 @@ def read_acquisition(
             f"{path}: suffix {path.suffix!r}, expected .csv, .npz, .scheme, .bval or .json"
         )
     times = {_TIME_COLUMNS[name]: value for name, value in times.items() if value is not None}
-    return _acquisition(path, *_read(path, times))
+    columns, definitions, _ = _read(path, times)
+    return _acquisition(path, columns, definitions)
 
 
 def read_signals(path: str | Path, expected: Acquisition | None = None) -> Signals:
@@ -137,7 +139,7 @@ def read_signals(path: str | Path, expected: Acquisition | None = None) -> Signa
         InputError: As ``read_acquisition``; no column with signals; a row that differs from
             ``expected`` (names the first one).
     """
-    columns, definitions = _read(path)
+    columns, definitions, unit = _read(path)
     rows = columns["b"].size
     if expected is not None and rows != len(expected):
         raise InputError(
@@ -148,7 +150,7 @@ def read_signals(path: str | Path, expected: Acquisition | None = None) -> Signa
     if expected is not None:
         _check_same(path, acquisition, expected, with_echo_time="TE" in columns)
         acquisition = expected
-    return Signals(acquisition, values)
+    return Signals(acquisition, values, unit=unit)
 
 
 def _acquisition_columns(acquisition: Acquisition) -> tuple[Columns, dict[str, Waveform]]:
@@ -268,15 +270,19 @@ def _format(path: str | Path) -> str:
     return suffix
 
 
-def _write(path: str | Path, columns: Columns, definitions: dict[str, Waveform]) -> None:
+def _write(path: str | Path, columns: Columns, definitions: dict[str, Waveform],
+           unit: str = "") -> None:
     texts = {name: json.dumps(waveform.to_dict()) for name, waveform in definitions.items()}
     if _format(path) == ".npz":
         arrays: dict[str, Any] = dict(columns)
         if texts:
             arrays[_DEFINITIONS] = np.array([[name, text] for name, text in texts.items()])
+        if unit:
+            arrays[_UNIT] = np.array(unit)
         replace(path, lambda file: np.savez(file, **arrays))
         return
     lines = [f"{_COMMENT}{name} {text}" for name, text in texts.items()]
+    lines += [f"# {_UNIT} {unit}"] if unit else []
     lines.append(",".join(columns))
     cells = [
         column.tolist() if column.dtype.kind == "U" else [repr(x) for x in column.tolist()]
@@ -287,8 +293,9 @@ def _write(path: str | Path, columns: Columns, definitions: dict[str, Waveform])
     replace(path, lambda file: file.write(text.encode()))
 
 
-def _read(path: str | Path, times: dict | None = None) -> tuple[Columns, dict[str, Waveform]]:
-    """Columns and waveform definitions of a file; the required columns are there and finite.
+def _read(path: str | Path,
+          times: dict | None = None) -> tuple[Columns, dict[str, Waveform], str]:
+    """Columns, waveform definitions, unit of a file; the required columns are there and finite.
 
     Args:
         times: columns that the file does not have, one number or a value for each row.
@@ -297,7 +304,7 @@ def _read(path: str | Path, times: dict | None = None) -> tuple[Columns, dict[st
     if not Path(path).is_file():
         raise InputError(f"{path}: there is no such file")
     times = times or {}
-    columns, texts = reader(path, times)
+    columns, texts, unit = reader(path, times)
     for name, value in times.items():
         if name in columns:
             raise InputError(f"{path}: {name}: given, but the file has such a column")
@@ -317,7 +324,7 @@ def _read(path: str | Path, times: dict | None = None) -> tuple[Columns, dict[st
             raise InputError(
                 f"{path}: row {row}, column {name} is {columns[name][row]}, expected a number"
             )
-    return columns, definitions
+    return columns, definitions, unit
 
 
 def _check_columns(path, names, times) -> None:
@@ -327,7 +334,7 @@ def _check_columns(path, names, times) -> None:
             raise InputError(f"{path}: column {name} is missing{hint}")
 
 
-def _read_npz(path, times) -> tuple[Columns, dict[str, str]]:
+def _read_npz(path, times) -> tuple[Columns, dict[str, str], str]:
     try:
         # opened here, since np.load leaves a broken archive open
         with Path(path).open("rb") as binary, np.load(binary, allow_pickle=False) as file:
@@ -354,17 +361,21 @@ def _read_npz(path, times) -> tuple[Columns, dict[str, str]]:
         raise InputError(
             f"{path}: {_DEFINITIONS} has shape {definitions.shape}, expected (waveforms, 2)"
         )
-    return columns, {str(name): str(text) for name, text in definitions}
+    unit = str(arrays.get(_UNIT, ""))
+    return columns, {str(name): str(text) for name, text in definitions}, unit
 
 
-def _read_csv(path, times) -> tuple[Columns, dict[str, str]]:
+def _read_csv(path, times) -> tuple[Columns, dict[str, str], str]:
     lines = read_lines(path)
     definitions: dict[str, str] = {}
+    unit = ""
     table: list[tuple[int, list[str]]] = []
     for number, line in enumerate(lines, start=1):
         if line.startswith(_COMMENT):
             name, _, text = line.removeprefix(_COMMENT).partition(" ")
             definitions[name] = text
+        elif line.startswith(f"# {_UNIT} "):
+            unit = line.removeprefix(f"# {_UNIT} ").strip()
         elif line.strip() and not line.startswith("#"):
             table.append((number, [cell.strip() for cell in next(csv.reader([line]))]))
     if not table:
@@ -390,7 +401,7 @@ def _read_csv(path, times) -> tuple[Columns, dict[str, str]]:
             columns[name] = np.array(
                 [_number(path, row, line, name, cells[k]) for row, (line, cells) in enumerate(body)]
             )
-    return columns, definitions
+    return columns, definitions, unit
 
 
 def _number(path, row: int, line: int, name: str, cell: str) -> float:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from spinverse.acquisition.table import Acquisition
 from spinverse.errors import InputError
+
+UM3 = "um^3"  # times density: what is integrated over the mesh
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +23,8 @@ class Signals:
         estimated_error: of simulated ones: the engine's estimate of the largest absolute error
             of S / S(b=0, t=0) that modes and steps leave on the given mesh (the mesh's own error
             comes on top); nan where there is none.
+        unit: what values are in, `UM3` if they are a simulation's; "" if it is not known, as of
+            every scanner.
 
     Raises:
         InputError: Another number of values than of measurements, or a value that is not finite.
@@ -29,6 +33,7 @@ class Signals:
     acquisition: Acquisition
     values: np.ndarray
     estimated_error: float = np.nan
+    unit: str = ""
 
     def __post_init__(self) -> None:
         try:
@@ -87,4 +92,4 @@ class Signals:
     def select(self, rows) -> Signals:
         """The rows that a mask (N,), a slice or indices choose, in that order."""
         rows = self.acquisition.row_numbers(rows)
-        return Signals(self.acquisition.select(rows), self.values[rows], self.estimated_error)
+        return replace(self, acquisition=self.acquisition.select(rows), values=self.values[rows])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import replace
 
 import numpy as np
 
@@ -36,7 +37,7 @@ def add_noise(signals: Signals, snr: float, seed: int, name: str) -> Signals:
     if not snr > 0:
         raise InputError(f"snr: {snr:g}, expected a positive number or inf")
     if np.isinf(snr):
-        return Signals(signals.acquisition, signals.magnitude)
+        return replace(signals, values=signals.magnitude)
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     e1, e2 = rng.normal(size=(2, len(signals))) * signals.reference / snr
-    return Signals(signals.acquisition, np.abs(signals.values + e1 + 1j * e2))
+    return replace(signals, values=np.abs(signals.values + e1 + 1j * e2))

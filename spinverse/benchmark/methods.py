@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from ..config import ReconstructConfig, explain, load_yaml
 from ..errors import InputError
-from ..inversion.stages import PRESETS, Shapes
+from ..inversion import Shapes
+from ..inversion.stages import PRESETS
 
 #: Keys of a run file that the benchmark writes itself.
 TAKEN = ("mesh", "signals", "acquisition")

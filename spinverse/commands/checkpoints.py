@@ -5,17 +5,17 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from ..inversion import Shapes, Stage
+from ..inversion import Saver, Shapes, Stage, State
 from ..mesh import Mesh
 from ..report import folder
 from .interruption import Interrupted, Note
 
 
-class Checkpoints:
-    """Callbacks of `spinverse.reconstruct`, all collective.
+class Checkpoints(Saver):
+    """Keeps states in the run's folder. Methods are collective.
 
-    Checkpoints are written every so many iterations, every so many seconds, after each part of a
-    search for shapes, after each stage, and where a signal asks the run to end; which it does then.
+    Checkpoints are written every ``every`` iterations or ``seconds``, after each part of a search
+    for shapes, after each stage, and where a signal asks the run to end; which it does then.
 
     Args:
         out: the run's folder.
@@ -34,13 +34,12 @@ class Checkpoints:
         self.inputs, self.every, self.seconds, self.note = inputs, every, seconds, note
         self._saved = time.monotonic()
 
-    def after_iteration(self, number: int, iteration: int, permeability, memory, labels) -> None:
-        """For ``after_iteration``."""
+    def within(self, number: int, iteration: int, state: State, memory) -> None:
         stage = self.stages[self.first + number]
         by, late = self._asked_or_late()
         due = late or (iteration % self.every == 0 and iteration < stage.iterations)
         if iteration and (due or by or isinstance(stage, Shapes)):
-            self._save(permeability, number, iteration, memory(), labels)
+            self._save(state, number, iteration, memory())
         if by:
             part = "part" if isinstance(stage, Shapes) else "iteration"
             self._end(by, f"at stage {stage.name}, {part} {iteration}")
@@ -51,9 +50,8 @@ class Checkpoints:
         if by:
             self._end(by, f"in stage {stage}")
 
-    def after_stage(self, number: int, permeability, labels) -> None:
-        """For ``after_stage``."""
-        self._save(permeability, number + 1, 0, None, labels)
+    def after(self, number: int, state: State) -> None:
+        self._save(state, number + 1, 0, None)
         by, _ = self._asked_or_late()
         if by:
             self._end(by, f"after stage {self.stages[self.first + number].name}")
@@ -70,9 +68,9 @@ class Checkpoints:
         said = self.mesh.comm.allgather((self.note.by, late))
         return max(by for by, _ in said), said[0][1]
 
-    def _save(self, permeability, number, iteration, memory, labels) -> None:
-        folder.save_checkpoint(self.out, self.mesh, permeability, self.first + number, iteration,
-                               [stage.name for stage in self.stages], self.inputs, memory, labels)
+    def _save(self, state: State, number: int, iteration: int, memory) -> None:
+        folder.save_checkpoint(self.out, self.mesh, state, self.first + number, iteration,
+                               [stage.name for stage in self.stages], self.inputs, memory)
         self._saved = time.monotonic()
 
     def _end(self, by: str, where: str) -> None:

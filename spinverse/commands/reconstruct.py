@@ -7,17 +7,14 @@ from pathlib import Path
 
 import numpy as np
 from mpi4py import MPI
-from petsc4py import PETSc
 
 from .. import config
-from ..acquisition import Acquisition, Signals
+from ..acquisition import Signals
 from ..acquisition.io import read_signals
 from ..errors import InputError, on_root
-from ..inversion import TAO, Shapes, Stage, reconstruct
+from ..inversion import InverseProblem, Ledger, Reconstruction, Shapes, Stage, State
 from ..inversion.clock import Clock
-from ..inversion.reconstruct import check_amount
-from ..inversion.shapes.task import check_task
-from ..inversion.stages import GaussNewton
+from ..inversion.reconstruct import solve, stages_for
 from ..mesh import Mesh
 from ..report import folder
 from ..report.screen import (
@@ -29,7 +26,6 @@ from ..report.screen import (
     describe_tissue,
     versions,
 )
-from ..tissue import Tissue
 from ..units import describe_permeability
 from . import estimates, interruption
 from .checkpoints import Checkpoints
@@ -82,23 +78,22 @@ def run(arguments, comm: MPI.Comm) -> None:
         signals = _read_signals(run, comm, arguments.config)
         with named(str(arguments.config)):
             mesh, made = make_mesh(run.mesh, comm, out / MESH if arguments.resume else None)
-            stages = run.stage_list(mesh, signals.acquisition)
-            _check_stages(stages, mesh, signals.acquisition, run.engine)
             if mesh.dim != 3:
                 raise InputError(f"mesh: {mesh.name} has dimension {mesh.dim}, expected "
                                  "tetrahedra: membranes are found as surfaces")
-        known, tissue = _known_tissue(run, arguments, mesh, signals)
+            problem = InverseProblem(mesh, signals, **run.known())
+            stages = stages_for(problem, run.stage_list())
+            for stage in stages:
+                stage.check(problem)
         inputs = everywhere(comm, hashes, config=arguments.config, mesh=run.mesh.source,
-                             signals=run.signals.file)
+                            signals=run.signals.file)
         sums = {name: item["sha256"] for name, item in inputs.items() if name != "config"}
         found, history = _resume(arguments, comm, mesh, stages, sums)
         first, done = (found.stage, found.iteration) if found is not None else (0, 0)
-        rest, start, memory, labels = stages[first:], tissue.start_um_per_ms, None, None
+        rest, state, memory = stages[first:], problem.state(run.tissue.start_um_per_ms), None
         if found is not None:
-            start = mesh.scatter_facets(found.triples, found.permeability, "checkpoint")
-            memory = found.memory
-            if found.labels is not None:
-                labels = mesh.cell_slabs.spread(found.labels)
+            state, memory = _state(mesh, found, state), found.memory
+    tissue = run.tissue
     low, high = tissue.permeability_range_um_per_ms
     screen.say(versions(comm))
     facts = understood(screen, run, mesh, signals.acquisition)
@@ -106,6 +101,9 @@ def run(arguments, comm: MPI.Comm) -> None:
                f"unknown permeability: {describe_permeability(low)} to "
                f"{describe_permeability(high)}, start "
                f"{describe_permeability(tissue.start_um_per_ms)}",
+               *(f"unknown {name}: {u.low:g} to {u.high:g}, start {u.start:g}"
+                 for name, u in problem.unknown.items()),
+               problem.likelihood.describe(),
                *(f"acquisition: {line}" for line in signals.acquisition.describe()),
                describe_engine(run),
                *(describe_stage(i, stage) for i, stage in enumerate(stages)))
@@ -146,12 +144,7 @@ def run(arguments, comm: MPI.Comm) -> None:
                     checkpoints.within_part(item.stage)
 
             with clock("reconstruct"), screen.progress_bar(iterations, count_done[0]):
-                result = reconstruct(
-                    mesh, signals, rest, start=start, engine=run.engine, modes=run.modes,
-                    tolerance=run.tolerance, time_step=run.time_step_ms, progress=progress,
-                    after_stage=checkpoints.after_stage,
-                    after_iteration=checkpoints.after_iteration,
-                    memory=memory, labels=labels, **known)
+                result = solve(problem, rest, state, Ledger(progress, checkpoints, memory))
             checkpoints.at_end()
         _write_results(arguments, run, comm, screen, clock, inputs, signals, result, log)
     except BaseException:
@@ -191,63 +184,23 @@ def _resume(arguments, comm: MPI.Comm, mesh: Mesh, stages: list[Stage | Shapes],
                        else (found.stage - 1, np.inf))]
 
 
-def _check_stages(stages: list[Stage | Shapes], mesh: Mesh, acquisition: Acquisition,
-                  engine: str) -> None:
-    """What would otherwise be noticed in the middle of the run."""
-    for stage in stages:
-        if isinstance(stage, Shapes):
-            check_task(mesh, acquisition)
-            continue
-        stage.rows(acquisition)
-        if isinstance(stage.optimiser, GaussNewton) and engine != "matrix_formalism":
-            raise InputError(f"stage {stage.name!r}: optimiser gauss_newton with engine {engine}, "
-                             "expected engine matrix_formalism (it gives the Jacobian), or "
-                             "another optimiser")
-        if isinstance(stage.optimiser, TAO):
-            tao = PETSc.TAO().create(comm=PETSc.COMM_SELF)
-            try:
-                tao.setType(stage.optimiser.type)
-            except PETSc.Error:
-                raise InputError(f"stage {stage.name!r}: optimiser {stage.optimiser.type!r}, "
-                                 "expected a type of TAO as blmvm or bqnls") from None
-            finally:
-                tao.destroy()
+def _state(mesh: Mesh, found: folder.Checkpoint, start: State) -> State:
+    """What a checkpoint has of the state to go on from. Collective."""
+    kappa = mesh.scatter_facets(found.triples, found.permeability, "checkpoint")
+    labels = None if found.labels is None else mesh.cell_slabs.spread(found.labels)
+    return State(kappa, labels, {**start.theta, **found.theta})
 
 
-def _known_tissue(run, arguments, mesh: Mesh,
-                  signals: Signals) -> tuple[dict, config.UnknownTissue]:
-    """Arguments of `reconstruct` that say what is known, checked before anything is written."""
-    tissue = run.tissue
-    known = {"diffusivity": tissue.diffusivity_um2_per_ms, "T2": tissue.T2_ms,
-             "density": tissue.density, "boundary": tissue.boundary,
-             "interface": tissue.interface,
-             "permeability_range": tissue.permeability_range_um_per_ms,
-             "normalisation": run.signals.normalisation}
-    with named(f"{arguments.config}: tissue"):
-        made = Tissue(mesh, known["diffusivity"], known["T2"], known["density"],
-                      interface=known["interface"])
-        low, high = known["permeability_range"]
-        if not low < high < np.inf:
-            raise InputError(f"permeability_range_um_per_ms: [{low:g}, {high:g}], "
-                             "expected two finite values, the lower first")
-        if not low <= tissue.start_um_per_ms <= high:
-            raise InputError(f"start_um_per_ms: {tissue.start_um_per_ms:g}, "
-                             f"expected a value from {low:g} to {high:g}")
-    if known["normalisation"] == "measured":
-        with named(str(arguments.config)):
-            check_amount(signals.reference, made)
-    return known, tissue
-
-
-def _found(rule: config.InterfaceSection, mesh: Mesh, result, boundary: str):
+def _found(rule: config.InterfaceSection, result: Reconstruction):
     """The interface by a rule that does not know the truth: (nf,) bool, labels, the rule."""
     from ..interface import extraction
 
+    mesh, absorbing = result.mesh, result.problem.absorbing
     if rule.rule == "compartments" and result.labels is not None:
-        facets = extraction.between(mesh, result.labels, boundary == "absorbing")
+        facets = extraction.between(mesh, result.labels, absorbing)
         return facets, result.labels, {"rule": "search for shapes"}
     if rule.rule == "compartments":
-        found = extraction.compartments(result.tissue, boundary == "absorbing")
+        found = extraction.compartments(result.tissue, absorbing)
         return found.facets, found.labels, {"rule": rule.rule}
     cut = rule.cut_um_per_ms
     if rule.rule == "automatic":
@@ -263,18 +216,14 @@ def _write_results(arguments, run, comm, screen, clock, inputs, signals, result,
 
     mesh, out = result.mesh, arguments.output
     with clock("interface"):
-        found, labels, rule = _found(run.interface, mesh, result, run.tissue.boundary)
+        found, labels, rule = _found(run.interface, result)
         truth_known = count(mesh, mesh.interface > 0) > 0
         figures = metrics(mesh, found, result.permeability, result.unknown,
                           run.tissue.boundary) if truth_known else None
         number = count(mesh, found)
     scale = signals.reference
     with clock("uncertainty"):
-        # what is left of the misfit stands for the noise; models are not better than 1e-3
-        known = uncertainty(result.tissue, signals, result.unknown,
-                            sigma=float(np.hypot(np.sqrt(result.data_misfit), 1e-3)),
-                            permeability_range=run.tissue.permeability_range_um_per_ms,
-                            normalisation=run.signals.normalisation)
+        known = uncertainty(result.problem, result.permeability, result.theta)
         determined = count(mesh, known.determined & found)
     with clock("write results"):
         export.write_permeability(out / "permeability.npz", mesh, result.permeability, known,
@@ -310,11 +259,13 @@ def _write_results(arguments, run, comm, screen, clock, inputs, signals, result,
     loss = log.rows[-1]["loss"] if log is not None and log.rows else None
     content |= {"final_loss": loss, "data_misfit": result.data_misfit, "modes": result.modes,
                 "evaluations": result.evaluations, "stage_endings": result.endings,
+                "unknown": dict(result.theta),
                 "interface": {**rule, "facets": number}, "metrics": figures,
                 "uncertainty": {"sigma": known.sigma, "determined": determined,
                                 "directions": int((known.spectrum > 1).sum())}}
     on_root(comm, folder.write_summary, out, content)
     screen.say(*notes, *(f"stage {name}: {why}" for name, why in result.endings.items()),
+               *(f"{name}: {value:.5g}" for name, value in result.theta.items()),
                *describe_result(result, rule, number, figures), *_picture(out),
                f"results in {out}")
 

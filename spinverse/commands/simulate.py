@@ -10,6 +10,7 @@ from mpi4py import MPI
 from .. import config
 from ..acquisition import Acquisition, Signals
 from ..acquisition.io import write_signals
+from ..acquisition.signals import UM3
 from ..errors import InputError, SolverError, on_root
 from ..inversion.clock import Clock
 from ..mesh import Mesh
@@ -101,7 +102,7 @@ def run(arguments, comm: MPI.Comm) -> None:
     with clock("quantities"), named(f"{name}: quantities"):
         found |= derived.of_tissue(run.quantities, problem, acquisition)
     with clock("signals"), screen.working() as engine.progress:
-        signals = Signals(acquisition, engine.signals(), engine.estimated_error)
+        signals = Signals(acquisition, engine.signals(), engine.estimated_error, UM3)
     with clock("quantities"):
         found |= derived.of_signals(run.quantities, signals)
     found = {key: found[key] for key in run.quantities}

@@ -9,14 +9,13 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from .. import __version__
 from ..errors import InputError
-from ..inversion.stages import Shapes, Stage, preset
-from ..mesh import Mesh
+from ..inversion import Shapes, Stage
 from .acquisition import Acquisitions
 from .mesh import MeshSection
 from .quantities import FROM_SIGNALS, requests
 from .stages import StageSection, stages_value
 from .tissue import TissueSection, UnknownTissue
-from .values import FilePath, KeyProblem, Modes, Positive, Section, TimeStep
+from .values import FilePath, KeyProblem, Modes, Number, Positive, Section, TimeStep
 
 #: Of the keys of run files. Files that say another one are refused; see `Run`.
 VERSION = 1
@@ -24,7 +23,9 @@ VERSION = 1
 
 class SignalsSection(Section):
     file: FilePath
-    normalisation: Literal["measured", "own"] = "measured"
+    normalisation: Literal["auto", "measured", "own"] = "auto"
+    noise: Annotated[Number, Field(ge=0)] | None = None
+    noise_model: Literal["rician", "gaussian"] = "rician"
 
 
 class InterfaceSection(Section):
@@ -104,15 +105,26 @@ class ReconstructConfig(Run):
     interface: InterfaceSection = InterfaceSection()
     checkpoint: CheckpointSection = CheckpointSection()
 
-    def stage_list(self, mesh: Mesh | None = None, acquisition=None) -> list[Stage | Shapes]:
-        """The stages of the preset, as a mesh and waveforms allow them, or of the list."""
+    def stage_list(self) -> list[Stage | Shapes] | str:
+        """The name of a preset, or the stages of the list."""
         if isinstance(self.stages, str):
-            return preset(self.stages, mesh, acquisition)
+            return self.stages
         return [stage.stage() for stage in self.stages]
+
+    def known(self) -> dict[str, Any]:
+        """Arguments of `InverseProblem`, beside mesh and signals."""
+        tissue, signals = self.tissue, self.signals
+        return {"diffusivity": tissue.diffusivity_um2_per_ms, "T2": tissue.T2_ms,
+                "density": tissue.density, "boundary": tissue.boundary,
+                "interface": tissue.interface,
+                "permeability_range": tissue.permeability_range_um_per_ms,
+                "normalisation": signals.normalisation, "noise": signals.noise,
+                "noise_model": signals.noise_model, "engine": self.engine, "modes": self.modes,
+                "tolerance": self.tolerance, "time_step": self.time_step_ms}
 
     @model_validator(mode="after")
     def _names(self):
-        names = [stage.name for stage in self.stage_list()]
+        names = [] if isinstance(self.stages, str) else [stage.name for stage in self.stages]
         for name in names:
             if names.count(name) > 1:
                 raise InputError(f"stages: name {name!r} appears twice, expected different ones")

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from ..inversion.stages import PRESETS, TAO, Adam, GaussNewton, Shapes, Stage
+from ..inversion import TAO, Adam, GaussNewton, Shapes, Stage
+from ..inversion.stages import PRESETS
 from .values import KeyProblem, Number, Positive, Ramp, Section, Sequences, exactly_one
 
 
@@ -44,13 +45,12 @@ class OptimiserSection(Section):
 
 
 class ShapesSection(Section):
-    cells: Annotated[int, Field(ge=1, le=2)] = Shapes.cells
+    cells: Annotated[int, Field(ge=1)] = Shapes.cells
     ellipsoids: Annotated[int, Field(ge=1)] = Shapes.ellipsoids
     candidates: Annotated[int, Field(ge=1)] = Shapes.candidates
     rounds: Annotated[int, Field(ge=1)] = Shapes.rounds
     budget: Annotated[int, Field(ge=1)] = Shapes.budget
     stop_at: Number = Shapes.stop_at
-    noise: Number | None = Shapes.noise
     seed: Annotated[int, Field(ge=0)] = Shapes.seed
 
 

@@ -1,8 +1,23 @@
-"""Reconstruction: controls, misfit, priors, stages, optimisers."""
+"""From signals to membranes.
+
+    problem       the inverse problem as one value: what is known and unknown, what was measured
+    likelihood    the one quotient rule and the one noise model
+    parameters    unknown numbers beside the membranes
+    ledger        what stages hand on, and what a run writes down
+    facets        stages that look for the permeability of every facet: controls, priors, optimisers
+    shapes        the search for which mesh cells lie inside: hypotheses, models, strategies
+    stages        the presets
+    reconstruct   runs stages one after the other
+    uncertainty   what the signals say about each facet
+"""
 
 from . import stages
-from .reconstruct import Progress, Reconstruction, reconstruct
-from .stages import TAO, Adam, GaussNewton, Shapes, Stage
+from .facets.stage import TAO, Adam, GaussNewton, Stage
+from .ledger import Ledger, Progress, Saver, State
+from .parameters import Unknown
+from .problem import InverseProblem
+from .reconstruct import Reconstruction, reconstruct
+from .shapes.stage import Shapes
 
-__all__ = ["TAO", "Adam", "GaussNewton", "Progress", "Reconstruction", "Shapes", "Stage",
-           "reconstruct", "stages"]
+__all__ = ["TAO", "Adam", "GaussNewton", "InverseProblem", "Ledger", "Progress", "Reconstruction",
+           "Saver", "Shapes", "Stage", "State", "Unknown", "reconstruct", "stages"]

@@ -15,20 +15,18 @@ and at the prior's price, and what the signals still notice must exceed the nois
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 from mpi4py import MPI
 
-from ..acquisition import Signals
 from ..engines.linear.facet_response import surrounding_conductance
 from ..engines.modal.jacobian import signal_jacobian
 from ..engines.modal.matrix_formalism import MatrixFormalism
 from ..errors import InputError, on_root
-from ..problem import BlochTorrey
-from ..tissue import Tissue
-from .misfit import NormalisedMagnitude, references
+from .problem import InverseProblem
 
 _FEWEST_MODES, _MOST_MODES = 96, 256
 _KEPT = 1e-4  # directions of the data whose signal-to-noise ratio is below this say nothing
@@ -69,25 +67,22 @@ class Uncertainty:
     level: float
 
 
-def uncertainty(tissue: Tissue, signals: Signals, unknown: np.ndarray | None = None, *,
+def uncertainty(problem: InverseProblem, permeability: np.ndarray,
+                theta: Mapping[str, float] | None = None, *, unknown: np.ndarray | None = None,
                 sigma: float | None = None, prior_std: float = 0.5, level: float = 3.0,
-                permeability_range: tuple[float, float] = (0.01, 100.0),
-                normalisation: str = "measured", modes: int | str = "auto",
-                model_error: float = 1e-3) -> Uncertainty:
+                modes: int | str = "auto", model_error: float = 1e-3) -> Uncertainty:
     """What signals determine of the permeabilities of a tissue. Collective.
 
     Args:
-        tissue: with the permeability that was found (`Reconstruction.tissue`).
-        signals: the measured ones.
-        unknown: ``(nf,)`` bool, facets that were looked for (`Reconstruction.unknown`); if not
-            given, the interior ones and those outer ones that are not closed. Tied facets never
-            are.
-        sigma: standard deviation of the noise of the normalised signals, 1 / SNR at b = 0. If not
-            given, that of the residual and of ``model_error`` together.
+        problem: what is known, and the measurements.
+        permeability: that was found, ``(nf,)`` um/ms (`Reconstruction.permeability`).
+        theta: values of unknown numbers that were found (`Reconstruction.theta`).
+        unknown: ``(nf,)`` bool, facets that were looked for; those of the problem if not given.
+            Tied facets never are.
+        sigma: standard deviation of the noise of the normalised signals. If not given, that of the
+            likelihood or of the residual, whichever is larger, and of ``model_error`` together.
         prior_std: of the openness of a facet; 0.5 is that of "wall or open, nobody knows".
         level: evidence, in standard deviations, from which on a facet is determined.
-        permeability_range: of a wall and of an open facet, um/ms.
-        normalisation: as in `reconstruct`.
         modes: of the matrix formalism; "auto": a quarter of the number of cells, from 96 to 256.
             Derivatives need fewer than signals do.
         model_error: standard deviation of what the model does not describe (mesh, modes), below
@@ -99,36 +94,34 @@ def uncertainty(tissue: Tissue, signals: Signals, unknown: np.ndarray | None = N
     Raises:
         InputError: for arguments that make no sense; SolverError: a solver failed.
     """
-    mesh = tissue.mesh
-    low, high = permeability_range
+    mesh, likelihood = problem.mesh, problem.likelihood
+    low, high = problem.permeability_range
     for name, value in (("prior_std", prior_std), ("level", level), ("model_error", model_error),
                         *((("sigma", sigma),) if sigma is not None else ())):
         if not 0 < value < np.inf:
             raise InputError(f"{name}: {value!r}, expected a positive number")
-    if not 0 < low < high < np.inf:
-        raise InputError(f"permeability_range: {permeability_range}, "
-                         "expected 0 < low < high, um/ms")
-    if normalisation not in ("measured", "own"):
-        raise InputError(f"normalisation: {normalisation!r}, expected measured or own")
-    kappa = tissue.permeability.values
-    unknown = ~mesh.outer | (kappa > 0) if unknown is None else np.asarray(unknown, bool)
-    wrong = unknown.shape != kappa.shape
+    unknown = problem.unknown_facets if unknown is None else np.asarray(unknown, bool)
+    wrong = unknown.shape != permeability.shape
     if mesh.comm.allreduce(wrong, op=MPI.LOR):
-        raise InputError(f"unknown: shape {unknown.shape}, expected {kappa.shape}: one value for "
-                         "each facet that this rank owns")
-    problem = BlochTorrey(tissue)
-    unknown = unknown & ~problem.tied
+        raise InputError(f"unknown: shape {unknown.shape}, expected {permeability.shape}: one "
+                         "value for each facet that this rank owns")
+    forward = problem.forward(permeability, theta)
+    unknown = unknown & ~forward.tied
     if modes == "auto":
         modes = int(np.clip(mesh.num_cells // 4, _FEWEST_MODES, _MOST_MODES))
-    J, residual = _normalised(problem, signals, normalisation, cast(int, modes))
+    engine = MatrixFormalism(forward, problem.acquisition,
+                             min(cast(int, modes), forward.num_unknowns))
+    predicted, J = signal_jacobian(engine)
+    J, residual = likelihood.slope(predicted, J), likelihood.residual(predicted)
     if sigma is None:
-        sigma = float(np.hypot(np.sqrt(np.mean(residual**2)), model_error))
+        left = float(np.sqrt(np.mean(residual**2)))
+        sigma = float(np.hypot(max(left, likelihood.sigma), model_error))
 
-    longest = max(waveform.echo_time for waveform in signals.acquisition.waveforms)
-    c = surrounding_conductance(problem, 2.0 / longest, unknown)
-    x, slope = _openness(np.where(unknown, kappa, 0.0), c, low, high)
+    longest = max(waveform.echo_time for waveform in problem.acquisition.waveforms)
+    c = surrounding_conductance(forward, 2.0 / longest, unknown)
+    x, slope = _openness(np.where(unknown, permeability, 0.0), c, low, high)
     J = np.where(unknown, J * slope, 0.0)
-    gram = np.empty((len(signals), len(signals)))
+    gram = np.empty((len(likelihood), len(likelihood)))
     mesh.comm.Allreduce(J @ J.T, gram)
     # one rank, so that all have the same digits
     values, vectors = mesh.comm.bcast(
@@ -143,20 +136,6 @@ def uncertainty(tissue: Tissue, signals: Signals, unknown: np.ndarray | None = N
         np.sqrt(np.mean(J**2, axis=0)),
         np.where(unknown, np.sqrt(np.maximum(variance, 0.0)), 0.0),
         evidence, evidence >= level, x, c, prior_std**2 * values, sigma, prior_std, level)
-
-
-def _normalised(problem: BlochTorrey, signals: Signals, normalisation: str, modes: int) -> tuple:
-    """Derivatives ``(N, nf)`` of the normalised magnitudes by permeability, and the residual."""
-    engine = MatrixFormalism(problem, signals.acquisition, min(modes, problem.num_unknowns))
-    predicted, J = signal_jacobian(engine)
-    own = references(signals.acquisition) if normalisation == "own" else None
-    misfit = NormalisedMagnitude(signals.normalised, signals.reference, np.ones(len(signals)), own)
-    if own is None:
-        return J / signals.reference[:, None], misfit.residual(predicted)
-    magnitude = np.abs(predicted)
-    scale = own @ magnitude
-    J = (J - (magnitude / scale)[:, None] * (own @ J)) / scale[:, None]
-    return J, misfit.residual(predicted)
 
 
 def _openness(kappa: np.ndarray, c: np.ndarray, low: float, high: float) -> tuple:

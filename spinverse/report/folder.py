@@ -28,8 +28,8 @@ from ..acquisition import Signals
 from ..acquisition.io import write_signals
 from ..atomic import replace
 from ..errors import InputError, on_root
-from ..inversion import Progress
-from ..inversion.memory import Memory
+from ..inversion import Progress, State
+from ..inversion.facets.memory import Memory
 from ..mesh import Mesh
 from ..parallel.npz import NpzReader, Rows, write_npz
 
@@ -215,6 +215,7 @@ class Checkpoint:
         memory: what the optimiser of the stage remembers, for `Memory.scattered`, or None.
         labels: ``(n,)`` compartments of cells in the numbering of the input, for
             `Mesh.cell_slabs`, or None.
+        theta: values of unknown numbers, by name.
         note: what was wrong with the files, "" if nothing.
     """
 
@@ -226,29 +227,30 @@ class Checkpoint:
     inputs: dict[str, str]
     memory: dict[str, np.ndarray] | None = None
     labels: np.ndarray | None = None
+    theta: dict[str, float] = dataclasses.field(default_factory=dict)
     note: str = ""
 
 
-def save_checkpoint(folder: Path, mesh: Mesh, permeability: np.ndarray, stage: int,
-                    iteration: int, stages: list[str], inputs: dict[str, str],
-                    memory: Memory | None = None, labels: np.ndarray | None = None) -> None:
+def save_checkpoint(folder: Path, mesh: Mesh, state: State, stage: int, iteration: int,
+                    stages: list[str], inputs: dict[str, str],
+                    memory: Memory | None = None) -> None:
     """Write ``checkpoint/latest.npz``; what had that name becomes ``previous.npz``. Collective.
 
     Args:
         folder: of the run.
         mesh: the mesh.
-        permeability: ``(nf,)`` um/ms.
+        state: to go on from.
         stage, iteration, stages, inputs: see `Checkpoint`.
         memory: the optimiser's, in the middle of a stage.
-        labels: ``(owned cells,)``, where compartments are known.
     """
     arrays: dict[str, Any] = {
         "stage": np.array(stage), "iteration": np.array(iteration),
         "facets": Rows(mesh.facet_slabs.keys),
-        "permeability_um_per_ms": Rows(mesh.facet_slabs.collect(permeability)),
-        "stages": np.array(stages), "inputs": np.array(json.dumps(inputs))}
-    if labels is not None:
-        arrays["labels"] = Rows(mesh.cell_slabs.collect(np.asarray(labels, dtype=np.int32)))
+        "permeability_um_per_ms": Rows(mesh.facet_slabs.collect(state.permeability)),
+        "stages": np.array(stages), "inputs": np.array(json.dumps(inputs)),
+        "theta": np.array(json.dumps(dict(state.theta)))}
+    if state.labels is not None:
+        arrays["labels"] = Rows(mesh.cell_slabs.collect(np.asarray(state.labels, dtype=np.int32)))
     for name, value in ({} if memory is None else memory.in_slabs(mesh)).items():
         if name != "triples":  # they are `facets`
             arrays[_MEMORY + name] = Rows(value) if name.startswith("facets/") else value
@@ -321,7 +323,7 @@ def _read_checkpoint(path: Path, comm: MPI.Comm) -> Checkpoint:
                           arrays["permeability_um_per_ms"], tuple(map(str, arrays["stages"])),
                           json.loads(str(arrays["inputs"])),
                           {**memory, "triples": arrays["facets"]} if memory else None,
-                          arrays.get("labels"))
+                          arrays.get("labels"), json.loads(str(arrays["theta"])))
     except (KeyError, ValueError) as error:
         raise InputError(f"{path}: no {error}, expected a checkpoint") from None
 

@@ -11,7 +11,7 @@ from scipy.spatial import cKDTree
 
 from ...mesh.whole import WholeMesh
 
-SMALLEST = 4  # cells of a compartment
+SMALLEST = 4  # mesh cells of a compartment: fewer make no closed surface of their own
 
 
 class Cells:

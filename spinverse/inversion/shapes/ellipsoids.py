@@ -1,69 +1,68 @@
-"""Starts for one or two cells: random ellipsoids, improved by evolution, with sharp walls."""
+"""Starts: random ellipsoids with sharp walls, improved by evolution."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
 from .cells import Cells
-from .task import Measurements, Task
+from .hypothesis import Hypothesis, overlap
+from .look import Look
+from .models import Models
 
 LEAST, MOST = 0.04, 0.25  # volume of a random ellipsoid over that of the box
+APART = 1.4  # of several, each is smaller by this
+LONG, ROUND, FLAT = 4.0, 2.0, 0.2  # longest axis; that of nested ones; deviation of log ratios
 NESTED, HOSTS = 0.35, (0.1, 0.42)  # share of pairs one within the other; volume of the outer one
-SPREAD = 0.65  # of its centre, in half boxes
+INNER, SMALLEST = (0.12, 0.5), 0.008  # volume of an inner one over its host's; over the box's
+SPREAD = 0.65  # of the centre, in half boxes
+FULL = 0.45  # share of the cells that may be inside
+DISTINCT = 0.5  # overlap below which two starts are two
+TRIES = 50  # drawings until one is allowed
 GENERATIONS = 45  # of the evolution, for each ellipsoid
 # of a mutation: centre (um), log of the axes, rotation (rad)
 MUTATION = np.repeat([2.0, 0.2, 0.4], 3)
-
-
-@dataclass(frozen=True, eq=False)
-class Start:
-    """A partition to begin with, the parameters of its ellipsoids ``(k, 9)``, its misfit."""
-
-    misfit: float
-    labels: np.ndarray
-    ellipsoids: np.ndarray
+# size of mutations at first, its factors after a success and a failure, and its bounds
+SIZE, LARGER, SMALLER, SIZES = 0.5, 1.5, 0.93, (0.1, 1.5)
+MUTATED = 0.6  # share of several ellipsoids that a mutation changes
 
 
 def ellipsoid_labels(cells: Cells, ellipsoids: np.ndarray) -> np.ndarray:
     """Labels of the cells in ellipsoids; where two overlap, the one whose centre is nearer.
 
-    One that lies inside the other is a compartment of its own, too: nearer is measured in the
-    metric of each.
+    Nearer is measured in the metric of each; a much smaller one is never swallowed.
     """
     whole = cells.whole
     x = whole.centroids - whole.centre
     distance = np.array([(((x - e[:3]) @ Rotation.from_rotvec(e[6:]).as_matrix()
                            / np.exp(e[3:6])) ** 2).sum(axis=1) for e in ellipsoids])
-    nearest = distance.argmin(axis=0)
-    if len(ellipsoids) == 2 and _volume(ellipsoids[1]) < 0.5 * _volume(ellipsoids[0]):
-        nearest = np.where(distance[1] < 1, 1, 0)  # the small one is never swallowed
+    nearest, volume = distance.argmin(axis=0), np.exp(ellipsoids[:, 3:6].sum(axis=1))
+    for k in range(1, len(ellipsoids)):
+        swallowed = (distance[k] < 1) & (volume[k] < 0.5 * volume[nearest]) & (nearest < k)
+        nearest[swallowed] = k
     return np.where(distance[nearest, np.arange(len(x))] < 1, nearest + 1, 0).astype(np.int8)
 
 
-def _volume(ellipsoid: np.ndarray) -> float:
-    return float(np.exp(ellipsoid[3:6].sum()))
-
-
 def random_ellipsoids(cells: Cells, number: int, rng: np.random.Generator) -> np.ndarray:
-    """``(number, 9)``: apart, touching, or the second within the first."""
+    """``(number, 9)``: centre, log of the axes, rotation; apart, touching, or one in the first."""
     whole = cells.whole
     half = 0.5 * np.ptp(whole.points, axis=0)
     box = whole.volumes.sum()
     result: list[np.ndarray] = []
     nested = number > 1 and rng.random() < NESTED
     for k in range(number):
-        share = np.exp(rng.uniform(np.log(LEAST), np.log(MOST))) / (1.0 if number == 1 else 1.4)
-        long, flat = np.exp(rng.uniform(0, np.log(4))), np.exp(0.2 * rng.normal())
+        share = np.exp(rng.uniform(np.log(LEAST), np.log(MOST))) / (1.0 if number == 1 else APART)
+        long, flat = np.exp(rng.uniform(0, np.log(LONG))), np.exp(FLAT * rng.normal())
         centre = rng.uniform(-SPREAD, SPREAD, 3) * half
         if nested and k == 0:
             share = np.exp(rng.uniform(*np.log(HOSTS)))
-            long = np.exp(rng.uniform(0, np.log(2)))
+            long = np.exp(rng.uniform(0, np.log(ROUND)))
         if nested and k == 1:
-            share = max(0.008, rng.uniform(0.12, 0.5) * _volume(result[0]) * 4.19 / box)
-            long = np.exp(rng.uniform(0, np.log(2)))
+            host = float(np.exp(result[0][3:6].sum())) * 4.19 / box
+            share = max(SMALLEST, rng.uniform(*INNER) * host)
+            long = np.exp(rng.uniform(0, np.log(ROUND)))
             centre = result[0][:3] + 0.2 * np.exp(result[0][3:6]).min() * rng.normal(size=3)
         axes = np.array([flat, 1 / flat, long])
         radius = (3 * share * box / (4 * np.pi * axes.prod())) ** (1 / 3)
@@ -72,70 +71,74 @@ def random_ellipsoids(cells: Cells, number: int, rng: np.random.Generator) -> np
     return np.array(result)
 
 
-def starts(task: Task, cells: Cells, look: Measurements, number: int, tried: int, keep: int,
-           seed: tuple, generations: int = GENERATIONS) -> list[Start]:
+def starts(models: Models, cells: Cells, look: Look, number: int, tried: int, keep: int,
+           seed: tuple, thetas: list[np.ndarray]) -> list[Hypothesis]:
     """The best distinct partitions into ``number`` ellipsoids and the outside. Collective.
 
     Args:
-        task: of the search.
+        models: of the search.
         cells: adjacency.
         look: measurements that count.
         number: of ellipsoids.
         tried: random ones.
         keep: so many of them go through an evolution of (1 + 1) and are returned.
         seed: of all that is random.
-        generations: of the evolution, for each ellipsoid.
+        thetas: of unknown numbers, dealt out to the random ones.
     """
-    model = task.partition()
+    fast = [models.partition(theta) for theta in thetas]
 
-    def misfit(labels):
-        return float(np.mean(task.residual(model, labels, look) ** 2))
+    def of(labels, k):
+        misfit = float(np.mean(models.residual(fast[k], labels, look) ** 2))
+        return Hypothesis(labels, thetas[k], misfit, seed)
 
     def one(k):
         drawn = _drawn(cells, number, np.random.default_rng((*seed, number, k)))
-        return None if drawn is None else Start(misfit(drawn[0]), *drawn)
+        which = k % len(thetas)
+        return None if drawn is None else (of(drawn[0], which), drawn[1], which)
 
-    found = [s for s in task.shared(one, range(tried)) if s is not None]
-    chosen: list[Start] = []
-    for start in sorted(found, key=lambda s: s.misfit):
-        if all(overlap(start.labels, other.labels) < 0.5 for other in chosen):
+    found = [s for s in models.shared(one, range(tried)) if s is not None]
+    chosen: list[tuple] = []
+    for start in sorted(found, key=lambda s: s[0].misfit):
+        if all(overlap(start[0].labels, other.labels) < DISTINCT for other, *_ in chosen):
             chosen.append(start)
         if len(chosen) == keep:
             break
 
     def evolved(item):
-        k, best = item
+        k, (best, ellipsoids, which) = item
         rng = np.random.default_rng((*seed, number, tried + k))
-        size = 0.5
-        for _ in range(generations * number):
-            step = size * MUTATION * rng.normal(size=best.ellipsoids.shape)
+        size = SIZE
+        for _ in range(GENERATIONS * number):
+            step = size * MUTATION * rng.normal(size=ellipsoids.shape)
             if number > 1:  # now one, now the other, now both
-                step *= (rng.random(number) < 0.6)[:, None]
-            labels = _allowed(cells, best.ellipsoids + step)
+                step *= (rng.random(number) < MUTATED)[:, None]
+            labels = _allowed(cells, ellipsoids + step)
             if labels is None:
                 continue
-            new = misfit(labels)
-            if new < best.misfit:
-                best, size = Start(new, labels, best.ellipsoids + step), min(1.5 * size, 1.5)
+            new = of(labels, which)
+            if new.misfit < best.misfit:
+                best, ellipsoids = new, ellipsoids + step
+                size = min(LARGER * size, SIZES[1])
             else:
-                size = max(0.93 * size, 0.1)
+                size = max(SMALLER * size, SIZES[0])
         return best
 
-    return sorted(task.shared(evolved, list(enumerate(chosen))), key=lambda s: s.misfit)
+    evolved_ones = models.shared(evolved, list(enumerate(chosen)))
+    return sorted((replace(h, origin=seed) for h in evolved_ones), key=lambda h: h.misfit)
 
 
-def examples(task: Task, cells: Cells, number: int, seed: tuple) -> np.ndarray:
-    """Normalised magnitudes ``(number, N)`` of random ellipsoids. Collective."""
-    model, look = task.partition(), task.all
+def examples(models: Models, cells: Cells, number: int, seed: tuple) -> np.ndarray:
+    """Expected magnitudes ``(number, N)`` of random ellipsoids. Collective."""
+    look, model = models.all, models.partition(models.start)
 
     def one(k):
         labels, _ = _drawn(cells, 1, np.random.default_rng((*seed, k)), 10**6)
-        return look.normalised(task.rho * model.signals(labels, look.table))
+        return models.residual(model, labels, look) + look.measured
 
-    return np.array(task.shared(one, range(number)))
+    return np.array(models.shared(one, range(number)))
 
 
-def _drawn(cells: Cells, number: int, rng: np.random.Generator, tries: int = 50):
+def _drawn(cells: Cells, number: int, rng: np.random.Generator, tries: int = TRIES):
     """Allowed labels and random ellipsoids, or None."""
     for _ in range(tries):
         ellipsoids = random_ellipsoids(cells, number, rng)
@@ -148,12 +151,7 @@ def _drawn(cells: Cells, number: int, rng: np.random.Generator, tries: int = 50)
 def _allowed(cells: Cells, ellipsoids: np.ndarray) -> np.ndarray | None:
     labels = ellipsoid_labels(cells, ellipsoids)
     if (len(np.unique(labels)) != len(ellipsoids) + 1
-            or np.count_nonzero(labels) > 0.45 * len(labels)):
+            or np.count_nonzero(labels) > FULL * len(labels)):
         return None
     labels = cells.repaired(labels)
     return labels if cells.allowed(labels) else None
-
-
-def overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Share of the cells with the same label among those that are inside either."""
-    return np.count_nonzero((a == b) & (a > 0)) / np.count_nonzero((a > 0) | (b > 0))

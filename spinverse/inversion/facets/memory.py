@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..errors import InputError
-from ..mesh.distributed import Mesh
+from ...errors import InputError
+from ...mesh.distributed import Mesh
 
 LARGEST_LOG = 2**31  # bytes, of the whole mesh
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from petsc4py import PETSc
 
-from ..mesh.distributed import Mesh
+from ...mesh.distributed import Mesh
 
 
 class FacetGraph:

@@ -1,0 +1,327 @@
+"""Signals of graded shapes: every cell belongs to the inside by a share, with derivatives.
+
+A continuous field on the whole mesh for the inside and one for the outside, with matrices weighted
+by the share c of each cell, or by 1 - c. They exchange through every facet with the permeability
+wall [c]^2. Where all shares are 0 or 1 this is a partition with walls; in between, a differentiable
+path from one to the next. The derivative of every measurement with respect to every share comes
+from one sweep back in time (continuous adjoint, midpoints of the steps): with the adjoint state p,
+
+    dS = -int p . (dA + i g dX) u + p . dM u' dt + ends,
+
+and waveforms that are mirror images need their first half only. Sums over facets and cells run in
+single precision; signals do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+import numpy as np
+import scipy.linalg
+import scipy.sparse
+from scipy.sparse.csgraph import connected_components
+
+from .blocks import Blocks
+from .propagation import Basis, Run, Sweep, Sweeps, joints, received, signals
+from .walls import Walls
+
+FLOOR = 1e-4  # share of a field where it should not be
+RIM = 0.75  # of the permeability of outer facets: cells of a broken mesh add their resistance
+_GAUSS = np.polynomial.legendre.leggauss(5)
+# shares of a time without gradient: fast modes live near its ends
+_ENDS = np.array([0.0, 1e-4, 5e-4, 0.002, 0.008, 0.03, 0.12, 0.5])
+
+
+class GradedModel:
+    """Signals of shares of cells, um^3 times density, and derivatives of their magnitudes.
+
+    Args:
+        blocks: matrices of the cells and facets.
+        walls: permeabilities.
+        modes: number of modes.
+        mass_floor: share of the mass that is always there.
+    """
+
+    def __init__(self, blocks: Blocks, walls: Walls, modes: int = 160, mass_floor: float = FLOOR):
+        self.blocks, self.walls, self.modes, self.mass_floor = blocks, walls, modes, mass_floor
+        whole = self.whole = blocks.whole
+        cells, n = blocks.mass.shape[:2]
+        inner = self.inner = np.flatnonzero(~whole.outer)
+        rim = np.flatnonzero(whole.outer)
+        a, b = blocks.nodes[inner, 0].ravel(), blocks.nodes[inner, 1].ravel()
+        graph = scipy.sparse.coo_matrix((np.ones(len(a)), (a, b)), shape=(cells * n,) * 2)
+        node = connected_components(graph, directed=False)[1]
+        self.num_nodes = int(node.max()) + 1
+        self.node = node.reshape(cells, n)
+        self.jump = _sparse(np.repeat([[1.0, -1.0]], len(inner), axis=0), whole.sides[inner],
+                            cells)
+        self._rim_cell = _sparse(np.ones((len(rim), 1)), whole.sides[rim, :1], cells)
+        # between nodes on the facets: of one field, and of two that face each other
+        facets = blocks.exchange * walls.wall
+        if blocks.at_walls is not None:
+            facets = facets + blocks.at_walls
+        self._own = 0.5 * (facets[inner, 0, :, 0] + facets[inner, 1, :, 1])
+        self._other = 0.5 * (facets[inner, 0, :, 1] + facets[inner, 1, :, 0])
+        self._facet = node[blocks.nodes[inner, 0]]
+        out = (blocks.exchange if walls.absorbing else 0 * blocks.exchange)[rim, 0, :, 0]
+        more = [extra if extra is None else extra[rim, 0, :, 0]
+                for extra in (blocks.at_walls, blocks.at_open)]
+        self._outflow = [kappa * out + (0.0 if extra is None else extra) for kappa, extra in zip(
+            (walls.wall, RIM * walls.outer), more, strict=True)]
+        self._rim = node[blocks.nodes[rim, 0]]
+        self._decay = blocks.decay
+        if blocks.at_open is not None:  # the nodes of the two sides are one
+            self._decay = blocks.decay.copy()
+            where = blocks.nodes[inner, 0]
+            values = blocks.at_open[inner].sum(axis=(1, 3))
+            c = where[:, :1, None] // n
+            np.add.at(self._decay, (c, where[:, :, None] % n, where[:, None, :] % n), values)
+
+    def basis(self, c: np.ndarray, dtype=float) -> tuple[Basis, np.ndarray]:
+        """The modes at shares ``(Nt,)``, and their values at the nodes, ``(2 Nv, K)``.
+
+        The inside comes first.
+        """
+        blocks, nv = self.blocks, self.num_nodes
+        A, M = np.zeros((2 * nv, 2 * nv)), np.zeros((2 * nv, 2 * nv))
+        X = np.zeros((3, 2 * nv, 2 * nv))
+        fields = slice(0, nv), slice(nv, 2 * nv)
+
+        def put(where, values, weight):
+            index = (where[:, :, None] * nv + where[:, None, :]).ravel()
+            return np.bincount(index, (values * weight[:, None, None]).ravel(),
+                               nv * nv).reshape(nv, nv)
+
+        for here, share, outflow in zip(fields, (c, 1 - c), self._outflow, strict=True):
+            A[here, here] = put(self.node, self._decay, FLOOR + (1 - FLOOR) * share)
+            A[here, here] += put(self._rim, outflow, self._rim_cell @ share)
+            weight = self.mass_floor + (1 - self.mass_floor) * share
+            M[here, here] = put(self.node, blocks.mass, weight)
+            for axis in range(3):
+                X[axis, here, here] = put(self.node, blocks.position[axis], weight)
+        walls = (self.jump @ c) ** 2
+        inside, outside = fields
+        own, other = (put(self._facet, F, walls) for F in (self._own, self._other))
+        A[inside, inside] += own
+        A[outside, outside] += own
+        A[inside, outside] += other
+        A[outside, inside] += other.T
+        K = min(self.modes, len(A))
+        some = {"subset_by_index": [0, K - 1]} if K < len(A) else {}
+        rates, modes = scipy.linalg.eigh(A, M, check_finite=False, **some)
+        positions = np.stack([modes.T @ x @ modes for x in X])
+        return Basis(np.maximum(rates, 0.0), modes.T @ M.sum(axis=1), np.eye(K), [positions],
+                     dtype), modes
+
+    def signals(self, c: np.ndarray, sweeps: Sweeps) -> np.ndarray:
+        """``(N,)`` complex, for shares ``(Nt,)``."""
+        return signals(sweeps, self.basis(c)[0])
+
+    def jacobian(self, c: np.ndarray, sweeps: Sweeps,
+                 mine: Callable[[int], bool] = lambda k: True) -> tuple[np.ndarray, np.ndarray]:
+        """Signals ``(N,)``, and derivatives of their magnitudes by the shares, ``(N, Nt)``.
+
+        Args:
+            c: ``(Nt,)``.
+            sweeps: the measurements.
+            mine: says whether to do the k-th part of the work; rows of others stay zero.
+        """
+        basis, modes = self.basis(c)
+        S, J = np.zeros(sweeps.number, complex), np.zeros((sweeps.number, len(c)))
+        for k, sweep in enumerate(sweeps.parts):
+            if mine(k):
+                S[sweep.rows], J[sweep.rows] = _Adjoint(self, c, basis, modes, sweep).result()
+        if len(sweeps.still) and mine(len(sweeps.parts)):
+            time, which = np.unique(sweeps.echo_time, return_inverse=True)
+            sweep = Sweep((), 0, np.arange(len(time)), np.zeros(len(time)), time)
+            values, slopes = _Adjoint(self, c, basis, modes, sweep).result()
+            S[sweeps.still], J[sweeps.still] = values[which], slopes[which]
+        return S, J
+
+    @cached_property
+    def _single(self) -> tuple:
+        """Matrices of cells, times what their weights change with a share, and of facets.
+
+        The last one is what terms of the user's add to an exchange of differences; None without.
+        """
+        rest = self._own + self._other
+        scaled = ((1 - FLOOR) * self._decay, (1 - self.mass_floor) * self.blocks.mass, self._own)
+        return (*(a.astype(np.float32) for a in scaled),
+                rest.astype(np.float32) if self.blocks.at_walls is not None else None)
+
+    # ---- derivatives of the operators by the shares ------------------------------------------
+
+    def mass_term(self, p: np.ndarray, u: np.ndarray) -> np.ndarray:
+        """Re p . dM u for values at the nodes ``(2 Nv, m)``, ``(m, Nt)``."""
+        total = 0.0
+        for sign, a, b in zip((1, -1), *(np.split(x, 2) for x in (p, u)), strict=True):
+            right = _times(self.blocks.mass, b[self.node])
+            total = total + sign * (a[self.node] * right).real.sum(axis=1)
+        return (1 - self.mass_floor) * total.T
+
+    def contract(self, c: np.ndarray, P: np.ndarray, U: np.ndarray, slope: np.ndarray,
+                 weight: np.ndarray, m: int, position: np.ndarray | None = None,
+                 strength: np.ndarray | None = None) -> np.ndarray:
+        """-sum of weights Re p . ((dA + i g dX) u + dM u'), ``(m, Nt)``.
+
+        Args:
+            c: shares.
+            P, U, slope: p, u and u' at the nodes, ``(2 Nv, n m)`` complex, single precision.
+            weight: ``(n m,)`` of the times.
+            m: number of measurements, which come one after the other at each time.
+            position: ``(Nt, n, n)`` along the gradient, times 1 - `mass_floor`; None at rest.
+            strength: ``(n m,)`` g.
+        """
+        single = np.float32
+        decay, mass, own, rest = self._single
+        parts = [np.split(x, 2) for x in (P, U, slope)]
+        total = np.zeros((len(c), P.shape[1]), single)
+        for sign, p, u, du in zip((1, -1), *parts, strict=True):
+            there = u[self.node]
+            right = _times(decay, there) + _times(mass, du[self.node])
+            if position is not None:
+                right += _times(position, there) * (1j * strength).astype(right.dtype)
+            total -= single(sign) * np.einsum("tnc,tnc->tc", p[self.node], right).real
+        (p, q), (u, v) = ([x[self._facet] for x in part] for part in parts[:2])
+        f = np.einsum("fmc,fmc->fc", p - q, _times(own, u - v)).real
+        if rest is not None:
+            f += np.einsum("fmc,fmc->fc", p, _times(rest, v)).real
+            f += np.einsum("fmc,fmc->fc", q, _times(rest.transpose(0, 2, 1), u)).real
+        total -= self.jump.T @ ((2 * (self.jump @ c))[:, None].astype(single) * f)
+        for sign, outflow, p, u in zip((1, -1), self._outflow, *parts[:2], strict=True):
+            if np.any(outflow):
+                f = (p[self._rim] * _times(outflow.astype(single), u[self._rim])).real.sum(axis=1)
+                total -= self._rim_cell.T @ (single(sign) * f)
+        total *= weight.astype(single)
+        return total.reshape(len(c), -1, m).sum(axis=1).T
+
+
+class _Adjoint:
+    """The measurements of one sweep, and the derivatives of their magnitudes."""
+
+    def __init__(self, model: GradedModel, c, basis: Basis, modes, sweep: Sweep):
+        self.model, self.c, self.basis, self.modes, self.sweep = model, c, basis, modes, sweep
+        self.single = modes.astype(np.float32)
+        self.total: np.ndarray | float = 0.0
+
+    def result(self) -> tuple[np.ndarray, np.ndarray]:
+        basis, sweep, modes = self.basis, self.sweep, self.modes
+        m = len(sweep.rows)
+        z = np.repeat(basis.start[:, None], m, axis=1).astype(complex)
+        kept = []
+        for run in sweep.runs:
+            z, middles = self._forward(run, z)
+            kept.append(middles)
+        S = received(basis, sweep, z)
+        size = np.abs(S)
+        w = np.divide(S.conj(), size, out=np.zeros_like(S), where=size > 0)
+        left = z.conj() if sweep.fold < 0 else z if sweep.fold else basis.start[:, None]
+        decay = np.exp(-basis.rates[:, None] * sweep.gap)
+        p = w * decay * left
+        if sweep.gap.max(initial=0.0) > 0:
+            self._rest(w * np.broadcast_to(left, z.shape), z, sweep.gap, bool(sweep.fold))
+        twice = 2 if sweep.fold else 1  # the mirror image has the same again
+        if sweep.fold:
+            self.total = self.total + self.model.mass_term(modes @ p, modes @ z)
+        else:  # what receives is 1, in modes or not
+            end = np.exp(-basis.rates[:, None] * sweep.gap) * z
+            self.total = self.total + self.model.mass_term(
+                np.broadcast_to(w, (len(modes), m)), modes @ end)
+        for run, middles in zip(reversed(sweep.runs), reversed(kept), strict=True):
+            p = self._backward(run, p, middles, twice)
+        rest = 1 - modes @ basis.start  # a uniform start is no sum of few modes
+        if np.abs(rest).max() > 1e-9:
+            self.total = self.total + twice * self.model.mass_term(
+                modes @ p, np.repeat(rest[:, None], m, axis=1))
+        return S, np.asarray(self.total)
+
+    def _forward(self, run: Run, z: np.ndarray) -> tuple[np.ndarray, list]:
+        """States after a run, and what the way back needs: states in the middle of each step."""
+        basis, h = self.basis, run.steps
+        if not run.direction:
+            return basis.decay(h.sum()) * z, [z]
+        frame = basis.frame(run.direction)
+        y, middles = frame.Rt @ (basis.decay(h[0] / 2) * z), []
+        times, _ = joints(run)
+        for k, (step, value) in enumerate(zip(h, run.values, strict=True)):
+            half = frame.phase(step * value / 2 * self.sweep.strength)
+            y = half * y
+            middles.append(y)
+            y = half * y
+            if k < len(h) - 1:
+                y = frame.between(np.ascontiguousarray(y), times[k], True)
+        return basis.decay(h[-1] / 2) * (frame.R @ y), middles
+
+    def _backward(self, run: Run, p: np.ndarray, middles: list, twice: int) -> np.ndarray:
+        """The adjoint before a run, of that after it; adds to the total."""
+        basis, h, g = self.basis, run.steps, self.sweep.strength
+        if not run.direction:
+            self._rest(p, middles[0], np.full(len(g), h.sum()), False, twice)
+            return basis.decay(h.sum()) * p
+        frame = basis.frame(run.direction)
+        times, _ = joints(run)
+        y = frame.Rt @ (basis.decay(h[-1] / 2) * p)
+        states, adjoints, slopes, strength, weight = [], [], [], [], []
+        for k in range(len(h) - 1, -1, -1):
+            turn, u = run.values[k] * g, middles[k]
+            half = frame.phase(h[k] / 2 * turn)
+            y = half * y
+            states.append(u)
+            adjoints.append(y)
+            slopes.append(-(frame.Rt @ (basis.rates[:, None] * (frame.R @ u))
+                            + 1j * turn * frame.xi[:, None] * u))
+            weight.append(np.full(len(g), twice * h[k]))
+            strength.append(turn)
+            y = half * y
+            if k:
+                y = frame.between(np.ascontiguousarray(y), times[k - 1], True)
+        nodes = (self.modes @ frame.R).astype(np.float32)
+        P, U, slope = (_times(nodes[None], np.hstack(part).astype(np.complex64)[None])[0]
+                       for part in (adjoints, states, slopes))
+        along = (1 - self.model.mass_floor) * np.tensordot(
+            run.direction, self.model.blocks.position, axes=1)
+        self.total = self.total + self.model.contract(
+            self.c, P, U, slope, np.concatenate(weight), len(g), along.astype(np.float32),
+            np.concatenate(strength))
+        return basis.decay(h[0] / 2) * (frame.R @ y)
+
+    def _rest(self, left: np.ndarray, right: np.ndarray, time: np.ndarray, smooth: bool,
+              twice: int = 1) -> None:
+        """A time without gradient, ``(m,)`` ms; adds to the total.
+
+        Args:
+            left: ``(K, m)`` adjoint states at its end.
+            right: states at its beginning.
+            smooth: whether fast modes are gone at both ends, as after a gradient.
+        """
+        rates = self.basis.rates[:, None]
+        edges = np.array([0.0, 1.0]) if smooth else np.concatenate([_ENDS, 1 - _ENDS[-2::-1]])
+        points, weights = (_GAUSS[0] + 1) / 2, _GAUSS[1] / 2
+        for low, high in zip(edges[:-1], edges[1:], strict=True):
+            at = low + (high - low) * points
+            u = np.hstack([np.exp(-rates * time * t) * right for t in at])
+            slope = np.hstack([-rates * np.exp(-rates * time * t) * right for t in at])
+            p = np.hstack([np.exp(-rates * time * (1 - t)) * left for t in at])
+            P, U, dU = (_times(self.single[None], x.astype(np.complex64)[None])[0]
+                        for x in (p, u, slope))
+            weight = twice * np.concatenate([w * (high - low) * time for w in weights])
+            self.total = self.total + self.model.contract(self.c, P, U, dU, weight,
+                                                          right.shape[1])
+
+
+def _times(matrices: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Real matrices ``(t, n, n)`` by complex columns ``(t, n, m)``, as twice as many real ones."""
+    columns = np.ascontiguousarray(columns)
+    if not np.iscomplexobj(columns):
+        return matrices @ columns
+    real = columns.real.dtype
+    return (matrices @ columns.view(real)).view(columns.dtype)
+
+
+def _sparse(values: np.ndarray, columns: np.ndarray, width: int) -> scipy.sparse.csr_matrix:
+    """Rows of values at the given columns, ``(n, width)``."""
+    n, k = columns.shape
+    rows = np.repeat(np.arange(n), k)
+    return scipy.sparse.csr_matrix((np.asarray(values, float).ravel(), (rows, columns.ravel())),
+                                   shape=(n, width))

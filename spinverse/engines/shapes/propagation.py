@@ -1,0 +1,235 @@
+"""Measurements in a small basis of modes, for searches that solve thousands of small problems.
+
+    u' = -(Lambda + i g(t) . X) u,        S = receive . u(TE)
+
+by a fixed splitting of second order: half decay, exact phase in the eigenbasis of g . X, half
+decay. Operators are symmetric and the start is uniform, so a waveform with f(TE - t) = -f(t) needs
+its first half only, S = sum_k exp(-lambda_k gap) |u_k|^2, and one with f(TE - t) = f(t) likewise
+with u_k^2 (`spinverse.engines.schedule.groups`). The matrix formalism propagates with control of
+its error; this does not, and is corrected by it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import scipy.linalg
+
+from ...acquisition.table import Acquisition
+from ..schedule.groups import Group, plan
+
+FIRST_STEPS = (0.03, 0.07, 0.15, 0.25)  # ms: magnetisation is not smooth when a gradient begins
+_OFTEN = 3  # steps of one length, from which on their decay is made a matrix
+Direction = tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Steps in one direction without a break, or a rest.
+
+    Attributes:
+        direction: of the gradient; empty for a rest.
+        steps: ms.
+        values: the waveform in each step, times which a measurement's strength is its gradient.
+    """
+
+    direction: Direction
+    steps: np.ndarray
+    values: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """Measurements with the same waveform and direction.
+
+    Attributes:
+        runs: what is propagated.
+        fold: as of `Group`: -1 or 1 if that is the first half.
+        rows: ``(m,)`` of the acquisition.
+        strength: ``(m,)`` gamma G, rad/(ms um).
+        gap: ``(m,)`` ms without gradient after the runs, in the middle if folded.
+    """
+
+    runs: tuple[Run, ...]
+    fold: int
+    rows: np.ndarray
+    strength: np.ndarray
+    gap: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Sweeps:
+    """An acquisition, cut into steps.
+
+    Attributes:
+        number: of measurements.
+        parts: what is propagated, without measurements that have no gradient.
+        still: ``(n,)`` rows of these.
+        echo_time: ``(n,)`` ms, theirs.
+    """
+
+    number: int
+    parts: tuple[Sweep, ...]
+    still: np.ndarray
+    echo_time: np.ndarray
+
+    @classmethod
+    def of(cls, acquisition: Acquisition, longest: float) -> Sweeps:
+        """In steps of at most ``longest`` ms."""
+        parts, still, times = [], [], []
+        for group in plan(acquisition, longest, 3):
+            if any(value for _, value, _ in group.pieces):
+                parts.append(_sweep(group, longest))
+            else:
+                still += group.rows
+                rest = sum(duration for duration, *_ in group.pieces)
+                times += [(2 if group.fold else 1) * rest + gap for gap in group.gap]
+        return cls(len(acquisition), tuple(parts), np.array(still, dtype=int), np.array(times))
+
+
+def _sweep(group: Group, longest: float) -> Sweep:
+    runs: list[Run] = []
+    for duration, value, along in group.pieces:
+        direction = along if value else ()
+        if runs and runs[-1].direction == direction:
+            before = runs.pop()
+            h, f = before.steps, before.values
+        else:
+            h, f = np.zeros(0), np.zeros(0)
+        own = steps(duration, longest, first=not len(h)) if value else np.array([duration])
+        runs.append(Run(direction, np.append(h, own), np.append(f, np.full(len(own), value))))
+    return Sweep(tuple(runs), group.fold, np.array(group.rows), np.array(group.strength),
+                 np.array(group.gap))
+
+
+def steps(duration: float, longest: float, first: bool = True) -> np.ndarray:
+    """Steps of a gradient, ms: up to ``longest``; growing from a short first one if it is new."""
+    found, time = [], 0.0
+    for step in FIRST_STEPS if first else ():
+        if step < longest and time + step < duration / 3:
+            found.append(step)
+            time += step
+    rest = int(np.ceil((duration - time) / longest - 1e-9))
+    return np.array(found + [(duration - time) / rest] * rest)
+
+
+class Basis:
+    """Modes that signals are expanded in, as blocks whose positions are apart.
+
+    Args:
+        rates: ``(K,)`` decay rates, 1/ms.
+        start: ``(K,)`` overlap of the modes with a uniform magnetisation, which also receives.
+        modes: ``(K, K)`` in the basis of the blocks.
+        positions: of each block, ``(3, n, n)`` um.
+        dtype: of the propagation.
+    """
+
+    def __init__(self, rates: np.ndarray, start: np.ndarray, modes: np.ndarray,
+                 positions: list[np.ndarray], dtype=np.float32):
+        self.rates, self.start, self.modes, self.dtype = rates, start, modes, dtype
+        ends = np.cumsum([0] + [x.shape[1] for x in positions])
+        self._rows = [modes[a:b].T.astype(dtype)
+                      for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        self._positions = [x.astype(dtype) for x in positions]
+        self._frames: dict[Direction, Frame] = {}
+
+    def frame(self, direction: Direction) -> Frame:
+        """The eigenbasis of the position along a direction."""
+        if direction not in self._frames:
+            found = [scipy.linalg.eigh(np.tensordot(np.array(direction, x.dtype), x, axes=1),
+                                       driver="evd", check_finite=False)
+                     for x in self._positions]
+            R = np.concatenate([r @ W for r, (_, W) in zip(self._rows, found, strict=True)],
+                               axis=1)
+            self._frames[direction] = Frame(self, np.concatenate([xi for xi, _ in found]), R)
+        return self._frames[direction]
+
+    def decay(self, time: float) -> np.ndarray:
+        """``(K, 1)`` what is left of each mode."""
+        return np.exp(-self.rates * time).astype(self.dtype)[:, None]
+
+    @cached_property
+    def complex(self) -> np.dtype:
+        return np.result_type(self.dtype, np.complex64)
+
+
+class Frame:
+    """The eigenbasis of one position operator.
+
+    Args:
+        basis: the modes.
+        xi: ``(K,)`` eigenvalues, um.
+        R: ``(K, K)`` eigenvectors in columns.
+    """
+
+    def __init__(self, basis: Basis, xi: np.ndarray, R: np.ndarray):
+        self.basis, self.xi, self.R = basis, xi, R
+        self.Rt = np.ascontiguousarray(R.T)
+        self._transfer: dict[float, np.ndarray] = {}
+
+    def between(self, y: np.ndarray, time: float, often: bool) -> np.ndarray:
+        """Decay over a time, ms, of states of the frame ``(K, m)``."""
+        basis = self.basis
+        if not often:
+            z = self.R @ y.view(basis.dtype)
+            return (self.Rt @ (basis.decay(time) * z)).view(basis.complex)
+        if time not in self._transfer:
+            self._transfer[time] = (self.Rt * basis.decay(time)[:, 0]) @ self.R
+        return (self._transfer[time] @ y.view(basis.dtype)).view(basis.complex)
+
+    def phase(self, turn: np.ndarray) -> np.ndarray:
+        """exp(-i xi turn), ``turn`` ``(m,)`` rad/um, ``(K, m)``."""
+        angle = self.xi[:, None] * turn.astype(self.basis.dtype)
+        return np.exp(-1j * angle).astype(self.basis.complex)
+
+
+def joints(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """Times of decay between the phases of a run, ms, and whether each comes often."""
+    times = np.round((run.steps[:-1] + run.steps[1:]) / 2, 9)
+    values, which, counts = np.unique(times, return_inverse=True, return_counts=True)
+    return times, (counts >= _OFTEN)[which.ravel()] if len(values) else np.zeros(0, bool)
+
+
+def signals(sweeps: Sweeps, basis: Basis) -> np.ndarray:
+    """Signals ``(N,)`` complex, of the measurements of ``sweeps``."""
+    result = np.zeros(sweeps.number, dtype=complex)
+    result[sweeps.still] = np.exp(-np.outer(sweeps.echo_time, basis.rates)) @ basis.start**2
+    for sweep in sweeps.parts:
+        z = np.repeat(basis.start.astype(basis.dtype)[:, None], len(sweep.rows), axis=1)
+        for run in sweep.runs:
+            z = _moved(basis, run, z, sweep.strength)
+        result[sweep.rows] = received(basis, sweep, z)
+    return result
+
+
+def received(basis: Basis, sweep: Sweep, z: np.ndarray) -> np.ndarray:
+    """Signals of states ``(K, m)`` after the runs of a sweep."""
+    z = z.astype(complex)
+    decay = np.exp(-basis.rates[:, None] * sweep.gap)
+    if sweep.fold < 0:
+        return ((z.real**2 + z.imag**2) * decay).sum(axis=0)
+    left = z if sweep.fold else basis.start[:, None]
+    return (left * decay * z).sum(axis=0)
+
+
+def _moved(basis: Basis, run: Run, z: np.ndarray, strength: np.ndarray) -> np.ndarray:
+    """States in the modes after a run, ``(K, m)``, of those before it."""
+    h = run.steps
+    if not run.direction:
+        return basis.decay(h.sum()) * z
+    frame = basis.frame(run.direction)
+    z = basis.decay(h[0] / 2) * z
+    real = z.dtype != basis.complex
+    y = (frame.Rt @ z).astype(basis.complex) if real else (
+        frame.Rt @ z.view(basis.dtype)).view(basis.complex)
+    times, often = joints(run)
+    last = None
+    for k, (step, value) in enumerate(zip(h, run.values, strict=True)):
+        if (step, value) != last:
+            phase, last = frame.phase(step * value * strength), (step, value)
+        y *= phase
+        if k < len(h) - 1:
+            y = frame.between(y, times[k], often[k])
+    return basis.decay(h[-1] / 2) * (frame.R @ y.view(basis.dtype)).view(basis.complex)

@@ -1,0 +1,43 @@
+"""Which facets a partition of the mesh cells makes walls: the one rule, asked by all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+def is_wall(labels: np.ndarray, sides: np.ndarray) -> np.ndarray:
+    """Facets between cells of different labels, ``(Nf,)`` bool; beyond the mesh the label is 0.
+
+    Args:
+        labels: ``(Nt,)``.
+        sides: ``(Nf, 2)`` cells on the two sides, -1 for outside.
+    """
+    first, second = sides.T
+    return labels[first] != np.where(second >= 0, labels[second], 0)
+
+
+@dataclass(frozen=True)
+class Walls:
+    """Permeabilities of the facets of a partition.
+
+    Attributes:
+        wall: of facets between different labels, um/ms.
+        open: of the other facets, um/ms; inf ties them.
+        absorbing: whether outer facets follow the same rule; else they are closed.
+    """
+
+    wall: float
+    open: float
+    absorbing: bool
+
+    @property
+    def outer(self) -> float:
+        """Of outer facets of label 0, um/ms."""
+        return self.open if self.absorbing else 0.0
+
+    def permeability(self, labels: np.ndarray, sides: np.ndarray) -> np.ndarray:
+        """Of every facet, ``(Nf,)`` um/ms; arguments as of `is_wall`."""
+        kappa = np.where(is_wall(labels, sides), self.wall, self.open)
+        return kappa if self.absorbing else np.where(sides[:, 1] < 0, 0.0, kappa)

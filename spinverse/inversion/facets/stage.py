@@ -1,0 +1,271 @@
+"""One stage of a reconstruction that looks for the permeability of every facet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from petsc4py import PETSc
+from pyadjoint import Control, Tape, continue_annotation, pause_annotation, set_working_tape
+
+from ...acquisition import Acquisition
+from ...adjoint import FacetField, mapped, scalar, simulated_signals
+from ...errors import InputError
+from ..ledger import Ledger, State
+from ..problem import InverseProblem
+from .adam import Adam
+from .controls import CONTROLS, FromLog
+from .facet_graph import FacetGraph
+from .gauss_newton import GaussNewton, Linearisation
+from .memory import Keeper
+from .optimise import BacktrackingFunctional, StopStage, minimise
+from .priors import PRIORS, make_prior
+from .tao import TAO
+
+_GAIN = 0.99  # of the loss `Stage.patience` iterations before: what is above is no gain
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Permeabilities of facets by an optimiser, on some of the measurements, with priors.
+
+    Attributes:
+        name: for the history.
+        iterations: at most so many.
+        sequences: "all", or which ones, counted from the longest diffusion time: ``(0,)``.
+        b_max: leave out larger b-values, s/mm^2.
+        every: look at every n-th direction only.
+        weights: weight of each sequence, from the longest; 1 where nothing is said.
+        control: "log" (bounded) or "squashed" (the published one).
+        priors: weight of each prior, or (first, last) of a linear ramp over the stage.
+        optimiser: `TAO`, `Adam` or `GaussNewton`.
+        misfit_weight: what the misfit is multiplied by in the loss.
+        stop_at: stop when the data misfit (mean square) falls below.
+        restart: um/ms; start anew from this uniform permeability, and go on with the result only
+            if it fits this stage's measurements better than the one before it.
+        skip_below: leave a stage that restarts out when the present one fits better than this.
+        patience: a TAO stage ends when the loss has not fallen by 1 % over so many iterations.
+    """
+
+    name: str
+    iterations: int = 50
+    sequences: str | tuple[int, ...] = "all"
+    b_max: float = np.inf
+    every: int = 1
+    weights: tuple[float, ...] = ()
+    control: str = "log"
+    priors: dict = field(default_factory=dict)
+    optimiser: TAO | Adam | GaussNewton = field(default_factory=TAO)
+    misfit_weight: float = 100.0
+    stop_at: float = 0.0
+    restart: float | None = None
+    skip_below: float = 0.0
+    patience: int = 20
+
+    def __post_init__(self):
+        if self.control not in CONTROLS:
+            raise InputError(f"stage {self.name!r}: control {self.control!r}, "
+                             f"expected one of {', '.join(CONTROLS)}")
+        for name in self.priors:
+            if name not in PRIORS:
+                raise InputError(f"stage {self.name!r}: prior {name!r}, "
+                                 f"expected one of {', '.join(PRIORS)}")
+        if self.every < 1:
+            raise InputError(f"stage {self.name!r}: every {self.every}, expected at least 1")
+        if self.iterations < 1:
+            raise InputError(f"stage {self.name!r}: iterations {self.iterations}, "
+                             "expected at least 1")
+
+    def rows(self, acquisition: Acquisition) -> np.ndarray:
+        """Rows of the table that this stage looks at, ``(n,)``."""
+        rank = sequence_ranks(acquisition)
+        chosen = acquisition.b <= self.b_max
+        if self.sequences != "all":
+            count = len(acquisition.waveforms)
+            # a table with fewer sequences than the preset knows: the shortest stands in
+            wanted = {min(int(number), count - 1) for number in self.sequences}
+            chosen &= np.isin(rank[acquisition.waveform_index], sorted(wanted))
+        _, direction = np.unique(acquisition.directions, axis=0, return_inverse=True)
+        chosen &= (direction.ravel() % self.every == 0) | (acquisition.b == 0)
+        if not (chosen & (acquisition.b > 0)).any():
+            raise InputError(f"stage {self.name!r}: sequences {self.sequences!r} up to b = "
+                             f"{self.b_max:g} s/mm^2 choose no measurement with b > 0")
+        for waveform in np.unique(acquisition.waveform_index[chosen]):
+            chosen[acquisition.reference_rows(waveform)] = True
+        return np.flatnonzero(chosen)
+
+    def row_weights(self, acquisition: Acquisition) -> np.ndarray:
+        """Weight of every row of the (whole) table, ``(N,)``."""
+        rank = sequence_ranks(acquisition)[acquisition.waveform_index]
+        weights = np.ones(len(acquisition.waveforms))
+        weights[: len(self.weights)] = self.weights[: len(weights)]
+        return weights[rank]
+
+    def prior_weights(self, iteration: int) -> dict[str, float]:
+        """Weight of each prior at an iteration of this stage."""
+        share = min(1.0, iteration / max(1, self.iterations - 1))
+        return {name: float(np.interp(share, [0, 1], np.broadcast_to(weight, 2)))
+                for name, weight in self.priors.items()}
+
+    # ---- running it -----------------------------------------------------------------------------
+
+    def check(self, problem: InverseProblem) -> None:
+        """Raise InputError for what would else be noticed in the middle of a run."""
+        self.rows(problem.acquisition)
+        if isinstance(self.optimiser, GaussNewton) and problem.engine != "matrix_formalism":
+            raise InputError(f"stage {self.name!r}: optimiser gauss_newton with engine "
+                             f"{problem.engine}, expected engine matrix_formalism (it gives the "
+                             "Jacobian), or another optimiser")
+        if isinstance(self.optimiser, TAO):
+            tao = PETSc.TAO().create(comm=PETSc.COMM_SELF)
+            try:
+                tao.setType(self.optimiser.type)
+            except PETSc.Error:
+                raise InputError(f"stage {self.name!r}: optimiser {self.optimiser.type!r}, "
+                                 "expected a type of TAO as blmvm or bqnls") from None
+            finally:
+                tao.destroy()
+
+    def run(self, problem: InverseProblem, state: State, ledger: Ledger) -> tuple[State, str]:
+        """From a state to the next one, and why it ended. Collective.
+
+        Raises:
+            SolverError: if the first solve fails.
+        """
+        return _Running(self, problem, state, ledger).result()
+
+
+def sequence_ranks(acquisition: Acquisition) -> np.ndarray:
+    """Rank of each waveform by diffusion time, 0 the longest."""
+    times = np.array([waveform.diffusion_time for waveform in acquisition.waveforms])
+    ranks = np.empty(len(times), dtype=int)
+    ranks[np.argsort(-times, kind="stable")] = np.arange(len(times))
+    return ranks
+
+
+class _Running:
+    """A stage on a problem: its loss on pyadjoint's tape, and what is looked at as it goes."""
+
+    def __init__(self, stage: Stage, problem: InverseProblem, state: State, ledger: Ledger):
+        self.stage, self.problem, self.state, self.ledger = stage, problem, state, ledger
+        mesh, unknown, rows = problem.mesh, problem.unknown_facets, stage.rows(problem.acquisition)
+        self.control_type = CONTROLS[stage.control](*problem.permeability_range)
+        self.from_log = FromLog(unknown, np.zeros(len(unknown)))
+        self.origin = state.permeability if stage.restart is None else problem.permeability(
+            stage.restart).values
+        with ledger.clock("set-up"):
+            graph = FacetGraph(mesh, unknown) if stage.priors else None
+            self.forward = problem.forward(self.origin, state.theta)
+            self.solver = _Timed(problem.stage_engine(
+                self.forward, problem.acquisition.select(rows)), ledger)
+        weights = stage.row_weights(problem.acquisition)[rows]
+        self.likelihood = problem.likelihood.select(rows).weighted(weights)
+        self.data = _Weighted("data", self.likelihood, stage.misfit_weight)
+        first = stage.prior_weights(0)
+        self.priors = [_Weighted(name, make_prior(name, graph, unknown), first[name])
+                       for name in stage.priors]
+
+    def result(self) -> tuple[State, str]:
+        stage, ledger = self.stage, self.ledger
+        control, functional = self._taped()
+        before = np.inf  # misfit of what a restart has to beat
+        if stage.restart is not None:
+            functional(self._control(self.state.permeability))
+            before = self.data.last
+            if before <= stage.skip_below:
+                return self.state, f"left out: data misfit {before:.1e} already"
+        self.keeper = Keeper(ledger.earlier(self.problem.mesh))
+        if self.keeper.earlier is not None:
+            self._ramp(self.keeper.earlier.iteration + 1)
+        linearise = None
+        if isinstance(stage.optimiser, GaussNewton) and self.problem.engine == "matrix_formalism":
+            linearise = ledger.clock("jacobian")(Linearisation(
+                self.solver.engine, self.likelihood, self.control_type, self.from_log,
+                stage.misfit_weight, self.priors))
+        control, ending = minimise(stage.optimiser, stage.name, stage.iterations, functional,
+                                   control, self.control_type.bounds, self._monitor, self.keeper,
+                                   linearise)
+        reached = float(functional(control))
+        ledger.evaluations += self.solver.calls
+        if stage.restart is not None and np.isfinite(reached) and self.data.last >= before:
+            return self.state, f"{ending}; fits worse ({self.data.last:.1e}), dropped"
+        # where the last solve failed, the stage's own last good point stands
+        return replace(self.state, permeability=self._permeability(control.values)), ending
+
+    def _taped(self) -> tuple[FacetField, BacktrackingFunctional]:
+        """The control, and the loss as a function of it."""
+        set_working_tape(Tape())
+        continue_annotation()
+        try:
+            control = self._control(self.origin)
+            z = mapped(control, self.control_type)
+            predicted = simulated_signals(mapped(z, self.from_log), self.solver)
+            loss = scalar(predicted, self.data)
+            for prior in self.priors:
+                loss = loss + scalar(z, prior)
+        finally:
+            pause_annotation()
+        return control, BacktrackingFunctional(loss, Control(control))
+
+    def _control(self, permeability: np.ndarray) -> FacetField:
+        values = np.where(self.problem.unknown_facets, self.control_type.control(permeability), 0.0)
+        return FacetField(self.problem.mesh, values)
+
+    def _permeability(self, control: np.ndarray) -> np.ndarray:
+        return self.from_log.value(self.control_type.value(control))
+
+    def _ramp(self, iteration: int) -> None:
+        # a quasi-Newton memory needs one function: ramps move with Adam only
+        if isinstance(self.stage.optimiser, Adam):
+            weights = self.stage.prior_weights(iteration)
+            for prior in self.priors:
+                prior.weight = weights[prior.name]
+
+    def _monitor(self, iteration: int, loss: float, gradient: float, step: float) -> None:
+        stage = self.stage
+        self.ledger.report(stage.name, iteration, loss, self.data.last,
+                           priors={p.name: p.last for p in self.priors}, gradient=gradient,
+                           step=step)
+        self._ramp(iteration + 1)
+        losses = self.keeper.losses
+        if (not isinstance(stage.optimiser, Adam) and len(losses) > stage.patience
+                and loss > _GAIN * losses[-1 - stage.patience]):
+            raise StopStage("no longer improving")
+        if self.data.last <= stage.stop_at:
+            raise StopStage(f"data misfit below {stage.stop_at:g}")
+        # a stage that has ended is not to be gone on with; one that restarts is compared with
+        # the state before it
+        kappa = self.forward.kappa.x.array[: self.problem.mesh.num_owned_facets].copy()
+        state = self.state if stage.restart is not None else replace(
+            self.state, permeability=kappa)
+        self.ledger.keep(iteration, state, self.keeper.memory)
+
+
+class _Weighted:
+    """A weighted term of the loss; `last` is its value before weighting."""
+
+    def __init__(self, name, operation, weight):
+        self.name, self.operation, self.weight, self.last = name, operation, weight, np.nan
+
+    def value(self, x):
+        self.last = self.operation.value(x)
+        return self.weight * self.last
+
+    def pull_back(self, x, adjoint):
+        return self.operation.pull_back(x, self.weight * adjoint)
+
+
+class _Timed:
+    """An engine whose two halves are timed."""
+
+    def __init__(self, engine, ledger: Ledger):
+        self.engine, self.clock, self.problem, self.calls = engine, ledger.clock, engine.problem, 0
+
+    def signals(self, permeability, remember=False):
+        self.calls += 1
+        with self.clock("forward"):
+            return self.engine.signals(permeability, remember)
+
+    def gradient(self, adjoint):
+        with self.clock("gradient"):
+            return self.engine.gradient(adjoint)

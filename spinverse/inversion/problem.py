@@ -1,0 +1,205 @@
+"""The inverse problem as one value: what is known, what is unknown, what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from ..acquisition import Acquisition, Signals
+from ..engines.shapes.walls import Walls
+from ..errors import InputError
+from ..mesh.distributed import Mesh
+from ..problem import BlochTorrey
+from ..simulate import ENGINES, make_engine
+from ..tissue import Permeability, Tissue
+from . import parameters
+from .ledger import State
+from .likelihood import NOISES, Likelihood
+from .parameters import Unknown
+
+BOUNDARIES = ("reflecting", "absorbing")
+NORMALISATIONS = ("auto", "measured", "own")
+FEWEST_MODES, CELLS_PER_MODE = 96, 4  # in stages: enough for gradients, see docs/performance.md
+
+
+@dataclass(frozen=True, eq=False)
+class InverseProblem:
+    """Membranes from signals: everything that stages, search and uncertainty ask.
+
+    Args:
+        mesh: the mesh; what it knows of a true membrane is not looked at.
+        signals: the measurements; magnitudes normalised by |S(b = 0)| of the same sequence count.
+        diffusivity, T2, density, interface: as in `Tissue`; they are known. Periodic tissues
+            cannot be reconstructed.
+        boundary: "absorbing": outer facets are unknown too; "reflecting": they are closed.
+        permeability_range: smallest and largest permeability, um/ms. Walls of shapes have the
+            first, all other facets the last.
+        normalisation: what a predicted |S| is divided by: "measured", the measured |S(b = 0)| of
+            the same sequence, when signals are in um^3 times density as `simulate` gives them;
+            "own", the predicted one, when they are in arbitrary units; "auto": "measured" if the
+            signals say that they come from a simulation (`Signals.unit`), else "own".
+        noise: standard deviation of the normalised magnitudes; None: from measurements that were
+            repeated (as b = 0 usually is), else 0.
+        noise_model: "rician" (magnitudes of complex signals) or "gaussian".
+        extra_terms, extra_coefficients, extra_breakpoints: a term of your own, as in `simulate`.
+        unknown: `Unknown` numbers by name, found by the search for shapes: a number among
+            ``extra_coefficients``, "wall_permeability" (um/ms), "diffusivity" or "T2". Stages of
+            facets hold them at their present values.
+        engine: "matrix_formalism" or "time_stepping".
+        modes: of the matrix formalism during stages of facets, made of responses of the start;
+            "auto": a quarter of the number of cells. While walls are half closed everywhere, short
+            pulses would need many more for exact signals.
+        tolerance: of the final signals, which have as many modes as that needs.
+        time_step: ms, of time stepping.
+
+    Raises:
+        InputError: naming the argument, its value and what was expected.
+    """
+
+    mesh: Mesh
+    signals: Signals
+    diffusivity: float | Mapping | np.ndarray = 2.0
+    T2: float | Mapping | np.ndarray = np.inf
+    density: float | Mapping | np.ndarray = 1.0
+    interface: str = "equilibrium"
+    boundary: str = "reflecting"
+    permeability_range: tuple[float, float] = (0.01, 100.0)
+    normalisation: str = "auto"
+    noise: float | None = None
+    noise_model: str = "rician"
+    extra_terms: Callable | None = None
+    extra_coefficients: Mapping | None = None
+    extra_breakpoints: Sequence[float] = ()
+    unknown: Mapping[str, Unknown] = field(default_factory=dict)
+    engine: str = "matrix_formalism"
+    modes: int | str = "auto"
+    tolerance: float = 1e-5
+    time_step: float | str = 0.25
+
+    def __post_init__(self):
+        for name, known in (("boundary", BOUNDARIES), ("normalisation", NORMALISATIONS),
+                            ("noise_model", NOISES), ("engine", ENGINES)):
+            if getattr(self, name) not in known:
+                raise InputError(f"{name}: {getattr(self, name)!r}, expected one of "
+                                 f"{', '.join(known)}")
+        low, high = self.permeability_range
+        if not 0 < low < high < np.inf:
+            raise InputError(f"permeability_range: {self.permeability_range}, "
+                             "expected 0 < low < high, um/ms")
+        if self.noise is not None and not 0 <= self.noise < np.inf:
+            raise InputError(f"noise: {self.noise!r}, expected a standard deviation of normalised "
+                             "magnitudes, or None")
+        parameters.check(self.unknown, {"diffusivity": self.diffusivity, "T2": self.T2},
+                         self.extra_coefficients or {})
+        if not self.own:
+            check_amount(self.likelihood.scale, self.tissue)
+
+    # ---- what is known --------------------------------------------------------------------------
+
+    @property
+    def comm(self):
+        return self.mesh.comm
+
+    @property
+    def acquisition(self) -> Acquisition:
+        return self.signals.acquisition
+
+    @property
+    def absorbing(self) -> bool:
+        return self.boundary == "absorbing"
+
+    @property
+    def own(self) -> bool:
+        """Whether predicted signals are normalised by themselves."""
+        return self.normalisation == "own" or (
+            self.normalisation == "auto" and not self.signals.unit)
+
+    @cached_property
+    def likelihood(self) -> Likelihood:
+        """Of all measurements."""
+        return Likelihood.of(self.signals, self.own, self.noise, self.noise_model == "rician")
+
+    @property
+    def walls(self) -> Walls:
+        """Permeabilities that a partition of the cells gives to the facets."""
+        return Walls(*self.permeability_range, self.absorbing)
+
+    @cached_property
+    def unknown_facets(self) -> np.ndarray:
+        """Owned facets whose permeability is looked for, ``(nf,)`` bool."""
+        return np.ones(self.mesh.num_owned_facets, bool) if self.absorbing else ~self.mesh.outer
+
+    @cached_property
+    def start_of_unknown(self) -> dict[str, float]:
+        """Starts of the unknown numbers, by name."""
+        return {name: unknown.start for name, unknown in self.unknown.items()}
+
+    def state(self, permeability) -> State:
+        """To start from: a permeability, um/ms, a number or ``(nf,)``, and starts of theta."""
+        return State(self.permeability(permeability).values, None, self.start_of_unknown)
+
+    # ---- the forward problem --------------------------------------------------------------------
+
+    @cached_property
+    def tissue(self) -> Tissue:
+        """What is known of the tissue; its permeability does not matter."""
+        return Tissue(self.mesh, self.diffusivity, self.T2, self.density, self.permeability(1.0),
+                      self.interface)
+
+    def permeability(self, values) -> Permeability:
+        """Within the range on facets that are unknown, closed elsewhere; ``(nf,)`` or a number."""
+        kappa = np.clip(np.broadcast_to(values, self.unknown_facets.shape),
+                        *self.permeability_range)
+        return Permeability(self.mesh, np.where(self.unknown_facets, kappa, 0.0))
+
+    def forward(self, permeability: np.ndarray, theta: Mapping[str, float] | None = None,
+                ) -> BlochTorrey:
+        """The discrete problem at a permeability ``(nf,)`` um/ms. Collective.
+
+        Args:
+            permeability: of the owned facets.
+            theta: values of unknown coefficients; their starts if not given.
+        """
+        theta = {**self.start_of_unknown, **(theta or {})}
+        own = self.extra_coefficients or {}
+        made = BlochTorrey(self.tissue.with_permeability(permeability),
+                           extra_terms=self.extra_terms,
+                           extra_coefficients={**own, **{k: theta[k] for k in theta if k in own}},
+                           extra_breakpoints=self.extra_breakpoints)
+        parameters.apply(theta, made, self.walls)
+        return made
+
+    def stage_engine(self, problem: BlochTorrey, acquisition: Acquisition):
+        """The engine of a stage of facets. Collective."""
+        modes = self.modes
+        if modes == "auto":
+            modes = max(FEWEST_MODES, self.mesh.num_cells // CELLS_PER_MODE)
+        return make_engine(problem, acquisition, self.engine, modes, self.tolerance,
+                           self.time_step, "responses")
+
+    def final_engine(self, problem: BlochTorrey):
+        """The engine of the final signals. Collective."""
+        return make_engine(problem, self.acquisition, self.engine, self.modes, self.tolerance,
+                           self.time_step)
+
+
+def check_amount(scale: np.ndarray, tissue: Tissue) -> None:
+    """|S(b = 0)| cannot exceed what was there, and is hardly a thousandth of it. Collective.
+
+    Args:
+        scale: the measured |S(b = 0)|, ``(N,)``.
+        tissue: with the density; its permeability does not matter.
+
+    Raises:
+        InputError: the signals are in other units.
+    """
+    mesh, owned = tissue.mesh, slice(0, tissue.mesh.num_owned_cells)
+    amount = mesh.comm.allreduce(float(tissue.density[owned] @ mesh.cell_volumes[owned]))
+    worst = scale[np.argmax(np.abs(np.log(scale / amount)))]
+    if not 1e-3 * amount <= worst <= 1.05 * amount:
+        raise InputError(f"signals: |S(b = 0)| is {worst:.4g}, but the mesh holds {amount:.4g} "
+                         "um^3 times density; expected signals in these units, or "
+                         "normalisation: own")

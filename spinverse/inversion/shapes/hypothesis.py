@@ -1,0 +1,34 @@
+"""What a search looks for: labels of the mesh cells, and numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Hypothesis:
+    """One explanation of the data.
+
+    Attributes:
+        labels: ``(Nt,)`` int8 in the order of the input: 0 outside, 1, 2, ... cells.
+        theta: ``(P,)`` coordinates of the unknown numbers, in the order of `Models.names`.
+        misfit: mean square residual; of which measurements and model says who made it.
+        origin: the random stream that it comes from.
+    """
+
+    labels: np.ndarray
+    theta: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    misfit: float = np.inf
+    origin: tuple[int, ...] = ()
+
+    @property
+    def cells(self) -> int:
+        """How many cells it has."""
+        return int(self.labels.max(initial=0))
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Share of the mesh cells with the same label among those that are inside either."""
+    return np.count_nonzero((a == b) & (a > 0)) / np.count_nonzero((a > 0) | (b > 0))

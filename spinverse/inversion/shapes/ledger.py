@@ -1,0 +1,202 @@
+"""What a search has found, spent, and may still spend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from .hypothesis import Hypothesis
+from .score import Score
+from .search import Search
+from .walk import Walk
+
+# shapes of an absorbing box that others cost as much as: one of a reflecting box; a step of graded
+# shapes
+REFLECTING, STEP = 2.5, 30
+# parts that a search of noisy data has at least, if no second start confirms its find; parts
+# without a likelier shape (by LIKELIER units of log-likelihood) that end it
+SURE, FRUITLESS, LIKELIER = 3, 2, 1.0
+
+Report = Callable[[str, float], None]
+
+
+class SearchLedger:
+    """Best hypothesis, budget, random streams, checkpoints and progress of a search. Collective.
+
+    Args:
+        search: what is searched.
+        report: called with a phase and its misfit.
+        keep: called with a state to go on from, plain arrays, after each part, and in the middle of
+            one with the best so far; a part that was begun is done again then.
+
+    Attributes:
+        best: the hypothesis of the lowest misfit of all measurements by the full model.
+        part: number of the present part of the schedule.
+        several: whether several cells are likely.
+        polished: labels that were walked on from with noise.
+    """
+
+    def __init__(self, search: Search, report: Report | None = None,
+                 keep: Callable[[dict], None] | None = None):
+        self.search, self.settings = search, search.settings
+        self.report = report or (lambda phase, misfit: None)
+        self._keep = keep
+        self.best: Hypothesis | None = None
+        self.part, self.several = 0, False
+        self.polished: set[bytes] = set()
+        self._fitted = False
+        self._shapes = self._steps = 0
+        self._bests: list[float] = []  # after each part
+        self._confirmed = False  # noisy data: by another start
+        self._before: dict | None = None  # the state at the beginning of the part
+        self.set_score()
+
+    def set_score(self) -> None:
+        """When the unit of misfits has changed."""
+        models = self.search.models
+        self.score = Score.of(models.problem.likelihood, self.settings.target, models.unit)
+
+    def stream(self, *key: int) -> tuple[int, ...]:
+        """The seed of a random stream."""
+        return (self.settings.seed, *key)
+
+    # ---- the end --------------------------------------------------------------------------------
+
+    def solved(self) -> bool:
+        """Whether there is nothing more to look for."""
+        if self.best is None or not self.score.floor:
+            return self.best is not None and self.score.explains(self.best.misfit)
+        return self._confirmed
+
+    def left(self, walk: Walk | None = None) -> float:
+        """How many shapes may still be looked at."""
+        each = 1.0 if self.search.models.problem.absorbing else REFLECTING
+        done = self._shapes + (0 if walk is None else self._worth(walk))
+        return self.settings.budget / each - done - STEP * self._steps / each
+
+    def over(self) -> bool:
+        """Whether to stop in the middle of a part."""
+        return self.solved() or (self.best is not None and self.left() <= 0)
+
+    def verdict(self) -> str:
+        """Why to end after a part; "" to go on."""
+        if self.best is None:
+            return ""
+        score, bests = self.score, self._bests
+        explained = score.explains(self.best.misfit)
+        fruitless = (score.near(self.best.misfit) and len(bests) > FRUITLESS
+                     and score.likelier(bests[-1 - FRUITLESS], bests[-1]) < LIKELIER)
+        if not (self.over() or (len(bests) >= SURE and (explained or fruitless))):
+            return ""
+        return ("the data are explained" if explained else
+                "no likelier shape any more" if fruitless else "as many shapes as it may look at")
+
+    def gap(self) -> bool:
+        """Whether the best shape is far from what noise explains."""
+        return self.best is None or not self.score.near(self.best.misfit)
+
+    # ---- what it costs --------------------------------------------------------------------------
+
+    @property
+    def shapes(self) -> int:
+        """Shapes whose signals were computed."""
+        return self._shapes
+
+    def spend(self, shapes: int = 0, steps: int = 0) -> None:
+        """Shapes that were computed, steps of graded ones."""
+        self._shapes += shapes
+        self._steps += steps
+
+    def count(self, walk: Walk) -> None:
+        """What a walk has computed since it was counted last."""
+        self._shapes += self._worth(walk)
+        walk.shapes = 0
+
+    def _worth(self, walk: Walk) -> int:
+        # half of what a shape costs goes with the measurements
+        share = len(walk.look.measured) / len(self.search.few.measured)
+        return round(walk.shapes * (1 + share) / 2)
+
+    # ---- what was found -------------------------------------------------------------------------
+
+    def take(self, walk: Walk) -> Hypothesis:
+        """Remember a walk's best if it explains all measurements better than any before.
+
+        Returns:
+            The hypothesis, with its misfit of all measurements.
+        """
+        self.count(walk)
+        models, there = self.search.models, walk.best
+        residual = models.exact(there.labels, there.theta, models.all)
+        found = Hypothesis(there.labels, there.theta, float(np.mean(residual**2)), walk.seed[:4])
+        if self.best is None or found.misfit < self.best.misfit:
+            self.best = found
+            self.report("best", found.misfit)
+            if self._keep is not None and self._before is not None:
+                self._keep(self._before | self._of_best())
+        elif (np.array_equal(found.labels, self.best.labels) and found.origin != self.best.origin
+                and self.score.explains(self.best.misfit)):
+            self._confirmed = self.score.floor > 0
+        return found
+
+    def calibrate(self, hypothesis: Hypothesis) -> None:
+        """Fit what the models cannot know, once there is a shape that is about right."""
+        if not self._fitted:
+            search = self.search
+            search.models.fit_resistance(hypothesis.labels, hypothesis.theta, search.more)
+            self._fitted = True
+
+    # ---- going on -------------------------------------------------------------------------------
+
+    def begin(self, part: int) -> None:
+        """A part of the schedule begins."""
+        self.part = part
+        self._before = self.state(part)
+
+    def pause(self) -> None:
+        """What follows is not part of it: a state kept meanwhile would do it again."""
+        self._before = None
+
+    def end(self) -> None:
+        """It has ended."""
+        if self.best is not None:
+            self._bests.append(self.best.misfit)
+
+    def keep(self) -> None:
+        """Keep a state from which the next part begins."""
+        if self._keep is not None and self.best is not None:
+            self._keep(self.state(self.part + 1))
+
+    def _of_best(self) -> dict[str, np.ndarray]:
+        best = self.best or Hypothesis(np.zeros(len(self.search.models.whole.cells), np.int8))
+        return {"labels": best.labels, "theta": best.theta, "misfit": np.array(best.misfit),
+                "origin": np.array(best.origin)}
+
+    def state(self, part: int) -> dict[str, np.ndarray]:
+        """Plain arrays to go on from, at the beginning of a part."""
+        models = self.search.models
+        return self._of_best() | {
+            "part": np.array(part), "shapes": np.array([self._shapes, self._steps]),
+            "fitted": np.array(self._fitted), "resistance": np.array(models.resistance),
+            "unit": np.array(models.unit), "several": np.array(self.several),
+            "bests": np.array(self._bests),
+            "polished": np.frombuffer(b"".join(sorted(self.polished)), dtype=np.int8)}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> int:
+        """Go on from a state; the part to begin with."""
+        models = self.search.models
+        labels = np.asarray(state["labels"], dtype=np.int8)
+        theta = np.asarray(state["theta"], dtype=float).reshape(-1)
+        misfit = float(state["misfit"])
+        if np.isfinite(misfit):
+            origin = tuple(np.atleast_1d(state["origin"]).astype(int).tolist())
+            self.best = Hypothesis(labels, theta, misfit, origin)
+        self._shapes, self._steps = np.asarray(state["shapes"]).astype(int).tolist()
+        self._fitted, self.several = bool(state["fitted"]), bool(state["several"])
+        models.resistance, models.unit = float(state["resistance"]), float(state["unit"])
+        self._bests = np.atleast_1d(state["bests"]).tolist()
+        polished = np.asarray(state["polished"], np.int8).reshape(-1, len(labels))
+        self.polished = {each.tobytes() for each in polished}
+        self.set_score()
+        return int(state["part"])

@@ -1,0 +1,68 @@
+"""The schedule: which strategies a search runs, in which order, until the data are explained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from ...errors import SolverError
+from .hypothesis import Hypothesis
+from .ledger import SearchLedger
+from .search import Search
+from .strategies.graded_shapes import graded_shapes
+from .strategies.one_cell import one_cell
+from .strategies.polish import polish
+from .strategies.two_cells import two_cells
+
+#: A strategy goes from hypotheses to hypotheses under a ledger; ``turn`` counts how often it ran.
+Strategy = Callable[[Search, Sequence[Hypothesis], SearchLedger, int], list[Hypothesis]]
+
+#: The parts of a round: where one cell is likely, and where two are.
+ONE: tuple[Strategy, ...] = (one_cell, graded_shapes, one_cell, graded_shapes, one_cell, two_cells)
+TWO: tuple[Strategy, ...] = (one_cell, two_cells, two_cells, graded_shapes, two_cells, one_cell)
+#: What follows each part where the data have noise.
+AFTER: tuple[Strategy, ...] = (polish,)
+
+
+def run(search: Search, ledger: SearchLedger, state: Mapping[str, np.ndarray] | None = None,
+        rounds: tuple[Sequence[Strategy], Sequence[Strategy]] = (ONE, TWO)) -> str:
+    """Run the schedule until one hypothesis explains the data. Collective.
+
+    Args:
+        search: what is searched.
+        ledger: has the best hypothesis at the end.
+        state: of a search that was interrupted (`SearchLedger.state`).
+        rounds: the schedule where one cell is likely, and where several are.
+
+    Returns:
+        Why it ended.
+
+    Raises:
+        SolverError: no start gave a closed surface.
+    """
+    hypotheses: list[Hypothesis] = []
+    first = 0 if state is None else ledger.restore(state)
+    for part in range(first, len(rounds[0]) * search.settings.rounds):
+        plan = rounds[ledger.several]
+        turn, k = divmod(part, len(plan))
+        strategy = plan[k]
+        # graded shapes fit noise: only what is far from it gains
+        if (strategy is two_cells and search.settings.cells == 1
+                or strategy is graded_shapes and search.noisy and not ledger.gap()):
+            continue
+        ledger.begin(part)
+        before = plan[:k].count(strategy)
+        hypotheses += strategy(search, hypotheses, ledger, turn * plan.count(strategy) + before)
+        ledger.pause()
+        if search.noisy and ledger.best is not None and not ledger.solved():
+            for strategy in AFTER:
+                hypotheses += strategy(search, hypotheses, ledger, part)
+        ledger.end()
+        why = ledger.verdict()
+        if why:
+            return why
+        ledger.keep()
+    if ledger.best is None:
+        raise SolverError("shape search: no start with a closed surface; more ellipsoids?")
+    return "all rounds are done"

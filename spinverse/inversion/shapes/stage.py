@@ -1,0 +1,119 @@
+"""The search for shapes as a stage of a reconstruction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+
+from ...engines.shapes import blocks
+from ...errors import InputError
+from ..facets.memory import Memory
+from ..ledger import Ledger, State
+from ..problem import InverseProblem
+from . import schedule
+from .ledger import SearchLedger
+from .search import Search
+from .settings import Settings
+
+LARGEST = 4000  # mesh cells: the fast models are dense
+MOST_CELLS = 2  # the schedule has strategies for so many
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """A search for the shapes of cells: which mesh cells lie inside.
+
+    Every interface is closed by construction. Walls have the lowest permeability of the range, all
+    other facets the highest. For meshes of up to a few thousand cells, and all waveforms.
+
+    Attributes:
+        name: for the history.
+        cells: at most so many cells, which may touch or contain each other: 1 or 2. A second one
+            is looked for where one does not explain the data.
+        ellipsoids: random ones to begin with in every round.
+        candidates: of these, the best distinct ones are followed up.
+        rounds: at most so many; a round has six parts that begin with new ellipsoids.
+        budget: shapes that may be looked at, about 30 ms of one core each (absorbing; reflecting
+            ones count 2.5). The search ends with the best one so far after some more.
+        stop_at: mean-square misfit that ends the search where there is no noise.
+        seed: of all that is random.
+
+    Raises:
+        InputError: a number out of its range.
+    """
+
+    name: str = "shapes"
+    cells: int = MOST_CELLS
+    ellipsoids: int = 400
+    candidates: int = 6
+    rounds: int = 3
+    budget: int = 40_000
+    stop_at: float = 1e-7
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, least, most in (("cells", 1, MOST_CELLS), ("ellipsoids", 1, np.inf),
+                                  ("candidates", 1, np.inf), ("rounds", 1, np.inf),
+                                  ("budget", 1, np.inf), ("seed", 0, np.inf)):
+            value = getattr(self, name)
+            if not least <= value <= most:
+                expected = f"from {least} to {most}" if most < np.inf else f"at least {least}"
+                raise InputError(f"stage {self.name!r}: {name} {value}, expected {expected}")
+
+    @property
+    def iterations(self) -> int:
+        """About so many reports, for a progress bar."""
+        return self.candidates * 8
+
+    def unsuitable(self, problem: InverseProblem) -> str:
+        """Why the search cannot run on a problem; "" if it can. Collective."""
+        if problem.mesh.num_cells > LARGEST:
+            return (f"the mesh has {problem.mesh.num_cells} cells, and the search takes at most "
+                    f"{LARGEST}")
+        try:
+            blocks.check(problem.forward(problem.permeability(1.0).values))
+        except InputError as error:
+            return str(error).removeprefix("shape search: ")
+        return ""
+
+    def check(self, problem: InverseProblem) -> None:
+        """Raise InputError if the search cannot run. Collective."""
+        why = self.unsuitable(problem)
+        if why:
+            raise InputError(f"stage {self.name!r}: {why}; use stages of facets")
+
+    def run(self, problem: InverseProblem, state: State, ledger: Ledger) -> tuple[State, str]:
+        """From a state to the next one, and why it ended. Collective.
+
+        Raises:
+            SolverError: no start gave a closed surface.
+        """
+        numbers = count()
+
+        def report(phase: str, misfit: float) -> None:
+            ledger.report(self.name, next(numbers), misfit, misfit, phase=phase)
+
+        with ledger.clock("shapes"):
+            search = Search(problem, Settings(
+                cells=self.cells, ellipsoids=self.ellipsoids, candidates=self.candidates,
+                rounds=self.rounds, budget=self.budget, target=self.stop_at, seed=self.seed))
+            models = search.models
+
+            def at(labels: np.ndarray, theta: np.ndarray) -> State:
+                return State(models.permeability(labels, theta),
+                             labels[models.whole.owned_cells].astype(np.int32),
+                             models.values(theta))
+
+            def keep(kept: dict) -> None:
+                there = at(kept["labels"], kept["theta"])
+                part = int(kept["part"])
+                ledger.keep(part, there, lambda: Memory(
+                    "Shapes", part, kept, {"control": there.permeability}))
+
+            found = SearchLedger(search, report, keep)
+            earlier = ledger.earlier(problem.mesh)
+            ending = schedule.run(search, found, None if earlier is None else earlier.numbers)
+            ledger.evaluations += found.shapes
+            return at(found.best.labels, found.best.theta), ending

@@ -1,0 +1,54 @@
+"""One cell: random ellipsoids with sharp walls, then walks of the best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..ellipsoids import GENERATIONS, starts
+from ..graded import blurred
+from ..hypothesis import Hypothesis
+from ..ledger import SearchLedger
+from ..search import Search
+from .two_cells import pairs
+from .walking import walk_from
+
+LIKELY = 0.5  # of the misfit of one ellipsoid: where two leave less, they are followed up first
+PER_THETA = 100  # ellipsoids at least for each value of an unknown number that is tried
+
+
+def one_cell(search: Search, hypotheses: Sequence[Hypothesis], ledger: SearchLedger,
+             turn: int) -> list[Hypothesis]:
+    """New starts for a single cell. Collective."""
+    s, thetas = search.settings, thetas_of(search, ledger)
+    tried = max(s.ellipsoids, PER_THETA * len(thetas) if len(thetas) > 1 else 0)
+    found = starts(search.models, search.cells, search.first, 1, tried, s.candidates,
+                   ledger.stream(turn), thetas)
+    ledger.spend(tried + s.candidates * GENERATIONS)
+    if not found:
+        return []
+    ledger.report("1 ellipsoid", found[0].misfit)
+    ledger.calibrate(found[0])
+    if not turn:
+        _set_unit(search, found[0], ledger)
+        ledger.several = _two_are_likely(search, found[0].misfit, ledger)
+        if ledger.several:
+            return found
+    return walk_from(search, found[: s.walks], ledger, ledger.stream(turn, 1), s.followed)
+
+
+def thetas_of(search: Search, ledger: SearchLedger) -> list:
+    """Values of unknown numbers to try: those of the best hypothesis, once there is one."""
+    return search.models.thetas_to_try() if ledger.best is None else [ledger.best.theta]
+
+
+def _set_unit(search: Search, start: Hypothesis, ledger: SearchLedger) -> None:
+    sides = search.models.whole.sides[~search.models.whole.outer]
+    search.models.measure_unit(blurred(sides, start.labels > 0, 1), start.theta, search.first)
+    ledger.set_score()
+
+
+def _two_are_likely(search: Search, one: float, ledger: SearchLedger) -> bool:
+    """Whether two ellipsoids leave far less than one did."""
+    s, floor = search.settings, search.models.floor
+    found = pairs(search, ledger, 0, s.ellipsoids, s.likely) if s.cells > 1 else []
+    return bool(found) and found[0].misfit - floor < LIKELY * (one - floor)
