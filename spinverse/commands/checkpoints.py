@@ -14,8 +14,8 @@ from .interruption import Interrupted, Note
 class Checkpoints:
     """Callbacks of `spinverse.reconstruct`, all collective.
 
-    Checkpoints are written every so many iterations, every so many seconds, after each part of a
-    search for shapes, after each stage, and where a signal asks the run to end; which it does then.
+    Checkpoints are written after ``every`` iterations, after ``seconds``, after each part of a
+    search for shapes, after each stage, and when a signal asks the run to end, which it then does.
 
     Args:
         out: the run's folder.
