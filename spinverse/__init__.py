@@ -4,7 +4,7 @@
 # ruff: noqa: E402
 from ._stack import load_stack_or_end
 
-load_stack_or_end()  # the DOLFINx wheel wants to be first
+load_stack_or_end()  # the DOLFINx wheel must come first
 
 __version__ = "0.1.0"
 

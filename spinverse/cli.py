@@ -119,7 +119,7 @@ def _exit(error: BaseException, debug: bool) -> tuple[int, str]:
 
 
 def _fail(comm: MPI.Comm, code: int, message: str) -> int:
-    """Say it once; if this rank failed alone, end the others, who would wait for ever."""
+    """Say it once; if this rank failed alone, end the others, which would wait for ever."""
     request, deadline = comm.Ibarrier(), time.monotonic() + PATIENCE
     while not request.Test():
         if time.monotonic() > deadline:
@@ -136,4 +136,4 @@ def _set_petsc_options(words: list[str]) -> None:
         raise InputError(f"{words[0]!r} after --, expected PETSc options as -name value")
     PETSc.Options().insertString(" ".join(words))
     if "-log_view" in words:
-        PETSc.Log.begin()  # PETSc looks for this option when it starts, which was before
+        PETSc.Log.begin()  # too late for PETSc to see it: it started before

@@ -163,7 +163,7 @@ def gives_tao_its_vector(case):
     return case.field
 
 
-# ---- as it was before: what the rule must find ---------------------------------------------
+# ---- gathers on rank 0, which the rule must find --------------------------------------------
 
 def the_old_file(case):
     """Rank 0 gathers and writes."""

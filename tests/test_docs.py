@@ -81,6 +81,42 @@ def test_links_between_pages():
             assert (page.parent / target).exists(), f"{page.relative_to(ROOT)}: {target}"
 
 
+TABLES = ROOT / "benchmarks" / "tables.py"
+
+
+def test_tables_are_those_of_the_result_files():
+    done = subprocess.run([sys.executable, TABLES, "--check"], capture_output=True, text=True,
+                          check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_tables_of_runs_join_the_result_files(tmp_path, monkeypatch):
+    """Rows of a benchmark replace those of the same case; others and their sources stay."""
+    spec = importlib.util.spec_from_file_location("tables", TABLES)
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
+    heads = ("target,target_mesh,acquisition,boundary,snr,method,seed,status,misfit,true_misfit,"
+             "aligned_f1,cpu_seconds,peak_mb\n")
+    old = [f"{name},grid,published,absorbing,inf,default,0,ok,1e-3,1e-15,0.5,100.4,9\n"
+           for name in ("018_sphere_10r_in_grid_20x20", "sphere")]
+    new = ["sphere,grid,published,absorbing,inf,default,0,ok,1e-9,1e-15,1.0,50,9\n",
+           "sphere,grid,rich,absorbing,inf,default,0,failed,,,,,\n"]
+    for commit, rows in (("aaa", old), ("bbb", new)):
+        (tmp_path / "table.csv").write_text(heads + "".join(rows))
+        tables.add("mine", tmp_path, {"command": "spinverse benchmark", "commit": commit,
+                                      "date": "2026-11-29", "machine": "two cores"})
+    head, _, first, second, third, said = (
+        line for line in tables.render("mine boundary=absorbing").splitlines() if line)
+    assert head == "| target | SNR | method | misfit | true misfit | aligned F1 | CPU s | status |"
+    assert first == "| 018 sphere | inf | default | 1.000e-03 | 1.000e-15 | 0.500 | 100 | ok |"
+    assert second == "| sphere | inf | default | 1.000e-09 | 1.000e-15 | 1.000 | 50 | ok |"
+    assert third == "| sphere, acquisition rich | inf | default | - | - | - | - | failed |"
+    assert said == ("commit aaa, 2026-11-29, `spinverse benchmark`; "
+                    "commit bbb, 2026-11-29, `spinverse benchmark`")
+    assert "| absorbing | inf | default | 3 | 1 | 0.750 | 75 |" in tables.render("mine means")
+
+
 def test_pages_build_without_warnings(tmp_path):
     for package in ("sphinx", "myst_parser", "furo", "latex2mathml"):
         pytest.importorskip(package)

@@ -173,7 +173,7 @@ class _Samples(Waveform):
         return before[piece] + inside
 
     def _stretches(self, max_step: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Starts, stops and constancy of what is to be cut on its own.
+        """Starts, stops and constancy of the stretches that are cut one by one.
 
         Those are intervals longer than ``max_step``, stretches of constant f that long, and between
         them whole runs of shorter intervals, up to a jump.

@@ -1,4 +1,4 @@
-"""``spinverse config``: run files to begin with, and the keys of the mesh builders."""
+"""``spinverse config``: example run files, and the keys of the mesh builders."""
 
 from __future__ import annotations
 

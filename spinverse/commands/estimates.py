@@ -129,7 +129,7 @@ def _modes(tolerance: float, mesh: Mesh, acquisition: Acquisition, D: float) -> 
 
 
 def _modes_memory(unknowns: int, number: int, remembered: int) -> float:
-    """MiB: basis and factor; states of so many measurements that a gradient goes back through."""
+    """MiB: basis, factor, and the states of ``remembered`` measurements for a gradient."""
     arrays = 5 * 8.0 * unknowns * number + 1600.0 * remembered * number + 500 * unknowns ** (4 / 3)
     return _PROCESS + arrays / 2**20
 

@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: at once, or where it can be gone on with.
+"""Signals that ask a run to end: at once, or where it can go on later.
 
 Batch systems send SIGTERM before they kill, and SIGUSR1 where they are told to (``sbatch
 --signal``); a person presses Ctrl-C.
@@ -42,7 +42,7 @@ class Note:
     by = ""
 
     def agreed(self, comm: MPI.Comm) -> str:
-        """What any rank was asked by: ranks hear of it at different times. Collective."""
+        """The signal that any rank has had: ranks hear of it at different times. Collective."""
         return max(comm.allgather(self.by))
 
 

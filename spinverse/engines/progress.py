@@ -1,4 +1,4 @@
-"""How far an engine is, for who waits for it."""
+"""Reports of how far an engine is."""
 
 from __future__ import annotations
 

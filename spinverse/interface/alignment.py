@@ -21,7 +21,7 @@ _QUERIES = 100_000  # facets that are moved in all, after the vote
 _MAPS = 400  # maps that are tried, at most
 # Cuts, and maps for each, that are tried for the best aligned F1; one cut on larger meshes.
 _CUTS, _CUT_MAPS, _LARGE = 24, 60, 20000
-_MOST = 4  # times the true facets: so many found ones are looked at
+_MOST = 4  # times the true facets: the largest number of found ones to look at
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def align(lattice: Lattice, found: np.ndarray, true: np.ndarray,
         lattice: of the grid.
         found: ``(nf,)`` bool; outer facets that are found may land on interior ones.
         true: ``(nf,)`` bool.
-        most: so many maps are tried, those with the most votes.
+        most: how many maps are tried; those with the most votes.
     """
     return _best(lattice, lattice.everywhere(found)[0], _Truth.of(lattice, true), most)
 

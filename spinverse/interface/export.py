@@ -274,7 +274,7 @@ def _known(uncertainty: Uncertainty | None) -> dict[str, np.ndarray]:
 
 
 def _over(mesh: Mesh, what: str, fields: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Fields that are fit to be brought into the order of the input, as arrays. Collective.
+    """Fields of the right length, as arrays, to be brought into the order of the input. Collective.
 
     Args:
         mesh: the mesh.

@@ -128,7 +128,7 @@ def compartments(tissue: Tissue, boundary_absorbing: bool,
         tissue: the tissue; its permeability is what is looked at.
         boundary_absorbing: magnetisation leaves through outer facets. Cells that drain get
             label 0, and outer facets of the others belong to the surfaces.
-        max_compartments: at most so many.
+        max_compartments: the largest number of them.
 
     Returns:
         The partition. Its facets enclose every compartment, by construction.

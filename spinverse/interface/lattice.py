@@ -67,7 +67,7 @@ class Lattice:
         return self.comm.bcast(None if whole is None else list(whole[1:]), root=0)
 
     def tree(self, chosen: np.ndarray) -> cKDTree:
-        """Chosen facets of this rank, ``(nf,)`` bool, as `landings` wants them. Not collective."""
+        """Chosen facets of this rank, ``(nf,)`` bool, as `landings` takes them. Not collective."""
         return cKDTree(self.centroids[np.asarray(chosen, bool)])
 
     def landings(self, source: np.ndarray, maps: list[tuple[int, np.ndarray]],

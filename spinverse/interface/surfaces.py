@@ -1,4 +1,4 @@
-"""What is told of a set of triangles: points on it, distances to another, defects of edges."""
+"""Measures of a set of triangles: points on it, distances to another, defects of edges."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of arguments that builders and shapes share; each error names who was called."""
+"""Checks of arguments that builders and shapes share; errors name the function that was called."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of a simplex mesh, and the facet and volume helpers they stand on."""
+"""Checks of a simplex mesh, and the facet and volume helpers that they need."""
 
 from __future__ import annotations
 

@@ -250,7 +250,7 @@ class Mesh:
 
         Args:
             *arrays: ``(nf, ...)`` of the owned facets.
-            where: ``(nf,)`` bool, the facets that are wanted; all if nothing is said.
+            where: ``(nf,)`` bool, the chosen facets; all if not given.
 
         Returns:
             ``(triples, *arrays)`` on rank 0, ``None`` elsewhere.

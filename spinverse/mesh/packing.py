@@ -66,7 +66,7 @@ def pack(name: str, radii: np.ndarray, lengths: np.ndarray, gap: float, seed: in
             of a periodic box either.
 
     Raises:
-        InputError: cells larger than the box, or so many that they find no place.
+        InputError: cells larger than the box, or too many for it.
     """
     rng = generator(name, seed)
     room = lengths.min() - 2 * radii.max() - (gap if periodic else 2 * gap)

@@ -46,7 +46,7 @@ def from_surface(surface: Surface | str | Path, size: float | None = None,
     Parts of the surface that lie in another part bound cavities, which count as outside (and
     are left empty without ``outside``).
 
-    Two methods: ``"exact"`` keeps every triangle (gmsh, Delaunay), and wants a surface without
+    Two methods: ``"exact"`` keeps every triangle (gmsh, Delaunay), and needs a surface without
     defects. ``"envelope"`` makes a new surface within a distance of the given one (fTetWild, Hu
     et al., ACM Trans. Graph. 39 (2020) 117), and takes holes, cuts and overlaps. ``"auto"`` is
     exact for a surface without defects whose triangles are no finer than a third of ``size``, and
@@ -204,7 +204,7 @@ def _steps(surface: Surface, method: str, found: list[str], size: float | None) 
 
 
 def _exact_job(surface: Surface, outer: Surface | None, size: float | None) -> dict:
-    """Volumes as gmsh wants them: each bounded by a part and the parts right inside it."""
+    """Volumes as gmsh takes them: each bounded by a part and the parts right inside it."""
     labels = parts(surface)
     depth, parent = depths(surface, labels)
     rows = []

@@ -67,8 +67,8 @@ def twisted_axons(centres: Sequence[Sequence[float]], radii: float | Sequence[fl
             axon and the voids that this encloses (axons further apart than two such gaps
             have pieces of their own).
         ecs_gap: um; ``None``: half of the mean radius.
-        layers: prisms along z; ``None``: so many that edges along the outermost axon are
-            at most ``size``.
+        layers: prisms along z; ``None``: enough for edges along the outermost axon to be at
+            most ``size``.
         cell_tags: ``"common"`` or ``"each"``.
         match_volume: let each axon hold pi r^2 height: for the facets around, and for those
             that cut the corners of the twist.

@@ -32,8 +32,8 @@ def write_together(comm: MPI.Comm, path: Path, pieces: Iterable[tuple[int, Any]]
     Raises:
         OSError: on every rank, where one of them cannot write; there is no new file then.
     """
-    # a name of before could lead other nodes of a network file system, which remember where names
-    # led, to the file that has been renamed since
+    # nodes of a network file system remember where names led: a name that was used before could
+    # lead them to the file that has been renamed since
     token = comm.bcast(secrets.token_hex(4) if comm.rank == 0 else None)
     temporary = path.with_name(f".{token}-{path.name}")
     try:

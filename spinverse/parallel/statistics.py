@@ -1,4 +1,4 @@
-"""What is told of the values of all ranks, which no rank has all of."""
+"""Statistics of values that are spread over the ranks; no rank has all of them."""
 
 from __future__ import annotations
 

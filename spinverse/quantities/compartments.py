@@ -1,4 +1,4 @@
-"""Compartments of a tissue: what lies behind membranes, how large it is, what it touches.
+"""Compartments of a tissue: regions between membranes, their sizes, and what they touch.
 
 A compartment is a set of cells that are connected through tied facets (kappa = inf), or through
 facets of at least some permeability. The other facets are its walls, those of the outer boundary

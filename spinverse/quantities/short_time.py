@@ -100,7 +100,7 @@ def short_time_approximation(tissue: Tissue | BlochTorrey,
 
 
 def _positive(found: EffectiveDiffusion) -> EffectiveDiffusion:
-    """With nan for slopes and tensors that are not: no diffusion has such, the time is too long."""
+    """Slopes and tensors that are not positive become nan: the time is too long for them."""
     tensors, slopes = found.tensors.copy(), found.of_compartments.copy()
     lowest = np.linalg.eigvalsh(np.nan_to_num(tensors))[..., 0]
     tensors[lowest < -1e-12 * np.abs(tensors).max(axis=(-2, -1))] = np.nan
@@ -133,7 +133,7 @@ def facet_normals(mesh: Mesh) -> np.ndarray:
     centroid = x[mesh.domain.geometry.dofmaps[0][mesh.facet_cells[:, 0]]].mean(axis=1)
     normal = centroid - corners[:, 0]
     if corners.shape[1] > 1:
-        # what of it lies along the facet goes
+        # without its part along the facet
         edges = (corners[:, 1:] - corners[:, :1]).transpose(0, 2, 1)
         basis, _ = np.linalg.qr(edges)
         normal = normal - np.einsum("fij,fkj,fk->fi", basis, basis, normal)

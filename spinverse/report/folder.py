@@ -329,7 +329,7 @@ def _read_checkpoint(path: Path, comm: MPI.Comm) -> Checkpoint:
 
 
 def _old_seal(path: Path) -> bool:
-    """Whether a checkpoint of before is what it was; its hash wants all content in one go."""
+    """Whether an old checkpoint is undamaged; its hash needs all content at once."""
     total = hashlib.sha256()
     with np.load(path, allow_pickle=False) as file:
         for name in sorted(set(file.files) - {_OLD_SEAL}):

@@ -40,7 +40,7 @@ class Picture:
         figure: a plotly figure.
         height: px.
         caption: what it shows, sentences.
-        alt: what one would see, for those who do not.
+        alt: a description for readers who do not see the figure.
         still: a png for paper and for browsers without WebGL, or None.
         solid: drawn with WebGL.
         panels: side by side; where they have no room the figure scrolls.

@@ -1,4 +1,4 @@
-"""What a finished run left in its folder, read back for a page. For one rank, plain arrays only.
+"""The folder of a finished run, read back for a page. For one rank, plain arrays only.
 
 Parts that are not there are None, and `Run.missing` says why in a sentence; only a folder that
 holds no run of ``simulate`` or ``reconstruct`` at all is an error.

@@ -188,7 +188,7 @@ def short_time_rows(settings: Settings) -> Iterator[Row]:
                 Acquisition.pgse(1000.0, X, delta=1e-4 * t, Delta=t) for t in times])
             columns = choice.describe(mesh)
             resolved = [k for k, entry in enumerate(entries) if entry["t"] >= shortest]
-            # the steps of its own choice follow the pulses, which are no matter here
+            # its own choice of steps follows the pulses, which do not matter here
             found = {"D_ratio": np.array([
                 hadc(tissue, table.select([k]), times[k] / 50, choice.degree).adc[0] / 2.0
                 for k in resolved])}

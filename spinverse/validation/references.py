@@ -27,7 +27,7 @@ US = 1e-3  # ms
 PER_US = 1e3  # 1/ms
 
 # b is fixed and q follows it; the long pulses of the file's effective-medium entries, which it
-# does not state, are the ones that give all of its values to 1e-6
+# does not state, are those that give all of its values to 1e-6
 EFFECTIVE_MEDIUM_DELTA = 1.0  # ms
 EFFECTIVE_MEDIUM_BD = 0.1  # b D_eff
 

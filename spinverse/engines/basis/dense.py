@@ -1,4 +1,4 @@
-"""Diffusion modes of small problems by LAPACK: no iteration, whatever part of them is wanted."""
+"""Diffusion modes of small problems by LAPACK: no iteration, for any part of them."""
 
 from __future__ import annotations
 

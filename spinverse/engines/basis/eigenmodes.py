@@ -150,7 +150,7 @@ def eigenmodes(problem: BlochTorrey, number: int, options_prefix: str = "spinver
     shift = 0.3 * fastest / extent**2
     iterative = _iterative(problem, size, solver, options_prefix)
     start = tied.load(_wave(problem))[:, 0]
-    made = None  # what is to be freed
+    made = None  # to be freed at the end
     with phase("eigenproblem"):
         if is_small(size, wanted, problem.comm.size) and not iterative:
             values, vectors, make_solve = dense_modes(A, M, wanted)

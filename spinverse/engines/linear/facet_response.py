@@ -1,4 +1,4 @@
-"""How well the medium around a facet conducts: what makes a change of its permeability saturate.
+"""How well the medium around a facet conducts, which limits what its permeability can change.
 
 A facet whose permeability changes by d adds d W^T n n^T W to the decay matrix A, W being its rows
 of the jump matrix and n the uniform jump. By Sherman and Morrison the response to it at the

@@ -22,7 +22,7 @@ from scipy.special import ive
 from ...errors import SolverError
 
 TOLERANCE = 1e-11
-# Terms may grow before they cancel: what is lost of the 16 digits at most.
+# Terms may grow before they cancel: the largest loss of the 16 digits.
 LOSS = 1e4
 _LARGEST_ARGUMENT = 1e8  # of Bessel functions that still have digits
 

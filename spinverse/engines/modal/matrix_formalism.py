@@ -106,7 +106,7 @@ class MatrixFormalism:
         """Complex signals, ``(N,)``, um^3 times density, the same on every rank. Collective.
 
         Args:
-            permeability: ``(nf,)`` um/ms of the owned facets; as it is if nothing is said.
+            permeability: ``(nf,)`` um/ms of the owned facets; the present one if not given.
             remember: keep what `gradient` needs.
         """
         self.find_modes(permeability)

@@ -154,10 +154,10 @@ class GradedModel:
 
     def mass_term(self, p: np.ndarray, u: np.ndarray) -> np.ndarray:
         """Re p . dM u for values at the nodes ``(2 Nv, m)``, ``(m, Nt)``."""
-        total = 0.0
+        total = np.zeros((len(self.node), p.shape[1]))
         for sign, a, b in zip((1, -1), *(np.split(x, 2) for x in (p, u)), strict=True):
             right = _times(self.blocks.mass, b[self.node])
-            total = total + sign * (a[self.node] * right).real.sum(axis=1)
+            total += sign * np.einsum("tnc,tnc->tc", a[self.node], right).real
         return (1 - self.mass_floor) * total.T
 
     def contract(self, c: np.ndarray, P: np.ndarray, U: np.ndarray, slope: np.ndarray,
