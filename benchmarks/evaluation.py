@@ -29,13 +29,14 @@ import spinverse
 from spinverse import Acquisition, Permeability, Signals, Tissue, mesh
 from spinverse.adjoint import FacetField, mapped, scalar, simulated_signals
 from spinverse.benchmark.targets import own
+from spinverse.inversion import TAO
 from spinverse.inversion import stages as presets
-from spinverse.inversion.controls import CONTROLS, FromLog
-from spinverse.inversion.facet_graph import FacetGraph
-from spinverse.inversion.memory import Keeper
-from spinverse.inversion.misfit import NormalisedMagnitude
-from spinverse.inversion.optimise import BacktrackingFunctional, minimise
-from spinverse.inversion.priors import make_prior
+from spinverse.inversion.facets.controls import CONTROLS, FromLog
+from spinverse.inversion.facets.facet_graph import FacetGraph
+from spinverse.inversion.facets.memory import Keeper
+from spinverse.inversion.facets.optimise import BacktrackingFunctional, minimise
+from spinverse.inversion.facets.priors import make_prior
+from spinverse.inversion.likelihood import Likelihood
 from spinverse.problem import BlochTorrey
 
 SEQUENCES = {1: ([10.0], [60.0]), 3: ([10.0, 10.0, 5.0], [60.0, 20.0, 6.0])}
@@ -71,8 +72,7 @@ class Case:
         self.engine = self.make(modes, functions)
         # a target of its own, so that the residual is not zero at the end
         self.reference = np.full(len(self.acquisition), 0.06 * self.problem.magnetisation_at_start)
-        self.misfit = NormalisedMagnitude(np.exp(-0.3 * self.acquisition.b / 1000), self.reference,
-                                          np.ones(len(self.acquisition)))
+        self.misfit = Likelihood(np.exp(-0.3 * self.acquisition.b / 1000), self.reference)
         unknown = everywhere > 0
         graph = FacetGraph(self.mesh, unknown)
         self.priors = [make_prior(name, graph, unknown) for name in ("continuity", "manifold")]
@@ -103,8 +103,7 @@ class Case:
         calls = []
         signals = self.engine.signals
         self.engine.signals = lambda *args, **more: (calls.append(1), signals(*args, **more))[1]
-        stage = presets.Stage("tao", iterations=4, control="squashed")
-        minimise(stage, self.functional, self.control, (-np.inf, np.inf),
+        minimise(TAO(), "tao", 4, self.functional, self.control, (-np.inf, np.inf),
                  lambda *state: None, Keeper())
         del self.engine.signals
         return len(calls)

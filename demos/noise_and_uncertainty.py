@@ -64,7 +64,7 @@ for snr in levels:
     result = spinverse.reconstruct(grid, measured, stages="facets", boundary="absorbing")
     walls = interface.compartments(result.tissue, boundary_absorbing=True).facets
     scores = interface.metrics(grid, walls, result.permeability, result.unknown)
-    says = uncertainty(result.tissue, measured, result.unknown, sigma=max(sigma, 1e-3))
+    says = uncertainty(result.problem, result.permeability, sigma=max(sigma, 1e-3))
     known[snr] = says, walls
     print(f"{snr:5g} {scores['found'] - scores['false_positives']:3d}/{scores['true']:<2d} "
           f"{scores['false_positives']:6d} {result.data_misfit:8.1e} {sigma**2:8.1e} "

@@ -52,7 +52,10 @@ class Coefficients:
     Attributes:
         D: diffusivity, scalar or 3x3 tensor per cell, um^2/ms.
         R2: transverse relaxation rate 1/T2 per cell, 1/ms.
-        kappa: permeability, DG0 on the facet submesh, um/ms.
+        kappa: permeability, DG0 on the facet submesh, um/ms; 0 where facets are tied.
+        membrane: 1 on facets that are membranes and 0 on open or tied ones, on the facet submesh:
+            what a term on membranes is multiplied by where these are not known beforehand. It is
+            1 / (1 + (kappa / (1 um/ms))^2), so that permeabilities have their gradient.
         x: position relative to the centre of the mesh, um.
         g: precession gradient gamma G f(t), a constant vector, rad/(ms um).
         dx, dS, ds: measures over cells, interior facets and outer facets.
@@ -77,6 +80,7 @@ class Coefficients:
     dS: ufl.Measure
     ds: ufl.Measure
     rho: Any = None
+    membrane: Any = None
     extra: dict = field(default_factory=dict)
     periodic: tuple[int, ...] = ()
     Q: Any = None

@@ -19,6 +19,8 @@ from .tissue import Tissue
 from .traces import FacetTraces, tie
 from .unknowns import Unknowns
 
+MEMBRANE = 1.0  # um/ms: facets of a much higher permeability are open, not membranes
+
 
 class BlochTorrey:
     """The Bloch-Torrey equation on a tissue, discretised with broken Lagrange elements.
@@ -68,7 +70,9 @@ class BlochTorrey:
             dx=ufl.Measure("dx", domain), dS=ufl.Measure("dS", domain),
             ds=_boundary(tissue), extra=extra.coefficients_of(self.mesh, extra_coefficients),
             rho=extra.cell_function(domain, tissue.density, "rho") if self._balanced else None,
-            periodic=self.periodic, Q=self.Q, echo_sign=self.echo_sign)
+            periodic=self.periodic, Q=self.Q, echo_sign=self.echo_sign,
+            membrane=self.mesh.facet_function(np.where(self.tied, 0, 1), "not tied")
+            / (1 + (self.kappa / MEMBRANE) ** 2))
         self.space = dolfinx.fem.functionspace(domain, ("DG", degree))
         self.extra_form = ufl.form.Form([])
         if extra_terms is not None:

@@ -27,7 +27,8 @@ from spinverse.interface import (
     write_permeability,
     write_vtu,
 )
-from spinverse.inversion.memory import Memory
+from spinverse.inversion import State
+from spinverse.inversion.facets.memory import Memory
 from spinverse.report import folder
 from spinverse.report.mesh_facts import MeshFacts
 
@@ -125,8 +126,8 @@ def writes_a_magnetisation(case):
 
 @action
 def saves_a_checkpoint(case):
-    folder.save_checkpoint(case.folder, case.mesh, case.kappa, 0, 3, ["a"], {"mesh": "1"},
-                           case.memory, case.labels)
+    folder.save_checkpoint(case.folder, case.mesh, State(case.kappa, case.labels), 0, 3, ["a"],
+                           {"mesh": "1"}, case.memory)
     return case.size(folder.CHECKPOINT)
 
 

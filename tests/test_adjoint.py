@@ -20,10 +20,10 @@ from spinverse.adjoint import FacetField, mapped, scalar, simulated_signals, tay
 from spinverse.adjoint.blocks import EngineOperation
 from spinverse.engines.march.time_stepping import TimeStepping
 from spinverse.engines.modal.matrix_formalism import MatrixFormalism
-from spinverse.inversion.controls import CONTROLS, FromLog
-from spinverse.inversion.facet_graph import FacetGraph
-from spinverse.inversion.misfit import NormalisedMagnitude
-from spinverse.inversion.priors import PRIORS, make_prior
+from spinverse.inversion.facets.controls import CONTROLS, FromLog
+from spinverse.inversion.facets.facet_graph import FacetGraph
+from spinverse.inversion.facets.priors import PRIORS, make_prior
+from spinverse.inversion.likelihood import Likelihood
 
 ENGINES = ("matrix_formalism", "time_stepping")
 
@@ -64,8 +64,8 @@ def functional(problem, engine, control="log", priors=PRIORS):
     kappa = problem.tissue.permeability.values
     signals = engine.signals(kappa)
     kind = CONTROLS[control](0.001, 100.0)
-    misfit = NormalisedMagnitude(0.8 * np.abs(signals) / 50.0 + 0.02, np.full(len(signals), 50.0),
-                                 1 + 0.5 * np.sin(np.arange(len(signals))))
+    misfit = Likelihood(0.8 * np.abs(signals) / 50.0 + 0.02, np.full(len(signals), 50.0),
+                        weights=1 + 0.5 * np.sin(np.arange(len(signals))))
     graph = FacetGraph(facets, unknown)
     set_working_tape(Tape())
     continue_annotation()

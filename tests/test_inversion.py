@@ -11,11 +11,11 @@ from spinverse import InputError, Permeability, SolverError, Tissue, mesh
 from spinverse.acquisition import Acquisition
 from spinverse.adjoint import FacetField, scalar
 from spinverse.engines.modal.matrix_formalism import MatrixFormalism
-from spinverse.inversion import TAO, Adam, Shapes, Stage, reconstruct, stages
-from spinverse.inversion.controls import CONTROLS, FromLog
-from spinverse.inversion.misfit import NormalisedMagnitude
-from spinverse.inversion.optimise import BacktrackingFunctional, StopStage, minimise
-from spinverse.inversion.stages import sequence_ranks
+from spinverse.inversion import TAO, Adam, Ledger, Saver, Shapes, Stage, reconstruct, stages
+from spinverse.inversion.facets.controls import CONTROLS, FromLog
+from spinverse.inversion.facets.optimise import BacktrackingFunctional, StopStage, minimise
+from spinverse.inversion.facets.stage import sequence_ranks
+from spinverse.inversion.likelihood import Likelihood, rician_mean
 from spinverse.mesh import Ball
 from spinverse.simulate import simulate
 
@@ -68,11 +68,15 @@ def test_facets_that_are_known_stay_and_have_no_derivative():
     assert from_log.pull_back(z, np.ones(2)) == pytest.approx([100 * np.log(10), 0.0])
 
 
-def test_misfit_and_its_derivative():
+@pytest.mark.parametrize("sigma, rician", [(0.0, True), (0.2, True), (0.2, False)])
+def test_misfit_and_its_derivative(sigma, rician):
     rng = np.random.default_rng(0)
     S = rng.normal(size=5) + 1j * rng.normal(size=5)
-    misfit = NormalisedMagnitude(rng.uniform(size=5), np.full(5, 3.0), np.array([1.0, 2, 0, 1, 1]))
-    expected = np.average((np.abs(S) / 3.0 - misfit.measured) ** 2, weights=misfit.weights)
+    weights = np.array([1.0, 2, 0, 1, 1])
+    misfit = Likelihood(rng.uniform(size=5), np.full(5, 3.0), weights=weights, sigma=sigma,
+                        rician=rician)
+    lifted = rician_mean(np.abs(S) / 3.0, sigma) if rician else np.abs(S) / 3.0
+    expected = np.average((lifted - misfit.measured) ** 2, weights=misfit.weights)
     assert misfit.value(S) == pytest.approx(expected)
     w = misfit.pull_back(S, 0.5)
     for step in (1e-6, 1e-6j):
@@ -232,8 +236,7 @@ def ignore(*_):
 def test_optimisers_reach_the_minimum(comm, optimiser):
     facets = grid(comm)
     functional, start, _ = bowl(facets)
-    stage = Stage("s", iterations=100, optimiser=optimiser)
-    found, ending = minimise(stage, functional, start, (-1.0, 2.0), ignore)
+    found, ending = minimise(optimiser, "s", 100, functional, start, (-1.0, 2.0), ignore)
     # the sign-normalised steps of Adam end at about its last rate
     assert np.abs(found.values - 0.7).max(initial=0) < (
         1e-6 if isinstance(optimiser, TAO) else 0.05)
@@ -245,8 +248,7 @@ def test_optimisers_reach_the_minimum(comm, optimiser):
 def test_optimisers_respect_bounds(comm, optimiser):
     facets = grid(comm)
     functional, start, _ = bowl(facets)
-    stage = Stage("s", iterations=40, optimiser=optimiser)
-    found, _ = minimise(stage, functional, start, (-1.0, 0.25), ignore)
+    found, _ = minimise(optimiser, "s", 40, functional, start, (-1.0, 0.25), ignore)
     assert np.allclose(found.values, 0.25, atol=1e-12)
 
 
@@ -260,7 +262,7 @@ def test_a_monitor_may_stop_the_stage(optimiser):
         if iteration == 1:
             raise StopStage("enough")
 
-    _, ending = minimise(Stage("s", optimiser=optimiser), functional, start, (-1, 2), monitor)
+    _, ending = minimise(optimiser, "s", 50, functional, start, (-1, 2), monitor)
     assert ending == "enough" and seen == [0, 1]
 
 
@@ -270,7 +272,7 @@ def test_a_failed_solve_ends_the_stage_or_is_stepped_back_from(comm, fail_at):
     facets = grid(comm)
     functional, start, operation = bowl(facets)
     operation.fail_at = fail_at
-    found, ending = minimise(Stage("s", iterations=20), functional, start, (-1.0, 2.0), ignore)
+    found, ending = minimise(TAO(), "s", 20, functional, start, (-1.0, 2.0), ignore)
     assert functional.failures > 0 and isinstance(ending, str)
     assert np.all(np.isfinite(found.values))
     operation.fail_at = ()
@@ -280,7 +282,7 @@ def test_a_failed_solve_ends_the_stage_or_is_stepped_back_from(comm, fail_at):
 def test_adam_ends_when_the_solver_fails():
     functional, start, operation = bowl(grid())
     operation.fail_at = (4,)
-    found, ending = minimise(Stage("s", optimiser=Adam()), functional, start, (-1, 2), ignore)
+    found, ending = minimise(Adam(), "s", 50, functional, start, (-1, 2), ignore)
     assert ending == "the solver failed" and np.all(np.isfinite(found.values))
 
 
@@ -336,12 +338,18 @@ def test_a_reflecting_boundary_stays_closed():
 def test_adam_with_priors_and_callbacks():
     facets = grid()
     iterations, ends = [], []
+
+    class Noted(Saver):
+        def within(self, number, iteration, state, memory):
+            iterations.append((number, iteration, state.permeability))
+
+        def after(self, number, state):
+            ends.append((number, state.permeability))
+
     stage = Stage("published", iterations=12, control="squashed", optimiser=Adam(0.6, 3, 12),
                   priors={"continuity": 2.0, "manifold": (0.0, 1.0), "binarisation": 0.1})
-    result = reconstruct(
-        facets, measured(facets, directions=3), [stage], boundary="absorbing", modes=60,
-        after_iteration=lambda number, i, kappa, *_: iterations.append((number, i, kappa)),
-        after_stage=lambda number, kappa, labels: ends.append((number, kappa)))
+    result = reconstruct(facets, measured(facets, directions=3), [stage], boundary="absorbing",
+                         modes=60, ledger=Ledger(saver=Noted()))
     assert [entry[:2] for entry in iterations] == [(0, i) for i in range(12)]
     assert set(result.history[0].priors) == {"continuity", "manifold", "binarisation"}
     assert result.history[-1].loss < result.history[0].loss

@@ -20,7 +20,7 @@ from spinverse.adjoint import Number, Values, reduced_functional, taylor_rate
 from spinverse.engines.march.time_stepping import TimeStepping
 from spinverse.engines.modal.jacobian import signal_jacobian
 from spinverse.engines.modal.matrix_formalism import MatrixFormalism
-from spinverse.inversion.misfit import NormalisedMagnitude
+from spinverse.inversion.likelihood import Likelihood
 from spinverse.simulate import make_engine
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -370,7 +370,7 @@ def test_tao_and_scipy_find_diffusivity_and_permeability(comm):
 def test_values_on_facets_go_through_scipy(comm):
     tissue = make_tissue(comm)
     rho = new_coefficient(walls, tissue.mesh)
-    misfit = NormalisedMagnitude(np.array([0.6, 0.2]), np.full(2, 120.0), np.ones(2))
+    misfit = Likelihood(np.array([0.6, 0.2]), np.full(2, 120.0))
     J = reduced_functional(tissue, pgse(), misfit, "new", "time_stepping", time_step=2.0,
                            extra_terms=walls, extra_coefficients={"new": rho})
     numbers = pyadjoint.reduced_functional_numpy.ReducedFunctionalNumPy(J)

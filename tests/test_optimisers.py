@@ -14,14 +14,14 @@ from spinverse import BlochTorrey, InputError, Permeability, SolverError, Tissue
 from spinverse.acquisition import Acquisition
 from spinverse.adjoint import FacetField, mapped, scalar, simulated_signals
 from spinverse.engines.modal.matrix_formalism import MatrixFormalism
-from spinverse.inversion.controls import CONTROLS, FromLog
-from spinverse.inversion.facet_graph import FacetGraph
-from spinverse.inversion.gauss_newton import Linearisation, Linearised, bounded_step
-from spinverse.inversion.memory import Keeper, Memory
-from spinverse.inversion.misfit import NormalisedMagnitude, references
-from spinverse.inversion.optimise import BacktrackingFunctional, StopStage, minimise
-from spinverse.inversion.priors import make_prior
-from spinverse.inversion.stages import TAO, Adam, GaussNewton, Stage
+from spinverse.inversion import TAO, Adam, GaussNewton, State
+from spinverse.inversion.facets.controls import CONTROLS, FromLog
+from spinverse.inversion.facets.facet_graph import FacetGraph
+from spinverse.inversion.facets.gauss_newton import Linearisation, Linearised, bounded_step
+from spinverse.inversion.facets.memory import Keeper, Memory
+from spinverse.inversion.facets.optimise import BacktrackingFunctional, StopStage, minimise
+from spinverse.inversion.facets.priors import make_prior
+from spinverse.inversion.likelihood import Likelihood, references
 from spinverse.mesh import Ball
 from spinverse.report import folder
 
@@ -61,7 +61,7 @@ class Small:
         ones = references(acquisition)
         scale = ones @ found
         weights = 1 + 0.5 * np.sin(np.arange(len(found)))
-        self.misfit = NormalisedMagnitude(found / scale, scale, weights, ones if own else None)
+        self.misfit = Likelihood(found / scale, scale, ones if own else None, weights=weights)
         self.type = CONTROLS[control](LOW, HIGH)
         unknown = np.ones(self.mesh.num_owned_facets, dtype=bool)
         if own:
@@ -93,9 +93,8 @@ class Small:
             if iteration == until:
                 raise StopStage("power cut")
 
-        stage = Stage("test", iterations=iterations, optimiser=optimiser)
-        result, why = minimise(stage, self.functional, self.start, self.type.bounds, monitor,
-                               keeper, self.linearisation)
+        result, why = minimise(optimiser, "test", iterations, self.functional, self.start,
+                               self.type.bounds, monitor, keeper, self.linearisation)
         return seen, result.values, why, keeper.memory(), losses
 
 
@@ -198,8 +197,8 @@ def test_gauss_newton_says_why_it_ends():
     assert small.run(GaussNewton(least_gain=2.0), 9)[2] == "no longer improving"
     assert len(small.run(GaussNewton(least_gain=2.0), 9)[4]) == 3
     with pytest.raises(InputError, match="needs the matrix formalism"):
-        minimise(Stage("test", optimiser=GaussNewton()), small.functional, small.start,
-                 small.type.bounds, lambda *_: None)
+        minimise(GaussNewton(), "test", 50, small.functional, small.start, small.type.bounds,
+                 lambda *_: None)
 
 
 def test_a_failed_solve_raises_the_damping(monkeypatch):
@@ -250,7 +249,8 @@ def test_an_interrupted_stage_goes_on_with_the_same_iterates(name, tmp_path):
 
     small = Small()  # what a new process has: the checkpoint
     folder.make(tmp_path / "run")
-    folder.save_checkpoint(tmp_path / "run", small.mesh, small.true, 0, 4, ["test"], {}, memory)
+    folder.save_checkpoint(tmp_path / "run", small.mesh, State(small.true), 0, 4, ["test"], {},
+                           memory)
     found = folder.load_checkpoint(tmp_path / "run", ["test"], {})
     earlier = Memory.scattered(small.mesh, found.memory)
     rest, again, why_again, last_again, _ = small.run(optimiser, 10, earlier)
@@ -308,7 +308,7 @@ def test_a_log_that_does_not_fit_is_noticed():
 
 
 def test_a_log_that_grows_too_long_is_left_out(monkeypatch):
-    monkeypatch.setattr("spinverse.inversion.memory.LARGEST_LOG", 4 * 8 * 216)
+    monkeypatch.setattr("spinverse.inversion.facets.memory.LARGEST_LOG", 4 * 8 * 216)
     *_, memory, _ = Small().run(TAO(), 9, until=6)
     assert set(memory.facets) == {"control", "start"} and "kinds" not in memory.numbers
     seen, *_ = Small().run(TAO(), 9, memory)
@@ -325,8 +325,8 @@ def test_a_memory_does_not_know_the_number_of_ranks(comm, shared_tmp_path, name)
     if comm.rank == 0:
         (shared_tmp_path / "checkpoint").mkdir()
     comm.Barrier()
-    folder.save_checkpoint(shared_tmp_path, together.mesh, together.true, 0, 4, ["test"], {},
-                           memory)
+    folder.save_checkpoint(shared_tmp_path, together.mesh, State(together.true), 0, 4, ["test"],
+                           {}, memory)
     comm.Barrier()
     saved = folder.load_checkpoint(shared_tmp_path, ["test"], {}).memory
     alone = Small()
@@ -344,7 +344,8 @@ def test_a_memory_does_not_know_the_number_of_ranks(comm, shared_tmp_path, name)
 def checkpoint(place, iteration, memory=None, labels=None):
     small = mesh.build(mesh.tagged_grid, Ball(radius=5.0), 10.0, cells=1, comm=MPI.COMM_SELF)
     values = 0.5 * np.arange(small.num_owned_facets)
-    folder.save_checkpoint(place, small, values, 0, iteration, ["a"], {"mesh": "1"}, memory, labels)
+    folder.save_checkpoint(place, small, State(values, labels, {"rho": 0.5}), 0, iteration, ["a"],
+                           {"mesh": "1"}, memory)
     return small, values
 
 

@@ -10,8 +10,8 @@ import pytest
 from mpi4py import MPI
 
 from spinverse import mesh
-from spinverse.inversion.facet_graph import FacetGraph
-from spinverse.inversion.priors import Binarisation, Continuity, Manifold, make_prior
+from spinverse.inversion.facets.facet_graph import FacetGraph
+from spinverse.inversion.facets.priors import Binarisation, Continuity, Manifold, make_prior
 from spinverse.mesh import Ball
 
 NAMES = ("continuity", "manifold", "binarisation")

@@ -15,7 +15,7 @@ from spinverse.acquisition.signals import Signals
 from spinverse.acquisition.table import Acquisition
 from spinverse.acquisition.waveforms import PGSE, Sampled
 from spinverse.errors import InputError
-from spinverse.inversion.misfit import references
+from spinverse.inversion.likelihood import references
 
 HEADER = "b,direction_x,direction_y,direction_z,delta,Delta"
 TRIANGLES = Sampled([0, 1 / 3, 1, 2], [0, 1.0, -0.6, 0])

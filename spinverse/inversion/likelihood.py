@@ -24,7 +24,6 @@ class Likelihood:
     """Normalised magnitudes, and how predicted signals become comparable with them.
 
     Attributes:
-        acquisition: of the N measurements.
         measured: ``(N,)`` normalised magnitudes.
         scale: ``(N,)`` what |S| is divided by: the measured |S(b = 0)| of the same sequence.
         references: ``(N, N)`` or None; with it ``scale`` is ignored and |S| is divided by
@@ -33,17 +32,22 @@ class Likelihood:
         sigma: standard deviation of the noise of normalised magnitudes; 0 for none.
         freedom: degrees of freedom that sigma was found with, inf where it was given.
         rician: whether magnitudes of complex noise were measured; else the noise is Gaussian.
-        weights: ``(N,)``, not negative; of `value`, where their sum is divided out.
+        weights: ``(N,)``, not negative; of `value`, where their sum is divided out. Ones if None.
+        acquisition: of the measurements; `select` needs it.
     """
 
-    acquisition: Acquisition
     measured: np.ndarray
     scale: np.ndarray
-    references: np.ndarray | None
-    sigma: float
-    freedom: float
-    rician: bool
-    weights: np.ndarray
+    references: np.ndarray | None = None
+    sigma: float = 0.0
+    freedom: float = np.inf
+    rician: bool = True
+    weights: np.ndarray = None  # type: ignore[assignment]
+    acquisition: Acquisition = None  # type: ignore[assignment]
+
+    def __post_init__(self):
+        if self.weights is None:
+            object.__setattr__(self, "weights", np.ones(len(self.measured)))
 
     @classmethod
     def of(cls, signals: Signals, own: bool = False, sigma: float | None = None,
@@ -61,8 +65,8 @@ class Likelihood:
         """
         table = signals.acquisition
         found, freedom = repeated_noise(signals) if sigma is None else (sigma, np.inf)
-        return cls(table, signals.normalised, signals.reference, references(table) if own else None,
-                   found, freedom, rician, np.ones(len(table)))
+        return cls(signals.normalised, signals.reference, references(table) if own else None,
+                   found, freedom, rician, acquisition=table)
 
     def __len__(self) -> int:
         return len(self.measured)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -65,6 +65,7 @@ class Reconstruction:
 
 def reconstruct(mesh: Mesh, signals: Signals, stages: Sequence[Stage | Shapes] | str = "default",
                 *, start: float | np.ndarray = 1.0, state: State | None = None,
+                progress: Callable[[Progress], None] | None = None,
                 ledger: Ledger | None = None, **known) -> Reconstruction:
     """Find the permeability of every facet from signals. Collective.
 
@@ -75,7 +76,8 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: Sequence[Stage | Shapes] |
             or "published".
         start: permeability to start from, um/ms, a number or ``(nf,)``.
         state: to go on from, in place of ``start``.
-        ledger: is told of progress and of states to go on from.
+        progress: called after every iteration, on every rank.
+        ledger: in place of ``progress``; is told of states to go on from, too.
         **known: further arguments of `InverseProblem`: what is known of tissue and noise, terms of
             your own, numerical settings.
 
@@ -84,7 +86,7 @@ def reconstruct(mesh: Mesh, signals: Signals, stages: Sequence[Stage | Shapes] |
     """
     problem = InverseProblem(mesh, signals, **known)
     chosen = stages_for(problem, stages)
-    return solve(problem, chosen, state or problem.state(start), ledger)
+    return solve(problem, chosen, state or problem.state(start), ledger or Ledger(progress))
 
 
 def solve(problem: InverseProblem, stages: Sequence[Stage | Shapes], state: State,

@@ -110,7 +110,8 @@ class Assembly:
         self._place_of[dofs] = np.arange(self.size)
         root = np.zeros(len(whole.cells))
         root[mesh.input_cells] = np.sqrt(problem.tissue.density)
-        self._root = mesh.comm.allreduce(root, op=MPI.MAX)  # of the density
+        mesh.comm.Allreduce(MPI.IN_PLACE, root, op=MPI.MAX)
+        self._root = root  # of the density
         colours = _colours(whole)
         self._mine = colours[whole.owned]
         self._facet_of = np.full((len(whole.cells), int(colours.max()) + 1), -1)

@@ -38,7 +38,7 @@ def walk_from(search: Search, starts: Sequence[Hypothesis], ledger: SearchLedger
     begun: list[Walk] = []
     for k, start in zip(numbers or range(len(starts)), starts, strict=True):
         places = []
-        for walk in begin(search, start, ledger, (*stream, k)):
+        for walk in begin(search, start, ledger, (*stream, k), found):
             run(walk, search.settings.steps, ledger)
             found.append(ledger.take(walk))
             if walk.best.misfit < NEAR * walk.unit + search.models.floor:
@@ -64,9 +64,11 @@ def walk_from(search: Search, starts: Sequence[Hypothesis], ledger: SearchLedger
     return found
 
 
-def begin(search: Search, start: Hypothesis, ledger: SearchLedger,
-          seed: tuple) -> Iterator[Walk]:
+def begin(search: Search, start: Hypothesis, ledger: SearchLedger, seed: tuple,
+          found: list[Hypothesis]) -> Iterator[Walk]:
     """Walks from a start: of one cell from the places that fit its shape best.
+
+    What comes up on the way is added to ``found``.
 
     A shape that is nearly right lies in a wrong place as long as that makes up for its errors, and
     no single moves take it from there. So what places change does not count at first.
@@ -77,13 +79,13 @@ def begin(search: Search, start: Hypothesis, ledger: SearchLedger,
         yield scout.fork(placed(search, scout, ledger))
         return
     run(scout, s.blind, ledger, places=search.placements.of)
-    ledger.take(scout)
+    found.append(ledger.take(scout))
     if ledger.over() or graded_first(search, scout, ledger, STRANGE):
         return
     scout.begin(scout.here.labels, nearby=True)
-    found = ranked(scout, s.places + 1, search.placements.of)
+    best = ranked(scout, s.places + 1, search.placements.of)
     ledger.count(scout)
-    for _, there in found[: s.places]:
+    for _, there in best[: s.places]:
         yield scout.fork(there)
 
 
