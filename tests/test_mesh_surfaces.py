@@ -19,7 +19,7 @@ from spinverse.mesh.surfaces import (
     defects,
     parts,
     read_surface,
-    repaired,
+    repair_with_defects,
     self_intersections,
     winding_number,
 )
@@ -71,7 +71,7 @@ def volumes(data) -> dict[int, float]:
 
 def fix(surface: Surface, *words: str) -> Surface:
     with pytest.warns(RepairWarning) as caught:
-        surface = repaired(surface)
+        surface, _ = repair_with_defects(surface)
     message = str(caught[0].message)
     for word in words:
         assert word in message, message
@@ -242,13 +242,13 @@ def test_repair_leaves_what_it_cannot_mend():
     strip = np.concatenate([np.stack(r, axis=1) for r in rows]).tolist()
     strip += [[22, 23, 1], [23, 0, 1]]
     with pytest.warns(RepairWarning, match="left: .*cannot be oriented"):
-        repaired(Surface(moebius_points, strip, "strip"))
+        repair_with_defects(Surface(moebius_points, strip, "strip"))
     fin = ball()
     fin = Surface(np.concatenate([fin.points, [[9.0, 9, 9]]]),
                   np.concatenate([fin.triangles, [[*fin.triangles[0, :2], len(fin.points)]]]))
     assert "more than two triangles" in " ".join(defects(fin))
     with pytest.raises(InputError, match="no triangle is left"):
-        repaired(Surface([[0, 0, 0.0], [1, 0, 0], [0, 1, 0]], [[0, 0, 1]]))
+        repair_with_defects(Surface([[0, 0, 0.0], [1, 0, 0], [0, 1, 0]], [[0, 0, 1]]))
 
 
 def test_nested_parts_and_orientation():

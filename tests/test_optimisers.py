@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 
 import numpy as np
@@ -349,7 +348,7 @@ def checkpoint(place, iteration, memory=None, labels=None):
     return small, values
 
 
-@pytest.mark.parametrize("damage", ["cut", "bit", "edited", "gone"])
+@pytest.mark.parametrize("damage", ["cut", "bit", "gone"])
 def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(tmp_path, damage):
     folder.make(tmp_path / "run")
     latest = tmp_path / "run" / folder.CHECKPOINT
@@ -362,10 +361,6 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(tmp_path, da
     elif damage == "bit":
         content[len(content) // 3] ^= 1
         latest.write_bytes(content)
-    elif damage == "edited":
-        with np.load(latest) as file:
-            arrays = {name: file[name] for name in file.files}
-        np.savez(latest, **{**arrays, "iteration": 41})
     else:
         latest.unlink()
     found = folder.load_checkpoint(tmp_path / "run", ["a"], {})
@@ -373,33 +368,8 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(tmp_path, da
     assert "latest.npz" in found.note and "went on from previous.npz" in found.note
     assert "\n" not in found.note
     (latest.parent / folder.PREVIOUS).write_bytes(b"")
-    with pytest.raises(InputError, match=r"latest.npz: (cannot be read|is damaged)"):
+    with pytest.raises(InputError, match="latest.npz: cannot be read"):
         folder.load_checkpoint(tmp_path / "run", ["a"], {})
-
-
-@pytest.mark.parametrize("damage", [False, True])
-def test_a_checkpoint_of_before_is_read(tmp_path, damage):
-    """Sealed with a hash of all content, as it was while rank 0 wrote all."""
-    folder.make(tmp_path / "run")
-    latest = tmp_path / "run" / folder.CHECKPOINT
-    small, values = checkpoint(tmp_path / "run", 7)
-    with np.load(latest) as file:
-        arrays = {name: file[name] for name in file.files if name != "seal"}
-    total = hashlib.sha256()
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        total.update(f"{name} {array.dtype.str} {array.shape} ".encode())
-        total.update(array.tobytes())
-    if damage:
-        arrays["iteration"] = np.array(8)
-    np.savez(latest, **arrays, sha256=np.array(total.hexdigest()))
-    if damage:
-        with pytest.raises(InputError, match="latest.npz: is damaged"):
-            folder.load_checkpoint(tmp_path / "run", ["a"], {})
-        return
-    found = folder.load_checkpoint(tmp_path / "run", ["a"], {})
-    assert found.iteration == 7 and found.note == ""
-    assert np.array_equal(small.scatter_facets(found.triples, found.permeability, "p"), values)
 
 
 def test_a_checkpoint_has_the_compartments(tmp_path):

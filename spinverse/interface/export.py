@@ -1,6 +1,6 @@
 """Values of facets and cells, and surfaces, as files: .npz, .vtu, .stl and .ply.
 
-All ranks write their rows of what is of mesh size; a file appears complete or not at all.
+Of what is of mesh size each rank has its rows; a file appears complete or not at all.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Unstructured grids as ``.vtu``, written by all ranks.
+"""Unstructured grids as ``.vtu``, of which each rank has its rows.
 
-Arrays are raw and appended (VTK's XML formats, "appended raw data"), for their places in the file
-are then known beforehand and each rank writes its rows.
+Arrays are raw and appended (VTK's XML formats, "appended raw data").
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
@@ -46,12 +44,12 @@ def write_grid(comm: MPI.Comm, path: Path, grid: Grid) -> None:
 
     Raises:
         InputError: on every rank, an array that the format does not know.
-        OSError: on every rank, where one of them cannot write.
+        OSError: on every rank, where rank 0 cannot write.
     """
     counts = np.array(comm.allgather((len(grid.points), len(grid.cells))), dtype=np.int64)
-    (points, cells), before = counts.sum(axis=0), counts[: comm.rank].sum(axis=0)
-    corners = grid.cells.shape[1]
-    ends = (before[1] + 1 + np.arange(len(grid.cells), dtype=np.int64)) * corners
+    points, cells = counts.sum(axis=0)
+    corners, before = grid.cells.shape[1], counts[: comm.rank, 1].sum()
+    ends = (before + 1 + np.arange(len(grid.cells), dtype=np.int64)) * corners
     kinds = np.full(len(grid.cells), TYPES[corners], dtype=np.uint8)
     sections = [
         ("Points", 0, {"Points": np.asarray(grid.points, dtype=np.float64)}),
@@ -61,8 +59,8 @@ def write_grid(comm: MPI.Comm, path: Path, grid: Grid) -> None:
         ("CellData", 1, grid.cell_data),
     ]
     text: list[str] = []
-    pieces: list[tuple[int, Any]] = []
-    at = 0
+    rows: list[np.ndarray] = []
+    sizes: list[int] = []
     order = "LittleEndian" if sys.byteorder == "little" else "BigEndian"
     text.append('<?xml version="1.0"?>\n<VTKFile type="UnstructuredGrid" version="1.0" '
                 f'byte_order="{order}" header_type="UInt64">\n<UnstructuredGrid>\n'
@@ -79,21 +77,22 @@ def write_grid(comm: MPI.Comm, path: Path, grid: Grid) -> None:
             components = f' NumberOfComponents="{array.shape[1]}"' if wide else ""
             text.append(f'<DataArray type="{word}{8 * array.dtype.itemsize}" '
                         f'Name={quoteattr(name)}{components} format="appended" '
-                        f'offset="{at}"/>\n')
-            width = array.dtype.itemsize * int(np.prod(array.shape[1:]))
-            size = int((points, cells)[which]) * width
-            if comm.rank == 0:
-                pieces.append((at, np.array([size], dtype=_LENGTH)))
-            at += _LENGTH.itemsize
-            pieces.append((at + int(before[which]) * width, array))
-            at += size
+                        f'offset="{sum(sizes) + _LENGTH.itemsize * len(sizes)}"/>\n')
+            rows.append(array)
+            sizes.append(int((points, cells)[which]) * array.dtype.itemsize
+                         * int(np.prod(array.shape[1:])))
         text.append(f"</{section}>\n")
     text.append('</Piece>\n</UnstructuredGrid>\n<AppendedData encoding="raw">\n_')
-    begin = "".join(text).encode()
-    pieces = [(len(begin) + offset, piece) for offset, piece in pieces]
-    if comm.rank == 0:
-        pieces += [(0, begin), (len(begin) + at, b"\n</AppendedData>\n</VTKFile>\n")]
-    write_together(comm, path, pieces)
+
+    def write(temporary: Path, streams: list) -> None:
+        with temporary.open("wb") as file:
+            file.write("".join(text).encode())
+            for size, stream in zip(sizes, streams, strict=True):
+                file.write(np.array(size, dtype=_LENGTH).tobytes())
+                file.writelines(stream)
+            file.write(b"\n</AppendedData>\n</VTKFile>\n")
+
+    write_together(comm, path, rows, write)
 
 
 def mesh_points(mesh: Mesh) -> np.ndarray:

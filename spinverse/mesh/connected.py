@@ -23,7 +23,7 @@ def cell_regions(num_cells: int, pairs: np.ndarray, walls: np.ndarray) -> np.nda
     Returns:
         ``(num_cells,)`` region of each cell, numbered from 0 in the order of first cells.
     """
-    return _components(num_cells, pairs[~walls & (pairs >= 0).all(axis=1)])
+    return components(num_cells, pairs[~walls & (pairs >= 0).all(axis=1)])
 
 
 def connected_cells(mesh: Mesh, open_facets: np.ndarray) -> np.ndarray:
@@ -49,7 +49,7 @@ def connected_cells(mesh: Mesh, open_facets: np.ndarray) -> np.ndarray:
     flags.scatter_forward()
     links = topology.connectivity(dim - 1, dim)
     starts = links.offsets[:-1][(np.diff(links.offsets) == 2) & (flags.array > 0)]
-    part = _components(len(mesh.input_cells),
+    part = components(len(mesh.input_cells),
                        np.column_stack([links.array[starts], links.array[starts + 1]]))
     lowest = np.full(part.max(initial=-1) + 1, mesh.num_cells, dtype=np.int64)
     np.minimum.at(lowest, part, mesh.input_cells)
@@ -84,7 +84,8 @@ def sizes_of(mesh: Mesh, labels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return route.backward(volumes[np.searchsorted(keys[:, 0], route.forward(asked))])[place]
 
 
-def _components(number: int, pairs: np.ndarray) -> np.ndarray:
+def components(number: int, pairs: np.ndarray) -> np.ndarray:
+    """The connected set, from 0, of each of so many things that ``pairs (n, 2)`` link. One rank."""
     graph = coo_matrix((np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])),
                        shape=(number, number))
     return connected_components(graph, directed=False)[1]

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from spinverse.errors import InputError
-from spinverse.mesh.surfaces import Surface, parts
+from spinverse.mesh.surfaces import Surface, part_volumes, parts
 
 MOST_NODES = 2e7
 SNAP = 0.1  # values this near the level, in grid steps of a distance, would make slivers
@@ -37,9 +37,7 @@ def layer(surface: Surface, gap: float) -> Surface:
     found = isosurface(distance, gap, low, step, f"layer around {surface.name}")
     # the parts around the cell have outward normals; those that line its inside do not
     labels = parts(found)
-    a, b, c = (found.corners - found.points.mean(axis=0)).swapaxes(0, 1)
-    volumes = np.bincount(labels, np.einsum("ij,ij->i", np.cross(a, b), c))
-    triangles = found.triangles[(volumes > 0)[labels]]
+    triangles = found.triangles[(part_volumes(found, labels) > 0)[labels]]
     used, numbers = np.unique(triangles, return_inverse=True)
     return Surface(found.points[used], numbers.reshape(-1, 3), found.name)
 

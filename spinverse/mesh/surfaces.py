@@ -1,20 +1,24 @@
-"""Closed triangle surfaces: cell membranes as files give them, checked and repaired."""
+"""Closed triangle surfaces: cell membranes as files give them, checked and repaired.
+
+trimesh parses files. Its repairs would change what is right, or leave what is wrong:
+`fix_inversion` turns cavities inside out, `stitch` closes holes at right angles the wrong way
+round, `merge_vertices` rounds, `unique_faces` keeps one of two walls that cancel; and
+`fix_winding`, `fill_holes` and `contains` want networkx and rtree.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from spinverse.errors import InputError
 from spinverse.mesh.arguments import positive
 from spinverse.mesh.checks import LARGEST, SMALLEST, RepairWarning, UnitWarning
+from spinverse.mesh.connected import components
 
 SUFFIXES = (".stl", ".ply", ".off", ".obj")
 FLAT = 1e-7  # height over longest edge of a triangle that counts as flat
@@ -157,23 +161,22 @@ def defects(surface: Surface, intersections: bool = True) -> list[str]:
     wrong way; and, unless ``intersections`` is false, triangles that cut others.
     """
     triangles = surface.triangles
-    ascending = np.sort(triangles, axis=1)
-    repeats = (ascending[:, 1:] == ascending[:, :-1]).any(axis=1)
+    repeats = _repeats(triangles)
     found = []
     if repeats.any():
         found.append(f"{repeats.sum()} triangles repeat a vertex")
-    twins = len(ascending) - len(np.unique(ascending, axis=0))
+    twins = len(triangles) - len(np.unique(np.sort(triangles, axis=1), axis=0))
     if twins:
         found.append(f"{twins} triangles are given twice")
     flat = _flat(surface) & ~repeats
     if flat.any():
         found.append(f"{flat.sum()} triangles have no area")
-    _, pairs, open_edges, crowded = _edges(triangles)
+    halves, pairs, open_edges, crowded = _edges(triangles)
     if len(open_edges):
         found.append(f"{len(open_edges)} edges belong to one triangle only (holes)")
-    if len(crowded):
-        found.append(f"{len(crowded)} edges belong to more than two triangles")
-    flips, twisted = _flips(triangles, pairs)
+    if crowded:
+        found.append(f"{crowded} edges belong to more than two triangles")
+    flips, twisted = _flips(halves, pairs)
     if twisted:
         found.append(f"{twisted} parts cannot be oriented")
     elif flips.any():
@@ -195,12 +198,7 @@ def defects(surface: Surface, intersections: bool = True) -> list[str]:
     return found
 
 
-def repaired(surface: Surface) -> Surface:
-    """Repair what can be, see :func:`repair_with_defects`."""
-    return repair_with_defects(surface, stacklevel=4)[0]
-
-
-def repair_with_defects(surface: Surface, stacklevel: int = 3) -> tuple[Surface, list[str]]:
+def repair_with_defects(surface: Surface) -> tuple[Surface, list[str]]:
     """Repair what can be without a guess about the shape.
 
     In this order: vertices nearer than 1e-6 of the box diagonal are merged; triangles that
@@ -221,8 +219,7 @@ def repair_with_defects(surface: Surface, stacklevel: int = 3) -> tuple[Surface,
     if len(surface.points) < count:
         done.append(f"{count - len(surface.points)} vertices merged or unused")
     triangles = surface.triangles
-    ascending = np.sort(triangles, axis=1)
-    repeats = (ascending[:, 1:] == ascending[:, :-1]).any(axis=1)
+    repeats = _repeats(triangles)
     if repeats.any():
         done.append(f"{repeats.sum()} triangles that repeat a vertex dropped")
         triangles = triangles[~repeats]
@@ -233,7 +230,7 @@ def repair_with_defects(surface: Surface, stacklevel: int = 3) -> tuple[Surface,
     if not len(triangles):
         raise InputError(f"surface '{surface.name}': no triangle is left of "
                          f"{len(surface.triangles)} after the repair, expected a closed surface")
-    flips, _ = _flips(triangles, _edges(triangles)[1])
+    flips, _ = _flips(*_edges(triangles)[:2])
     if flips.any():
         done.append(f"{flips.sum()} triangles turned to agree with their neighbours")
         triangles = np.where(flips[:, None], triangles[:, ::-1], triangles)
@@ -253,18 +250,21 @@ def repair_with_defects(surface: Surface, stacklevel: int = 3) -> tuple[Surface,
     if done or left:
         text = "; ".join(done) or "nothing could be repaired"
         rest = f"; left: {'; '.join(left)}" if left else ""
-        warnings.warn(f"surface '{surface.name}': {text}{rest}", RepairWarning,
-                      stacklevel=stacklevel)
+        warnings.warn(f"surface '{surface.name}': {text}{rest}", RepairWarning, stacklevel=3)
     return surface, left
 
 
 def parts(surface: Surface) -> np.ndarray:
     """Number of the connected part (over shared vertices) of each triangle, ``(Nt,)``."""
     t = surface.triangles
-    graph = coo_array((np.ones(2 * len(t), bool),
-                       (t[:, :2].ravel(), t[:, 1:].ravel())), (len(surface.points),) * 2)
-    _, labels = connected_components(graph, directed=False)
+    labels = components(len(surface.points), t[:, [0, 1, 1, 2]].reshape(-1, 2))
     return np.unique(labels[t[:, 0]], return_inverse=True)[1]
+
+
+def part_volumes(surface: Surface, labels: np.ndarray) -> np.ndarray:
+    """Signed volume that each part of :func:`parts` encloses, ``(number of parts,)`` um^3."""
+    a, b, c = (surface.corners - surface.points.mean(axis=0)).swapaxes(0, 1)
+    return np.bincount(labels, np.einsum("ij,ij->i", np.cross(a, b), c) / 6)
 
 
 def depths(surface: Surface, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -276,15 +276,11 @@ def depths(surface: Surface, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray
     Returns:
         Both ``(number of parts,)`` int64. A part is taken to lie where its first vertex lies.
     """
-    count = int(labels.max()) + 1
-    corners = surface.corners
-    low = np.array([corners[labels == k].min(axis=(0, 1)) for k in range(count)])
-    high = np.array([corners[labels == k].max(axis=(0, 1)) for k in range(count)])
-    inside = np.zeros((count, count), bool)  # [k, j]: part k lies in part j
-    for k in range(count):
-        point = corners[labels == k][0, 0]
+    each, low, high = _by_part(surface, labels)
+    inside = np.zeros((len(each), len(each)), bool)  # [k, j]: part k lies in part j
+    for k, part in enumerate(each):
         for j in np.flatnonzero((low <= low[k]).all(1) & (high >= high[k]).all(1)):
-            inside[k, j] = j != k and abs(winding_number(corners[labels == j], point)) > 0.5
+            inside[k, j] = j != k and abs(winding_number(each[j], part[0, 0])) > 0.5
     depth = inside.sum(axis=1)
     parent = np.where(inside, depth[None, :], -1).argmax(axis=1)
     return depth, np.where(depth > 0, parent, -1)
@@ -292,9 +288,7 @@ def depths(surface: Surface, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 def _half_in_each_other(surface: Surface, labels: np.ndarray) -> list[tuple[int, int]]:
     """Pairs of parts of which the first has vertices inside and outside the second."""
-    corners = surface.corners
-    each = [corners[labels == k] for k in range(labels.max() + 1)]
-    low, high = (np.array([f(part, axis=(0, 1)) for part in each]) for f in (np.min, np.max))
+    each, low, high = _by_part(surface, labels)
     found = []
     for k, part in enumerate(each):
         points = np.unique(part.reshape(-1, 3), axis=0)
@@ -308,6 +302,13 @@ def _half_in_each_other(surface: Surface, labels: np.ndarray) -> list[tuple[int,
             if (inside > 0.75).any() and outside:
                 found.append((k, int(j)))
     return found
+
+
+def _by_part(surface: Surface, labels: np.ndarray) -> tuple:
+    """Corners of each part, and the low and high corners of their boxes, ``(parts, 3)``."""
+    corners = surface.corners
+    each = [corners[labels == k] for k in range(labels.max() + 1)]
+    return each, *(np.array([f(part, axis=(0, 1)) for part in each]) for f in (np.min, np.max))
 
 
 def winding_number(corners: np.ndarray, point: np.ndarray) -> float:
@@ -390,98 +391,73 @@ def _edges(triangles: np.ndarray):
         halves: ``(3 Nt, 2)`` directed edges, triangle by triangle.
         pairs: rows of ``halves`` of each edge of exactly two triangles, ``(n, 2)``.
         open_edges: rows of ``halves`` of the edges of one triangle.
-        crowded: the first row of ``halves`` of each edge of more than two.
+        crowded: number of edges of more than two.
     """
     halves = triangles[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2)
-    ends = np.sort(halves, axis=1)
-    order = np.lexsort((ends[:, 1], ends[:, 0]))
-    new = np.ones(len(order), bool)
-    new[1:] = (ends[order][1:] != ends[order][:-1]).any(axis=1)
-    starts = np.flatnonzero(new)
-    counts = np.diff(np.append(starts, len(order)))
-    two = starts[counts == 2]
-    pairs = np.stack([order[two], order[two + 1]], axis=1) if len(two) \
-        else np.empty((0, 2), np.int64)
-    return halves, pairs, np.sort(order[starts[counts == 1]]), order[starts[counts > 2]]
+    _, edge, counts = np.unique(np.sort(halves, axis=1) @ [triangles.max() + 1, 1],
+                                return_inverse=True, return_counts=True)
+    order = np.argsort(edge, kind="stable")
+    pairs = order[counts[edge[order]] == 2].reshape(-1, 2)
+    return halves, pairs, np.flatnonzero(counts[edge] == 1), int((counts > 2).sum())
 
 
-def _flips(triangles: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, int]:
+def _flips(halves: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, int]:
     """Triangles to turn for neighbours to agree, and the number of parts that cannot.
 
     Each triangle stands in a graph twice, once for each orientation; neighbours link the
     orientations that agree. A part that can be oriented falls into two mirror images, of which
     the one that turns fewer triangles is taken.
     """
-    n = len(triangles)
-    halves = triangles[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2)
-    i, j = pairs[:, 0] // 3, pairs[:, 1] // 3
-    against = (halves[pairs[:, 0], 0] == halves[pairs[:, 1], 0]).astype(np.int64)
-    rows = np.concatenate([i, i + n])
-    columns = np.concatenate([j + n * against, j + n * (1 - against)])
-    graph = coo_array((np.ones(len(rows), bool), (rows, columns)), (2 * n, 2 * n))
-    count, labels = connected_components(graph, directed=False)
+    n = len(halves) // 3
+    (i, j), starts = pairs.T // 3, halves[pairs, 0]
+    against = (starts[:, 0] == starts[:, 1]).astype(np.int64)
+    links = np.stack([[i, i + n], [j + n * against, j + n * (1 - against)]], axis=-1)
+    labels = components(2 * n, links.reshape(-1, 2))
     kept, turned = labels[:n], labels[n:]
     twisted = len(np.unique(kept[kept == turned]))
-    size = np.bincount(kept, minlength=count)
+    size = np.bincount(kept, minlength=2 * n)
     return (size[kept] < size[turned]) | ((size[kept] == size[turned]) & (kept > turned)), twisted
 
 
 def _once(triangles: np.ndarray) -> np.ndarray:
     """Rows to keep for each triangle to be there once; two of opposite orientation cancel."""
-    ascending, place = np.sort(triangles, axis=1), np.argsort(triangles, axis=1)
-    sign = np.where(np.isin((place @ [9, 3, 1]), [5, 15, 19]), 1, -1)  # even permutations
-    _, first, group, counts = np.unique(ascending, axis=0, return_index=True,
-                                        return_inverse=True, return_counts=True)
-    group = group.ravel()
-    net = np.bincount(group, weights=sign, minlength=len(first))
-    kept = np.empty(len(first), np.int64)
-    # the first one of the orientation that prevails
-    rows = np.arange(len(triangles))[::-1]
-    agrees = sign[rows] * net[group[rows]] > 0
-    kept[group[rows[agrees]]] = rows[agrees]
-    return np.sort(kept[net != 0]) if (net != 0).any() else np.empty(0, np.int64)
+    sign = np.linalg.det(np.eye(3)[np.argsort(triangles, axis=1)])
+    _, group = np.unique(np.sort(triangles, axis=1), axis=0, return_inverse=True)
+    net = np.bincount(group.ravel(), sign)[group.ravel()]
+    rows = np.flatnonzero(sign * net > 0)  # of the orientation that prevails
+    return np.sort(rows[np.unique(group.ravel()[rows], return_index=True)[1]])
+
+
+def _repeats(triangles: np.ndarray) -> np.ndarray:
+    """Whether triangles repeat a vertex, ``(Nt,)``."""
+    return (triangles == triangles[:, [1, 2, 0]]).any(axis=1)
 
 
 def _filled(points: np.ndarray, triangles: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """Close each hole whose rim is a simple loop by triangles to its centre."""
+    """Close each hole whose rim is a simple loop by triangles to its centre, or by one."""
     halves, _, open_edges, _ = _edges(triangles)
-    rim = halves[open_edges][:, ::-1]  # the new triangles run the other way
-    follows = dict(rim.tolist())
-    starts, ends = np.unique(rim[:, 0], return_counts=True), np.unique(rim[:, 1],
-                                                                       return_counts=True)
-    branching = {*starts[0][starts[1] > 1].tolist(), *ends[0][ends[1] > 1].tolist()}
-    seen: set[int] = set()
-    holes: list[int] = []
-    new_points: list[np.ndarray] = []
-    new_triangles: list[Sequence[int]] = []
-    for start in follows:
-        loop, vertex = [], start
-        while vertex in follows and vertex not in seen and vertex not in branching:
-            seen.add(vertex)
-            loop.append(vertex)
-            vertex = follows[vertex]
-        if len(loop) < 3 or vertex != start:
-            continue
-        holes.append(len(loop))
-        if len(loop) == 3:
-            new_triangles.append(loop)
-            continue
-        centre = len(points) + len(new_points)
-        new_points.append(points[loop].mean(axis=0))
-        new_triangles += [(a, b, centre)
-                          for a, b in zip(loop, loop[1:] + loop[:1], strict=True)]
-    if not holes:
-        return points, triangles, holes
-    return (np.concatenate([points, np.reshape(new_points, (-1, 3))]),
-            np.concatenate([triangles, np.array(new_triangles, np.int64)]), holes)
+    rim, count = halves[open_edges][:, ::-1], len(points)  # the new triangles run the other way
+    labels = components(count, rim)
+    once = np.all([np.bincount(ends, minlength=count) == 1 for ends in rim.T], axis=0)
+    rim = rim[~np.isin(labels[rim[:, 0]], labels[rim[~once[rim]]])]
+    if not len(rim):
+        return points, triangles, []
+    _, first, hole, sizes = np.unique(labels[rim[:, 0]], return_index=True, return_inverse=True,
+                                      return_counts=True)
+    centres = np.stack([np.bincount(hole, x) / sizes for x in points[rim[:, 0]].T], axis=1)
+    follows = np.zeros(count, np.int64)
+    follows[rim[:, 0]] = rim[:, 1]
+    small = sizes[hole] == 3
+    new = np.column_stack([rim, np.where(small, follows[rim[:, 1]], count + hole)])
+    small[first] = False  # of three equal ones one is kept
+    return (np.concatenate([points, centres]), np.concatenate([triangles, new[~small]]),
+            sizes.tolist())
 
 
 def _turned_parts(surface: Surface, labels: np.ndarray) -> np.ndarray:
     """Parts whose normals point inwards at even depth, or outwards at odd depth."""
-    a, b, c = (surface.corners - surface.points.mean(axis=0)).swapaxes(0, 1)
-    volumes = np.bincount(labels, np.einsum("ij,ij->i", np.cross(a, b), c))
     depth, _ = depths(surface, labels)
-    return (volumes < 0) == (depth % 2 == 0)
+    return (part_volumes(surface, labels) < 0) == (depth % 2 == 0)
 
 
 def _flat(surface: Surface) -> np.ndarray:
@@ -493,14 +469,12 @@ def _flat(surface: Surface) -> np.ndarray:
 def _merged(surface: Surface, tolerance: float | None) -> Surface:
     """Merge vertices within ``tolerance`` um (0: equal ones, ``None``: none), drop unused ones."""
     points, triangles = surface.points, surface.triangles
-    if tolerance == 0:
-        _, first, group = np.unique(points, axis=0, return_index=True, return_inverse=True)
-        triangles = first[group.ravel()][triangles]
-    elif tolerance:
-        pairs = cKDTree(points).query_pairs(tolerance, output_type="ndarray")
-        graph = coo_array((np.ones(len(pairs), bool), pairs.T), (len(points),) * 2)
-        _, labels = connected_components(graph, directed=False)
-        _, first, group = np.unique(labels, return_index=True, return_inverse=True)
+    same = points
+    if tolerance:  # no rounding, which would part two that lie on both sides of a step
+        same = components(len(points),
+                          cKDTree(points).query_pairs(tolerance, output_type="ndarray"))
+    if tolerance is not None:
+        _, first, group = np.unique(same, axis=0, return_index=True, return_inverse=True)
         triangles = first[group.ravel()][triangles]
     used, numbers = np.unique(triangles, return_inverse=True)
     return Surface(points[used], numbers.reshape(-1, 3), surface.name)

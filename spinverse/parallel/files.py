@@ -1,66 +1,61 @@
-"""Files that all ranks write together; they appear whole or not at all.
-
-Each rank writes its own bytes with `os.pwrite`. No two ranks write the same byte and pieces are
-long, so that MPI's own files, which collect small pieces first, would gain nothing; and an error
-keeps its number here, by which a full disk is told from a fault of the program. All ranks must see
-the same file system, as for any file of MPI.
-"""
+"""Files of arrays whose rows lie on all ranks: rank 0 writes, the others send piece by piece."""
 
 from __future__ import annotations
 
-import os
-import secrets
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 
-from ..errors import on_all, on_root
+from ..atomic import replace
+from ..errors import on_root
+
+PIECE = 1 << 16  # bytes that go at a time: all that rank 0 holds of other ranks
 
 
-def write_together(comm: MPI.Comm, path: Path, pieces: Iterable[tuple[int, Any]]) -> None:
-    """Write a file of which every rank has some pieces. Collective.
+def write_together(comm: MPI.Comm, path: Path, arrays: Sequence[np.ndarray],
+                   write: Callable[[Path, list[Iterator]], object]) -> None:
+    """Write a file that appears whole or not at all. Collective.
 
     Args:
         comm: the communicator.
         path: of the file.
-        pieces: this rank's: ``(offset, buffer)`` each.
+        arrays: as many on each rank: this rank's rows of each.
+        write: called on rank 0 with a temporary path, and with an iterator over the bytes of each
+            array, the rows of all ranks in the ranks' order. It goes through them in their order.
 
     Raises:
-        OSError: on every rank, where one of them cannot write; there is no new file then.
+        Exception: what ``write`` raises, on every rank; there is no new file then.
     """
-    # nodes of a network file system remember where names led: a name that was used before could
-    # lead them to the file that has been renamed since
-    token = comm.bcast(secrets.token_hex(4) if comm.rank == 0 else None)
-    temporary = path.with_name(f".{token}-{path.name}")
-    try:
-        on_root(comm, temporary.write_bytes, b"")
-        on_all(comm, _write, temporary, pieces)
-        on_root(comm, os.replace, temporary, path)
-    finally:
-        if comm.rank == 0:
-            with suppress(OSError):  # of one rank alone; and it would hide what is being raised
-                temporary.unlink(missing_ok=True)
+    parts = [memoryview(np.ascontiguousarray(a).reshape(-1).view(np.uint8)) for a in arrays]
+    lengths = comm.gather([len(part) for part in parts])
+    for part in parts if comm.rank else []:
+        for piece in _cut(part):
+            comm.Send(piece, dest=0)
+
+    def run() -> None:
+        streams = [_pieces(comm, part, [sent[k] for sent in lengths[1:]])
+                   for k, part in enumerate(parts)]
+        try:
+            replace(path, lambda temporary: write(temporary, streams))
+        finally:
+            for _ in chain(*streams):  # of a write that failed: those who send wait for it
+                pass
+
+    on_root(comm, run)
 
 
-def _write(path: Path, pieces: Iterable[tuple[int, Any]]) -> None:
-    file = os.open(path, os.O_WRONLY)
-    try:
-        for offset, buffer in pieces:
-            left = as_bytes(buffer)
-            while len(left):  # a call writes 2 GB at most
-                done = os.pwrite(file, left, offset)
-                offset, left = offset + done, left[done:]
-        os.fsync(file)  # or a power cut may leave the name without the content
-    finally:
-        os.close(file)
+def _cut(part: memoryview) -> Iterator[memoryview]:
+    return (part[at: at + PIECE] for at in range(0, len(part), PIECE))
 
 
-def as_bytes(buffer) -> memoryview:
-    """The bytes of an array or of bytes; arrays must be contiguous."""
-    if isinstance(buffer, np.ndarray):
-        buffer = buffer.reshape(-1).view(np.uint8)
-    return memoryview(buffer)
+def _pieces(comm: MPI.Comm, part: memoryview, lengths: list[int]) -> Iterator:
+    """The bytes of rank 0, then those that come from the other ranks."""
+    yield from _cut(part)
+    for source, length in enumerate(lengths, start=1):
+        for at in range(0, length, PIECE):
+            piece = bytearray(min(PIECE, length - at))
+            comm.Recv(piece, source)
+            yield piece

@@ -35,8 +35,7 @@ from ..parallel.npz import NpzReader, Rows, write_npz
 
 SUMMARY, HISTORY, CHECKPOINT = "summary.json", "history.csv", "checkpoint/latest.npz"
 PREVIOUS = "previous.npz"  # beside it
-_MEMORY, _SEAL = "memory/", "seal"  # of a checkpoint's arrays
-_OLD_SEAL = "sha256"
+_MEMORY = "memory/"  # of a checkpoint's arrays
 _OVER_MESH, _FACETS = ("facets", "permeability_um_per_ms", "labels"), _MEMORY + "facets/"
 _ROWS = "measurements"  # a column of signals.csv: how many rows the table has
 
@@ -261,7 +260,7 @@ def save_checkpoint(folder: Path, mesh: Mesh, state: State, stage: int, iteratio
             replace(latest.with_name(PREVIOUS), lambda path: _link(latest, path))
 
     on_root(mesh.comm, keep)
-    write_npz(mesh.comm, latest, arrays, _SEAL)
+    write_npz(mesh.comm, latest, arrays)
 
 
 def load_checkpoint(folder: Path, stages: list[str], inputs: dict[str, str],
@@ -307,15 +306,11 @@ def _is_there(folder: Path) -> bool:
 def _read_checkpoint(path: Path, comm: MPI.Comm) -> Checkpoint:
     try:
         with NpzReader(comm, path) as file:
-            old = _OLD_SEAL in file.names
-            whole = file.sealed(_SEAL) or (old and comm.bcast(on_root(comm, _old_seal, path)))
             arrays = {name: file.rows(name) if name in _OVER_MESH or name.startswith(_FACETS)
                       else file.whole(name) for name in file.names}
     except Exception as error:  # zip, stream, key and header errors have no common base
         raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())}), "
                          "expected a checkpoint") from None
-    if not whole:
-        raise InputError(f"{path}: is damaged, its content has another checksum than it says")
     try:
         memory = {name.removeprefix(_MEMORY): value for name, value in arrays.items()
                   if name.startswith(_MEMORY)}
@@ -326,17 +321,6 @@ def _read_checkpoint(path: Path, comm: MPI.Comm) -> Checkpoint:
                           arrays.get("labels"), json.loads(str(arrays["theta"])))
     except (KeyError, ValueError) as error:
         raise InputError(f"{path}: no {error}, expected a checkpoint") from None
-
-
-def _old_seal(path: Path) -> bool:
-    """Whether an old checkpoint is undamaged; its hash needs all content at once."""
-    total = hashlib.sha256()
-    with np.load(path, allow_pickle=False) as file:
-        for name in sorted(set(file.files) - {_OLD_SEAL}):
-            array = np.ascontiguousarray(file[name])
-            total.update(f"{name} {array.dtype.str} {array.shape} ".encode())
-            total.update(array.tobytes())
-        return str(file[_OLD_SEAL]) == total.hexdigest()
 
 
 def _link(old: Path, new: Path) -> None:
