@@ -1,4 +1,4 @@
-"""Runs Python programs under mpiexec from a test."""
+"""Runs Python programs from a test, under mpiexec and otherwise."""
 
 from __future__ import annotations
 
@@ -122,3 +122,11 @@ def wait_until(happened: Callable[[], bool], process: subprocess.Popen) -> None:
             process.terminate()
             raise AssertionError(f"exit code {process.returncode}: {process.communicate()}")
         time.sleep(0.01)
+
+
+def as_python(monkeypatch, folder: Path, script: str) -> None:
+    """Let a shell script be what ``sys.executable`` starts, written into a folder."""
+    program = folder / "python"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))

@@ -8,7 +8,7 @@ import warnings
 
 import numpy as np
 import pytest
-from mpi import GUARD
+from mpi import GUARD, as_python
 from mpi4py import MPI
 
 from spinverse.errors import InputError, SolverError
@@ -383,18 +383,10 @@ def test_a_surface_is_a_surface():
         from_surface([1, 2])
 
 
-def as_mesher(monkeypatch, folder, script: str) -> None:
-    """Let a shell script be the mesher."""
-    program = folder / "mesher"
-    program.write_text(f"#!/bin/sh\n{script}\n")
-    program.chmod(0o755)
-    monkeypatch.setattr(tetrahedralise.sys, "executable", str(program))
-
-
 def test_mesher_that_takes_too_long_is_ended(tmp_path, monkeypatch):
     """With what it has started: all of them hold a pipe, which has an end when they have gone."""
     os.mkfifo(tmp_path / "pipe")
-    as_mesher(monkeypatch, tmp_path, f"""exec > {tmp_path}/pipe
+    as_python(monkeypatch, tmp_path, f"""exec > {tmp_path}/pipe
         (sleep {GUARD}; echo too late) &
         echo started
         wait""")
@@ -415,7 +407,7 @@ def test_mesher_that_takes_too_long_is_ended(tmp_path, monkeypatch):
 
 def test_mesher_that_crashes(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        as_mesher(patch, tmp_path, "kill -SEGV $$")
+        as_python(patch, tmp_path, "kill -SEGV $$")
         with pytest.raises(SolverError, match="crashed .signal SIGSEGV"):
             from_surface(ball(), method="exact")
     with pytest.raises(SolverError, match="KeyError"):
@@ -425,7 +417,7 @@ def test_mesher_that_crashes(tmp_path, monkeypatch):
 def test_mesher_does_not_see_the_launcher(tmp_path, monkeypatch):
     monkeypatch.setenv("PMI_RANK", "0")
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
-    as_mesher(monkeypatch, tmp_path, f"env > {tmp_path}/env; exit 3")
+    as_python(monkeypatch, tmp_path, f"env > {tmp_path}/env; exit 3")
     with pytest.raises(SolverError, match="exit code 3"):
         from_surface(ball(), method="exact")
     seen = (tmp_path / "env").read_text()
@@ -444,7 +436,7 @@ def test_on_any_rank_count(tmp_path, monkeypatch):
     assert tags.tolist() == [1, 2]
     walls = comm.allreduce(int((mesh.interface == 1).sum()))
     assert walls == len(surface.triangles)
-    as_mesher(monkeypatch, tmp_path, f"exec sleep {GUARD}")
+    as_python(monkeypatch, tmp_path, f"exec sleep {GUARD}")
     with pytest.raises(SolverError, match="timeout"):
         on_root(comm, from_surface, surface, method="exact", timeout=0.01)
 
