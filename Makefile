@@ -11,9 +11,6 @@ MPI_RANKS := 2 3 4
 CORE_TESTS := $(addprefix tests/test_,mesh_distributed.py matrix_formalism.py time_stepping.py \
               adjoint.py priors.py)
 PYTEST_ARGS :=
-# MPICH's ranks spin while they wait; where there are more of them than cores they give way
-PATIENT := MPIR_CVAR_CH4_PROGRESS_THROTTLE=1 MPIR_CVAR_CH4_PROGRESS_THROTTLE_NO_PROGRESS_COUNT=64 \
-           MPIR_CVAR_ENABLE_HEAVY_YIELD=1 MPIR_CVAR_POLLS_BEFORE_YIELD=10
 
 # One BLAS thread per rank; a foreign PYTHONPATH would shadow the environment's packages.
 export OMP_NUM_THREADS ?= 1
@@ -103,12 +100,7 @@ published-sphere: $(STAMP)
 	    -o results/published_sphere/reconstruction
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
-	@set -e; for n in $(MPI_RANKS); do echo "MPI tests with $$n ranks"; \
-	    test $$n -lt 3 && files= || files="$(CORE_TESTS)"; \
-	    test $$n -le $$(env -u OMP_NUM_THREADS nproc) && patient= || patient="$(PATIENT)"; \
-	    env $$patient $(BIN)/mpiexec -n $$n $(BIN)/python -m pytest -q -m "mpi and not slow" \
-	        -p no:cacheprovider $(PYTEST_ARGS) $$files; done
+	@$(BIN)/python tests/run_all.py --ranks $(MPI_RANKS) --core $(CORE_TESTS) -- $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Runs Python programs under mpiexec from a test."""
+"""Runs Python programs from a test, under mpiexec and otherwise."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# Seconds after which something that a test waits for is taken to hang. It only guards: the longest
+# takes a small part of it on a machine that is busy, and no test says anything by it.
+GUARD = 1200.0
 
 # Ranks of MPICH spin while they wait; where there are more of them than cores they give way. With a
 # core each that makes runs of many small messages ten times slower.
@@ -55,7 +60,6 @@ def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 def run_mpi(
     n: int,
     *arguments: str | Path,
-    timeout: float = 400.0,
     env: Mapping[str, str] | None = None,
     cwd: str | Path | None = None,
     check: bool = True,
@@ -66,7 +70,6 @@ def run_mpi(
         n: Number of ranks.
         *arguments: What follows the interpreter: a script and its arguments, ``"-m", "module"``
             or ``"-c", "code"``.
-        timeout: Seconds until the run is ended and the test fails.
         env: Variables added to the environment.
         cwd: Working directory.
         check: Raise on a non-zero exit code and return the output; else return the
@@ -76,7 +79,7 @@ def run_mpi(
         Standard output of all ranks, or the completed process if ``check`` is false.
 
     Raises:
-        AssertionError: The run failed or took too long; the message has its output.
+        AssertionError: The run failed, or hangs and was ended; the message has its output.
     """
     command = [find_mpiexec(), "-n", str(n), sys.executable, *map(str, arguments)]
     patient = PATIENT if n > len(os.sched_getaffinity(0)) else {}
@@ -90,16 +93,16 @@ def run_mpi(
         text=True,
     )
     try:
-        stdout, stderr = process.communicate(timeout=timeout)
+        stdout, stderr = process.communicate(timeout=GUARD)
     except subprocess.TimeoutExpired:
         process.terminate()  # the launcher passes it on; SIGKILL could leave ranks behind
         try:
-            stdout, stderr = process.communicate(timeout=10)
+            stdout, stderr = process.communicate(timeout=60)
         except subprocess.TimeoutExpired:
             process.kill()
             stdout, stderr = process.communicate()
         raise AssertionError(
-            f"no end after {timeout} s: {' '.join(command)}\n{stdout}\n{stderr}"
+            f"no end after {GUARD} s: {' '.join(command)}\n{stdout}\n{stderr}"
         ) from None
     run = subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
     if not check:
@@ -109,3 +112,21 @@ def run_mpi(
             f"exit code {run.returncode}: {' '.join(command)}\n{run.stdout}\n{run.stderr}"
         )
     return run.stdout
+
+
+def wait_until(happened: Callable[[], bool], process: subprocess.Popen) -> None:
+    """Wait for what a process is to bring about; where it does not, end it and fail."""
+    deadline = time.monotonic() + GUARD
+    while not happened():
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.terminate()
+            raise AssertionError(f"exit code {process.returncode}: {process.communicate()}")
+        time.sleep(0.01)
+
+
+def as_python(monkeypatch, folder: Path, script: str) -> None:
+    """Let a shell script be what ``sys.executable`` starts, written into a folder."""
+    program = folder / "python"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import signal
+import sys
 import threading
-import time
 
 import numpy as np
 import pytest
 import yaml
+from mpi import GUARD, ROOT, as_python
 
 from spinverse import cli
 from spinverse.acquisition import Acquisition, Signals
@@ -236,37 +238,38 @@ def test_from_targets_to_a_table(place, capsys):
 
 
 def test_unfinished_runs_go_on_and_failed_ones_begin_anew(place, capsys, monkeypatch):
-    # long enough for its end to be seen: what is watched for is its first stage's checkpoint
-    (place / "cheap.yaml").write_text(CHEAP.replace("name: all, iterations: 2,",
-                                                    "name: all, iterations: 60,"))
     ask = ["--targets", place / "ball.npz", "--methods", place / "cheap.yaml", "-q"]
-    run, words = processes.spinverse, []
+    run, words, spent = processes.spinverse, [], []
 
     def ended(arguments, folder, limit=np.inf, stop=None):
+        """The second process never ends, the third waits for a signal in its second stage."""
         words.append(arguments)
-        if len(words) == 2:
-            return run(arguments, folder, 0.3, stop)
-        if len(words) == 3:
-            stop = threading.Event()
-            watch = threading.Thread(target=_set_when_there, args=(
-                stop, folder / "found" / "checkpoint" / "latest.npz"))
-            watch.start()
-        return run(arguments, folder, limit, stop)
+        with monkeypatch.context() as patch:
+            if len(words) == 2:
+                limit = 0.3
+                as_python(patch, place, f"exec sleep {GUARD}")
+            if len(words) == 3:
+                stop = Event(folder / "found" / "checkpoint" / "latest.npz")
+                patch.setenv("HOLD", "all,1")
+                as_python(patch, place,
+                          f'shift 2; exec {sys.executable} {ROOT}/tests/command.py "$@"')
+            outcome = run(arguments, folder, limit, stop)
+        spent.append(outcome.seconds)
+        return outcome
 
     monkeypatch.setattr(runs, "spinverse", ended)
-    spent = 0.0
     for status in ("time limit", "interrupted"):
         assert benchmark(place, *ask) == 1
         assert "1 of 1 runs did not end well" in refused(capsys)
         row, = rows_of(place)
-        assert row["status"] == status and row["f1"] == "" and float(row["seconds"]) > spent
-        spent = float(row["seconds"])
+        assert row["status"] == status and row["f1"] == ""
+        assert float(row["seconds"]) == pytest.approx(sum(spent[1:]))
     assert benchmark(place, *ask) == 0
     assert [arguments[0] for arguments in words] == ["simulate", *["reconstruct"] * 3]
     folder = next((place / "bench" / "runs").glob("*/*/*/*"))
     assert "--resume" in words[-1] and "resumed at stage all" in (folder / "log.txt").read_text()
     row, = rows_of(place)
-    assert row["status"] == "ok" and float(row["seconds"]) > spent
+    assert row["status"] == "ok" and float(row["seconds"]) == pytest.approx(sum(spent[1:]))
     assert json.loads((folder / "run.json").read_text())["parts"] == 3
 
     # a checkpoint that is of no use
@@ -275,7 +278,8 @@ def test_unfinished_runs_go_on_and_failed_ones_begin_anew(place, capsys, monkeyp
     for path in (folder / "found" / "checkpoint").iterdir():
         path.write_text("nothing")
     (folder / "found" / "summary.json").unlink()
-    assert benchmark(place, *ask) == 0 and len(words) in (5, 6)
+    assert benchmark(place, *ask) == 0
+    assert ["--resume" in arguments for arguments in words[4:]] == [True, False]
 
     # another method under this name is another run; and one that cannot work is a row
     (place / "cheap.yaml").write_text(CHEAP.replace(
@@ -286,11 +290,11 @@ def test_unfinished_runs_go_on_and_failed_ones_begin_anew(place, capsys, monkeyp
     assert "newtons" in (place / "bench" / "table.md").read_text()
 
 
-def _set_when_there(event, path):
-    deadline = time.monotonic() + 60
-    while not path.is_file() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    event.set()
+class Event:
+    """Is set when a file is there."""
+
+    def __init__(self, path):
+        self.is_set = path.is_file
 
 
 def test_signals_that_cannot_be_made_are_rows(place, capsys, monkeypatch):
@@ -301,14 +305,14 @@ def test_signals_that_cannot_be_made_are_rows(place, capsys, monkeypatch):
     assert row["status"] == "failed" and row["message"].startswith("signals of ball (absorbing")
 
 
-def test_the_time_limit_ends_a_process(tmp_path):
-    outcome = processes.spinverse(["validate", "-o", "out", "--families", "6"], tmp_path, 0.5)
-    assert outcome.ended == "time limit" and outcome.code != 0
-    assert 0.5 <= outcome.seconds < 30 and outcome.peak_mb > 1
+def test_the_time_limit_ends_a_process(tmp_path, monkeypatch):
+    as_python(monkeypatch, tmp_path, f"exec sleep {GUARD}")  # by itself it ends much too late
+    outcome = processes.spinverse([], tmp_path, 0.5)
+    assert (outcome.ended, outcome.code) == ("time limit", -signal.SIGTERM)
+    assert outcome.seconds >= 0.5 and outcome.peak_mb > 0
     stop = threading.Event()
     stop.set()
-    assert processes.spinverse(["validate", "-o", "out"], tmp_path, stop=stop).ended == \
-        "interrupted"
+    assert processes.spinverse([], tmp_path, stop=stop).ended == "interrupted"
 
 
 # ---- bad input ------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ def test_cluster_on_two_ranks(tmp_path):
 
 
 def run(ranks: int, name: str, folder: Path) -> str:
-    return mpi.run_mpi(ranks, DEMOS / f"{name}.py", cwd=folder, timeout=600,
+    return mpi.run_mpi(ranks, DEMOS / f"{name}.py", cwd=folder,
                        env={"SPINVERSE_DEMO_SIZE": "small", "MPLBACKEND": "agg"})
 
 

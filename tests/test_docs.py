@@ -18,6 +18,7 @@ from pathlib import Path
 from unittest import SkipTest
 
 import pytest
+from mpi import GUARD
 
 sybil = pytest.importorskip("sybil")
 from sybil.evaluators.python import PythonEvaluator  # noqa: E402
@@ -123,7 +124,7 @@ def test_pages_build_without_warnings(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html",
          "-d", tmp_path / "doctrees", ROOT / "docs", tmp_path / "html"],
-        capture_output=True, text=True, timeout=600, check=False)
+        capture_output=True, text=True, timeout=GUARD, check=False)
     assert done.returncode == 0, done.stderr
     theory = (tmp_path / "html" / "theory.html").read_text()
     assert theory.count("<math") > 50

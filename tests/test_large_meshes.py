@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,10 +24,6 @@ from spinverse.phases import phase, recorded
 
 TABLE = Acquisition.pgse([0, 1000, 3000], directions=3, delta=5, Delta=20)
 WEIGHTS = np.exp(1j * np.arange(len(TABLE)))
-# of MPICH: ranks that wait give way, where there are more of them than cores (see Makefile)
-PATIENT = {"MPIR_CVAR_CH4_PROGRESS_THROTTLE": "1", "MPIR_CVAR_ENABLE_HEAVY_YIELD": "1",
-           "MPIR_CVAR_CH4_PROGRESS_THROTTLE_NO_PROGRESS_COUNT": "64",
-           "MPIR_CVAR_POLLS_BEFORE_YIELD": "10"}
 FIELDS = ("target", "closed", "middling", "mixed")
 
 
@@ -157,7 +154,7 @@ def test_an_option_chooses_the_solver_and_its_failure_is_an_error(options):
     options(spinverse_eps_solver="iterative", spinverse_eps_rtol=1e-10)
     with recorded() as record:
         found = eigenmodes(problem, 10).eigenvalues
-    assert record.calls["eigenproblem"] == 1 and record.cpu["eigenproblem"] > 0
+    assert record.calls["eigenproblem"] == 1 and "eigenproblem" in record.cpu
     assert np.allclose(found, expected, rtol=1e-9, atol=1e-9)
     options(spinverse_eps_max_it=1)
     with pytest.raises(SolverError, match="after 1 iterations.*-spinverse_eps_max_it"):
@@ -167,14 +164,26 @@ def test_an_option_chooses_the_solver_and_its_failure_is_an_error(options):
         eigenmodes(problem, 10)
 
 
-def test_phases_nest():
+def test_phases_nest(monkeypatch):
+    now = [0.0]  # clocks that are set by hand
+    monkeypatch.setattr("spinverse.phases.time", SimpleNamespace(
+        process_time=lambda: now[0], perf_counter=lambda: 10 * now[0]))
+
+    def work(seconds):
+        now[0] += seconds
+
     with recorded() as record:
+        work(1)
         with phase("outer"):
+            work(2)
             with phase("inner"):
-                sum(range(200_000))
-        phase("inner")(lambda: None)()
+                work(4)
+            work(8)
+        phase("inner")(work)(16)
+        work(32)
     assert record.calls == {"outer": 1, "inner": 2}
-    assert record.cpu["inner"] > record.cpu["outer"] >= 0  # without what is inside
+    assert record.cpu == {"outer": 10, "inner": 20}  # without what is inside
+    assert record.wall == {"outer": 100, "inner": 200}
 
 
 # ---- failures -----------------------------------------------------------------------------------
@@ -237,4 +246,4 @@ def test_no_permeability_at_all(comm, tied):
 def test_ranks_without_facets_and_without_cells():
     """Two intervals on four ranks: some own nothing at all."""
     where = Path(__file__).with_name("empty_ranks.py")
-    assert "equal" in run_mpi(4, where, env=PATIENT, timeout=240)
+    assert "equal" in run_mpi(4, where)

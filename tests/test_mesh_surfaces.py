@@ -1,11 +1,14 @@
 """Surfaces: reading, defects, repair; tetrahedra inside and outside of them."""
 
+import os
+import select
 import struct
 import subprocess
 import warnings
 
 import numpy as np
 import pytest
+from mpi import GUARD, as_python
 from mpi4py import MPI
 
 from spinverse.errors import InputError, SolverError
@@ -315,7 +318,7 @@ def test_exact_of_a_thin_tree():
     pytest.importorskip("gmsh", exc_type=ImportError)
     surface = tree()
     assert defects(surface) == []
-    data = from_surface(surface, outside="box", timeout=120)
+    data = from_surface(surface, outside="box")
     np.testing.assert_allclose(volumes(data)[1], surface.volume, rtol=1e-9)
     assert len(data.interface_facets) == len(surface.triangles)
 
@@ -381,36 +384,40 @@ def test_a_surface_is_a_surface():
 
 
 def test_mesher_that_takes_too_long_is_ended(tmp_path, monkeypatch):
-    program = tmp_path / "mesher"
-    program.write_text("#!/bin/sh\nsleep 60 &\necho $! > " + str(tmp_path / "pid") + "\nwait\n")
-    program.chmod(0o755)
-    monkeypatch.setattr(tetrahedralise.sys, "executable", str(program))
+    """With what it has started: all of them hold a pipe, which has an end when they have gone."""
+    os.mkfifo(tmp_path / "pipe")
+    as_python(monkeypatch, tmp_path, f"""exec > {tmp_path}/pipe
+        (sleep {GUARD}; echo too late) &
+        echo started
+        wait""")
+    pipe = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+
+    class Started(subprocess.Popen):
+        def wait(self, timeout=None):
+            select.select([pipe], [], [], GUARD)  # only then the time runs
+            return super().wait(timeout)
+
+    monkeypatch.setattr(tetrahedralise.subprocess, "Popen", Started)
     with pytest.raises(SolverError, match="after 0.5 s .timeout., ended.*try "):
         from_surface(ball(), method="exact", timeout=0.5)
-    pid = int((tmp_path / "pid").read_text())
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], text=True, capture_output=True)
-    assert state.stdout.strip()[:1] in ("", "Z")
+    os.set_blocking(pipe, True)
+    with open(pipe) as said:
+        assert said.read() == "started\n"
 
 
 def test_mesher_that_crashes(tmp_path, monkeypatch):
-    program = tmp_path / "mesher"
-    program.write_text("#!/bin/sh\nkill -SEGV $$\n")
-    program.chmod(0o755)
     with monkeypatch.context() as patch:
-        patch.setattr(tetrahedralise.sys, "executable", str(program))
+        as_python(patch, tmp_path, "kill -SEGV $$")
         with pytest.raises(SolverError, match="crashed .signal SIGSEGV"):
             from_surface(ball(), method="exact")
     with pytest.raises(SolverError, match="KeyError"):
-        run_mesher({"points": np.zeros((0, 3))}, 30, "nothing")
+        run_mesher({"points": np.zeros((0, 3))}, GUARD, "nothing")
 
 
 def test_mesher_does_not_see_the_launcher(tmp_path, monkeypatch):
-    program = tmp_path / "mesher"
-    program.write_text("#!/bin/sh\nenv > " + str(tmp_path / "env") + "\nexit 3\n")
-    program.chmod(0o755)
     monkeypatch.setenv("PMI_RANK", "0")
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
-    monkeypatch.setattr(tetrahedralise.sys, "executable", str(program))
+    as_python(monkeypatch, tmp_path, f"env > {tmp_path}/env; exit 3")
     with pytest.raises(SolverError, match="exit code 3"):
         from_surface(ball(), method="exact")
     seen = (tmp_path / "env").read_text()
@@ -418,7 +425,7 @@ def test_mesher_does_not_see_the_launcher(tmp_path, monkeypatch):
 
 
 @pytest.mark.mpi
-def test_on_any_rank_count():
+def test_on_any_rank_count(tmp_path, monkeypatch):
     pytest.importorskip("gmsh", exc_type=ImportError)
     from spinverse.errors import on_root
 
@@ -429,6 +436,7 @@ def test_on_any_rank_count():
     assert tags.tolist() == [1, 2]
     walls = comm.allreduce(int((mesh.interface == 1).sum()))
     assert walls == len(surface.triangles)
+    as_python(monkeypatch, tmp_path, f"exec sleep {GUARD}")
     with pytest.raises(SolverError, match="timeout"):
         on_root(comm, from_surface, surface, method="exact", timeout=0.01)
 

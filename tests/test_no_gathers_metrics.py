@@ -16,7 +16,7 @@ MOST_METRICS, MOST_STL = 6.0, 1.5
 @pytest.fixture(scope="module")
 def found():
     where = Path(__file__).with_name("metrics_over_ranks.py")
-    return json.loads(run_mpi(4, where, timeout=240).strip().splitlines()[-1])
+    return json.loads(run_mpi(4, where).strip().splitlines()[-1])
 
 
 def test_no_rank_holds_the_mesh(found):

@@ -13,7 +13,7 @@ from pathlib import Path
 import meshio
 import numpy as np
 import pytest
-from mpi import clean_environment, run_mpi
+from mpi import GUARD, clean_environment, run_mpi
 
 from spinverse import Acquisition, cli
 from spinverse.errors import InputError
@@ -491,7 +491,7 @@ def browse(page: Path, profile: Path, *more: str) -> subprocess.CompletedProcess
          "--disable-background-networking", "--no-first-run", "--disable-sync",
          f"--user-data-dir={profile}", "--enable-logging=stderr", "--v=0",
          "--virtual-time-budget=30000", "--window-size=1100,5200", *more, page.as_uri()],
-        capture_output=True, text=True, timeout=240, env=clean_environment())
+        capture_output=True, text=True, timeout=GUARD, env=clean_environment())
 
 
 def complaints(done: subprocess.CompletedProcess) -> list[str]:

@@ -1,0 +1,49 @@
+"""The command ``spinverse``, run by tests that send it signals: ``python command.py WORDS...``
+
+``HOLD=STAGE,ITERATION`` in the environment: there a reconstruction waits for a signal, so that it
+cannot be over before one comes, however slow the test is. In a search for shapes it is the number
+of parts that are done and saved.
+"""
+
+import os
+import sys
+import time
+
+from mpi import GUARD
+
+from spinverse import cli
+from spinverse.commands import reconstruct
+from spinverse.commands.checkpoints import Checkpoints
+from spinverse.inversion import Shapes
+
+STAGE, _, ITERATION = (os.environ.get("HOLD") or ",-1").partition(",")
+
+
+class Held(Checkpoints):
+    """Waits when an iteration is in the history, and within a part of a search."""
+
+    parts = 0
+
+    def after_iteration(self, number, iteration, *rest):
+        stage = self.stages[self.first + number]
+        if not isinstance(stage, Shapes):
+            self._wait(stage.name, iteration)
+        super().after_iteration(number, iteration, *rest)
+        self.parts = iteration
+
+    def within_part(self, stage):
+        self._wait(stage, self.parts)
+        super().within_part(stage)
+
+    def _wait(self, stage, iteration):
+        end = time.monotonic() + GUARD
+        while (stage, iteration) == (STAGE, int(ITERATION)) and not self.note.by:
+            if time.monotonic() > end:
+                os._exit(3)  # the test has gone
+            time.sleep(0.01)
+
+
+if __name__ == "__main__":
+    reconstruct.Checkpoints = Held
+    cli.PATIENCE = GUARD  # ranks that fail together may be slow to hear of each other
+    sys.exit(cli.main())
