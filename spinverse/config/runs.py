@@ -9,11 +9,13 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from .. import __version__
 from ..errors import InputError
+from ..inversion.parameters import Unknown
 from ..inversion.stages import Shapes, Stage, preset
 from ..mesh import Mesh
 from .acquisition import Acquisitions
 from .mesh import MeshSection
-from .quantities import FROM_SIGNALS, requests
+from .physics import ExtraTermsSection, Unknowns, check_unknown
+from .quantities import FROM_SIGNALS, KNOW_EXTRA_TERMS, requests
 from .stages import StageSection, stages_value
 from .tissue import TissueSection, UnknownTissue
 from .values import FilePath, KeyProblem, Modes, Positive, Section, TimeStep
@@ -56,6 +58,7 @@ class Run(Section):
     mesh: MeshSection
     engine: Literal["matrix_formalism", "time_stepping"] = "matrix_formalism"
     modes: Modes = "auto"
+    extra_terms: ExtraTermsSection | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -70,6 +73,10 @@ class Run(Section):
                              f"spinverse {__version__} reads (spinverse config --example prints "
                              "such a file)")
         return data
+
+    def extra_arguments(self, comm) -> dict[str, Any]:
+        """`ExtraTermsSection.arguments`, which runs code; none without the section. Collective."""
+        return {} if self.extra_terms is None else self.extra_terms.arguments(comm)
 
 
 class SimulateConfig(Run):
@@ -91,6 +98,15 @@ class SimulateConfig(Run):
                                  "there (the others do not know periodic tissues)")
         return self
 
+    @model_validator(mode="after")
+    def _known_physics(self):
+        for name in self.quantities if self.extra_terms is not None else ():
+            if name not in KNOW_EXTRA_TERMS:
+                raise InputError(f"quantities.{name}: with extra_terms, expected "
+                                 f"{', '.join(KNOW_EXTRA_TERMS)} there (the others do not know "
+                                 "extra terms)")
+        return self
+
 
 class ReconstructConfig(Run):
     """The run file of ``spinverse reconstruct``."""
@@ -103,6 +119,17 @@ class ReconstructConfig(Run):
     time_step_ms: Positive = 0.25
     interface: InterfaceSection = InterfaceSection()
     checkpoint: CheckpointSection = CheckpointSection()
+    unknown: Unknowns = {}
+
+    @property
+    def unknowns(self) -> dict[str, Unknown]:
+        """Coefficients of the extra terms that are found with the membranes, by name."""
+        return {name: section.value() for name, section in self.unknown.items()}
+
+    @model_validator(mode="after")
+    def _unknown_is_there(self):
+        check_unknown(self.unknown, self.extra_terms)
+        return self
 
     def stage_list(self, mesh: Mesh | None = None, acquisition=None) -> list[Stage | Shapes]:
         """The stages of the preset, as a mesh and waveforms allow them, or of the list."""
