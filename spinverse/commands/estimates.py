@@ -12,8 +12,10 @@ import numpy as np
 
 from ..acquisition import Acquisition
 from ..config import KnownTissue, ReconstructConfig, SimulateConfig
+from ..extra_terms import has
 from ..inversion import GaussNewton, Shapes, Stage
 from ..mesh import Mesh
+from ..problem import BlochTorrey
 from ..report.mesh_facts import MeshFacts
 
 _PROCESS = 300.0  # MiB of a rank that has done nothing yet
@@ -42,11 +44,13 @@ def in_words(tissue: KnownTissue, facts: MeshFacts, acquisition: Acquisition) ->
     return lines
 
 
-def of_simulation(run: SimulateConfig, mesh: Mesh, acquisition: Acquisition,
-                  unknowns: int) -> list[str]:
+def of_simulation(run: SimulateConfig, problem: BlochTorrey,
+                  acquisition: Acquisition) -> list[str]:
     """Time and memory of ``spinverse simulate``. Collective."""
+    mesh, unknowns = problem.mesh, problem.num_unknowns
     if run.engine == "time_stepping":
-        seconds = _stepping(run.time_step_ms, acquisition, unknowns)
+        timed = has(problem.extra_form, problem.t)
+        seconds = _stepping(run.time_step_ms, acquisition, unknowns, timed)
         memory = _PROCESS + 60e-6 * 8 * (2 * unknowns) ** (4 / 3)
         return _said(mesh, seconds, memory, "")
     number = run.modes
@@ -55,7 +59,8 @@ def of_simulation(run: SimulateConfig, mesh: Mesh, acquisition: Acquisition,
                         _largest(run.tissue.diffusivity_um2_per_ms))
     number = min(number, unknowns)
     tries = 1.5 if run.modes == "auto" else 1
-    seconds = tries * _eigenproblem(unknowns, number) + 1.3 * _evolution(number, acquisition)
+    seconds = tries * _eigenproblem(unknowns, number) + 1.3 * _evolution(
+        number, acquisition, always=problem.num_fields > 0)
     return _said(mesh, seconds, _modes_memory(unknowns, number, 0), f", {number} modes")
 
 
@@ -103,18 +108,20 @@ def _eigenproblem(unknowns: int, number: int) -> float:
     return 0.02 + 3.5 * (unknowns / 10_000) ** 1.56 * (number / 200) ** 1.2
 
 
-def _evolution(number: int, acquisition: Acquisition) -> float:
+def _evolution(number: int, acquisition: Acquisition, always: bool = False) -> float:
+    """Of the time with gradients; of all of it where extra terms turn phases too."""
     delta, TE = acquisition.delta, acquisition.echo_time
-    driven = np.where(np.isfinite(delta), delta, TE / 2) * (acquisition.b > 0)
+    driven = TE if always else np.where(np.isfinite(delta), delta, TE / 2) * (acquisition.b > 0)
     return 3e-4 * float(driven.sum()) * (number / 200) ** 2
 
 
-def _stepping(step, acquisition: Acquisition, unknowns: int) -> float:
-    """A factor for each gradient, then steps."""
+def _stepping(step, acquisition: Acquisition, unknowns: int, timed: bool = False) -> float:
+    """A factor for each gradient, or for each step where the equation knows the time; steps."""
     TE = acquisition.echo_time
     steps = np.full(len(TE), 150.0) if step == "auto" else TE / step
     size = unknowns / 10_000
-    return float((9.0 * size**1.7 + 0.1 * size**1.2 * steps).sum())
+    factors = steps if timed else 1.0
+    return float((9.0 * size**1.7 * factors + 0.1 * size**1.2 * steps).sum())
 
 
 def _modes(tolerance: float, mesh: Mesh, acquisition: Acquisition, D: float) -> int:

@@ -11,6 +11,7 @@ from mpi4py import MPI
 from .. import config
 from ..acquisition import Signals
 from ..acquisition.io import read_signals
+from ..config.physics import in_keys
 from ..errors import InputError, on_root
 from ..inversion import InverseProblem, Ledger, Reconstruction, Shapes, Stage, State
 from ..inversion.clock import Clock
@@ -21,6 +22,7 @@ from ..report.screen import (
     Screen,
     count,
     describe_engine,
+    describe_extra_terms,
     describe_result,
     describe_stage,
     describe_tissue,
@@ -81,12 +83,14 @@ def run(arguments, comm: MPI.Comm) -> None:
             if mesh.dim != 3:
                 raise InputError(f"mesh: {mesh.name} has dimension {mesh.dim}, expected "
                                  "tetrahedra: membranes are found as surfaces")
-            problem = InverseProblem(mesh, signals, **run.known())
-            stages = stages_for(problem, run.stage_list())
-            for stage in stages:
-                stage.check(problem)
+            with in_keys():
+                problem = InverseProblem(mesh, signals, **run.known(comm))
+                stages = stages_for(problem, run.stage_list())
+                for stage in stages:
+                    stage.check(problem)
         inputs = everywhere(comm, hashes, config=arguments.config, mesh=run.mesh.source,
-                            signals=run.signals.file)
+                            signals=run.signals.file,
+                            extra_terms=run.extra_terms and run.extra_terms.file)
         sums = {name: item["sha256"] for name, item in inputs.items() if name != "config"}
         found, history = _resume(arguments, comm, mesh, stages, sums)
         first, done = (found.stage, found.iteration) if found is not None else (0, 0)
@@ -101,6 +105,7 @@ def run(arguments, comm: MPI.Comm) -> None:
                f"unknown permeability: {describe_permeability(low)} to "
                f"{describe_permeability(high)}, start "
                f"{describe_permeability(tissue.start_um_per_ms)}",
+               *describe_extra_terms(run.extra_terms),
                *(f"unknown {name}: {u.low:g} to {u.high:g}, start {u.start:g}"
                  for name, u in problem.unknown.items()),
                problem.likelihood.describe(),

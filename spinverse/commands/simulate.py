@@ -11,6 +11,7 @@ from .. import config
 from ..acquisition import Acquisition, Signals
 from ..acquisition.io import write_signals
 from ..acquisition.signals import UM3
+from ..config.physics import in_keys
 from ..errors import InputError, SolverError, on_root
 from ..inversion.clock import Clock
 from ..mesh import Mesh
@@ -20,6 +21,7 @@ from ..report.screen import (
     Screen,
     describe_accuracy,
     describe_engine,
+    describe_extra_terms,
     describe_known_permeability,
     describe_tissue,
     versions,
@@ -70,6 +72,8 @@ def run(arguments, comm: MPI.Comm) -> None:
     name = arguments.config
     with screen.held_warnings(), clock("read inputs"):
         run = everywhere(comm, config.read, name, config.SimulateConfig)
+        with named(str(name)):
+            extra = run.extra_arguments(comm)
         acquisition = read_acquisition(run.acquisition, comm, name)
         with named(str(name)):
             mesh, made = make_mesh(run.mesh, comm)
@@ -79,14 +83,16 @@ def run(arguments, comm: MPI.Comm) -> None:
             derived.check(run.quantities, acquisition)
         inputs = everywhere(comm, hashes, config=name, mesh=run.mesh.source,
                             permeability=run.tissue.permeability.file,
+                            extra_terms=run.extra_terms and run.extra_terms.file,
                             **acquisition_files(run.acquisition))
     screen.say(versions(comm))
     facts = understood(screen, run, mesh, acquisition)
     screen.say(*describe_tissue(run.tissue),
                describe_known_permeability(run.tissue.permeability),
+               *describe_extra_terms(run.extra_terms),
                *(f"acquisition: {line}" for line in acquisition.describe()))
-    with clock("set-up"), named(str(name)):
-        problem = BlochTorrey(tissue, run.degree)
+    with screen.held_warnings(), clock("set-up"), named(str(name)), in_keys():
+        problem = BlochTorrey(tissue, run.degree, **extra)
         engine = make_engine(problem, acquisition, run.engine, run.modes, run.tolerance,
                              run.time_step_ms)
     screen.say(f"{describe_engine(run)}; polynomial degree {run.degree}, "
@@ -95,13 +101,13 @@ def run(arguments, comm: MPI.Comm) -> None:
         screen.say(f"quantities: {', '.join(run.quantities)}")
     if arguments.dry_run:
         screen.say(*estimates.in_words(run.tissue, facts, acquisition),
-                   *estimates.of_simulation(run, mesh, acquisition, problem.num_unknowns))
+                   *estimates.of_simulation(run, problem, acquisition))
         screen.say("dry run: nothing was simulated")
         return
     found: dict[str, derived.Derived] = {}
     with clock("quantities"), named(f"{name}: quantities"):
         found |= derived.of_tissue(run.quantities, problem, acquisition)
-    with clock("signals"), screen.working() as engine.progress:
+    with clock("signals"), named(str(name)), in_keys(), screen.working() as engine.progress:
         signals = Signals(acquisition, engine.signals(), engine.estimated_error, UM3)
     with clock("quantities"):
         found |= derived.of_signals(run.quantities, signals)

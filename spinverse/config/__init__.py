@@ -6,6 +6,7 @@ checked by the rooms that use them. Paths are relative to the folder of the run 
 
 from .acquisition import AcquisitionSection, read_table
 from .mesh import BUILDERS, MeshSection
+from .physics import ExtraTermsSection, UnknownSection
 from .quantities import QUANTITIES
 from .reading import explain, load_yaml, read
 from .runs import (
@@ -21,7 +22,7 @@ from .tissue import KnownTissue, PermeabilitySection, TissueSection, UnknownTiss
 
 __all__ = [
     "BUILDERS", "QUANTITIES", "VERSION", "AcquisitionSection", "CheckpointSection",
-    "InterfaceSection", "KnownTissue", "MeshSection", "PermeabilitySection", "ReconstructConfig",
-    "SignalsSection", "SimulateConfig", "StageSection", "TissueSection", "UnknownTissue",
-    "explain", "load_yaml", "read", "read_table",
+    "ExtraTermsSection", "InterfaceSection", "KnownTissue", "MeshSection", "PermeabilitySection",
+    "ReconstructConfig", "SignalsSection", "SimulateConfig", "StageSection", "TissueSection",
+    "UnknownSection", "UnknownTissue", "explain", "load_yaml", "read", "read_table",
 ]

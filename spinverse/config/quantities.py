@@ -14,6 +14,7 @@ QUANTITIES: dict[str, Callable] = {
     "compartments": quantities.compartments_of, "exchange_times": quantities.exchange_times,
     "mass_balance": quantities.mass_balance}
 FROM_SIGNALS = ("adc", "tensor", "hardi")
+KNOW_EXTRA_TERMS = (*FROM_SIGNALS, "compartments")  # what is fitted, or is of the mesh alone
 # what a run knows, or what is no number: no keys for them
 _KNOWN = ("signals", "S", "tissue", "acquisition", "degree", "diffusivities", "exchange_rates")
 

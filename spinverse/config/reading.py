@@ -16,7 +16,8 @@ from .runs import Run
 from .values import KeyProblem
 
 #: Keys by which the file of another command is known.
-ONLY_IN = {"SimulateConfig": {"signals": "reconstruct", "stages": "reconstruct"},
+ONLY_IN = {"SimulateConfig": {"signals": "reconstruct", "stages": "reconstruct",
+                               "unknown": "reconstruct"},
            "ReconstructConfig": {"quantities": "simulate"}}
 
 
@@ -116,13 +117,16 @@ def explain(error: ValidationError, model: type[BaseModel], data) -> str:
 
 
 def _model_at(model: type[BaseModel], place: list) -> type[BaseModel] | None:
+    named = False  # whether the next key is a name that the user chose
     for key in place:
-        if isinstance(key, int):
+        if isinstance(key, int) or named:
+            named = False
             continue
         field = model.model_fields.get(key)
         model = next(_models_in(field.annotation), None) if field else None
         if model is None:
             return None
+        named = typing.get_origin(field.annotation) is dict
     return model
 
 

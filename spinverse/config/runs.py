@@ -12,7 +12,8 @@ from ..errors import InputError
 from ..inversion import Shapes, Stage
 from .acquisition import Acquisitions
 from .mesh import MeshSection
-from .quantities import FROM_SIGNALS, requests
+from .physics import ExtraTermsSection, Unknowns
+from .quantities import FROM_SIGNALS, KNOW_EXTRA_TERMS, requests
 from .stages import StageSection, stages_value
 from .tissue import TissueSection, UnknownTissue
 from .values import FilePath, KeyProblem, Modes, Number, Positive, Section, TimeStep
@@ -57,6 +58,7 @@ class Run(Section):
     mesh: MeshSection
     engine: Literal["matrix_formalism", "time_stepping"] = "matrix_formalism"
     modes: Modes = "auto"
+    extra_terms: ExtraTermsSection | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -71,6 +73,10 @@ class Run(Section):
                              f"spinverse {__version__} reads (spinverse config --example prints "
                              "such a file)")
         return data
+
+    def extra_arguments(self, comm) -> dict[str, Any]:
+        """`ExtraTermsSection.arguments`, which runs code; none without the section. Collective."""
+        return {} if self.extra_terms is None else self.extra_terms.arguments(comm)
 
 
 class SimulateConfig(Run):
@@ -92,6 +98,15 @@ class SimulateConfig(Run):
                                  "there (the others do not know periodic tissues)")
         return self
 
+    @model_validator(mode="after")
+    def _known_physics(self):
+        for name in self.quantities if self.extra_terms is not None else ():
+            if name not in KNOW_EXTRA_TERMS:
+                raise InputError(f"quantities.{name}: with extra_terms, expected "
+                                 f"{', '.join(KNOW_EXTRA_TERMS)} there (the others do not know "
+                                 "extra terms)")
+        return self
+
 
 class ReconstructConfig(Run):
     """The run file of ``spinverse reconstruct``."""
@@ -104,6 +119,7 @@ class ReconstructConfig(Run):
     time_step_ms: Positive = 0.25
     interface: InterfaceSection = InterfaceSection()
     checkpoint: CheckpointSection = CheckpointSection()
+    unknown: Unknowns = {}
 
     def stage_list(self) -> list[Stage | Shapes] | str:
         """The name of a preset, or the stages of the list."""
@@ -111,10 +127,12 @@ class ReconstructConfig(Run):
             return self.stages
         return [stage.stage() for stage in self.stages]
 
-    def known(self) -> dict[str, Any]:
-        """Arguments of `InverseProblem`, beside mesh and signals."""
+    def known(self, comm) -> dict[str, Any]:
+        """Arguments of `InverseProblem`, beside mesh and signals. Runs code. Collective."""
         tissue, signals = self.tissue, self.signals
-        return {"diffusivity": tissue.diffusivity_um2_per_ms, "T2": tissue.T2_ms,
+        return {**self.extra_arguments(comm),
+                "unknown": {name: section.value() for name, section in self.unknown.items()},
+                "diffusivity": tissue.diffusivity_um2_per_ms, "T2": tissue.T2_ms,
                 "density": tissue.density, "boundary": tissue.boundary,
                 "interface": tissue.interface,
                 "permeability_range": tissue.permeability_range_um_per_ms,

@@ -46,7 +46,12 @@ def exactly_one(section: Section, names: tuple[str, ...]) -> str:
 
 
 def is_number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return not math.isnan(value)
+    except OverflowError:  # a whole number of more than 300 digits
+        return False
 
 
 def _infinite(value):

@@ -42,8 +42,8 @@ class Likelihood:
     sigma: float = 0.0
     freedom: float = np.inf
     rician: bool = True
-    weights: np.ndarray = None  # type: ignore[assignment]
-    acquisition: Acquisition = None  # type: ignore[assignment]
+    weights: np.ndarray = None
+    acquisition: Acquisition = None
 
     def __post_init__(self):
         if self.weights is None:

@@ -14,8 +14,9 @@ import numpy as np
 
 from .. import __version__
 from .._stack import load_stack
-from ..config import KnownTissue, PermeabilitySection
+from ..config import ExtraTermsSection, KnownTissue, PermeabilitySection
 from ..inversion import TAO, Progress, Reconstruction, Shapes, Stage
+from ..inversion.parameters import Unknown
 from ..mesh import Mesh
 from ..units import describe_diffusivity, describe_permeability
 
@@ -222,6 +223,24 @@ def describe_known_permeability(section: PermeabilitySection) -> str:
     values = [(name, section.value(name, default)) for name, default in parts]
     return "permeability: " + "; ".join(f"{name} {_describe(value, words)}"
                                         for name, value in values if value is not None)
+
+
+def describe_extra_terms(section: ExtraTermsSection | None) -> list[str]:
+    """That code of the user's runs, and with which coefficients; nothing without it."""
+    if section is None:
+        return []
+    values = [f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+              for name, value in section.coefficients.items()]
+    times = ", ".join(f"{time:g}" for time in section.breakpoints_ms)
+    return [f"extra terms: function {section.function} of {section.file} (code of the run file is "
+            "executed)" + (f", coefficients {', '.join(values)}" if values else "")
+            + (f", jumps at {times} ms" if times else "")]
+
+
+def describe_unknown(unknown: Mapping[str, Unknown]) -> list[str]:
+    """Numbers that are found with the membranes, a line each."""
+    return [f"unknown {name}: {value.low:g} to {value.high:g}, start {value.start:g} "
+            f"({value.scale} scale)" for name, value in unknown.items()]
 
 
 def describe_engine(run) -> str:

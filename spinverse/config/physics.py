@@ -1,0 +1,280 @@
+"""The sections extra_terms and unknown: a term of the user's own, from a Python file.
+
+Reading a run file looks at its keys alone. The code of the file runs when
+`ExtraTermsSection.arguments` is called: on every rank, of the text that rank 0 has read, and no
+code but what that text asks for; the folder of the file is not searched for modules.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import importlib.util
+import keyword
+import math
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from ..errors import InputError, on_all, on_root
+from ..extra_terms import Unsuitable, check_function
+from ..inversion.parameters import Unknown
+from .values import FilePath, KeyProblem, Number, Section, is_number
+
+_KINDS = ("expected a finite number, a vector, a tensor as rows of up to 3, or {cell tag: value} "
+          "with the same of these for each tag")
+
+
+# ---- values -------------------------------------------------------------------------------------
+
+
+def _is_finite(value) -> bool:
+    return is_number(value) and math.isfinite(value)
+
+
+def _constant(value):
+    """A number, vector or tensor in floats; None if it is none of these."""
+    if _is_finite(value):
+        return float(value)
+    if not (isinstance(value, list) and 0 < len(value) <= 3):
+        return None
+    if all(map(_is_finite, value)):
+        return [float(v) for v in value]
+    if all(isinstance(row, list) and 0 < len(row) <= 3 and all(map(_is_finite, row))
+           for row in value) and len({len(row) for row in value}) == 1:
+        return [[float(v) for v in row] for row in value]
+    return None
+
+
+def _shape(value) -> tuple[int, ...]:
+    return (len(value), *_shape(value[0])) if isinstance(value, list) else ()
+
+
+def _coefficient(value):
+    if not isinstance(value, Mapping):
+        found = _constant(value)
+    else:
+        found = {tag: _constant(entry) for tag, entry in value.items()}
+        entries = list(found.values())
+        if not entries or None in entries or len({_shape(entry) for entry in entries}) > 1 \
+                or not all(type(tag) is int for tag in found):
+            found = None
+    if found is None:
+        raise ValueError(_KINDS)
+    return found
+
+
+def _by_name(value):
+    if not isinstance(value, Mapping):
+        raise ValueError("expected a value for each name, as rho: ...")
+    for name in value:
+        if not (isinstance(name, str) and name.strip()):
+            raise ValueError(f"expected names, got {name!r:.40} (words as yes and on need quotes)")
+    return value
+
+
+def _function_name(value):
+    if not (isinstance(value, str) and value.isidentifier() and not keyword.iskeyword(value)):
+        raise ValueError("expected the name of a function in the file")
+    return value
+
+
+def _times(value):
+    times = value if isinstance(value, list) else [value]
+    if not (times and all(_is_finite(time) and time >= 0 for time in times)):
+        raise ValueError("expected a time in ms, not negative, or a list of them")
+    return tuple(float(time) for time in times)
+
+
+# ---- extra_terms --------------------------------------------------------------------------------
+
+
+class ExtraTermsSection(Section):
+    """A term of the weak form: a function of a Python file, and what it is made of.
+
+    Attributes:
+        file: the Python file.
+        function: its function ``(m, v, t, coefficients)`` that returns a UFL form.
+        coefficients: what it finds as ``coefficients[name]``, in um, ms and rad: numbers, vectors
+            and tensors as lists, or ``{cell tag: value}``.
+        breakpoints_ms: times at which the term jumps.
+    """
+
+    file: Annotated[FilePath, Field(description="a Python file with the function")]
+    function: Annotated[str, BeforeValidator(_function_name), Field(
+        description="the name of a function (m, v, t, coefficients) in the file")]
+    coefficients: Annotated[dict[str, Annotated[Any, BeforeValidator(_coefficient)]],
+                            BeforeValidator(_by_name)] = {}
+    breakpoints_ms: Annotated[tuple[float, ...], BeforeValidator(_times)] = ()
+
+    @model_validator(mode="after")
+    def _is_python(self):
+        if self.file.suffix != ".py":
+            raise KeyProblem("file", f"{self.file}, expected a Python file (.py)")
+        return self
+
+    def arguments(self, comm) -> dict[str, Any]:
+        """Run the code of the file; what `BlochTorrey` and `simulate` take. Collective.
+
+        Args:
+            comm: communicator of the ranks that need the function.
+
+        Returns:
+            ``extra_terms``, ``extra_coefficients`` (plain values) and ``extra_breakpoints`` (ms).
+
+        Raises:
+            InputError: no such file, code that fails, no such function in it, or one that cannot
+                be called with (m, v, t, coefficients). What the function raises when it is called
+                is an InputError too, which says where.
+        """
+        source = comm.bcast(on_root(comm, self._read))
+        return {"extra_terms": on_all(comm, self._load, source),
+                "extra_coefficients": dict(self.coefficients),
+                "extra_breakpoints": self.breakpoints_ms}
+
+    def _read(self) -> bytes:
+        if not self.file.is_file():
+            raise InputError(f"extra_terms.file: {self.file}: no such file, expected a Python file")
+        try:
+            return self.file.read_bytes()
+        except OSError as error:
+            raise InputError(f"extra_terms.file: {self.file}: cannot be read "
+                             f"({error.strerror}), expected a Python file") from None
+
+    def _load(self, source: bytes) -> Callable:
+        place = self.file.resolve()
+        try:
+            module = _run(place, source)
+        except (Exception, SystemExit) as error:
+            raise InputError(f"extra_terms.file: {self.file}: {_said(error, place)}, expected "
+                             "Python that runs by itself (its folder is not searched for "
+                             "modules)") from error
+        if self.function not in vars(module):
+            raise InputError(f"extra_terms.function: {self.function!r}, no such function in "
+                             f"{self.file}, {_instead(self.function, module)}")
+        function = vars(module)[self.function]
+        try:
+            check_function(function)
+        except InputError as error:
+            raise InputError(f"extra_terms.function: {self.function} of {self.file}: "
+                             f"{_without_key(error)}") from None
+
+        @functools.wraps(function)
+        def guarded(m, v, t, coefficients):
+            try:
+                return function(m, v, t, coefficients)
+            except (Exception, SystemExit) as error:
+                raise InputError(f"extra_terms.function: {self.function} of {self.file}: "
+                                 f"{_said(error, place)}") from error
+
+        return guarded
+
+
+class _OfText(SourceFileLoader):
+    """Loads a text that was read before, and leaves nothing beside its file."""
+
+    def __init__(self, name: str, path: Path, source: bytes):
+        super().__init__(name, str(path))
+        self._source = source
+
+    def get_data(self, path) -> bytes:
+        return self._source
+
+    def path_stats(self, path):
+        raise OSError("not asked for: no compiled code is kept")
+
+
+def _run(path: Path, source: bytes) -> ModuleType:
+    """The module of a text, under a name that no other module can have."""
+    name = f"spinverse run file {path} {hashlib.sha256(source).hexdigest()}"
+    spec = importlib.util.spec_from_file_location(name, path, loader=_OfText(name, path, source))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look for their module there
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _said(error: BaseException, path: Path) -> str:
+    """An exception in a line, with the line of the file that it came from."""
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        line, words = error.lineno, error.msg
+    else:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+                 if frame.filename == str(path)]
+        line, words = (lines or [None])[-1], _without_key(error)
+    words = " ".join(words.split())
+    kind = "" if isinstance(error, InputError) else type(error).__name__ + ": " * bool(words)
+    return (f"line {line}: " if line else "") + kind + words
+
+
+def _without_key(error: BaseException) -> str:
+    """Words of the library about its arguments as words about the section's keys."""
+    return str(error).removeprefix("extra_terms: ").replace("extra_coefficients", "coefficients")
+
+
+def _instead(name: str, module: ModuleType) -> str:
+    """The nearest name of a function in a module, or all of them."""
+    known = [key for key, value in vars(module).items() if callable(value)
+             and getattr(value, "__module__", None) == module.__name__]
+    near = difflib.get_close_matches(name, known, n=1)
+    if near:
+        return f"did you mean {near[0]}?"
+    return f"expected one of {', '.join(known)}" if known else "which has none"
+
+
+@contextmanager
+def in_keys():
+    """What the solver says of a run's extra terms, in the keys of the run file.
+
+    Raises:
+        InputError: in place of those of `BlochTorrey` and the engines.
+    """
+    try:
+        yield
+    except Unsuitable as error:
+        raise InputError("extra_terms: engine matrix_formalism cannot take them, because "
+                         f"{error.reason}; expected engine: time_stepping") from None
+    except InputError as error:
+        words = str(error)
+        if not words.startswith("extra_coefficients: "):
+            raise
+        raise InputError(words.replace("extra_coefficients: ", "extra_terms.coefficients.", 1)) \
+            from None
+
+
+# ---- unknown ------------------------------------------------------------------------------------
+
+
+class UnknownSection(Section):
+    """A number that is found with the membranes: `spinverse.inversion.parameters.Unknown`."""
+
+    start: Annotated[Number, Field(description="the value to begin with")]
+    low: Annotated[Number, Field(description="the smallest value")]
+    high: Annotated[Number, Field(description="the largest value")]
+    scale: Literal["log", "linear"] | None = None
+
+    @model_validator(mode="after")
+    def _makes_sense(self):
+        self.value()
+        return self
+
+    def value(self) -> Unknown:
+        """The unknown; on a logarithmic scale, unless it may be zero or another one is said."""
+        scale = self.scale or ("log" if self.low > 0 else "linear")
+        return Unknown(self.start, self.low, self.high, scale)
+
+
+Unknowns = Annotated[dict[str, UnknownSection], BeforeValidator(_by_name)]
+
