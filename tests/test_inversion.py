@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import ufl
 from mpi4py import MPI
 from pyadjoint import Control, Tape, continue_annotation, pause_annotation, set_working_tape
 
@@ -402,3 +403,25 @@ def test_time_stepping_reconstructs_too():
     result = reconstruct(facets, signals, [ten()], engine="time_stepping", time_step=1.0,
                          boundary="absorbing")
     assert result.data_misfit < 0.1 * result.history[0].data and result.modes == 0
+
+
+@pytest.mark.mpi
+def test_facets_with_a_term_of_ones_own(comm):
+    """The truth is a solution with the term, and not without; from afar it gets nearer."""
+    facets = grid(comm)
+
+    def relaxing(m, v, t, c):
+        return c["rate"] * ufl.inner(m, v) * c.dx + c["rho"] * ufl.inner(m, v) * c.ds
+
+    terms = {"extra_terms": relaxing, "extra_coefficients": {"rate": 0.02, "rho": 0.03}}
+    exact = truth(facets).values
+    acquisition = measured(facets, directions=2, modes=60).acquisition
+    signals = simulate(Tissue(facets, permeability=Permeability(facets, exact)), acquisition,
+                       modes=60, **terms)
+    common = {"boundary": "absorbing", "modes": 60}
+    found = reconstruct(facets, signals, [ten(stop_at=1e-6)], start=exact, **common, **terms)
+    assert found.data_misfit < 1e-6
+    without = reconstruct(facets, signals, [Stage("one", iterations=1)], start=exact, **common)
+    assert without.history[0].data > 1e-5
+    far = reconstruct(facets, signals, [ten()], **common, **terms)
+    assert far.history[-1].data < 0.5 * far.history[0].data

@@ -483,3 +483,48 @@ def test_code_of_the_page_runs(capsys):
     assert names["signals"].normalised[1] < names["signals"].normalised[0] == 1.0
     assert names["J"].physical()["rho"] == pytest.approx(0.02, rel=0.1)
     assert "not symmetric in m and v" in capsys.readouterr().out
+
+
+# ---- terms on membranes, and in reconstructions -------------------------------------------------
+
+
+def on_membranes(m, v, t, c):
+    both = ufl.inner(m("+"), v("+")) + ufl.inner(m("-"), v("-"))
+    return c["rho"] * c.membrane("+") * both * c.dS
+
+
+def test_membranes_are_facets_of_low_permeability():
+    """Tied facets are none, and neither are open ones."""
+    tissue = make_tissue()
+    facets, kappa = tissue.mesh, tissue.permeability.values.copy()
+    assert np.isinf(kappa).any()
+    left = {}
+    for opened in (np.inf, 1e4):
+        values = np.where(np.isinf(kappa), opened, kappa)
+        problem = BlochTorrey(tissue.with_permeability(values), extra_terms=on_membranes,
+                              extra_coefficients={"rho": 1.0})
+        form = problem.compile(problem.coefficients.membrane("+") * problem.coefficients.dS)
+        left[opened] = dolfinx.fem.assemble_scalar(form)
+    walls = facets.facet_areas[~facets.outer & np.isfinite(kappa)].sum()
+    assert left[np.inf] == pytest.approx(walls / (1 + 0.05**2), rel=1e-12)
+    assert left[1e4] == pytest.approx(left[np.inf], rel=1e-6)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("engine", ["matrix_formalism", "time_stepping"])
+def test_terms_on_membranes_change_with_the_permeability(comm, engine):
+    tissue = make_tissue(comm)
+    kappa = np.where(np.isinf(tissue.permeability.values), 0.4, tissue.permeability.values)
+    problem = BlochTorrey(tissue.with_permeability(kappa), extra_terms=on_membranes,
+                          extra_coefficients={"rho": 0.1})
+    solver = make_engine(problem, pgse(), engine, problem.num_unknowns, time_step=1.0)
+
+    def value(values):
+        signals = solver.signals(values, remember=True)
+        return float((WEIGHTS.conj() @ signals).real)
+
+    value(kappa)
+    gradient = solver.gradient(WEIGHTS)
+    away = np.cos(tissue.mesh.facet_vertices.sum(axis=1)) * kappa
+    slope = (value(kappa + 1e-4 * away) - value(kappa - 1e-4 * away)) / 2e-4
+    assert comm.allreduce(float(gradient @ away)) == pytest.approx(slope, rel=1e-5)

@@ -10,6 +10,7 @@ exchanged in between, a block at a time, so N K^2 numbers are nowhere.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from itertools import islice
 
@@ -17,11 +18,14 @@ import numpy as np
 from mpi4py import MPI
 
 from ...errors import InputError
+from ...extra_terms import has
 from ...phases import phase
 from ..schedule.groups import Batch
 from .chebyshev import Propagation
 from .matrix_formalism import MatrixFormalism, free_jumps
 from .rest import divided_differences
+
+_log = logging.getLogger(__name__)
 
 _BLOCK_BYTES = 2**26  # packed matrices of a block of measurements, or of facets
 
@@ -50,6 +54,9 @@ def signal_jacobian(engine: MatrixFormalism, permeability: np.ndarray | None = N
     number = len(engine.acquisition)
     if weights is not None and np.shape(weights) != (number,):
         raise InputError(f"weights: shape {np.shape(weights)}, expected ({number},)")
+    problem = engine.problem
+    if has(problem.extra_form, problem.kappa) and problem.comm.rank == 0:
+        _log.warning("Jacobian: what extra_terms change with the permeability is left out of it")
     engine.find_modes(permeability)
     return _jacobian(engine, weights)
 

@@ -33,6 +33,7 @@ from mpi4py import MPI
 
 from ...acquisition.table import Acquisition
 from ...errors import InputError, SolverError
+from ...extra_terms import has
 from ...phases import phase
 from ...problem import BlochTorrey
 from ..basis.eigenmodes import Eigenmodes, eigenmodes
@@ -160,6 +161,8 @@ class MatrixFormalism:
         Returns:
             ``(nf,)``, zero on tied facets; after ``signals(..., remember=True)``.
         """
+        if has(self.problem.extra_form, self.problem.kappa):  # terms on membranes change with it
+            return self.gradients(adjoint, [self.problem.kappa])[0]
         return self._contract(self._taped, self._by_operator(adjoint)[0])
 
     def gradient_of(self, coefficient, adjoint: np.ndarray) -> np.ndarray:
