@@ -1,8 +1,8 @@
 """Units: what the user and the files say, and what the equations use.
 
 Inside the package lengths are um, times ms, angles rad. b-values are in s/mm^2 and gradients in
-mT/m wherever a person or a file gives them; each conversion is made here and only here.
-Every function takes a number or an array and returns the same shape.
+mT/m wherever a person gives them; some files have the SI's s, s/m^2 and T/m. Each conversion is
+made here and only here. Every function takes a number or an array and returns the same shape.
 """
 
 from __future__ import annotations
@@ -45,6 +45,51 @@ def gradient_to_internal(gradient):
 def gradient_from_internal(gradient):
     """g = gamma G in rad/(ms um) to the gradient strength G in mT/m."""
     return np.divide(gradient, GAMMA_INTERNAL)
+
+
+def time_to_internal(time):
+    """Time from s to ms."""
+    return np.multiply(time, 1000.0)
+
+
+def time_from_internal(time):
+    """Time from ms to s."""
+    return np.divide(time, 1000.0)
+
+
+def frequency_from_internal(frequency):
+    """Frequency from 1/ms to Hz."""
+    return np.multiply(frequency, 1000.0)
+
+
+def length_from_internal(length):
+    """Length from um to m."""
+    return np.divide(length, 1e6)
+
+
+def diffusivity_from_internal(diffusivity):
+    """Diffusivity from um^2/ms to m^2/s."""
+    return np.divide(diffusivity, 1e9)
+
+
+def b_to_si(b):
+    """b-value from s/mm^2 to s/m^2."""
+    return np.multiply(b, 1e6)
+
+
+def b_from_si(b):
+    """b-value from s/m^2 to s/mm^2."""
+    return np.divide(b, 1e6)
+
+
+def gradient_to_si(gradient):
+    """Gradient strength from mT/m to T/m."""
+    return np.divide(gradient, 1000.0)
+
+
+def gradient_from_si(gradient):
+    """Gradient strength from T/m to mT/m."""
+    return np.multiply(gradient, 1000.0)
 
 
 def describe_b(b: float) -> str:

@@ -13,7 +13,15 @@ def test_known_conversions():
     assert units.gradient_to_internal(1000.0) == pytest.approx(0.26752218744, rel=1e-14)
 
 
-@pytest.mark.parametrize("quantity", ["b", "permeability", "gradient"])
+def test_what_files_and_the_screen_have_in_si():
+    assert (units.time_to_internal(0.04), units.time_from_internal(40.0)) == (40.0, 0.04)
+    assert (units.b_to_si(1000.0), units.b_from_si(1e9)) == (1e9, 1000.0)
+    assert (units.gradient_to_si(300.0), units.gradient_from_si(0.3)) == (0.3, 300.0)
+    assert (units.length_from_internal(5.0), units.diffusivity_from_internal(2.0)) == (5e-6, 2e-9)
+    assert units.frequency_from_internal(0.1) == 100.0  # Hz
+
+
+@pytest.mark.parametrize("quantity", ["b", "permeability", "gradient", "time"])
 def test_conversions_are_inverse_and_keep_shapes(quantity):
     values = np.array([[0.0, 1e-5, 3.7], [1e3, 5e4, np.inf]])
     there = getattr(units, f"{quantity}_to_internal")(values)

@@ -22,6 +22,7 @@ from spinverse.acquisition.fsl import read_fsl, write_fsl
 from spinverse.acquisition.table import Acquisition
 from spinverse.acquisition.waveforms import PGSE
 from spinverse.errors import InputError
+from spinverse.units import time_from_internal, time_to_internal
 
 DELTA_FIELDS = ("DiffusionGradientDuration", "GradientDuration", "SmallDelta")
 SEPARATION_FIELDS = ("DiffusionGradientSeparation", "GradientSeparation", "BigDelta", "LargeDelta")
@@ -61,12 +62,12 @@ def read_bids(
     if time_unit is None:
         judge = separation if separation is not None else length
         time_unit = "ms" if judge is not None and np.max(judge) >= _FIRST_MS else "s"
-    scale = 1000.0 if time_unit == "s" else 1.0
-    delta = length * scale if delta is None and length is not None else delta
-    Delta = separation * scale if Delta is None and separation is not None else Delta
+    in_ms = time_to_internal if time_unit == "s" else np.asarray
+    delta = in_ms(length) if delta is None and length is not None else delta
+    Delta = in_ms(separation) if Delta is None and separation is not None else Delta
     if echo_time is None:
         echo = _times(sidecar, found, ("EchoTime",))
-        echo_time = None if echo is None else 1000.0 * echo
+        echo_time = None if echo is None else time_to_internal(echo)
     names = f"{' or '.join(DELTA_FIELDS)}, and {' or '.join(SEPARATION_FIELDS)}"
     if sidecar.is_file():
         require_times(sidecar, delta, Delta, f"the sidecar has no such fields ({names})")
@@ -102,7 +103,7 @@ def write_bids(path: str | Path, acquisition: Acquisition) -> None:
         SEPARATION_FIELDS[0]: acquisition.Delta,
     }
     for name, column in columns.items():
-        seconds = (column / 1000.0).tolist()
+        seconds = time_from_internal(column).tolist()
         fields[name] = seconds[0] if len(acquisition.waveforms) == 1 else seconds
     write_fsl(
         stem.with_name(stem.name + ".bval"), stem.with_name(stem.name + ".bvec"), acquisition

@@ -29,7 +29,14 @@ from spinverse.acquisition.samples import held
 from spinverse.acquisition.table import Acquisition, b_of_gradient
 from spinverse.acquisition.waveforms import PGSE, Sampled, SampledGradient, Waveform
 from spinverse.errors import InputError
-from spinverse.units import gradient_from_internal
+from spinverse.units import (
+    b_from_si,
+    gradient_from_internal,
+    gradient_from_si,
+    gradient_to_si,
+    time_from_internal,
+    time_to_internal,
+)
 
 _VERSIONS = {
     "STEJSKALTANNER": "STEJSKALTANNER",
@@ -71,7 +78,7 @@ def read_camino(path: str | Path, delta=None, Delta=None, echo_time=None) -> Acq
             return _waveforms(path, rows)
         table = _columns(path, version, rows)
         if version == "BVECTOR":
-            b = table[:, 3] * 1e-6
+            b = b_from_si(table[:, 3])
             vectors = tidy_directions(path, b, table[:, :3])
             return Acquisition.from_rows(b, vectors, delta, Delta, echo_time)
         return _pulses(path, table)
@@ -108,20 +115,20 @@ def write_camino(
     if version == "STEJSKALTANNER":
         if not pulses:
             raise InputError(f"{path}: a STEJSKALTANNER scheme holds PGSE only")
-        G = acquisition.gradient_strength_mT_m * 1e-3
+        G = gradient_to_si(acquisition.gradient_strength_mT_m)
         vectors = np.where(acquisition.b[:, None] > 0.0, acquisition.directions, 0.0)
         times = np.column_stack([acquisition.Delta, acquisition.delta, acquisition.echo_time])
-        table = np.column_stack([vectors, G, times * 1e-3])
+        table = np.column_stack([vectors, G, time_from_internal(times)])
         lines += [" ".join(map(repr, row)) for row in table.tolist()]
     else:
         slices = [_slices(waveform, step) for waveform in acquisition.waveforms]
-        G = gradient_from_internal(acquisition.strength) * 1e-3
+        G = gradient_to_si(gradient_from_internal(acquisition.strength))
         for row, k in enumerate(acquisition.waveform_index):
             dt, means = slices[k]
             if means.ndim == 1:
                 means = means[:, None] * acquisition.directions[row]
             cells = " ".join(f"{value:.12g}" for value in (G[row] * means).ravel() + 0.0)
-            lines.append(f"{len(means)} {dt * 1e-3:.12g} {cells}")
+            lines.append(f"{len(means)} {time_from_internal(dt):.12g} {cells}")
     text = "\n".join(lines) + "\n"
     replace(path, lambda file: file.write(text.encode()))
 
@@ -166,8 +173,8 @@ def _columns(path, version: str, rows) -> np.ndarray:
 
 def _pulses(path, table: np.ndarray) -> Acquisition:
     """The PGSE of a STEJSKALTANNER scheme."""
-    G = table[:, 3] * 1e3
-    times = np.where(table[:, 4:] > 0.0, table[:, 4:] * 1e3, np.nan)
+    G = gradient_from_si(table[:, 3])
+    times = np.where(table[:, 4:] > 0.0, time_to_internal(table[:, 4:]), np.nan)
     Delta, delta, echo_time = times.T
     for row in np.flatnonzero(G < 0.0)[:1]:
         raise InputError(f"{path}: row {row} has |G| = {table[row, 3]:g} T/m, expected >= 0")
@@ -197,7 +204,7 @@ def _waveforms(path, rows) -> Acquisition:
             raise InputError(
                 f"{path}: line {line}: {len(values)} numbers, expected K dt and 3 K gradients"
             )
-        dt, G = values[1] * 1e3, np.array(values[2:]).reshape(-1, 3) * 1e3
+        dt, G = float(time_to_internal(values[1])), gradient_from_si(values[2:]).reshape(-1, 3)
         durations[row] = K * dt
         if not np.any(G):
             continue

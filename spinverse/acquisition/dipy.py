@@ -10,6 +10,7 @@ import numpy as np
 from spinverse.acquisition.files import require_times, tidy_directions
 from spinverse.acquisition.table import Acquisition
 from spinverse.errors import InputError
+from spinverse.units import time_from_internal, time_to_internal
 
 
 def from_dipy(
@@ -68,7 +69,7 @@ def _milliseconds(table, name: str):
     if seconds is None:
         return None
     try:
-        return np.asarray(seconds, dtype=float) * 1000.0
+        return time_to_internal(np.asarray(seconds, dtype=float))
     except (TypeError, ValueError):
         raise InputError(f"gradient table: {name} = {seconds!r:.60}, expected s") from None
 
@@ -97,7 +98,7 @@ def to_dipy(acquisition: Acquisition, **options):
                 f"to_dipy: {values.size} values of {name} ({', '.join(f'{v:g}' for v in values)} "
                 "ms), expected one: a DIPY table has one; select its rows first"
             )
-        times[name] = None if np.isnan(values[0]) else float(values[0]) / 1000.0
+        times[name] = None if np.isnan(values[0]) else float(time_from_internal(values[0]))
     vectors = np.where(acquisition.b[:, None] > 0.0, acquisition.directions, 0.0)
     if any(waveform.vector for waveform in acquisition.waveforms):
         options.setdefault("btens", acquisition.b_tensors)

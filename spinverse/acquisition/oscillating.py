@@ -12,6 +12,7 @@ import numpy as np
 from spinverse.acquisition.pulses import pair_times, set_fields
 from spinverse.acquisition.waveform import ROUNDING, Waveform, echo_time_after
 from spinverse.errors import InputError
+from spinverse.units import frequency_from_internal
 
 
 def _whole(periods: Any) -> int:
@@ -93,9 +94,10 @@ class _OGSE(Waveform):
 
     def describe(self) -> str:
         """One line for a person."""
+        hertz = frequency_from_internal(self.frequency)
         return (
-            f"{self.name}, {self.periods} period(s) ({1e3 * self.frequency:.4g} Hz), delta "
-            f"{self.delta:g} ms, Delta {self.Delta:g} ms, TE {self.echo_time:g} ms"
+            f"{self.name}, {self.periods} period(s) ({hertz:.4g} Hz), delta {self.delta:g} ms, "
+            f"Delta {self.Delta:g} ms, TE {self.echo_time:g} ms"
         )
 
 

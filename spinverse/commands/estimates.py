@@ -17,6 +17,13 @@ from ..inversion import GaussNewton, Shapes, Stage
 from ..mesh import Mesh
 from ..problem import BlochTorrey
 from ..report.mesh_facts import MeshFacts
+from ..units import (
+    b_to_si,
+    diffusivity_from_internal,
+    gradient_to_si,
+    length_from_internal,
+    time_from_internal,
+)
 
 _PROCESS = 300.0  # MiB of a rank that has done nothing yet
 _START = 5.0  # s to load, compile forms, write files and figures
@@ -34,12 +41,13 @@ def in_words(tissue: KnownTissue, facts: MeshFacts, acquisition: Acquisition) ->
              f"the longest diffusion time, {longest:.4g} ms; the mesh has edges of "
              f"{facts.edges[1]:.3g} um"]
     T2 = _largest(tissue.T2_ms)
+    strongest = np.max(acquisition.gradient_strength_mT_m, initial=0.0)
     lines.append(
-        f"in SI: diffusivity {D * 1e-9:.4g} m^2/s; T2 "
-        + ("none" if not np.isfinite(T2) else f"{T2 / 1e3:.4g} s")
-        + f"; mesh edges {facts.edges[1] * 1e-6:.3g} m; b up to "
-        f"{acquisition.b.max() * 1e6:.4g} s/m^2; gradients up to "
-        f"{np.max(acquisition.gradient_strength_mT_m, initial=0.0) / 1e3:.4g} T/m; "
+        f"in SI: diffusivity {diffusivity_from_internal(D):.4g} m^2/s; T2 "
+        + ("none" if not np.isfinite(T2) else f"{time_from_internal(T2):.4g} s")
+        + f"; mesh edges {length_from_internal(facts.edges[1]):.3g} m; b up to "
+        f"{b_to_si(acquisition.b.max()):.4g} s/m^2; gradients up to {gradient_to_si(strongest):.4g}"
+        " T/m; "
         + (f"delta {_span(pulses)} s; " if len(pulses) else "") + f"TE {_span(echo)} s")
     return lines
 
@@ -147,7 +155,7 @@ def _largest(value) -> float:
 
 
 def _span(times_ms) -> str:
-    low, high = float(np.min(times_ms)) / 1e3, float(np.max(times_ms)) / 1e3
+    low, high = time_from_internal([np.min(times_ms), np.max(times_ms)])
     return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, model_validator
 
 from ..errors import InputError
+from ..units import permeability_to_internal
 from .values import (
     FilePath,
     Number,
@@ -58,8 +59,8 @@ class PermeabilitySection(Section):
         if m_per_s is None:
             return default if um_per_ms is None else um_per_ms
         if isinstance(m_per_s, Mapping):
-            return {tag: 1000.0 * value for tag, value in m_per_s.items()}
-        return 1000.0 * m_per_s
+            return {tag: float(permeability_to_internal(v)) for tag, v in m_per_s.items()}
+        return float(permeability_to_internal(m_per_s))
 
 
 class KnownTissue(Section):

@@ -8,6 +8,7 @@ from plotly.subplots import make_subplots
 
 from ..mesh import MeshData
 from ..mesh.checks import facets_of
+from ..units import permeability_from_internal
 from .html_parts import (
     BACKGROUND,
     FALSE,
@@ -54,7 +55,8 @@ def histogram(facets: Found, cut: float | None, rule: str) -> Picture:
     if cut is not None and cut > 0:
         figure.add_vline(np.log10(cut), line={"color": FALSE, "width": 2},
                          annotation_text=f"cut: {cut:.3g} µm/ms")
-        words = f"{rule} The line is the cut, {cut:.3g} µm/ms ({cut * 1e-3:.3g} m/s)."
+        words = f"{rule} The line is the cut, {cut:.3g} µm/ms ("
+        words += f"{permeability_from_internal(cut):.3g} m/s)."
     figure.update_layout(barmode="overlay", bargap=0, margin={"t": 28},
                          legend={"orientation": "h", "y": -0.26})
     figure.update_xaxes(title="log10 of permeability (µm/ms)")

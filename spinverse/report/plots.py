@@ -11,6 +11,7 @@ from typing import BinaryIO
 import numpy as np
 
 from ..acquisition import Acquisition
+from ..units import frequency_from_internal
 
 MEASURED, PREDICTED = "#333333", "#0072b2"
 TERMS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
@@ -134,7 +135,7 @@ def panels(acquisition: Acquisition) -> dict[str, np.ndarray]:
 def _sequence(waveform) -> str:
     words = [waveform.name]
     if hasattr(waveform, "periods"):
-        words[0] += f" {1000 * waveform.periods / waveform.delta:.4g} Hz"
+        words[0] += f" {frequency_from_internal(waveform.periods / waveform.delta):.4g} Hz"
     if hasattr(waveform, "parallel"):
         words[0] += " parallel" if waveform.parallel else " antiparallel"
     if hasattr(waveform, "delta") and hasattr(waveform, "Delta"):
