@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from spinverse.acquisition import description, sequences
+from spinverse.acquisition.pulses import set_fields
 from spinverse.acquisition.sequences import floats as _floats
 from spinverse.acquisition.waveforms import (
     PGSE,
@@ -76,10 +77,7 @@ class Acquisition:
             )
         for array in (b, directions, index):
             array.setflags(write=False)
-        object.__setattr__(self, "b", b)
-        object.__setattr__(self, "directions", directions)
-        object.__setattr__(self, "waveform_index", index)
-        object.__setattr__(self, "waveforms", waveforms)
+        set_fields(self, b=b, directions=directions, waveform_index=index, waveforms=waveforms)
 
     def _distinct_waveforms(self, rows: int) -> tuple[np.ndarray, tuple[Waveform, ...]]:
         """Index and waveforms with equal ones merged, unused ones dropped, in order of use."""
