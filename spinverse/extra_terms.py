@@ -26,6 +26,7 @@ from petsc4py import PETSc
 from ufl.algorithms import expand_derivatives
 from ufl.algorithms.check_arities import ArityMismatch, check_form_arity
 
+from .engines.linear.columns import times
 from .errors import InputError
 from .mesh.distributed import Mesh
 from .tissue import check_tags
@@ -351,13 +352,5 @@ class Operator:
 
     def __matmul__(self, columns: np.ndarray) -> np.ndarray:
         """``(n_owned, n)`` to the same. Collective."""
-        comm = self.matrix.comm
-        sizes = (self.matrix.getSizes()[1], (PETSc.DECIDE, columns.shape[1]))
-        dense = PETSc.Mat().createDense(sizes, comm=comm)
-        dense.getDenseArray()[:] = columns
-        dense.assemble()
-        product = self.matrix.matMult(dense)
-        result = product.getDenseArray(readonly=True).copy()
-        product.destroy()
-        dense.destroy()
+        result = times(self.matrix, columns)
         return result if self.local is None else result + self.local @ columns
