@@ -21,9 +21,9 @@ import numpy as np
 from spinverse.acquisition.files import (
     numbers,
     read_lines,
-    replace,
     require_times,
     tidy_directions,
+    write_text,
 )
 from spinverse.acquisition.samples import held
 from spinverse.acquisition.table import Acquisition, b_of_gradient
@@ -31,13 +31,8 @@ from spinverse.acquisition.waveforms import PGSE, Sampled, SampledGradient, Wave
 from spinverse.errors import InputError
 from spinverse.units import gradient_from_internal
 
-_VERSIONS = {
-    "STEJSKALTANNER": "STEJSKALTANNER",
-    "1": "STEJSKALTANNER",
-    "BVECTOR": "BVECTOR",
-    "2": "BVECTOR",
-    "GRADIENT_WAVEFORM": "GRADIENT_WAVEFORM",
-}
+_VERSIONS = {"STEJSKALTANNER": "STEJSKALTANNER", "1": "STEJSKALTANNER", "BVECTOR": "BVECTOR",
+             "2": "BVECTOR", "GRADIENT_WAVEFORM": "GRADIENT_WAVEFORM"}
 _ROUNDED = 1e-6  # of the peak: two shapes that differ less are one
 _ROUNDED_AREA = 1e-3  # of int |G|: a rest that rounding may leave
 _MICROSECOND = 1e-3  # ms
@@ -122,8 +117,7 @@ def write_camino(
                 means = means[:, None] * acquisition.directions[row]
             cells = " ".join(f"{value:.12g}" for value in (G[row] * means).ravel() + 0.0)
             lines.append(f"{len(means)} {dt * 1e-3:.12g} {cells}")
-    text = "\n".join(lines) + "\n"
-    replace(path, lambda file: file.write(text.encode()))
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def is_scheme(path: str | Path) -> bool:

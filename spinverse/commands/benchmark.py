@@ -17,8 +17,8 @@ from mpi4py import MPI
 from ..benchmark import methods, table, targets
 from ..benchmark.measured import ACQUISITIONS
 from ..benchmark.runs import BOUNDARIES, DONE, TARGET_MESHES, Bench, Case, Data, case_of
-from ..errors import InputError, SpinverseError
-from ..report.screen import Screen, one_line
+from ..errors import InputError, SpinverseError, one_line
+from ..report.screen import Screen
 from . import interruption
 
 HELP = "reconstruct targets whose membrane is known, and tabulate how well"

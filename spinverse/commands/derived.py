@@ -11,7 +11,7 @@ import numpy as np
 from .. import quantities as q
 from ..acquisition import Acquisition, Signals
 from ..config.quantities import FROM_SIGNALS, QUANTITIES, options_of
-from ..errors import InputError, SolverError
+from ..errors import InputError, SolverError, one_line
 from ..problem import BlochTorrey
 from ..units import b_to_internal
 
@@ -105,7 +105,7 @@ def _recorded(name: str, function: Callable, *args, **options):
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
         value = _named(name, function, *args, **options)
-    said = dict.fromkeys(" ".join(str(item.message).split()) for item in caught)
+    said = dict.fromkeys(one_line(item.message) for item in caught)
     return value, tuple(said)
 
 

@@ -7,7 +7,7 @@ checked by the rooms that use them. Paths are relative to the folder of the run 
 from .acquisition import AcquisitionSection, read_table
 from .mesh import BUILDERS, MeshSection
 from .quantities import QUANTITIES
-from .reading import explain, load_yaml, read
+from .reading import read
 from .runs import (
     VERSION,
     CheckpointSection,
@@ -23,5 +23,5 @@ __all__ = [
     "BUILDERS", "QUANTITIES", "VERSION", "AcquisitionSection", "CheckpointSection",
     "InterfaceSection", "KnownTissue", "MeshSection", "PermeabilitySection", "ReconstructConfig",
     "SignalsSection", "SimulateConfig", "StageSection", "TissueSection", "UnknownTissue",
-    "explain", "load_yaml", "read", "read_table",
+    "read", "read_table",
 ]

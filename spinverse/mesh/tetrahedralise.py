@@ -12,12 +12,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from spinverse.errors import InputError, SolverError
 from spinverse.mesh.arguments import affordable_volume, choice, positive, shown
 from spinverse.mesh.checks import RepairWarning, cell_volumes, facets_of
+from spinverse.mesh.connected import cell_regions
 from spinverse.mesh.data import MeshData
 from spinverse.mesh.isosurface import layer
 from spinverse.mesh.surfaces import (
@@ -296,9 +295,7 @@ def _compare(surface: Surface, data: MeshData, step: str) -> None:
         said.append(f"the inside has {mesh:.4g} um^3, the surface encloses {wanted:.4g}, "
                     "overlaps twice (a smaller envelope follows thin processes better)")
     _, pairs = facets_of(inside)
-    pairs = pairs[pairs[:, 1] >= 0]
-    graph = coo_array((np.ones(len(pairs), bool), pairs.T), (len(inside),) * 2)
-    pieces, _ = connected_components(graph, directed=False)
+    pieces = cell_regions(len(inside), pairs, np.zeros(len(pairs), bool)).max() + 1
     depth, _ = depths(surface, parts(surface))
     if pieces > (depth % 2 == 0).sum():
         said.append(f"the inside falls into {pieces} pieces, the surface into "

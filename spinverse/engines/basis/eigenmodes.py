@@ -24,6 +24,7 @@ from slepc4py import SLEPc
 
 from ...errors import InputError, SolverError, on_root
 from ...extra_terms import Unsuitable
+from ...mesh.distributed import reduced
 from ...phases import phase
 from ...problem import BlochTorrey
 from ...unknowns import Unknowns
@@ -320,9 +321,7 @@ def _responses(problem: BlochTorrey, columns: np.ndarray, solve: Callable) -> np
             answer = unknowns.local(solve(unknowns.gathered(moved[k][:, block])))
             for j in range(dim):
                 local[j, k, :, block] = moved[j].T @ answer
-    total = np.empty_like(local)
-    problem.comm.Allreduce(local, total)
-    return total
+    return reduced(problem.comm, local)
 
 
 @phase("projection")
@@ -339,8 +338,7 @@ def project(problem: BlochTorrey, values: np.ndarray, columns: np.ndarray,
     mass: scipy.sparse.csr_matrix = problem.local_mass
     packed[-2] = problem.unknowns.load(mass @ problem.initial) @ columns
     packed[-1] = problem.unknowns.load(mass @ problem.scale) @ columns
-    total = np.empty_like(packed)
-    problem.comm.Allreduce(packed, total)
+    total = reduced(problem.comm, packed)
     X = total[:-2].reshape(number, K, K)
     X = 0.5 * (X + X.transpose(0, 2, 1))
     reach = (problem.mesh.bounds[1] - problem.mesh.bounds[0])[:dim] / 2

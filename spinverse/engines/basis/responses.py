@@ -28,6 +28,7 @@ import numpy as np
 from petsc4py import PETSc
 
 from ...errors import SolverError
+from ...mesh.distributed import reduced
 from ...phases import phase
 from ...problem import BlochTorrey
 from ..linear.columns import solved, times
@@ -152,7 +153,7 @@ class _Space:
         return columns - self.functions @ self._products(self._loads, columns)
 
     def _products(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return _summed(self.comm, a.T @ b)
+        return reduced(self.comm, a.T @ b)
 
 
 def _kept(sizes: np.ndarray, room: int) -> int:
@@ -201,7 +202,7 @@ def _diagonalised(A: PETSc.Mat, tied: Tied, space: _Space) -> tuple[np.ndarray, 
     """Rayleigh-Ritz: eigenvalues ascending, ``(K,)``, and functions ``(n, K)``."""
     functions = space.functions
     columns = functions[: A.getLocalSize()[1]]
-    operator = _summed(space.comm, columns.T @ times(A, columns))
+    operator = reduced(space.comm, columns.T @ times(A, columns))
     values, rotation = space.comm.bcast(tuple(np.linalg.eigh(0.5 * (operator + operator.T))))
     if tied.problem.extra_blocks is not None:
         check_decay(values)
@@ -210,10 +211,4 @@ def _diagonalised(A: PETSc.Mat, tied: Tied, space: _Space) -> tuple[np.ndarray, 
 
 def _normalised(comm, mass, functions: np.ndarray) -> np.ndarray:
     squares = np.einsum("ij,ij->j", functions, mass @ functions)
-    return functions / np.sqrt(_summed(comm, squares))
-
-
-def _summed(comm, local: np.ndarray) -> np.ndarray:
-    total = np.empty_like(local)
-    comm.Allreduce(np.ascontiguousarray(local), total)
-    return total
+    return functions / np.sqrt(reduced(comm, squares))

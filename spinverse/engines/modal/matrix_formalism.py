@@ -33,6 +33,7 @@ from mpi4py import MPI
 
 from ...acquisition.table import Acquisition
 from ...errors import InputError, SolverError
+from ...mesh.distributed import reduced
 from ...phases import phase
 from ...problem import BlochTorrey
 from ..basis.eigenmodes import Eigenmodes, eigenmodes
@@ -196,9 +197,7 @@ class MatrixFormalism:
             self._pull_back(group, adjoint, left, right, forward, total, gaps)
         for gap in sorted(gaps):
             total[0] += gaps[gap] * divided_differences(basis.eigenvalues, gap)
-        result = np.empty_like(total)
-        self.problem.comm.Allreduce(0.5 * (total + total.transpose(0, 2, 1)), result)
-        return result
+        return reduced(self.problem.comm, 0.5 * (total + total.transpose(0, 2, 1)))
 
     # ---- one group ----------------------------------------------------------------------------
 
