@@ -27,7 +27,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 
-import dolfinx
 import numpy as np
 from mpi4py import MPI
 
@@ -36,6 +35,7 @@ from ...errors import InputError, SolverError
 from ...mesh.distributed import reduced
 from ...phases import phase
 from ...problem import BlochTorrey
+from ...unknowns import with_ghosts
 from ..basis.eigenmodes import Eigenmodes, eigenmodes
 from ..basis.responses import response_basis
 from ..progress import silent
@@ -180,7 +180,8 @@ class MatrixFormalism:
         problem, basis = self.problem, self._taped
         derivatives = [self._derivatives(coefficient) for coefficient in coefficients]
         operators = self._by_operator(adjoint, not problem.periodic)
-        add_up(self._derivatives, derivatives, _with_ghosts(problem, basis.modes), operators)
+        modes = with_ghosts(problem.space.dofmap.index_map, basis.modes)
+        add_up(self._derivatives, derivatives, modes, operators)
         return [derivative.result() for derivative in derivatives]
 
     @phase("propagation back")
@@ -481,16 +482,4 @@ def free_jumps(problem: BlochTorrey, basis: Eigenmodes) -> tuple[np.ndarray, np.
     """
     free, T = problem.free_jumps
     return free, T @ (basis.columns if problem.unknowns.tied
-                      else _with_ghosts(problem, basis.modes))
-
-
-def _with_ghosts(problem: BlochTorrey, modes: np.ndarray) -> np.ndarray:
-    """Values at owned dofs followed by those at ghosts, ``(nd, K)``."""
-    index_map = problem.space.dofmap.index_map
-    if problem.comm.size == 1:
-        return modes
-    K = modes.shape[1]
-    vector = dolfinx.la.vector(index_map, K)
-    vector.array[: modes.size] = np.ascontiguousarray(modes).ravel()
-    vector.scatter_forward()
-    return vector.array.reshape(-1, K)
+                      else with_ghosts(problem.space.dofmap.index_map, basis.modes))
