@@ -47,6 +47,16 @@ def gradient_from_internal(gradient):
     return np.divide(gradient, GAMMA_INTERNAL)
 
 
+def describe_range(values, digits: int = 4) -> str:
+    """Text for the range of values, for instance ``1 to 2.5``; nan are left out."""
+    values = np.asarray(values, dtype=float)
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return "unknown"
+    low, high = (f"{end:.{digits}g}" for end in (values.min(), values.max()))
+    return low if low == high else f"{low} to {high}"
+
+
 def describe_b(b: float) -> str:
     """Text for a b-value given in s/mm^2, for instance ``1000 s/mm^2 (1 ms/um^2)``."""
     return f"{b:g} s/mm^2 ({b_to_internal(b):g} ms/um^2)"

@@ -19,8 +19,8 @@ import numpy as np
 
 from spinverse.acquisition.files import read_lines, require_times, write_text
 from spinverse.acquisition.fsl import read_fsl, write_fsl
+from spinverse.acquisition.pulses import PGSE
 from spinverse.acquisition.table import Acquisition
-from spinverse.acquisition.waveforms import PGSE
 from spinverse.errors import InputError
 
 DELTA_FIELDS = ("DiffusionGradientDuration", "GradientDuration", "SmallDelta")

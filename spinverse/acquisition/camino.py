@@ -25,9 +25,10 @@ from spinverse.acquisition.files import (
     tidy_directions,
     write_text,
 )
-from spinverse.acquisition.samples import held
+from spinverse.acquisition.pulses import PGSE
+from spinverse.acquisition.samples import Sampled, SampledGradient, held
 from spinverse.acquisition.table import Acquisition, b_of_gradient
-from spinverse.acquisition.waveforms import PGSE, Sampled, SampledGradient, Waveform
+from spinverse.acquisition.waveform import Waveform
 from spinverse.errors import InputError
 from spinverse.units import gradient_from_internal
 

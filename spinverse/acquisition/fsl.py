@@ -14,7 +14,7 @@ from spinverse.acquisition.files import (
     write_text,
 )
 from spinverse.acquisition.table import Acquisition
-from spinverse.acquisition.waveforms import Waveform
+from spinverse.acquisition.waveform import Waveform
 from spinverse.errors import InputError
 
 

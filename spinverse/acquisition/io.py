@@ -27,9 +27,10 @@ from spinverse.acquisition.bids import read_bids
 from spinverse.acquisition.camino import is_scheme, read_camino
 from spinverse.acquisition.files import in_a_folder, read_lines, write_text
 from spinverse.acquisition.fsl import read_fsl
+from spinverse.acquisition.pulses import PGSE
 from spinverse.acquisition.signals import Signals
 from spinverse.acquisition.table import Acquisition
-from spinverse.acquisition.waveforms import PGSE, Waveform
+from spinverse.acquisition.waveform import Waveform
 from spinverse.errors import InputError
 
 DIRECTION_COLUMNS = ("direction_x", "direction_y", "direction_z")

@@ -8,18 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from spinverse.acquisition import description, sequences
-from spinverse.acquisition.pulses import set_fields
+from spinverse.acquisition.oscillating import CosOGSE, SinOGSE
+from spinverse.acquisition.pulses import PGSE, DoublePGSE, TrapezoidPGSE, set_fields
+from spinverse.acquisition.samples import Sampled, SampledGradient
 from spinverse.acquisition.sequences import floats as _floats
-from spinverse.acquisition.waveforms import (
-    PGSE,
-    CosOGSE,
-    DoublePGSE,
-    Sampled,
-    SampledGradient,
-    SinOGSE,
-    TrapezoidPGSE,
-    Waveform,
-)
+from spinverse.acquisition.waveform import Waveform
 from spinverse.errors import InputError
 from spinverse.units import (
     b_from_internal,

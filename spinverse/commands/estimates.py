@@ -15,6 +15,7 @@ from ..config import KnownTissue, ReconstructConfig, SimulateConfig
 from ..inversion import GaussNewton, Shapes, Stage
 from ..mesh import Mesh
 from ..report.mesh_facts import MeshFacts
+from ..units import describe_range
 
 _PROCESS = 300.0  # MiB of a rank that has done nothing yet
 _START = 5.0  # s to load, compile forms, write files and figures
@@ -24,8 +25,8 @@ def in_words(tissue: KnownTissue, facts: MeshFacts, acquisition: Acquisition) ->
     """How far magnetisation moves in how much time on which mesh; the same values in SI units."""
     D = _largest(tissue.diffusivity_um2_per_ms)
     times = acquisition.diffusion_time
-    echo = [waveform.echo_time for waveform in acquisition.waveforms]
-    longest = float(np.nanmax(times, initial=0.0)) or max(echo)
+    echo = np.array([waveform.echo_time for waveform in acquisition.waveforms])
+    longest = float(np.nanmax(times, initial=0.0)) or echo.max()
     moved = np.sqrt(2 * D * longest)
     pulses = acquisition.delta[np.isfinite(acquisition.delta)]
     lines = [f"in words: along an axis magnetisation that nothing hinders moves {moved:.3g} um in "
@@ -38,7 +39,8 @@ def in_words(tissue: KnownTissue, facts: MeshFacts, acquisition: Acquisition) ->
         + f"; mesh edges {facts.edges[1] * 1e-6:.3g} m; b up to "
         f"{acquisition.b.max() * 1e6:.4g} s/m^2; gradients up to "
         f"{np.max(acquisition.gradient_strength_mT_m, initial=0.0) / 1e3:.4g} T/m; "
-        + (f"delta {_span(pulses)} s; " if len(pulses) else "") + f"TE {_span(echo)} s")
+        + (f"delta {describe_range(pulses / 1e3)} s; " if len(pulses) else "")
+        + f"TE {describe_range(echo / 1e3)} s")
     return lines
 
 
@@ -137,11 +139,6 @@ def _modes_memory(unknowns: int, number: int, remembered: int) -> float:
 def _largest(value) -> float:
     values = list(value.values()) if isinstance(value, Mapping) else [value]
     return max(float(np.max(np.abs(v))) for v in values)
-
-
-def _span(times_ms) -> str:
-    low, high = float(np.min(times_ms)) / 1e3, float(np.max(times_ms)) / 1e3
-    return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
 
 
 def _round(value: float, digits: int = 1) -> float:

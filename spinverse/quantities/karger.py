@@ -10,7 +10,7 @@ from scipy.linalg import expm
 
 from ..acquisition.signals import Signals
 from ..acquisition.table import Acquisition
-from ..acquisition.waveforms import Waveform
+from ..acquisition.waveform import Waveform
 from ..errors import InputError, SolverError
 from ..problem import BlochTorrey
 from ..tissue import Tissue

@@ -11,7 +11,7 @@ S = conj(l)^T exp(-Lambda tau) u, where u and l are start and receive after that
 the gap in the middle. With f(TE - t) = f(t) it is l^T exp(-Lambda tau) u.
 
 Waveforms that are not piecewise constant are cut into pieces of fourth order in their length
-(`spinverse.acquisition.waveforms`).
+(`spinverse.acquisition.waveform`).
 
 Along periodic axes the modes drift instead: see `spinverse.engines.basis.gauge`.
 
