@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import PurePath
 from types import ModuleType
 
-from spinverse.errors import StackError
+from spinverse.errors import StackError, one_line
 
 DOLFINX_SERIES = "0.11"
 WHEEL = "dolfinx-solver-real"
@@ -163,11 +163,6 @@ def installed_distributions() -> set[str]:
     """Return the normalised names of the installed distributions."""
     names = (distribution.metadata["Name"] for distribution in metadata.distributions())
     return {name.lower().replace("_", "-").replace(".", "-") for name in names if name}
-
-
-def one_line(error: BaseException) -> str:
-    """Return an exception's message without line breaks."""
-    return " ".join(str(error).split())
 
 
 def _require(problem: str | None) -> None:

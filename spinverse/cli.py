@@ -21,8 +21,7 @@ from petsc4py import PETSc
 
 from . import __version__
 from .commands import interruption
-from .errors import InputError, SpinverseError, StackError
-from .report.screen import one_line
+from .errors import InputError, SpinverseError, StackError, one_line
 
 PATIENCE = 10.0  # s that a failed rank waits for the others before it ends them
 #: Of a disk that is full, over its quota, read-only or failing.

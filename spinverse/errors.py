@@ -23,6 +23,11 @@ class SolverError(SpinverseError, RuntimeError):
     """A solver failed: no factorisation, no convergence, not enough eigenpairs."""
 
 
+def one_line(message) -> str:
+    """A message without line breaks; an exception without one gives its name."""
+    return " ".join(str(message).split()) or type(message).__name__
+
+
 def on_root[T](comm, function: Callable[..., T], *args, **kwargs) -> T | None:
     """Run ``function`` on rank 0 only; an exception there is raised on every rank.
 

@@ -26,9 +26,10 @@ from petsc4py import PETSc
 from ufl.algorithms import expand_derivatives
 from ufl.algorithms.check_arities import ArityMismatch, check_form_arity
 
+from .engines.linear.columns import times
 from .errors import InputError
 from .mesh.distributed import Mesh
-from .tissue import check_tags
+from .tissue import by_cell_tag
 
 _ROUNDING = 1e-9  # of the norm of all blocks
 _DIFFERENT = PETSc.Mat.Structure.DIFFERENT_NONZERO_PATTERN
@@ -111,15 +112,10 @@ def _coefficient(mesh: Mesh, name: str, value):
     field = f"extra_coefficients: {name}"
     if isinstance(value, Mapping):
         entries = {int(tag): _numbers(field, entry) for tag, entry in value.items()}
-        present = set().union(*mesh.comm.allgather(set(mesh.cell_tags.tolist())))
-        check_tags(field, "cell", entries, present)
         shapes = {entry.shape for entry in entries.values()}
         if len(shapes) > 1:
             raise InputError(f"{field}: shapes {sorted(shapes)}, expected the same for all tags")
-        values = np.zeros((len(mesh.cell_tags), *shapes.pop()))
-        for tag in present:
-            values[mesh.cell_tags == tag] = entries[tag]
-        return cell_function(mesh.domain, values, name)
+        return cell_function(mesh.domain, by_cell_tag(mesh, field, entries), name)
     array = _numbers(field, value)
     if array.ndim and len(array) == mesh.num_cells:
         return cell_function(mesh.domain, array[mesh.input_cells], name)
@@ -351,13 +347,5 @@ class Operator:
 
     def __matmul__(self, columns: np.ndarray) -> np.ndarray:
         """``(n_owned, n)`` to the same. Collective."""
-        comm = self.matrix.comm
-        sizes = (self.matrix.getSizes()[1], (PETSc.DECIDE, columns.shape[1]))
-        dense = PETSc.Mat().createDense(sizes, comm=comm)
-        dense.getDenseArray()[:] = columns
-        dense.assemble()
-        product = self.matrix.matMult(dense)
-        result = product.getDenseArray(readonly=True).copy()
-        product.destroy()
-        dense.destroy()
+        result = times(self.matrix, columns)
         return result if self.local is None else result + self.local @ columns

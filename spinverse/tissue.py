@@ -200,6 +200,16 @@ def check_tags(field: str, kind: str, given: Iterable[int], present: set[int]) -
                       f"(it has {known or 'none'})", UserWarning, stacklevel=4)
 
 
+def by_cell_tag(mesh: Mesh, field: str, entries: Mapping[int, np.ndarray]) -> np.ndarray:
+    """Values over the cells of this rank, ``(nc, ...)``, from one of each tag. Collective."""
+    present = set().union(*mesh.comm.allgather(set(np.unique(mesh.cell_tags).tolist())))
+    check_tags(field, "cell", entries, present)
+    result = np.zeros((len(mesh.cell_tags), *next(iter(entries.values())).shape))
+    for tag in present:
+        result[mesh.cell_tags == tag] = entries[tag]
+    return result
+
+
 def _per_cell(mesh: Mesh, field: str, value, tensor: bool = False) -> np.ndarray:
     """Values over the cells of this rank, ghosts included: ``(nc,)`` or ``(nc, 3, 3)``."""
     if isinstance(value, _Local):
@@ -209,17 +219,11 @@ def _per_cell(mesh: Mesh, field: str, value, tensor: bool = False) -> np.ndarray
     shapes = ((), square) if tensor else ((),)
     if isinstance(value, Mapping):
         entries = {int(tag): _numbers(field, v) for tag, v in value.items()}
-        local = set(np.unique(mesh.cell_tags).tolist())
-        present = set().union(*mesh.comm.allgather(local))
-        check_tags(field, "cell", entries, present)
         if any(v.shape == square for v in entries.values()):
             entries = {tag: v if v.ndim == 2 else v * np.eye(mesh.dim)
                        for tag, v in entries.items()}
-        shape = next(iter(entries.values())).shape
-        _known_shape(field, shape, shapes)
-        result = np.zeros((number, *shape))
-        for tag in present:
-            result[mesh.cell_tags == tag] = entries[tag]
+        result = by_cell_tag(mesh, field, entries)
+        _known_shape(field, result.shape[1:], shapes)
         return result
     array = _numbers(field, value)
     if array.shape in shapes:

@@ -19,7 +19,7 @@ import scipy.sparse
 from mpi4py import MPI
 from petsc4py import PETSc
 
-from .mesh.distributed import Mesh
+from .mesh.distributed import Mesh, reduced
 from .periodic import faces, pair_across
 
 _FACETS = {1: basix.CellType.point, 2: basix.CellType.interval, 3: basix.CellType.triangle}
@@ -207,8 +207,7 @@ def _lower_pairs(index_map, label, pairs: np.ndarray) -> None:
     local = pairs[mine] - first
     values = np.full(pairs.shape, np.iinfo(np.int64).max)
     values[mine] = label.array[local]
-    everywhere = np.empty_like(values)
-    index_map.comm.Allreduce(values, everywhere, op=MPI.MIN)
+    everywhere = reduced(index_map.comm, values, MPI.MIN)
     least = np.broadcast_to(everywhere.min(axis=1, keepdims=True), pairs.shape)
     np.minimum.at(label.array, local, least[mine])
 

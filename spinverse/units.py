@@ -90,6 +90,14 @@ def gradient_to_si(gradient):
 def gradient_from_si(gradient):
     """Gradient strength from T/m to mT/m."""
     return np.multiply(gradient, 1000.0)
+def describe_range(values, digits: int = 4) -> str:
+    """Text for the range of values, for instance ``1 to 2.5``; nan are left out."""
+    values = np.asarray(values, dtype=float)
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return "unknown"
+    low, high = (f"{end:.{digits}g}" for end in (values.min(), values.max()))
+    return low if low == high else f"{low} to {high}"
 
 
 def describe_b(b: float) -> str:

@@ -34,8 +34,8 @@ class Unknowns:
         _, column, weight = P.getValuesCSR()
         first, last = P.getOwnershipRangeColumn()
         self.num_owned = last - first
-        columns = _with_ghosts(index_map, column.astype(np.int64))
-        weights = _with_ghosts(index_map, np.asarray(weight))
+        columns = with_ghosts(index_map, column.astype(np.int64))
+        weights = with_ghosts(index_map, np.asarray(weight))
         inside = (columns >= first) & (columns < last)
         others = np.unique(columns[~inside])
         owners = np.searchsorted(P.getOwnershipRangesColumn(), others, side="right") - 1
@@ -103,8 +103,11 @@ class _Between:
         return self.unknowns.load(self.operator @ self.unknowns.broken(columns))
 
 
-def _with_ghosts(index_map, owned: np.ndarray) -> np.ndarray:
-    vector = dolfinx.la.vector(index_map, 1, dtype=owned.dtype)
-    vector.array[: len(owned)] = owned
+def with_ghosts(index_map, owned: np.ndarray) -> np.ndarray:
+    """Owned rows, ``(n,)`` or ``(n, k)``, followed by those of the ghosts. Collective."""
+    if index_map.comm.size == 1:
+        return owned
+    vector = dolfinx.la.vector(index_map, *owned.shape[1:] or (1,), dtype=owned.dtype)
+    vector.array[: owned.size] = np.ascontiguousarray(owned).ravel()
     vector.scatter_forward()
-    return vector.array.copy()
+    return vector.array.reshape(-1, *owned.shape[1:])

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from spinverse.acquisition import PGSE, Sampled, Waveform
 from spinverse.acquisition.directions import fibonacci_directions
 from spinverse.acquisition.table import Acquisition
-from spinverse.acquisition.waveforms import PGSE, Sampled, Waveform
 from spinverse.errors import InputError
 from spinverse.units import gradient_from_internal
 

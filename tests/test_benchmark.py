@@ -17,7 +17,6 @@ from mpi import GUARD, ROOT, as_python
 from spinverse import cli
 from spinverse.acquisition import Acquisition, Signals
 from spinverse.benchmark import fine, methods, processes, runs, table, targets
-from spinverse.benchmark.levels import level
 from spinverse.benchmark.measured import ACQUISITIONS, add_noise
 from spinverse.config import ReconstructConfig, SimulateConfig
 from spinverse.errors import InputError
@@ -129,7 +128,7 @@ def test_targets_from_files(tmp_path):
     BentTube(3.0, ((-9.0, 0, 0), (0, 4.0, 0), (9.0, 0, 2.0)))], ids=lambda s: type(s).__name__)
 def test_levels_are_negative_inside(shape):
     points = np.random.default_rng(0).uniform(-10, 10, (2000, 3))
-    assert np.array_equal(level(shape, points) < 0, shape.contains(points))
+    assert np.array_equal(shape.level(points) < 0, shape.contains(points))
 
 
 # ---- the true shape on its own mesh ---------------------------------------------------------
@@ -146,7 +145,7 @@ def test_fine_meshes(name):
     walls = {tuple(row) for row in data.interface_facets.tolist()}
     wall = np.array([tuple(row) in walls for row in facets.tolist()]) & inner
     corners = facets[wall]
-    on = np.min([np.abs(level(shape, data.points[np.unique(corners)])) for shape in target.shapes],
+    on = np.min([np.abs(shape.level(data.points[np.unique(corners)])) for shape in target.shapes],
                 axis=0)
     assert on.max() < 0.15 * 2.5 and np.median(on) < 1e-6
     if name == "sphere":

@@ -204,13 +204,13 @@ def test_a_simulation_that_is_told_to_end_leaves_nothing(made, out, monkeypatch,
     assert not [path for path in made.iterdir() if path.name.startswith(out.name)]
 
 
-def test_handlers_are_put_back(comm):
+def test_handlers_are_put_back():
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell says so
     before = signal.getsignal(signal.SIGTERM)
     with at_once():
         with noted() as note:
             os.kill(os.getpid(), signal.SIGUSR1)
-            assert note.agreed(comm) == "SIGUSR1"
+            assert note.by == "SIGUSR1"
             with pytest.raises(KeyboardInterrupt):  # a second time, by hand
                 os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(Interrupted, match="stopped by SIGTERM"):

@@ -5,13 +5,15 @@ from math import pi
 import numpy as np
 import pytest
 from built import check_interfaces, held
+from mpi4py import MPI
 
+from spinverse import Mesh
 from spinverse.errors import InputError
 from spinverse.mesh import box, packed_cylinders, packed_spheres, sphere_in_box, tagged_grid
 from spinverse.mesh.checks import facets_of, quality
 from spinverse.mesh.packing import images, pack, random_radii
-from spinverse.mesh.periodic import opposite_facets
 from spinverse.mesh.shapes import Ball
+from spinverse.periodic import check_faces, faces, pair_across
 
 
 @pytest.fixture
@@ -20,25 +22,16 @@ def gmsh():
 
 
 def check_periodic(data, axes=(0, 1, 2)) -> None:
-    """Facets pair by translation along each axis, and all outer facets are among the pairs."""
-    outer = 0
-    tags = {tuple(f): t for f, t in zip(*tagged_outer(data), strict=True)}
+    """Facets and tags pair by translation along each axis, and all outer facets are among them."""
+    mesh = Mesh.from_data(data, MPI.COMM_SELF)
+    tags = mesh.cell_tags[mesh.facet_cells[:, 0]]
     for axis in axes:
-        low, high = opposite_facets(data, axis)
-        shift = np.zeros(3)
-        shift[axis] = np.ptp(data.points[:, axis])
-        np.testing.assert_allclose(data.points[high], data.points[low] + shift, atol=1e-9)
-        for a, b in zip(low, high, strict=True):
-            assert tags[tuple(a)] == tags[tuple(sorted(b))]
-        outer += 2 * len(low)
-    facets, pairs = facets_of(data.cells)
-    assert outer == (pairs[:, 1] < 0).sum()
-
-
-def tagged_outer(data):
-    facets, pairs = facets_of(data.cells)
-    on = pairs[:, 1] < 0
-    return facets[on].tolist(), data.cell_tags[pairs[on, 0]]
+        sides = faces(mesh, axis)
+        below, above = pair_across(
+            mesh, axis, tuple(mesh.facet_corners[side] for side in sides),
+            tuple(np.repeat(tags[side][:, None], 3, axis=1) for side in sides)).T
+        assert (below == above).all()
+    assert (check_faces(mesh, axes) == mesh.outer).all()
 
 
 # --- places --------------------------------------------------------------------------------------
@@ -155,13 +148,6 @@ def test_opposite_faces_match(gmsh, make):
     check_periodic(make())
 
 
-def test_opposite_faces_that_do_not_match(gmsh):
-    with pytest.raises(InputError, match="have no translate .* expected a mesh made with periodic"):
-        opposite_facets(sphere_in_box(2, (6, 6, 6), 2, 0.5, centre=(0.8, 0, 0)), 0)
-    with pytest.raises(InputError, match="axis is 3, expected 0 to 2"):
-        opposite_facets(box((1, 1, 1), cells=(1, 1, 1)), 3)
-
-
 # --- errors --------------------------------------------------------------------------------------
 
 FEW = {"radii": [1, 1], "volume_fraction": 0.3}
@@ -201,5 +187,4 @@ def test_a_fraction_out_of_reach(periodic):
 
 def test_periodic_faces_match_where_a_ball_is_near_two_images_of_another():
     data = packed_spheres(3, radii=[2, 2], box=[10, 6, 6], periodic=True, seed=0)
-    for axis in range(3):
-        opposite_facets(data, axis)
+    check_faces(Mesh.from_data(data, MPI.COMM_SELF), (0, 1, 2))

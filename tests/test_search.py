@@ -361,8 +361,8 @@ def test_whitening_that_does_not_see_other_places(mesh, whole):
 
 # ---- strategies ---------------------------------------------------------------------------------
 
-SMALL = Settings(ellipsoids=30, candidates=2, pairs=1, likely=1, couples=1, walks=1, steps=1, walk=3,
-                 turns=1, settled=1, sharpened=1, examples=4)
+SMALL = Settings(ellipsoids=30, candidates=2, pairs=1, likely=1, couples=1, walks=1, steps=1,
+                 walk=3, turns=1, settled=1, sharpened=1, examples=4)
 
 
 def ledger_of(problem, settings=SMALL):

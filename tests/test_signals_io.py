@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pytest
 
+from spinverse.acquisition import PGSE, Sampled
 from spinverse.acquisition.io import (
     read_acquisition,
     read_signals,
@@ -13,7 +14,6 @@ from spinverse.acquisition.io import (
 )
 from spinverse.acquisition.signals import Signals
 from spinverse.acquisition.table import Acquisition
-from spinverse.acquisition.waveforms import PGSE, Sampled
 from spinverse.errors import InputError
 from spinverse.inversion.likelihood import references
 

@@ -169,7 +169,7 @@ def test_gauss_newton_without_its_jacobian(place, capsys):
 
 
 def test_yaml_is_read_as_in_run_files():
-    assert config.load_yaml("a: 1e-5") == {"a": 1e-5}
+    assert config.reading.load_yaml("a: 1e-5") == {"a": 1e-5}
     assert config.VERSION == config.SimulateConfig.model_fields["version"].default
 
 

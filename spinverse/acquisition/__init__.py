@@ -11,18 +11,12 @@ from spinverse.acquisition.io import (
     write_acquisition,
     write_signals,
 )
+from spinverse.acquisition.oscillating import CosOGSE, SinOGSE
+from spinverse.acquisition.pulses import PGSE, DoublePGSE, TrapezoidPGSE
+from spinverse.acquisition.samples import Sampled, SampledGradient
 from spinverse.acquisition.signals import Signals
 from spinverse.acquisition.table import Acquisition
-from spinverse.acquisition.waveforms import (
-    PGSE,
-    CosOGSE,
-    DoublePGSE,
-    Sampled,
-    SampledGradient,
-    SinOGSE,
-    TrapezoidPGSE,
-    Waveform,
-)
+from spinverse.acquisition.waveform import Waveform
 
 __all__ = [
     "PGSE",

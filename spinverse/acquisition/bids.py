@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from spinverse.acquisition.files import read_lines, replace, require_times
+from spinverse.acquisition.files import read_lines, require_times, write_text
 from spinverse.acquisition.fsl import read_fsl, write_fsl
+from spinverse.acquisition.pulses import PGSE
 from spinverse.acquisition.table import Acquisition
-from spinverse.acquisition.waveforms import PGSE
 from spinverse.errors import InputError
 from spinverse.units import time_from_internal, time_to_internal
 
@@ -108,8 +108,7 @@ def write_bids(path: str | Path, acquisition: Acquisition) -> None:
     write_fsl(
         stem.with_name(stem.name + ".bval"), stem.with_name(stem.name + ".bvec"), acquisition
     )
-    text = json.dumps(fields, indent=2) + "\n"
-    replace(sidecar, lambda file: file.write(text.encode()))
+    write_text(sidecar, json.dumps(fields, indent=2) + "\n")
 
 
 def _stem(path: str | Path) -> Path:

@@ -21,13 +21,14 @@ import numpy as np
 from spinverse.acquisition.files import (
     numbers,
     read_lines,
-    replace,
     require_times,
     tidy_directions,
+    write_text,
 )
-from spinverse.acquisition.samples import held
+from spinverse.acquisition.pulses import PGSE
+from spinverse.acquisition.samples import Sampled, SampledGradient, held
 from spinverse.acquisition.table import Acquisition, b_of_gradient
-from spinverse.acquisition.waveforms import PGSE, Sampled, SampledGradient, Waveform
+from spinverse.acquisition.waveform import Waveform
 from spinverse.errors import InputError
 from spinverse.units import (
     b_from_si,
@@ -38,13 +39,8 @@ from spinverse.units import (
     time_to_internal,
 )
 
-_VERSIONS = {
-    "STEJSKALTANNER": "STEJSKALTANNER",
-    "1": "STEJSKALTANNER",
-    "BVECTOR": "BVECTOR",
-    "2": "BVECTOR",
-    "GRADIENT_WAVEFORM": "GRADIENT_WAVEFORM",
-}
+_VERSIONS = {"STEJSKALTANNER": "STEJSKALTANNER", "1": "STEJSKALTANNER", "BVECTOR": "BVECTOR",
+             "2": "BVECTOR", "GRADIENT_WAVEFORM": "GRADIENT_WAVEFORM"}
 _ROUNDED = 1e-6  # of the peak: two shapes that differ less are one
 _ROUNDED_AREA = 1e-3  # of int |G|: a rest that rounding may leave
 _MICROSECOND = 1e-3  # ms
@@ -129,8 +125,7 @@ def write_camino(
                 means = means[:, None] * acquisition.directions[row]
             cells = " ".join(f"{value:.12g}" for value in (G[row] * means).ravel() + 0.0)
             lines.append(f"{len(means)} {time_from_internal(dt):.12g} {cells}")
-    text = "\n".join(lines) + "\n"
-    replace(path, lambda file: file.write(text.encode()))
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def is_scheme(path: str | Path) -> bool:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -15,21 +13,21 @@ ROUNDED_UNIT = 0.01  # a direction may be this far from a unit vector in a file
 _EXACT_UNIT = 1e-12
 
 
-def replace(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
-    """As `spinverse.atomic.replace`, with a file that is open.
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file that appears complete or not at all.
 
     Raises:
         InputError: The folder does not exist.
     """
+    atomic.replace(in_a_folder(path), lambda temporary: temporary.write_bytes(text.encode()))
+
+
+def in_a_folder(path: str | Path) -> Path:
+    """The path, or the InputError that its folder does not exist."""
     path = Path(path)
     if not path.parent.is_dir():
         raise InputError(f"{path}: the folder {path.parent} does not exist")
-
-    def opened(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            write(file)
-
-    atomic.replace(path, opened)
+    return path
 
 
 def read_lines(path: str | Path) -> list[str]:

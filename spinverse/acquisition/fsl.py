@@ -9,12 +9,12 @@ import numpy as np
 from spinverse.acquisition.files import (
     numbers,
     read_lines,
-    replace,
     require_times,
     tidy_directions,
+    write_text,
 )
 from spinverse.acquisition.table import Acquisition
-from spinverse.acquisition.waveforms import Waveform
+from spinverse.acquisition.waveform import Waveform
 from spinverse.errors import InputError
 
 
@@ -86,10 +86,8 @@ def write_fsl(bval: str | Path, bvec: str | Path, acquisition: Acquisition) -> N
         if waveform.vector:
             raise InputError(f"{bvec}: {waveform.describe()} has no single direction for FSL files")
     vectors = np.where(acquisition.b[:, None] > 0.0, acquisition.directions, 0.0)
-    values = _line(acquisition.b)
-    components = "".join(_line(component) for component in vectors.T)
-    replace(bval, lambda file: file.write(values.encode()))
-    replace(bvec, lambda file: file.write(components.encode()))
+    write_text(bval, _line(acquisition.b))
+    write_text(bvec, "".join(_line(component) for component in vectors.T))
 
 
 def _line(values: np.ndarray) -> str:

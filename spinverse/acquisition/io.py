@@ -22,13 +22,15 @@ from typing import Any
 
 import numpy as np
 
+from spinverse import atomic
 from spinverse.acquisition.bids import read_bids
 from spinverse.acquisition.camino import is_scheme, read_camino
-from spinverse.acquisition.files import read_lines, replace
+from spinverse.acquisition.files import in_a_folder, read_lines, write_text
 from spinverse.acquisition.fsl import read_fsl
+from spinverse.acquisition.pulses import PGSE
 from spinverse.acquisition.signals import Signals
 from spinverse.acquisition.table import Acquisition
-from spinverse.acquisition.waveforms import PGSE, Waveform
+from spinverse.acquisition.waveform import Waveform
 from spinverse.errors import InputError
 
 DIRECTION_COLUMNS = ("direction_x", "direction_y", "direction_z")
@@ -279,7 +281,12 @@ def _write(path: str | Path, columns: Columns, definitions: dict[str, Waveform],
             arrays[_DEFINITIONS] = np.array([[name, text] for name, text in texts.items()])
         if unit:
             arrays[_UNIT] = np.array(unit)
-        replace(path, lambda file: np.savez(file, **arrays))
+
+        def write(temporary: Path) -> None:
+            with temporary.open("wb") as file:  # savez would add .npz to .NPZ
+                np.savez(file, **arrays)
+
+        atomic.replace(in_a_folder(path), write)
         return
     lines = [f"{_COMMENT}{name} {text}" for name, text in texts.items()]
     lines += [f"# {_UNIT} {unit}"] if unit else []
@@ -289,8 +296,7 @@ def _write(path: str | Path, columns: Columns, definitions: dict[str, Waveform],
         for column in columns.values()
     ]
     lines += [",".join(row) for row in zip(*cells, strict=True)]
-    text = "\n".join(lines) + "\n"
-    replace(path, lambda file: file.write(text.encode()))
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def _read(path: str | Path,

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from spinverse.acquisition.pulses import pair_times, set_fields
-from spinverse.acquisition.waveform import ROUNDING, Waveform, echo_time_after
+from spinverse.acquisition.pulses import TwoPulses, pair_times, set_fields
+from spinverse.acquisition.waveform import ROUNDING, echo_time_after
 from spinverse.errors import InputError
 from spinverse.units import frequency_from_internal
 
@@ -26,23 +26,18 @@ def _whole(periods: Any) -> int:
     return number
 
 
-class _OGSE(Waveform):
-    """What cosine and sine OGSE share; the subclasses are dataclasses with the same fields."""
+@dataclass(frozen=True)
+class _OGSE(TwoPulses):
+    """What cosine and sine OGSE share."""
 
-    delta: float
-    Delta: float
     periods: int
+    echo_time: float = None  # type: ignore[assignment]  # a number once it is made
 
-    def _set(self) -> None:
+    def __post_init__(self) -> None:
         delta, big_delta = pair_times(self.delta, self.Delta)
-        end = big_delta + delta
-        set_fields(
-            self,
-            delta=delta,
-            Delta=big_delta,
-            periods=_whole(self.periods),
-            echo_time=echo_time_after(end, self.echo_time, "Delta + delta"),
-        )
+        echo_time = echo_time_after(big_delta + delta, self.echo_time, "Delta + delta")
+        set_fields(self, delta=delta, Delta=big_delta, periods=_whole(self.periods),
+                   echo_time=echo_time)
         self.check_refocused()
 
     @property
@@ -56,10 +51,6 @@ class _OGSE(Waveform):
         return self.periods / self.delta
 
     @property
-    def _pulse_end(self) -> float:
-        return self.Delta + self.delta
-
-    @property
     def breakpoints(self) -> tuple[float, ...]:
         # each period on its own, so that quadrature resolves any number of them
         grid = self.delta / self.periods * np.arange(self.periods)
@@ -67,10 +58,6 @@ class _OGSE(Waveform):
         edges = np.unique(np.append(edges, self.echo_time))
         apart = np.diff(edges) > ROUNDING * self.echo_time
         return tuple(edges[np.append(True, apart)].tolist())
-
-    @property
-    def piecewise_constant(self) -> bool:
-        return False
 
     @abstractmethod
     def _lobe(self, t: np.ndarray) -> np.ndarray:
@@ -118,23 +105,7 @@ class CosOGSE(_OGSE):
         InputError: A time is not positive, the pulses overlap, n is not whole, or TE is too early.
     """
 
-    delta: float
-    Delta: float
-    periods: int
-    echo_time: float = None  # type: ignore[assignment]  # a number once it is made
-
     name: ClassVar[str] = "CosOGSE"
-
-    def __post_init__(self) -> None:
-        self._set()
-
-    @property
-    def antisymmetric(self) -> bool:
-        return self.echo_time == self._pulse_end
-
-    @property
-    def symmetric(self) -> bool:
-        return False
 
     def _lobe(self, t):
         return np.cos(self._rate * t)
@@ -160,25 +131,10 @@ class SinOGSE(_OGSE):
     f = sin(2 pi n t / delta) on [0, delta], -sin(2 pi n (t - Delta) / delta) on
     [Delta, Delta + delta], else 0, with n periods in a pulse.
 
-    Attributes:
-        delta: Length of a pulse, ms.
-        Delta: From the start of the first pulse to the start of the second, ms; at least delta.
-        periods: n, a whole number.
-        echo_time: TE in ms; Delta + delta unless given.
-
-    Raises:
-        InputError: A time is not positive, the pulses overlap, n is not whole, or TE is too early.
+    Attributes and errors are those of `CosOGSE`.
     """
 
-    delta: float
-    Delta: float
-    periods: int
-    echo_time: float = None  # type: ignore[assignment]  # a number once it is made
-
     name: ClassVar[str] = "SinOGSE"
-
-    def __post_init__(self) -> None:
-        self._set()
 
     @property
     def antisymmetric(self) -> bool:

@@ -29,10 +29,10 @@ def pair_times(delta: Any, Delta: Any, ramp: float = 0.0) -> tuple[float, float]
     return delta, big_delta
 
 
-def set_fields(waveform: Waveform, **values: Any) -> None:
+def set_fields(frozen: Any, **values: Any) -> None:
     """Set fields of a frozen dataclass, while it is made."""
     for name, value in values.items():
-        object.__setattr__(waveform, name, value)
+        object.__setattr__(frozen, name, value)
 
 
 def box(t: np.ndarray, start: float, stop: float) -> np.ndarray:
@@ -45,7 +45,36 @@ def _cosine(first: tuple[float, ...], second: tuple[float, ...]) -> float:
 
 
 @dataclass(frozen=True)
-class PGSE(Waveform):
+class TwoPulses(Waveform):
+    """A pulse and its opposite, Delta later: what single PGSE and OGSE share."""
+
+    delta: float
+    Delta: float
+
+    @property
+    def _length(self) -> float:
+        """Of a pulse, ms."""
+        return self.delta
+
+    @property
+    def _pulse_end(self) -> float:
+        return self.Delta + self._length
+
+    @property
+    def piecewise_constant(self) -> bool:
+        return False
+
+    @property
+    def antisymmetric(self) -> bool:
+        return self.echo_time == self._pulse_end
+
+    @property
+    def symmetric(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class PGSE(TwoPulses):
     """Pulsed-gradient spin echo: two rectangular pulses (Stejskal & Tanner 1965).
 
     f = +1 on [0, delta], -1 on [Delta, Delta + delta], else 0.
@@ -59,8 +88,6 @@ class PGSE(Waveform):
         InputError: A time is not positive, the pulses overlap, or TE is too early.
     """
 
-    delta: float
-    Delta: float
     echo_time: float = None  # type: ignore[assignment]  # a number once it is made
 
     name: ClassVar[str] = "PGSE"
@@ -72,10 +99,6 @@ class PGSE(Waveform):
         self.check_refocused()
 
     @property
-    def _pulse_end(self) -> float:
-        return self.Delta + self.delta
-
-    @property
     def breakpoints(self) -> tuple[float, ...]:
         # as a set: without a gap or dead time two of them coincide
         return tuple(sorted({0.0, self.delta, self.Delta, self._pulse_end, self.echo_time}))
@@ -83,14 +106,6 @@ class PGSE(Waveform):
     @property
     def piecewise_constant(self) -> bool:
         return True
-
-    @property
-    def antisymmetric(self) -> bool:
-        return self.echo_time == self._pulse_end
-
-    @property
-    def symmetric(self) -> bool:
-        return False
 
     def __call__(self, t):
         t = np.asarray(t, dtype=float)
@@ -228,18 +243,17 @@ class DoublePGSE(Waveform):
 
     def __call__(self, t):
         t = np.asarray(t, dtype=float)
-        boxes = [box(t, start, start + self.delta) for start in self._starts]
-        first, second = boxes[0] - boxes[1], self._sign * (boxes[2] - boxes[3])
-        if self.directions is None:
-            return first + second
-        d1, d2 = np.asarray(self.directions)
-        return first[..., None] * d1 + second[..., None] * d2
+        return self._both_pairs([box(t, s, s + self.delta) for s in self._starts])
 
     def integral(self, t):
         """F(t) in ms, in closed form."""
         t = np.asarray(t, dtype=float)
-        areas = [self.delta * np.clip((t - s) / self.delta, 0.0, 1.0) for s in self._starts]
-        first, second = areas[0] - areas[1], self._sign * (areas[2] - areas[3])
+        return self._both_pairs(
+            [self.delta * np.clip((t - s) / self.delta, 0.0, 1.0) for s in self._starts])
+
+    def _both_pairs(self, pulses: list[np.ndarray]) -> np.ndarray:
+        """The sum of four pulses with their signs, along their directions if there are any."""
+        first, second = pulses[0] - pulses[1], self._sign * (pulses[2] - pulses[3])
         if self.directions is None:
             return first + second
         d1, d2 = np.asarray(self.directions)
@@ -279,7 +293,7 @@ class DoublePGSE(Waveform):
 
 
 @dataclass(frozen=True)
-class TrapezoidPGSE(Waveform):
+class TrapezoidPGSE(TwoPulses):
     """PGSE whose pulses have ramps.
 
     A pulse rises from 0 to 1 in ``ramp``, is 1 until ``delta`` and falls to 0 at delta + ramp, so
@@ -297,8 +311,6 @@ class TrapezoidPGSE(Waveform):
         InputError: A time is not positive, the pulses overlap, or TE is too early.
     """
 
-    delta: float
-    Delta: float
     ramp: float
     echo_time: float = None  # type: ignore[assignment]  # a number once it is made
 
@@ -317,35 +329,20 @@ class TrapezoidPGSE(Waveform):
         self.check_refocused()
 
     @property
-    def _corners(self) -> tuple[float, ...]:
-        return 0.0, self.ramp, self.delta, self.delta + self.ramp
-
-    @property
-    def _pulse_end(self) -> float:
-        return self.Delta + self._corners[3]
+    def _length(self) -> float:
+        return self.delta + self.ramp
 
     @property
     def breakpoints(self) -> tuple[float, ...]:
-        second = {self.Delta + time for time in self._corners}
-        return tuple(sorted({*self._corners, *second, self.echo_time}))
-
-    @property
-    def piecewise_constant(self) -> bool:
-        return False
-
-    @property
-    def antisymmetric(self) -> bool:
-        return self.echo_time == self._pulse_end
-
-    @property
-    def symmetric(self) -> bool:
-        return False
+        corners = (0.0, self.ramp, self.delta, self._length)
+        second = {self.Delta + time for time in corners}
+        return tuple(sorted({*corners, *second, self.echo_time}))
 
     def __call__(self, t):
         t = np.asarray(t, dtype=float)
         # a minimum rather than interpolation, so that the flat top is exactly 1
         rise = [(t - start) / self.ramp for start in (0.0, self.Delta)]
-        fall = [(start + self._corners[3] - t) / self.ramp for start in (0.0, self.Delta)]
+        fall = [(start + self._length - t) / self.ramp for start in (0.0, self.Delta)]
         first, second = (
             np.clip(np.minimum(up, down), 0.0, 1.0) for up, down in zip(rise, fall, strict=True)
         )

@@ -10,9 +10,9 @@ import numpy as np
 
 from spinverse.acquisition.pulses import set_fields
 from spinverse.acquisition.waveform import (
-    ROUNDING,
     SAME_VALUE,
     Waveform,
+    cut,
     echo_time_after,
     merge_pieces,
 )
@@ -25,12 +25,11 @@ def _numbers(field: str, values: Any, ndim: int) -> np.ndarray:
         array = np.array(values, dtype=float)
     except (TypeError, ValueError):
         raise InputError(f"{field}: expected a list of numbers") from None
-    if array.ndim != ndim or (ndim == 2 and array.shape[1] != 3):
+    fits = array.ndim == ndim and (ndim == 1 or array.shape[1] == 3)
+    if not (fits and np.all(np.isfinite(array))):
+        found = "" if fits else f"shape {array.shape}, "
         kind = "(n, 3)" if ndim == 2 else "flat"
-        raise InputError(f"{field}: shape {array.shape}, expected a {kind} list of finite numbers")
-    if not np.all(np.isfinite(array)):
-        kind = "(n, 3)" if ndim == 2 else "flat"
-        raise InputError(f"{field}: expected a {kind} list of finite numbers")
+        raise InputError(f"{field}: {found}expected a {kind} list of finite numbers")
     return array
 
 
@@ -56,16 +55,18 @@ def held(step: float, values: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.repeat(edges, 2)[1:-1], np.repeat(values[first], 2, axis=0)
 
 
+@dataclass(frozen=True)
 class _Samples(Waveform):
-    """What scalar and vector samples share; the subclasses are dataclasses with the same fields."""
+    """What scalar and vector samples share."""
 
     times: tuple[float, ...]
     values: tuple
-    refocusing_times: tuple[float, ...]
+    refocusing_times: tuple[float, ...] = ()
+    echo_time: float = None  # type: ignore[assignment]  # a number once it is made
 
-    def _set(self, ndim: int) -> None:
+    def __post_init__(self) -> None:
         times = _numbers("times", self.times, 1)
-        values = _numbers("values", self.values, ndim)
+        values = _numbers("values", self.values, 2 if self.vector else 1)
         if len(values) != times.size:
             raise InputError(f"values: {len(values)} samples, expected {times.size} as in times")
         if times.size < 2 or times[0] != 0.0:
@@ -83,13 +84,8 @@ class _Samples(Waveform):
                 f"refocusing_times: {pulses.tolist()}, expected increasing times inside "
                 f"(0, {echo_time:g}) ms"
             )
-        set_fields(
-            self,
-            times=_tuples(times),
-            values=_tuples(values),
-            refocusing_times=_tuples(pulses),
-            echo_time=echo_time,
-        )
+        set_fields(self, times=_tuples(times), values=_tuples(values),
+                   refocusing_times=_tuples(pulses), echo_time=echo_time)
         self.check_refocused()
 
     @cached_property
@@ -209,12 +205,7 @@ class _Samples(Waveform):
             return super().segments()
         max_step = self._checked_step(max_step)
         starts, stops, constant = self._stretches(max_step)
-        counts = np.ceil((stops - starts) / (2.0 * max_step) * (1.0 - ROUNDING))
-        counts = np.where(constant, 1, np.maximum(counts, 1)).astype(int)
-        h = np.repeat((stops - starts) / counts, counts)
-        number = np.arange(h.size) - np.repeat(np.cumsum(counts) - counts, counts)
-        begin = np.repeat(starts, counts) + number * h
-        constant = np.repeat(constant, counts)
+        begin, h, constant = cut(starts, stops, constant, max_step)
         column = h.reshape((-1,) + (1,) * (self._samples[1].ndim - 1))
         end = np.minimum(begin + h, self.echo_time)
         F0, F1 = self.integral(begin), self.integral(end)
@@ -262,45 +253,18 @@ class Sampled(_Samples):
         InputError: Times or values are malformed, or the waveform does not refocus.
     """
 
-    times: tuple[float, ...]
-    values: tuple[float, ...]
-    refocusing_times: tuple[float, ...] = ()
-    echo_time: float = None  # type: ignore[assignment]  # a number once it is made
-
     name: ClassVar[str] = "Sampled"
-
-    def __post_init__(self) -> None:
-        self._set(1)
 
 
 @dataclass(frozen=True)
 class SampledGradient(_Samples):
     """Gradient waveform in three dimensions given by samples, linear in between.
 
-    Its direction may vary in time; f(t) is in the laboratory frame. The same time given twice makes
-    a jump. Only the shape matters: b, or the strength in mT/m, fixes the size.
-
-    Attributes:
-        times: Times in ms, from 0, never decreasing, at most two equal; n of them.
-        values: f at those times, shape (n, 3).
-        refocusing_times: Times of 180-degree pulses in ms. If given, ``values`` are the physical
-            gradient of the scanner, and the sign of f changes at each of them; otherwise they are
-            the effective one, with the sign folded in.
-        echo_time: TE in ms; the last of ``times`` unless given.
-
-    Raises:
-        InputError: Times or values are malformed, or the waveform does not refocus.
+    Its direction may vary in time; f(t) is in the laboratory frame. Attributes and errors are those
+    of `Sampled`, but for values of shape (n, 3) at n times.
     """
 
-    times: tuple[float, ...]
-    values: tuple[tuple[float, ...], ...]
-    refocusing_times: tuple[float, ...] = ()
-    echo_time: float = None  # type: ignore[assignment]  # a number once it is made
-
     name: ClassVar[str] = "SampledGradient"
-
-    def __post_init__(self) -> None:
-        self._set(2)
 
     @property
     def vector(self) -> bool:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from spinverse.acquisition.directions import fibonacci_directions
-from spinverse.acquisition.waveforms import PGSE, DoublePGSE, Waveform
+from spinverse.acquisition.pulses import PGSE, DoublePGSE
+from spinverse.acquisition.waveform import Waveform
 from spinverse.errors import InputError
 
 

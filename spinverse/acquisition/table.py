@@ -8,17 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from spinverse.acquisition import description, sequences
+from spinverse.acquisition.oscillating import CosOGSE, SinOGSE
+from spinverse.acquisition.pulses import PGSE, DoublePGSE, TrapezoidPGSE, set_fields
+from spinverse.acquisition.samples import Sampled, SampledGradient
 from spinverse.acquisition.sequences import floats as _floats
-from spinverse.acquisition.waveforms import (
-    PGSE,
-    CosOGSE,
-    DoublePGSE,
-    Sampled,
-    SampledGradient,
-    SinOGSE,
-    TrapezoidPGSE,
-    Waveform,
-)
+from spinverse.acquisition.waveform import Waveform
 from spinverse.errors import InputError
 from spinverse.units import (
     b_from_internal,
@@ -76,10 +70,7 @@ class Acquisition:
             )
         for array in (b, directions, index):
             array.setflags(write=False)
-        object.__setattr__(self, "b", b)
-        object.__setattr__(self, "directions", directions)
-        object.__setattr__(self, "waveform_index", index)
-        object.__setattr__(self, "waveforms", waveforms)
+        set_fields(self, b=b, directions=directions, waveform_index=index, waveforms=waveforms)
 
     def _distinct_waveforms(self, rows: int) -> tuple[np.ndarray, tuple[Waveform, ...]]:
         """Index and waveforms with equal ones merged, unused ones dropped, in order of use."""

@@ -260,16 +260,10 @@ class Waveform(ABC):
         max_step = self._checked_step(max_step)
         f = self(_points(starts, stops)).reshape(starts.size, _UNIT_NODES.size, -1)
         constant = np.max(np.abs(f - f[:, :1]), axis=(1, 2)) <= SAME_VALUE * self.peak
-        # a length that is a whole number of steps up to rounding is not cut once more
-        counts = np.ceil((stops - starts) / (2.0 * max_step) * (1.0 - ROUNDING))
-        counts = np.where(constant, 1, np.maximum(counts, 1)).astype(int)
-        lengths = np.repeat((stops - starts) / counts, counts)
-        number = np.arange(lengths.size) - np.repeat(np.cumsum(counts) - counts, counts)
-        begin = np.repeat(starts, counts) + number * lengths
+        begin, lengths, constant = cut(starts, stops, constant, max_step)
         f1, f2 = (self(begin + node * lengths) for node in MAGNUS_NODES)
         values = 2.0 * np.stack([MAGNUS_NEAR * f1 + MAGNUS_FAR * f2,
                                  MAGNUS_FAR * f1 + MAGNUS_NEAR * f2], axis=1)
-        constant = np.repeat(constant, counts)
         values[constant] = f1[constant, None]
         values = values.reshape((-1, *f1.shape[1:]))
         return merge_pieces(np.repeat(0.5 * lengths, 2), values, np.repeat(constant, 2), self.peak)
@@ -321,6 +315,20 @@ class Waveform(ABC):
             return Waveform._registry[name](**arguments)
         except TypeError as error:
             raise InputError(f"waveform {name}: fields {sorted(arguments)} do not fit") from error
+
+
+def cut(starts, stops, constant, max_step: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Intervals as equal steps of two pieces, no longer than ``max_step``; one where constant.
+
+    Returns:
+        Begin, length and constancy of each step.
+    """
+    # a length that is a whole number of steps up to rounding is not cut once more
+    counts = np.ceil((stops - starts) / (2.0 * max_step) * (1.0 - ROUNDING))
+    counts = np.where(constant, 1, np.maximum(counts, 1)).astype(int)
+    lengths = np.repeat((stops - starts) / counts, counts)
+    number = np.arange(lengths.size) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.repeat(starts, counts) + number * lengths, lengths, np.repeat(constant, counts)
 
 
 def merge_pieces(durations, values, constant, peak) -> tuple[np.ndarray, np.ndarray]:

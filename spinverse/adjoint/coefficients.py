@@ -13,7 +13,6 @@ from difflib import get_close_matches
 
 import dolfinx
 import numpy as np
-from petsc4py import PETSc
 from pyadjoint import (
     AdjFloat,
     Block,
@@ -32,7 +31,7 @@ from ..problem import BlochTorrey
 from ..simulate import make_engine
 from ..tissue import Tissue
 from .blocks import apply
-from .types import SignalVector, _Array
+from .types import SignalVector, Spread, _Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,39 +59,11 @@ class Values:
     log: bool = False
 
 
-class CoefficientValues(_Array):
-    """A control, or a derivative by it: owned entries, or numbers that all ranks have.
-
-    Args:
-        comm: the communicator.
-        values: ``(n,)``.
-        shared: the same on every rank.
-    """
-
-    def __init__(self, comm, values: np.ndarray, shared: bool):
-        self.comm, self.shared = comm, shared
-        super().__init__(np.atleast_1d(np.array(values, dtype=float)))
+class CoefficientValues(Spread):
+    """A control, or a derivative by it: owned entries, or numbers that all ranks have."""
 
     def _like(self, values):
         return CoefficientValues(self.comm, values, self.shared)
-
-    def _ad_dim(self):
-        return len(self.values) if self.shared else self.comm.allreduce(len(self.values))
-
-    def _ad_dot(self, other):
-        dot = float(self.values @ other.values)
-        return dot if self.shared else self.comm.allreduce(dot)
-
-    def _ad_to_petsc(self, vec=None):
-        mine = self.values if not self.shared or self.comm.rank == 0 else self.values[:0]
-        if vec is None:
-            vec = PETSc.Vec().createMPI((len(mine), self._ad_dim()), comm=self.comm)
-        vec.setArray(mine)
-        return vec
-
-    def _ad_from_petsc(self, vec):
-        values = np.array(vec.array_r)
-        self.values = self.comm.bcast(values) if self.shared else values
 
     @staticmethod
     def _ad_to_list(m):

@@ -56,7 +56,39 @@ class _Array(OverloadedType):
         return len(self.values)
 
 
-class FacetField(_Array):
+class Spread(_Array):
+    """Values of which each rank owns some, or, if shared, has all.
+
+    Args:
+        comm: the communicator.
+        values: ``(n,)``.
+        shared: the same on every rank.
+    """
+
+    def __init__(self, comm, values: np.ndarray, shared: bool):
+        self.comm, self.shared = comm, shared
+        super().__init__(np.atleast_1d(np.array(values, dtype=float)))
+
+    def _ad_dim(self):
+        return len(self.values) if self.shared else self.comm.allreduce(len(self.values))
+
+    def _ad_dot(self, other):
+        dot = float(self.values @ other.values)
+        return dot if self.shared else self.comm.allreduce(dot)
+
+    def _ad_to_petsc(self, vec=None):
+        mine = self.values if not self.shared or self.comm.rank == 0 else self.values[:0]
+        if vec is None:
+            vec = PETSc.Vec().createMPI((len(mine), self._ad_dim()), comm=self.comm)
+        vec.setArray(mine)
+        return vec
+
+    def _ad_from_petsc(self, vec):
+        values = np.array(vec.array_r)
+        self.values = self.comm.bcast(values) if self.shared else values
+
+
+class FacetField(Spread):
     """Values on facets: a control, a permeability, or a derivative with respect to either.
 
     Args:
@@ -66,7 +98,7 @@ class FacetField(_Array):
 
     def __init__(self, mesh: Mesh, values: np.ndarray):
         self.mesh = mesh
-        super().__init__(np.asarray(values, dtype=float))
+        super().__init__(mesh.comm, values, shared=False)
 
     def _like(self, values):
         return FacetField(self.mesh, values)
@@ -75,22 +107,6 @@ class FacetField(_Array):
     def function(self):
         """As a DG0 function on the facet submesh."""
         return self.mesh.facet_function(self.values)
-
-    def _ad_dim(self):
-        return self.mesh.num_facets
-
-    def _ad_dot(self, other):
-        return self.mesh.comm.allreduce(float(self.values @ other.values))
-
-    def _ad_to_petsc(self, vec=None):
-        if vec is None:
-            size = (len(self.values), self.mesh.num_facets)
-            vec = PETSc.Vec().createMPI(size, comm=self.mesh.comm)
-        vec.setArray(self.values)
-        return vec
-
-    def _ad_from_petsc(self, vec):
-        self.values = np.array(vec.array_r)
 
 
 class SignalVector(_Array):

@@ -16,7 +16,6 @@ from ..mesh import gmsh_model
 from ..mesh.checks import cell_volumes, facets_of
 from ..mesh.data import MeshData
 from ..mesh.grids import oriented
-from .levels import level
 from .targets import Target, largest
 
 SIZE = 1.7  # um
@@ -43,9 +42,8 @@ def mesh(target: Target, size: float = SIZE) -> MeshData:
     if not target.shapes:
         raise InputError(f"target {target.name}: its true shape is not known, expected one of "
                          "our own for --target-mesh fine")
-    levels = [lambda x, shape=shape: level(shape, x) for shape in target.shapes]
     points, tets = body(target.data, size)
-    return cut(target.name, points, tets, levels)
+    return cut(target.name, points, tets, [shape.level for shape in target.shapes])
 
 
 def body(data: MeshData, size: float) -> tuple[np.ndarray, np.ndarray]:

@@ -7,10 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import ValidationError
-
-from ..config import ReconstructConfig, explain, load_yaml
+from ..config import ReconstructConfig
+from ..config.reading import checked, yaml_of
 from ..errors import InputError
 from ..inversion import Shapes
 from ..inversion.stages import PRESETS
@@ -84,12 +82,7 @@ def find(words: Sequence[str]) -> list[Method]:
                              "different names")
     for method, word in zip(found, words, strict=True):
         data = method.run_file("grid.npz", "signals.npz", "reflecting")
-        try:
-            ReconstructConfig.model_validate(data, context={"folder": Path(".")})
-        except ValidationError as error:
-            raise InputError(f"method {word}: {explain(error, ReconstructConfig, data)}") from None
-        except InputError as error:
-            raise InputError(f"method {word}: {error}") from None
+        checked(ReconstructConfig, data, Path("."), f"method {word}")
     return found
 
 
@@ -105,10 +98,7 @@ def _one(word: str) -> Method:
                          "a list of stages")
     if not path.is_file():
         raise InputError(f"method {word}: no such file, expected a list of stages (YAML)")
-    try:
-        content = load_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"method {word}: not YAML: {' '.join(str(error).split())}") from None
+    content = yaml_of(path, f"method {word}")
     keys = {"stages": content} if isinstance(content, list | str) else content
     if not isinstance(keys, Mapping) or "stages" not in keys:
         raise InputError(f"method {word}: expected a list of stages, or a mapping with stages")

@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from ..errors import InputError
 from ..mesh import readers
 from ..mesh.checks import RepairWarning, facets_of
+from ..mesh.connected import cell_regions
 from ..mesh.data import MeshData
 from ..mesh.grids import bcc
 from ..mesh.shapes import Ball, BentTube, Cylinder, Torus
@@ -94,10 +93,7 @@ def largest(inside: np.ndarray, pairs: np.ndarray) -> np.ndarray:
         inside: at least one cell.
         pairs: ``(Nf, 2)`` cells of every facet, -1 outside.
     """
-    links = pairs[(pairs >= 0).all(axis=1)]
-    links = links[inside[links].all(axis=1)]
-    graph = coo_matrix((np.ones(len(links)), links.T), shape=(len(inside),) * 2)
-    label = connected_components(graph, directed=False)[1]
+    label = cell_regions(len(inside), pairs, ~inside[pairs].all(axis=1))
     counts = np.bincount(label[inside])
     return np.flatnonzero(inside & (label == counts.argmax()))
 

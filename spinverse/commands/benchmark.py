@@ -17,8 +17,9 @@ from mpi4py import MPI
 from ..benchmark import methods, table, targets
 from ..benchmark.measured import ACQUISITIONS
 from ..benchmark.runs import BOUNDARIES, DONE, TARGET_MESHES, Bench, Case, Data, case_of
-from ..errors import InputError, SpinverseError
-from ..report.screen import Screen, one_line
+from ..errors import InputError, SpinverseError, one_line
+from ..report.screen import Screen
+from . import interruption
 
 HELP = "reconstruct targets whose membrane is known, and tabulate how well"
 MARKER = "benchmark.lock"  # in the folder of a benchmark
@@ -119,7 +120,7 @@ def _run(bench: Bench, screen: Screen, arguments, jobs: int, data: list[Data],
             return bench.give_up(case, missing[case.data])
         return bench.reconstruct(case, method, arguments.time_limit, arguments.force, stop)
 
-    with ThreadPoolExecutor(jobs) as pool, _ended_as_interrupted():
+    with ThreadPoolExecutor(jobs) as pool, interruption.at_once((signal.SIGHUP,)):
         try:
             # on the grid too: what the true cells' misfit is taken from
             needed = dict.fromkeys([*data, *(item.on_grid for item in data)])
@@ -146,24 +147,6 @@ def _run(bench: Bench, screen: Screen, arguments, jobs: int, data: list[Data],
             table.write(bench.root, table.collect(bench))
             raise
     return rows
-
-
-@contextmanager
-def _ended_as_interrupted():
-    """Let SIGTERM and SIGHUP do what Ctrl-C does: the runs end with their benchmark."""
-    def interrupt(number, frame):
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, interrupt)
-              for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _words(row: dict, status: str) -> str:

@@ -11,9 +11,9 @@ import numpy as np
 from .. import quantities as q
 from ..acquisition import Acquisition, Signals
 from ..config.quantities import FROM_SIGNALS, QUANTITIES, options_of
-from ..errors import InputError, SolverError
+from ..errors import InputError, SolverError, one_line
 from ..problem import BlochTorrey
-from ..units import b_to_internal
+from ..units import b_to_internal, describe_range
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _recorded(name: str, function: Callable, *args, **options):
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
         value = _named(name, function, *args, **options)
-    said = dict.fromkeys(" ".join(str(item.message).split()) for item in caught)
+    said = dict.fromkeys(one_line(item.message) for item in caught)
     return value, tuple(said)
 
 
@@ -121,8 +121,9 @@ def _adc(fit: q.ADCFit, table: Acquisition) -> tuple[dict, list[str]]:
     lines = []
     for w in np.unique(fit.waveform_index):
         rows = fit.waveform_index == w
-        lines.append(f"{table.waveforms[w].describe()}: ADC {_span(fit.adc[rows])} um^2/ms, "
-                     f"kurtosis {_span(fit.kurtosis[rows])}{_axes(rows.sum())}")
+        lines.append(f"{table.waveforms[w].describe()}: ADC "
+                     f"{describe_range(fit.adc[rows])} um^2/ms, kurtosis "
+                     f"{describe_range(fit.kurtosis[rows])}{_axes(rows.sum())}")
     return {"fits": fits}, lines
 
 
@@ -169,7 +170,7 @@ def _effective(kind: str):
                     {"cell_tag": parts.cell_tags[c], "share_of_signal": found.weights[c, w],
                      "tensor_um2_per_ms": found.tensors[c, w],
                      "error_um2_per_ms": found.errors[c, w]} for c in range(len(parts))]})
-            lines.append(f"{waveform.describe()}: slope at b = 0 {_span(found.adc[rows])} "
+            lines.append(f"{waveform.describe()}: slope at b = 0 {describe_range(found.adc[rows])} "
                          f"um^2/ms, {kind} {found.errors[:, w].max():.1g}")
         return {"adc_um2_per_ms": found.adc, "sequences": sequences}, lines
     return describe
@@ -186,7 +187,7 @@ def _karger(found: q.KargerSignals, problem, table):
               "residence_times_ms": found.residence_times}
     smallest = "" if normalised is None else f", smallest S/S0 {normalised.min():.4g}"
     return values, [f"{len(found.residence_times)} compartments, residence times "
-                    f"{_span(found.residence_times)} ms{smallest}"]
+                    f"{describe_range(found.residence_times)} ms{smallest}"]
 
 
 def _compartments(parts: q.TissueCompartments, problem, table):
@@ -196,13 +197,13 @@ def _compartments(parts: q.TissueCompartments, problem, table):
                "residence_time_ms": parts.residence_times[c]} for c in range(len(parts))]
     return {"compartments": number, "interface_areas_um2": parts.interface_areas,
             "exchange_rates_per_ms": parts.exchange_rates}, [
-        f"{len(parts)}, volumes {_span(parts.volumes)} um^3, S/V "
-        f"{_span(parts.surface_to_volume)} 1/um, residence times "
-        f"{_span(parts.residence_times)} ms"]
+        f"{len(parts)}, volumes {describe_range(parts.volumes)} um^3, S/V "
+        f"{describe_range(parts.surface_to_volume)} 1/um, residence times "
+        f"{describe_range(parts.residence_times)} ms"]
 
 
 def _exchange_times(times: np.ndarray, problem, table):
-    words = f"{_span(times)} ms" if len(times) else "none, nothing is exchanged"
+    words = f"{describe_range(times)} ms" if len(times) else "none, nothing is exchanged"
     return {"exchange_times_ms": times}, [words]
 
 
@@ -223,15 +224,6 @@ _OF_TISSUE: dict[str, Callable] = {
     "short_time": _effective("the next term about"),
     "karger": _karger, "compartments": _compartments, "exchange_times": _exchange_times,
     "mass_balance": _mass_balance}
-
-
-def _span(values) -> str:
-    values = np.asarray(values, dtype=float)
-    values = values[~np.isnan(values)]
-    if not len(values):
-        return "unknown"
-    low, high = values.min(), values.max()
-    return f"{low:.4g}" if f"{low:.4g}" == f"{high:.4g}" else f"{low:.4g} to {high:.4g}"
 
 
 def _axes(count: int) -> str:

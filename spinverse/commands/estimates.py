@@ -19,6 +19,7 @@ from ..problem import BlochTorrey
 from ..report.mesh_facts import MeshFacts
 from ..units import (
     b_to_si,
+    describe_range,
     diffusivity_from_internal,
     gradient_to_si,
     length_from_internal,
@@ -33,8 +34,8 @@ def in_words(tissue: KnownTissue, facts: MeshFacts, acquisition: Acquisition) ->
     """How far magnetisation moves in how much time on which mesh; the same values in SI units."""
     D = _largest(tissue.diffusivity_um2_per_ms)
     times = acquisition.diffusion_time
-    echo = [waveform.echo_time for waveform in acquisition.waveforms]
-    longest = float(np.nanmax(times, initial=0.0)) or max(echo)
+    echo = np.array([waveform.echo_time for waveform in acquisition.waveforms])
+    longest = float(np.nanmax(times, initial=0.0)) or echo.max()
     moved = np.sqrt(2 * D * longest)
     pulses = acquisition.delta[np.isfinite(acquisition.delta)]
     lines = [f"in words: along an axis magnetisation that nothing hinders moves {moved:.3g} um in "
@@ -48,7 +49,8 @@ def in_words(tissue: KnownTissue, facts: MeshFacts, acquisition: Acquisition) ->
         + f"; mesh edges {length_from_internal(facts.edges[1]):.3g} m; b up to "
         f"{b_to_si(acquisition.b.max()):.4g} s/m^2; gradients up to {gradient_to_si(strongest):.4g}"
         " T/m; "
-        + (f"delta {_span(pulses)} s; " if len(pulses) else "") + f"TE {_span(echo)} s")
+        + (f"delta {describe_range(time_from_internal(pulses))} s; " if len(pulses) else "")
+        + f"TE {describe_range(time_from_internal(echo))} s")
     return lines
 
 
@@ -152,11 +154,6 @@ def _modes_memory(unknowns: int, number: int, remembered: int) -> float:
 def _largest(value) -> float:
     values = list(value.values()) if isinstance(value, Mapping) else [value]
     return max(float(np.max(np.abs(v))) for v in values)
-
-
-def _span(times_ms) -> str:
-    low, high = time_from_internal([np.min(times_ms), np.max(times_ms)])
-    return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
 
 
 def _round(value: float, digits: int = 1) -> float:

@@ -10,8 +10,6 @@ import signal
 import threading
 from contextlib import contextmanager
 
-from mpi4py import MPI
-
 #: Exit code of a run that was asked to end, EX_TEMPFAIL of sysexits.h: the same command, with
 #: --resume, is to be run again.
 CODE = 75
@@ -41,18 +39,14 @@ class Note:
 
     by = ""
 
-    def agreed(self, comm: MPI.Comm) -> str:
-        """The signal that any rank has had: ranks hear of it at different times. Collective."""
-        return max(comm.allgather(self.by))
-
 
 @contextmanager
-def at_once():
-    """Within the block the signals raise `Interrupted`, wherever the program is."""
+def at_once(numbers=ASKING):
+    """Within the block these signals raise `Interrupted`, wherever the program is."""
     def raises(number, frame):
         raise Interrupted(signal.Signals(number).name)
 
-    with _handled(ASKING, raises):
+    with _handled(numbers, raises):
         yield
 
 

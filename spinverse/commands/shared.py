@@ -15,12 +15,12 @@ from .. import __version__, config
 from .._stack import load_stack
 from ..acquisition import Acquisition
 from ..config import plausible
-from ..errors import InputError, on_root
+from ..errors import InputError, on_root, one_line
 from ..inversion.clock import Clock
 from ..mesh import Mesh, MeshData, readers, write_npz
 from ..report import folder
 from ..report.mesh_facts import MeshFacts
-from ..report.screen import Screen, count, describe_mesh, one_line
+from ..report.screen import Screen, count, describe_mesh
 from ..tissue import Permeability
 from ..units import describe_permeability
 

@@ -8,7 +8,7 @@ from .acquisition import AcquisitionSection, read_table
 from .mesh import BUILDERS, MeshSection
 from .physics import ExtraTermsSection, UnknownSection
 from .quantities import QUANTITIES
-from .reading import explain, load_yaml, read
+from .reading import read
 from .runs import (
     VERSION,
     CheckpointSection,
@@ -24,5 +24,5 @@ __all__ = [
     "BUILDERS", "QUANTITIES", "VERSION", "AcquisitionSection", "CheckpointSection",
     "ExtraTermsSection", "InterfaceSection", "KnownTissue", "MeshSection", "PermeabilitySection",
     "ReconstructConfig", "SignalsSection", "SimulateConfig", "StageSection", "TissueSection",
-    "UnknownSection", "UnknownTissue", "explain", "load_yaml", "read", "read_table",
+    "UnknownSection", "UnknownTissue", "read", "read_table",
 ]

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 from .arguments import unknown
 from .runs import Run
 from .values import KeyProblem
@@ -49,6 +49,32 @@ def load_yaml(text: str):
     return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
 
 
+def yaml_of(path: Path, where: str):
+    """The content of a YAML file.
+
+    Raises:
+        InputError: it cannot be read or is no YAML; ``where`` comes first.
+    """
+    try:
+        return load_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise InputError(f"{where}: not YAML: {one_line(error)}") from None
+
+
+def checked(model: type[Run], data: Mapping, folder: Path, where: str) -> Run:
+    """The model of a run file's content, whose paths are relative to a folder.
+
+    Raises:
+        InputError: in one line; ``where`` comes first.
+    """
+    try:
+        return model.model_validate(data, context={"folder": folder})
+    except ValidationError as error:
+        raise InputError(f"{where}: {explain(error, model, data)}") from None
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
 def read(path: str | Path, model: type[Run]) -> Run:
     """Read a run file.
 
@@ -62,21 +88,13 @@ def read(path: str | Path, model: type[Run]) -> Run:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file, expected a run file (YAML)")
-    try:
-        data = load_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    data = yaml_of(path, str(path))
     if not isinstance(data, dict):
         raise InputError(f"{path}: expected keys with values, as mesh: ..., in YAML")
     for key, kind in ONLY_IN.get(model.__name__, {}).items():
         if key in data:
             raise InputError(f"{path}: has {key}, so it is a run file of spinverse {kind}")
-    try:
-        return model.model_validate(data, context={"folder": path.parent})
-    except ValidationError as error:
-        raise InputError(f"{path}: {explain(error, model, data)}") from None
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+    return checked(model, data, path.parent, str(path))
 
 
 def explain(error: ValidationError, model: type[BaseModel], data) -> str:

@@ -119,20 +119,16 @@ def _directions(value, info: ValidationInfo):
                      "such rows")
 
 
-def _samples(value, info: ValidationInfo):
-    if isinstance(value, str):
-        return path_in(value, info)
-    if isinstance(value, list) and value and (all(map(is_number, value)) or _rows_of(value, 3)):
-        return value
-    raise ValueError("expected a list of numbers, a list of [x, y, z], or a .csv or .npy file")
-
-
-def _times(value, info: ValidationInfo):
-    if isinstance(value, str):
-        return path_in(value, info)
-    if isinstance(value, list) and value and all(map(is_number, value)):
-        return value
-    raise ValueError("expected a list of times, or a .csv or .npy file")
+def _list_or_file(kinds: str, vectors: bool):
+    """A validator for a list of numbers (or of three each), or the file that holds it."""
+    def validate(value, info: ValidationInfo):
+        if isinstance(value, str):
+            return path_in(value, info)
+        if isinstance(value, list) and value and (
+                all(map(is_number, value)) or (vectors and _rows_of(value, 3))):
+            return value
+        raise ValueError(f"expected {kinds}, or a .csv or .npy file")
+    return BeforeValidator(validate)
 
 
 def table_of(path: Path) -> np.ndarray:
@@ -208,8 +204,8 @@ PerCell = Annotated[Any, by_tag("a number", is_number)]
 TensorPerCell = Annotated[Any, by_tag("a number, a symmetric tensor as 3 rows of 3", _is_tensor)]
 FilePath = Annotated[Path, BeforeValidator(path_in)]
 Directions = Annotated[Any, BeforeValidator(_directions)]
-Samples = Annotated[Any, BeforeValidator(_samples)]
-Times = Annotated[Any, BeforeValidator(_times)]
+Samples = Annotated[Any, _list_or_file("a list of numbers, a list of [x, y, z]", True)]
+Times = Annotated[Any, _list_or_file("a list of times", False)]
 Modes = Annotated[Any, BeforeValidator(_modes)]
 TimeStep = Annotated[Any, BeforeValidator(_time_step)]
 Sequences = Annotated[Any, BeforeValidator(_sequences)]

@@ -15,11 +15,10 @@ from mpi4py import MPI
 
 from ..engines.basis.eigenmodes import eigenmodes
 from ..errors import InputError
-from ..mesh.distributed import Mesh
+from ..mesh.distributed import Mesh, reduced
 from ..problem import BlochTorrey
 from ..tissue import Tissue
-
-MEMBRANE_CUT = 1.0  # um/ms; 1e-3 um/us in the published code
+from .metrics import MEMBRANE_CUT
 
 # Decades of permeability that `automatic_cut` tells apart (um/ms), and bins in each.
 _DECADES = (-5.0, 5.0)
@@ -210,7 +209,7 @@ def _gradient_energies(problem: BlochTorrey, modes: np.ndarray) -> np.ndarray:
     D = problem.tissue.diffusivity[:owned]
     flux = D[:, None, None] * gradients if D.ndim == 1 else D @ gradients
     local = np.einsum("c,cik,cik->k", mesh.cell_volumes[:owned], gradients, flux)
-    return _sum(mesh.comm, local)
+    return reduced(mesh.comm, local)
 
 
 def _classify(mesh: Mesh, features: np.ndarray, drained: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -231,7 +230,7 @@ def _classify(mesh: Mesh, features: np.ndarray, drained: bool) -> tuple[np.ndarr
         if not mesh.comm.allreduce(bool((labels != before).any()), op=MPI.LOR):
             break
         member = labels[:, None] == np.arange(n + 1)
-        sums = _sum(mesh.comm, np.column_stack(
+        sums = reduced(mesh.comm, np.column_stack(
             [(member * weights[:, None]).T @ membership, member.T @ weights]))
         kept = sums[:, -1] > 0
         centres[kept] = sums[kept, :-1] / sums[kept, -1:]
@@ -270,25 +269,17 @@ def _by_volume(mesh: Mesh, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Labels 1..n by descending volume, equal ones by their first cell; and the volumes."""
     owned = mesh.num_owned_cells
     number = mesh.comm.allreduce(int(labels.max(initial=0)), op=MPI.MAX)
-    volumes = _sum(mesh.comm, np.bincount(
+    volumes = reduced(mesh.comm, np.bincount(
         labels, weights=mesh.cell_volumes[:owned], minlength=number + 1))
     first = np.full(number + 1, mesh.num_cells, dtype=np.int64)
     np.minimum.at(first, labels, mesh.input_cells[:owned])
-    everywhere = np.empty_like(first)
-    mesh.comm.Allreduce(first, everywhere, op=MPI.MIN)
+    everywhere = reduced(mesh.comm, first, MPI.MIN)
     total = volumes.sum()
     present = [k for k in range(1, number + 1) if volumes[k] > 0]
     order = sorted(present, key=lambda k: (-round(volumes[k] / total, 9), everywhere[k]))
     new = np.zeros(number + 1, dtype=np.int32)
     new[order] = np.arange(1, len(order) + 1)
     return new[labels], volumes[order]
-
-
-def _sum(comm: MPI.Comm, local: np.ndarray) -> np.ndarray:
-    local = np.ascontiguousarray(local, dtype=float)
-    result = np.empty_like(local)
-    comm.Allreduce(local, result)
-    return result
 
 
 def _facet_values(mesh: Mesh, field: str, values: np.ndarray) -> np.ndarray:

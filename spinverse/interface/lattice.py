@@ -12,6 +12,7 @@ import numpy as np
 from mpi4py import MPI
 from scipy.spatial import cKDTree
 
+from ..mesh.distributed import reduced
 from ..parallel.exchange import Route, gather_chosen
 from .surfaces import sorted_corners
 
@@ -47,8 +48,8 @@ class Lattice:
         flat = corners.reshape(-1, 3)
         _, first = np.unique(np.round(flat / self.tolerance), axis=0, return_index=True)
         self.points = flat[first]
-        self.low = -_most(comm, -self.points)
-        self.high = _most(comm, self.points)
+        self.low = reduced(comm, self.points.min(axis=0, initial=np.inf), MPI.MIN)
+        self.high = reduced(comm, self.points.max(axis=0, initial=-np.inf), MPI.MAX)
         self.centre = (self.low + self.high) / 2
         self.centroids = corners.mean(axis=1)
         self.outer = np.asarray(outer, bool)
@@ -87,9 +88,7 @@ class Lattice:
             moved = self.moved(source, sign, shift)
             for column, facets in enumerate((goal, self._outer_facets)):
                 counts[k, column] = np.count_nonzero(self._reached(facets, moved))
-        result = np.empty_like(counts)
-        self.comm.Allreduce(counts, result)
-        return result
+        return reduced(self.comm, counts)
 
     def moved(self, points: np.ndarray, sign: int, shift: np.ndarray) -> np.ndarray:
         """``points (n, 3)`` under the map x -> shift + sign (x - centre) + centre."""
@@ -132,10 +131,3 @@ class Lattice:
     def _reached(self, tree: cKDTree, points: np.ndarray) -> np.ndarray:
         distance, _ = tree.query(points, distance_upper_bound=self.tolerance)
         return np.isfinite(distance)
-
-
-def _most(comm: MPI.Comm, points: np.ndarray) -> np.ndarray:
-    local = points.max(axis=0, initial=-np.inf)
-    result = np.empty_like(local)
-    comm.Allreduce(local, result, op=MPI.MAX)
-    return result

@@ -164,7 +164,7 @@ class Mesh:
         x = self.domain.geometry.x
         low = x.min(axis=0) if len(x) else np.full(3, np.inf)
         high = x.max(axis=0) if len(x) else np.full(3, -np.inf)
-        return np.array([_reduce(self.comm, low, MPI.MIN), _reduce(self.comm, high, MPI.MAX)])
+        return np.array([reduced(self.comm, low, MPI.MIN), reduced(self.comm, high, MPI.MAX)])
 
     @property
     def centre(self) -> np.ndarray:
@@ -283,7 +283,8 @@ class Mesh:
         return f"Mesh({self.name!r}, cells={self.num_cells}, facets={self.num_facets})"
 
 
-def _reduce(comm: MPI.Comm, local: np.ndarray, op: MPI.Op) -> np.ndarray:
+def reduced(comm: MPI.Comm, local: np.ndarray, op: MPI.Op = MPI.SUM) -> np.ndarray:
+    """An array of the same shape on all ranks, entry by entry. Collective."""
     result = np.empty_like(local)
     comm.Allreduce(np.ascontiguousarray(local), result, op=op)
     return result

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from spinverse.errors import InputError, SolverError
+from spinverse.errors import InputError, SolverError, one_line
 
 FRONTAL_DELAUNAY, DELAUNAY = 6, 5  # gmsh's surface meshers
 TIMEOUT = 1800.0  # s that gmsh may take for one mesh; it can be set by the caller
@@ -56,8 +56,7 @@ def model(name: str, size: float, smallest: float | None = None,
     except Exception as error:
         if type(error) is not Exception:  # gmsh raises the bare class
             raise
-        reason = " ".join(str(error).split())
-        raise SolverError(f"{name}: gmsh could not mesh it ({reason})") from None
+        raise SolverError(f"{name}: gmsh could not mesh it ({one_line(error)})") from None
     finally:
         if _busy:
             pass

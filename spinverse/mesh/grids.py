@@ -27,12 +27,24 @@ def kuhn(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.nd
     shape = (len(x), len(y), len(z))
     points = np.stack(np.meshgrid(x, y, z, indexing="ij"), axis=-1).reshape(-1, 3)
     number = np.arange(len(points)).reshape(shape)
-    low = number[:-1, :-1, :-1].reshape(-1)
-    steps = np.array([shape[1] * shape[2], shape[2], 1])
-    tets = np.stack([np.stack([low, low + steps[i], low + steps[i] + steps[j],
-                               low + steps.sum()], axis=1)
-                     for i, j, _ in permutations(range(3))], axis=1).reshape(-1, 4)
-    return points, oriented(points, tets)
+    low = number[:-1, :-1, :-1].reshape(-1, 1, 1)
+    return points, (low + kuhn_steps(shape)).reshape(-1, 4)
+
+
+def kuhn_steps(shape) -> np.ndarray:
+    """What to add to the number of a brick's lowest vertex for its six tets, ``(6, 4)``.
+
+    They are positively oriented.
+
+    Args:
+        shape: of the vertices, numbered along z first.
+    """
+    strides = np.array([shape[1] * shape[2], shape[2], 1])
+    tets = []
+    for order in permutations(range(3)):
+        path = np.concatenate([[0], np.cumsum(strides[list(order)])])
+        tets.append(path if np.linalg.det(np.eye(3)[list(order)]) > 0 else path[[0, 1, 3, 2]])
+    return np.array(tets)
 
 
 def bcc(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from spinverse.errors import InputError
+from spinverse.errors import InputError, one_line
 from spinverse.mesh.arguments import affordable, lengths, positive, shown
 from spinverse.mesh.checks import UnitWarning, facets_of
 from spinverse.mesh.data import MeshData
+from spinverse.mesh.grids import kuhn_steps
 from spinverse.mesh.smoothing import smoothed
 
 # NIfTI-1 xyzt_units, by the names of nibabel
@@ -196,13 +196,8 @@ def _voxels(labels: np.ndarray, meshed: np.ndarray):
     """Grid nodes ``(Nv, 3)`` in voxels, six tets a voxel and their labels."""
     voxels = np.argwhere(meshed)
     shape = np.array(labels.shape) + 1
-    strides = np.array([shape[1] * shape[2], shape[2], 1])
-    tets = np.empty((len(voxels), 6, 4), np.int64)
-    for k, order in enumerate(permutations(range(3))):
-        path = np.concatenate([[0], np.cumsum(strides[list(order)])])
-        if np.linalg.det(np.eye(3)[list(order)]) < 0:
-            path = path[[0, 1, 3, 2]]
-        tets[:, k] = (voxels @ strides)[:, None] + path
+    lowest = np.asarray(np.ravel_multi_index(voxels.T, shape))
+    tets = lowest[:, None, None] + kuhn_steps(shape)
     used, numbers = np.unique(tets, return_inverse=True)
     nodes = np.stack(np.unravel_index(used, shape), axis=1)
     return nodes, numbers.reshape(-1, 4), np.repeat(labels[meshed], 6)
@@ -229,9 +224,8 @@ def _numpy(path: Path, where: str, kind: str):
             size = file["voxel_size"] if "voxel_size" in file.files else None
             labels = None if key is None else file[key]
     except Exception as error:  # zip, pickle and header errors have no common base
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"{where}: cannot be read as {kind} ({reason}), expected a numpy "
-                         "array") from None
+        raise InputError(f"{where}: cannot be read as {kind} ({one_line(error)[:200]}), "
+                         "expected a numpy array") from None
     if labels is None:
         raise InputError(f"{where}: holds {', '.join(keys) or 'nothing'}, expected the key "
                          "'labels'")
@@ -250,9 +244,8 @@ def _nifti(path: Path, where: str, warn: bool):
         zooms = np.array(image.header.get_zooms()[:3], float)
         labels = np.asarray(image.dataobj)
     except Exception as error:  # nibabel, zlib and numpy errors
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"{where}: cannot be read as NIfTI ({reason}), expected an image"
-                         ) from None
+        raise InputError(f"{where}: cannot be read as NIfTI ({one_line(error)[:200]}), "
+                         "expected an image") from None
     while labels.ndim > 3 and labels.shape[-1] == 1:
         labels = labels[..., 0]
     size = np.round(zooms * UM_PER_UNIT[unit], 9)

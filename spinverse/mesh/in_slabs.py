@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from mpi4py import MPI
 
-from ..errors import InputError, on_all
+from ..errors import InputError, on_all, one_line
 from ..parallel.exchange import Ranges, Route
 from ..parallel.npz import NpzReader
 from .checks import FLAT, cell_volumes
@@ -43,7 +43,7 @@ def read_in_slabs(path: str | Path, comm: MPI.Comm | None = None) -> Mesh:
         raise InputError(f"mesh file '{path}': no such file, expected a mesh") from None
     except Exception as error:  # zip, stream and header errors have no common base
         raise InputError(f"mesh file '{path}': cannot be read as .npz "
-                         f"({' '.join(str(error).split())}), expected a numpy archive") from None
+                         f"({one_line(error)}), expected a numpy archive") from None
     points, cells, tags, triples, triple_tags, count, facets = arrays
     _check(comm, path, points, cells, count)
     mesh = Mesh.from_slabs(comm, points, cells, tags, np.arange(

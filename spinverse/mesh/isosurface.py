@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import permutations
-
 import numpy as np
 from scipy.spatial import cKDTree
 
 from spinverse.errors import InputError
+from spinverse.mesh.grids import kuhn_steps
 from spinverse.mesh.surfaces import Surface, part_volumes, parts
 
 MOST_NODES = 2e7
@@ -58,17 +57,14 @@ def isosurface(values: np.ndarray, level: float, origin, step: float,
     shape = np.array(values.shape)
     flat = np.asarray(values, float).ravel() - level
     flat = np.where(np.abs(flat) < SNAP * step, np.where(flat < 0, -SNAP, SNAP) * step, flat)
-    strides = np.array([shape[1] * shape[2], shape[2], 1])
     below = (flat < 0).reshape(shape)
     mixed = np.zeros(shape - 1, int)
     for corner in np.ndindex(2, 2, 2):
         mixed += below[tuple(slice(c, c + n - 1) for c, n in zip(corner, shape, strict=True))]
-    cubes = np.argwhere((mixed > 0) & (mixed < 8)) @ strides
+    cubes = np.ravel_multi_index(np.nonzero((mixed > 0) & (mixed < 8)), shape)
     ends = []  # of the cut edges, three for each triangle, (n, 3, 2)
-    for order in permutations(range(3)):
-        tets = cubes[:, None] + np.concatenate([[0], np.cumsum(strides[list(order)])])
-        if np.linalg.det(np.eye(3)[list(order)]) < 0:
-            tets = tets[:, [0, 1, 3, 2]]
+    for steps in kuhn_steps(shape):
+        tets = cubes[:, None] + steps
         ends += _cut(tets, flat[tets] < 0)
     if not sum(map(len, ends)):
         raise InputError(f"{name}: no value is below {level:g}, expected some")

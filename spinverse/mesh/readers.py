@@ -10,9 +10,10 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import meshio
 import numpy as np
 
-from spinverse.errors import InputError
+from spinverse.errors import InputError, one_line
 from spinverse.mesh.checks import RepairWarning, cell_volumes, facets_of, find_facets
 from spinverse.mesh.data import CELLS, MeshData
 from spinverse.mesh.tetgen import read_tetgen
@@ -79,10 +80,9 @@ def write_msh(path: str | Path, data: MeshData) -> None:
     """Write ``data`` as gmsh 2.2 (binary), cell and interface tags as physical tags.
 
     Raises:
-        InputError: a suffix other than ``.msh``, or meshio is not installed.
+        InputError: a suffix other than ``.msh``.
     """
     path = _target(path, ".msh")
-    meshio = _meshio()
     cells, tags = [(GMSH[data.dim], data.cells)], [data.cell_tags]
     if len(data.interface_facets):
         cells.append((GMSH[data.dim - 1], data.interface_facets))
@@ -99,7 +99,7 @@ def _read_npz(path: Path) -> MeshData:
                       if key in file.files}
     except Exception as error:  # zip, pickle and header errors have no common base
         raise InputError(f"mesh file '{path}': cannot be read as .npz "
-                         f"({_one_line(error)}), expected a numpy archive") from None
+                         f"({one_line(error)[:200]}), expected a numpy archive") from None
     kinds = [key for key in CELLS.values() if key in arrays]
     missing = "points" if "points" not in arrays else "" if kinds else "tets"
     if missing:
@@ -112,17 +112,16 @@ def _read_npz(path: Path) -> MeshData:
 
 
 def _read_msh(path: Path) -> MeshData:
-    meshio = _meshio()
     try:
         # meshio prints remarks of its own; the named format keeps it from sys.exit on errors
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            mesh = _parse_msh(meshio, path)
+            mesh = _parse_msh(path)
     except Exception as error:  # the parser raises whatever the bytes lead to
         expected = "format 2.2 or 4.x"
         if "'gmsh:physical'" in str(error):  # meshio cannot read a mixture in 4.x
             expected = "cells in physical groups only (save with Mesh.SaveAll = 0)"
         raise InputError(f"mesh file '{path}': cannot be read as gmsh .msh "
-                         f"({_one_line(error)}), expected {expected}") from None
+                         f"({one_line(error)[:200]}), expected {expected}") from None
     physical = mesh.cell_data.get("gmsh:physical", [np.zeros(len(b.data), int)
                                                     for b in mesh.cells])
     dim = _dimension(mesh)
@@ -148,7 +147,7 @@ def _read_tetgen(path: Path) -> MeshData:
     return _used_only(_membranes_only(data))
 
 
-def _parse_msh(meshio, path: Path):
+def _parse_msh(path: Path):
     """meshio takes the version "4" for 4.1, but gmsh writes it for 4.0."""
     content = path.read_bytes()
     header = re.match(rb"\$MeshFormat\s+4(?= [01] )", content)
@@ -233,16 +232,3 @@ def _target(path: str | Path, suffix: str) -> Path:
     if path.suffix.lower() != suffix:
         raise InputError(f"mesh file '{path}': suffix is '{path.suffix}', expected {suffix}")
     return path
-
-
-def _meshio():
-    try:
-        import meshio
-    except ImportError:
-        raise InputError("meshio is not installed, expected it for .msh files: "
-                         "pip install 'spinverse[mesh]'") from None
-    return meshio
-
-
-def _one_line(error: Exception) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]

@@ -31,8 +31,38 @@ def _points(points) -> np.ndarray:
     return array
 
 
+def _fields(shape, **values) -> None:
+    """Set fields of a frozen shape, while it is made."""
+    for key, value in values.items():
+        object.__setattr__(shape, key, value)
+
+
+class Shape:
+    """A solid whose surface is known."""
+
+    centre: tuple[float, float, float]
+    axis: tuple[float, float, float]
+
+    def level(self, points: np.ndarray) -> np.ndarray:
+        """Signed distance at ``points (n, 3)`` um, ``(n,)`` um, negative inside.
+
+        Of a cylinder it is not exact near the edges.
+        """
+        raise NotImplementedError
+
+    def contains(self, points: np.ndarray) -> np.ndarray:
+        """Which of ``points (n, 3)`` um are inside or on the surface, ``(n,)`` bool."""
+        return self.level(_points(points)) <= 0
+
+    def _around(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Coordinate along the axis, and the distance to it."""
+        offset = points - np.array(self.centre)
+        along = offset @ np.array(self.axis)
+        return along, np.linalg.norm(offset - np.outer(along, self.axis), axis=1)
+
+
 @dataclass(frozen=True)
-class Ball:
+class Ball(Shape):
     """A ball.
 
     Attributes:
@@ -47,12 +77,11 @@ class Ball:
     centre: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def __post_init__(self):
-        object.__setattr__(self, "radius", positive("Ball", "radius", self.radius))
-        object.__setattr__(self, "centre", vector("Ball", "centre", self.centre))
+        _fields(self, radius=positive("Ball", "radius", self.radius),
+                centre=vector("Ball", "centre", self.centre))
 
-    def contains(self, points: np.ndarray) -> np.ndarray:
-        """Which of ``points (n, 3)`` um are inside or on the surface, ``(n,)`` bool."""
-        return np.linalg.norm(_points(points) - self.centre, axis=1) <= self.radius
+    def level(self, points: np.ndarray) -> np.ndarray:
+        return np.linalg.norm(points - np.array(self.centre), axis=1) - self.radius
 
     def describe(self) -> str:
         """One line for reports."""
@@ -60,7 +89,7 @@ class Ball:
 
 
 @dataclass(frozen=True)
-class Cylinder:
+class Cylinder(Shape):
     """A circular cylinder.
 
     Attributes:
@@ -79,17 +108,13 @@ class Cylinder:
     centre: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def __post_init__(self):
-        object.__setattr__(self, "radius", positive("Cylinder", "radius", self.radius))
-        object.__setattr__(self, "height", positive("Cylinder", "height", self.height, True))
-        object.__setattr__(self, "axis", _axis("Cylinder", self.axis))
-        object.__setattr__(self, "centre", vector("Cylinder", "centre", self.centre))
+        _fields(self, radius=positive("Cylinder", "radius", self.radius),
+                height=positive("Cylinder", "height", self.height, True),
+                axis=_axis("Cylinder", self.axis), centre=vector("Cylinder", "centre", self.centre))
 
-    def contains(self, points: np.ndarray) -> np.ndarray:
-        """Which of ``points (n, 3)`` um are inside or on the surface, ``(n,)`` bool."""
-        offset = _points(points) - self.centre
-        along = offset @ np.array(self.axis)
-        across = np.linalg.norm(offset - np.outer(along, self.axis), axis=1)
-        return (across <= self.radius) & (np.abs(along) <= self.height / 2)
+    def level(self, points: np.ndarray) -> np.ndarray:
+        along, across = self._around(points)
+        return np.maximum(across - self.radius, np.abs(along) - self.height / 2)
 
     def describe(self) -> str:
         """One line for reports."""
@@ -99,7 +124,7 @@ class Cylinder:
 
 
 @dataclass(frozen=True)
-class BentTube:
+class BentTube(Shape):
     """All points within a radius of a polyline; its ends and bends are round.
 
     Attributes:
@@ -114,7 +139,7 @@ class BentTube:
     path: tuple[tuple[float, float, float], ...]
 
     def __post_init__(self):
-        object.__setattr__(self, "radius", positive("BentTube", "radius", self.radius))
+        radius = positive("BentTube", "radius", self.radius)
         rows = self.path if np.ndim(self.path) else ()
         path = tuple(vector("BentTube", f"path[{i}]", p) for i, p in enumerate(rows))
         if len(path) < 2:
@@ -123,18 +148,17 @@ class BentTube:
             if path[i] == path[i - 1]:
                 raise InputError(f"BentTube: path[{i}] repeats path[{i - 1}] {_text(path[i])}, "
                                  "expected different points")
-        object.__setattr__(self, "path", path)
+        _fields(self, radius=radius, path=path)
 
-    def contains(self, points: np.ndarray) -> np.ndarray:
-        """Which of ``points (n, 3)`` um are inside or on the surface, ``(n,)`` bool."""
-        points, path = _points(points), np.array(self.path)
+    def level(self, points: np.ndarray) -> np.ndarray:
+        path = np.array(self.path)
         nearest = np.full(len(points), inf)
         for start, end in zip(path[:-1], path[1:], strict=True):
             leg = end - start
             share = np.clip((points - start) @ leg / (leg @ leg), 0, 1)
             gap = np.linalg.norm(points - start - np.outer(share, leg), axis=1)
             nearest = np.minimum(nearest, gap)
-        return nearest <= self.radius
+        return nearest - self.radius
 
     def describe(self) -> str:
         """One line for reports."""
@@ -144,7 +168,7 @@ class BentTube:
 
 
 @dataclass(frozen=True)
-class Torus:
+class Torus(Shape):
     """A torus.
 
     Attributes:
@@ -164,19 +188,15 @@ class Torus:
 
     def __post_init__(self):
         for key in ("major_radius", "minor_radius"):
-            object.__setattr__(self, key, positive("Torus", key, getattr(self, key)))
+            _fields(self, **{key: positive("Torus", key, getattr(self, key))})
         if self.minor_radius >= self.major_radius:
             raise InputError(f"Torus: minor_radius is {self.minor_radius:g} um, expected less "
                              f"than major_radius {self.major_radius:g} um")
-        object.__setattr__(self, "axis", _axis("Torus", self.axis))
-        object.__setattr__(self, "centre", vector("Torus", "centre", self.centre))
+        _fields(self, axis=_axis("Torus", self.axis), centre=vector("Torus", "centre", self.centre))
 
-    def contains(self, points: np.ndarray) -> np.ndarray:
-        """Which of ``points (n, 3)`` um are inside or on the surface, ``(n,)`` bool."""
-        offset = _points(points) - self.centre
-        along = offset @ np.array(self.axis)
-        across = np.linalg.norm(offset - np.outer(along, self.axis), axis=1)
-        return np.hypot(across - self.major_radius, along) <= self.minor_radius
+    def level(self, points: np.ndarray) -> np.ndarray:
+        along, across = self._around(points)
+        return np.hypot(across - self.major_radius, along) - self.minor_radius
 
     def describe(self) -> str:
         """One line for reports."""

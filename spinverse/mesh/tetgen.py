@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spinverse.errors import InputError
+from spinverse.errors import InputError, one_line
 from spinverse.mesh.checks import cell_volumes
 from spinverse.mesh.data import MeshData
 
@@ -77,9 +77,8 @@ def _table(path: Path, header_widths: tuple, least: int) -> tuple[list[int], np.
         header = [int(word) for word in lines[0].split()]
         rows = np.loadtxt(lines[1:], ndmin=2) if len(lines) > 1 else np.empty((0, least))
     except (ValueError, IndexError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"mesh file '{path}': cannot be read as TetGen {path.suffix} ({reason}), "
-                         "expected rows of numbers") from None
+        raise InputError(f"mesh file '{path}': cannot be read as TetGen {path.suffix} "
+                         f"({one_line(error)[:200]}), expected rows of numbers") from None
     if not header_widths[0] <= len(header) <= header_widths[1] or header[0] < 0:
         raise InputError(f"mesh file '{path}': first line is '{lines[0][:80]}', expected the count "
                          "of rows and what they hold")

@@ -16,7 +16,7 @@ import numpy as np
 from spinverse.errors import InputError, SolverError
 from spinverse.mesh.arguments import affordable_volume, choice, positive, shown
 from spinverse.mesh.checks import RepairWarning, cell_volumes, facets_of
-from spinverse.mesh.connected import components
+from spinverse.mesh.connected import cell_regions
 from spinverse.mesh.data import MeshData
 from spinverse.mesh.isosurface import layer
 from spinverse.mesh.surfaces import (
@@ -295,8 +295,7 @@ def _compare(surface: Surface, data: MeshData, step: str) -> None:
         said.append(f"the inside has {mesh:.4g} um^3, the surface encloses {wanted:.4g}, "
                     "overlaps twice (a smaller envelope follows thin processes better)")
     _, pairs = facets_of(inside)
-    pairs = pairs[pairs[:, 1] >= 0]
-    pieces = components(len(inside), pairs).max() + 1
+    pieces = cell_regions(len(inside), pairs, np.zeros(len(pairs), bool)).max() + 1
     depth, _ = depths(surface, parts(surface))
     if pieces > (depth % 2 == 0).sum():
         said.append(f"the inside falls into {pieces} pieces, the surface into "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spinverse.errors import InputError
+from spinverse.errors import InputError, one_line
 from spinverse.mesh.checks import cell_volumes
 from spinverse.mesh.data import MeshData
 
@@ -31,7 +31,7 @@ def read_xdmf(path: str | Path) -> MeshData:
     try:
         root = ElementTree.parse(path).getroot()
     except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
-        raise InputError(f"{where}: cannot be read as .xdmf ({_one_line(error)}), expected XML"
+        raise InputError(f"{where}: cannot be read as .xdmf ({one_line(error)[:200]}), expected XML"
                          ) from None
     formats = {item.get("Format", "XML").upper() for item in root.iter("DataItem")}
     if not formats or not formats <= {"HDF", "XML"}:
@@ -48,7 +48,7 @@ def read_xdmf(path: str | Path) -> MeshData:
     except InputError:
         raise
     except Exception as error:  # HDF5 and numpy raise whatever they like
-        raise InputError(f"{where}: cannot be read as .xdmf ({_one_line(error)}), expected a "
+        raise InputError(f"{where}: cannot be read as .xdmf ({one_line(error)[:200]}), expected a "
                          "mesh as DOLFINx writes it") from None
 
 
@@ -142,7 +142,3 @@ def _data(path: Path, points, cells, tagged, values, facets, facet_values) -> Me
         turned = cell_volumes(points, cells) < 0
         cells[turned, -2:] = cells[turned, :-3:-1]
     return MeshData(points, cells, cell_tags, facets, facet_values, name=path.name)
-
-
-def _one_line(error: Exception) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]

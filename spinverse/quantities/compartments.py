@@ -75,8 +75,13 @@ class TissueCompartments:
     @property
     def residence_times(self) -> np.ndarray:
         """tau_i = 1 / sum_j k_ij, ``(C,)`` ms; inf where nothing leaves."""
-        rates = self.exchange_rates.sum(axis=1)
-        return np.divide(1.0, rates, out=np.full(len(self), np.inf), where=rates > 0)
+        return residence_times(self.exchange_rates)
+
+
+def residence_times(exchange_rates: np.ndarray) -> np.ndarray:
+    """1 / sum_j k_ij, ``(C,)`` ms; inf where nothing leaves."""
+    rates = exchange_rates.sum(axis=1)
+    return np.divide(1.0, rates, out=np.full(len(rates), np.inf), where=rates > 0)
 
 
 def compartments_of(tissue: Tissue | BlochTorrey, cut: float = np.inf) -> TissueCompartments:

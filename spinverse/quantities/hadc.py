@@ -28,7 +28,7 @@ from petsc4py import PETSc
 
 from .. import forms
 from ..acquisition.table import Acquisition
-from ..acquisition.waveforms import Waveform
+from ..acquisition.waveform import Waveform
 from ..errors import InputError
 from ..problem import BlochTorrey
 from ..tissue import Tissue

@@ -10,12 +10,12 @@ from scipy.linalg import expm
 
 from ..acquisition.signals import Signals
 from ..acquisition.table import Acquisition
-from ..acquisition.waveforms import Waveform
+from ..acquisition.waveform import Waveform
 from ..errors import InputError, SolverError
 from ..problem import BlochTorrey
 from ..tissue import Tissue
 from ..units import b_to_internal
-from .compartments import TissueCompartments, compartments_of, uniform_in
+from .compartments import TissueCompartments, compartments_of, residence_times, uniform_in
 from .effective import check_stationary, mean_diffusivity_tensors, unit_directions
 from .hadc import hadc
 from .mf_adc import plain
@@ -47,8 +47,7 @@ class KargerSignals:
     @property
     def residence_times(self) -> np.ndarray:
         """1 / sum_j k_ij, ``(C,)`` ms; inf where nothing leaves."""
-        rates = self.exchange_rates.sum(axis=1)
-        return np.divide(1.0, rates, out=np.full(len(rates), np.inf), where=rates > 0)
+        return residence_times(self.exchange_rates)
 
 
 def karger(tissue: Tissue | BlochTorrey, acquisition: Acquisition, diffusivities=None,

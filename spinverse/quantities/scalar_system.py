@@ -11,6 +11,7 @@ from dolfinx.fem import petsc as fem_petsc
 from petsc4py import PETSc
 
 from ..engines.linear.direct import direct
+from ..engines.linear.ties import prolonged, restricted
 from ..errors import SolverError
 from ..problem import BlochTorrey
 
@@ -48,28 +49,11 @@ class ScalarSystem:
 
     def restrict(self, broken: np.ndarray) -> PETSc.Vec:
         """A functional given by its values at the owned broken dofs, on the tied space: P^T b."""
-        P = self.problem.prolongation
-        if P is None:
-            vector = self.vector()
-            vector.setArray(broken)
-            return vector
-        given = P.createVecLeft()
-        given.setArray(broken)
-        vector = self.vector()
-        P.multTranspose(given, vector)
-        given.destroy()
-        return vector
+        return restricted(self.problem.prolongation, broken, self.vector())
 
     def expand(self, vector: PETSc.Vec) -> np.ndarray:
         """Values of a function at the owned broken dofs: P y."""
-        P = self.problem.prolongation
-        if P is None:
-            return vector.getArray(readonly=True).copy()
-        broken = P.createVecLeft()
-        P.mult(vector, broken)
-        values = broken.getArray(readonly=True).copy()
-        broken.destroy()
-        return values
+        return prolonged(self.problem.prolongation, vector)
 
     def project(self, functional: PETSc.Vec) -> PETSc.Vec:
         """The function y with M y = functional."""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..acquisition.waveforms import Waveform
+from ..acquisition.waveform import Waveform
 
 _STEPS = 512  # in all, for waveforms that are not piecewise constant; then twice as many
 

@@ -15,7 +15,7 @@ from .. import __version__
 from ..errors import SpinverseError
 from ..interface.metrics import compare
 from ..mesh import MeshData
-from ..units import permeability_from_internal
+from ..units import describe_range, permeability_from_internal
 from . import folder
 from .html_parts import Picture, Section, Table, number
 from .html_run import Found, Run, read_run
@@ -309,7 +309,7 @@ def _certainty(run: Run, facets: Found) -> Table:
     if facets.posterior_std is not None and facets.membrane.any():
         std = facets.posterior_std[facets.membrane]
         rows.append(("posterior standard deviation of their openness",
-                     f"{_span(std)}, median {np.median(std):.3g}"))
+                     f"{describe_range(std, 3)}, median {np.median(std):.3g}"))
     if "sigma" in said:
         rows.append(("noise of the normalised signals that was assumed", number(said["sigma"])))
     if "directions" in said:
@@ -317,14 +317,9 @@ def _certainty(run: Run, facets: Found) -> Table:
                      number(said["directions"])))
     kappa = facets.permeability[facets.membrane]
     if len(kappa):
-        rows.append(("their permeability", f"{_span(kappa)} µm/ms "
-                     f"({_span(permeability_from_internal(kappa))} m/s)"))
+        rows.append(("their permeability", f"{describe_range(kappa, 3)} µm/ms "
+                     f"({describe_range(permeability_from_internal(kappa), 3)} m/s)"))
     return Table("What is known of it", ("", ""), tuple(rows))
-
-
-def _span(values: np.ndarray) -> str:
-    low, high = f"{values.min():.3g}", f"{values.max():.3g}"
-    return low if low == high else f"{low} to {high}"
 
 
 def _worst(run: Run, residual: np.ndarray) -> Table:

@@ -17,9 +17,9 @@ from meshio import vtu
 
 from ..acquisition import Acquisition
 from ..acquisition.io import read_acquisition, read_signals
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..mesh import MeshData, readers
-from ..mesh.checks import facets_of
+from ..mesh.checks import cell_volumes, facets_of
 from ..mesh.connected import cell_regions
 from . import folder
 
@@ -321,7 +321,7 @@ class _Reader:
             if labels.shape == (len(data.cells),):
                 return labels.astype(np.int64), False
         regions = cell_regions(len(data.cells), pairs, membrane)
-        volumes = np.bincount(regions, weights=_volumes(data))
+        volumes = np.bincount(regions, weights=np.abs(cell_volumes(data.points, data.cells)))
         rank = np.empty(len(volumes), np.int64)
         rank[np.lexsort((np.arange(len(volumes)), -volumes))] = np.arange(len(volumes))
         return rank[regions], True
@@ -348,11 +348,6 @@ def _columns(file: Path, names: tuple[str, ...]) -> list[np.ndarray]:
         raise InputError(f"{file.name} has a cell that is no number") from None
 
 
-def _volumes(mesh: MeshData) -> np.ndarray:
-    x = mesh.points[mesh.cells]
-    return np.abs(np.linalg.det(x[:, 1:] - x[:, :1])) / 6
-
-
 def _at(tree, *keys):
     for key in keys:
         tree = tree.get(key) if isinstance(tree, dict) else None
@@ -360,4 +355,4 @@ def _at(tree, *keys):
 
 
 def _words(error) -> str:
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return one_line(error).rstrip(".")

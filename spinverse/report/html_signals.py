@@ -9,23 +9,20 @@ from scipy.spatial import ConvexHull, QhullError
 
 from ..acquisition import Acquisition
 from .html_parts import DATA, MEASURED, PREDICTED, SERIES, Picture, Table, number, series
-from .plots import panels
+from .plots import panels, priors_of, stage_starts
 
 _MOST_DOTS = 16_000  # beyond, means and ranges only
 _MOST_TEXTS = 3000  # beyond, directions are not said
 _MOST_PANELS = 12
 _MOST_SHELLS, _MOST_POINTS = 24, 3000  # on spheres
 _SAME_B = 0.02  # relative: b-values of one shell
-_NOT_TERMS = ("stage", "iteration", "loss", "data", "gradient_norm", "step", "seconds")
 
 
 def history(rows: list[dict]) -> Picture:
     """Data term, loss and priors by iteration, a band for each stage."""
     figure = go.Figure()
-    starts = [i for i, row in enumerate(rows) if not i or row["stage"] != rows[i - 1]["stage"]]
+    names, starts = priors_of(rows), stage_starts(rows)
     ends = [*starts[1:], len(rows)]
-    names = [key for key in dict.fromkeys(key for row in rows for key in row)
-             if key not in _NOT_TERMS]
     lines: list[tuple[str, str, str, str | None]] = [
         ("data", "data: mean square of normalised signals", DATA, None)]
     if any(row.get("loss") != row.get("data") for row in rows):

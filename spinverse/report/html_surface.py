@@ -21,7 +21,7 @@ from .html_parts import (
     Picture,
 )
 from .html_run import Found
-from .planes import lines, section
+from .planes import box_edges, lines, section
 from .plots_cells import bins
 
 _OPACITIES = (0.5, 0.65, 0.8, 0.96)
@@ -101,7 +101,7 @@ def interface(facets: Found, still: bytes | None) -> Picture:
                   name=f"true membrane ({true.sum()})", visible="legendonly", showlegend=True)
     _add_edges(figure, points, facets.triples[drawn & (found | true)])
     _add_box(figure, points)
-    _scene(figure, points)
+    _scene(figure)
     counts = {name: int(member.sum()) for name, member, _ in classes}
     said = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
     caption = (f"{said[:1].upper()}{said[1:] or 'No facet was found'}. Drag to turn, scroll to "
@@ -138,7 +138,7 @@ def mesh(data: MeshData) -> Picture:
                   showlegend=True)
     _add_edges(figure, data.points, triples)
     _add_box(figure, data.points)
-    _scene(figure, data.points)
+    _scene(figure)
     caption = f"The {kind} of the mesh, coloured by tag. Drag to turn, scroll to zoom."
     if step > 1:
         caption += f" Every {step}th facet is drawn."
@@ -192,12 +192,8 @@ def planes(facets: Found) -> Picture | None:
         figure.update_layout(sliders=[{"steps": steps, "active": middle, "pad": {"t": 52},
                                        "currentvalue": {"prefix": "planes at "}}])
     for axis in range(3):
-        across, up = (j for j in range(3) if j != axis)
-        side = "" if axis == 0 else str(axis + 1)
-        figure.update_xaxes(title=f"{'xyz'[across]} (µm)", constrain="domain", showgrid=False,
-                            zeroline=False, col=axis + 1)
-        figure.update_yaxes(title=f"{'xyz'[up]} (µm)", constrain="domain", scaleanchor=f"x{side}",
-                            showgrid=False, zeroline=False, col=axis + 1)
+        across, up = (name for name in "xyz" if name != "xyz"[axis])
+        _plane_axes(figure, across, up, axis + 1)
     figure.update_layout(legend={"orientation": "h", "y": 1.16, "yanchor": "bottom"},
                          margin={"t": 90})
     caption = "Mesh cells by " + (
@@ -251,22 +247,12 @@ def _add_mesh(figure, points, triples, colour, opacity, **more) -> None:
 
 
 def _add_box(figure, points) -> None:
-    low, high = points.min(axis=0), points.max(axis=0)
-    path = []
-    for axis in range(3):
-        for a in (0, 1):
-            for b in (0, 1):
-                ends = np.empty((2, 3))
-                ends[:, axis] = low[axis], high[axis]
-                for j, c in zip([j for j in range(3) if j != axis], (a, b), strict=True):
-                    ends[:, j] = (low, high)[c][j]
-                path += [*ends, np.full(3, np.nan)]
-    path = np.array(path, np.float32)
-    figure.add_scatter3d(x=path[:, 0], y=path[:, 1], z=path[:, 2], mode="lines",
-                         line={"color": MEASURED, "width": 1}, showlegend=False, hoverinfo="skip")
+    edges = box_edges(np.array([points.min(axis=0), points.max(axis=0)]))
+    figure.add_scatter3d(**_broken(edges), mode="lines", line={"color": MEASURED, "width": 1},
+                         showlegend=False, hoverinfo="skip")
 
 
-def _scene(figure, points) -> None:
+def _scene(figure) -> None:
     axes = {f"{name}axis": {"title": f"{name} (µm)", "showbackground": False, "nticks": 5}
             for name in "xyz"}
     figure.update_layout(scene={"aspectmode": "data", "camera": {
@@ -285,10 +271,8 @@ def _add_edges(figure, points: np.ndarray, triples: np.ndarray) -> None:
     # in the surface itself they would be drawn in parts only
     aside = 1.5e-3 * np.ptp(points, axis=0).max() * normal[:, None]
     path = np.concatenate([x + aside, x - aside])[:, [0, 1, 2, 0]]
-    gaps = np.full((len(path), 1, 3), np.nan)
-    path = np.concatenate([path, gaps], axis=1).reshape(-1, 3).astype(np.float32)
-    figure.add_scatter3d(x=path[:, 0], y=path[:, 1], z=path[:, 2], mode="lines",
-                         line={"color": "#4d535d", "width": 1.5}, name="edges", hoverinfo="skip")
+    figure.add_scatter3d(**_broken(path), mode="lines", name="edges", hoverinfo="skip",
+                         line={"color": "#4d535d", "width": 1.5})
 
 
 def _add_section(figure, facets: Found, labels: np.ndarray, cut, colours: dict, axis: int,
@@ -299,8 +283,7 @@ def _add_section(figure, facets: Found, labels: np.ndarray, cut, colours: dict, 
         if not len(chosen) or (fine and label == 0):
             continue
         closed = chosen if fine else np.concatenate([chosen, chosen[:, :1]], axis=1)
-        outline = _broken(closed)
-        figure.add_scatter(x=outline[:, 0], y=outline[:, 1], mode="lines", fill="toself",
+        figure.add_scatter(**_broken(closed), mode="lines", fill="toself",
                            fillcolor=colour, line={
                                "width": 0 if fine else 0.5, "color": "rgba(139,145,156,0.5)"},
                            hoverinfo="skip", showlegend=False, visible=visible,
@@ -311,17 +294,25 @@ def _add_section(figure, facets: Found, labels: np.ndarray, cut, colours: dict, 
             ("true wall", facets.true, FALSE, "dash", 2)):
         ends = lines(facets.points, facets.triples[member], axis, cut.height)
         if len(ends):
-            path = _broken(ends)
-            figure.add_scatter(x=path[:, 0], y=path[:, 1], mode="lines", hoverinfo="skip",
+            figure.add_scatter(**_broken(ends), mode="lines", hoverinfo="skip",
                                line={"color": colour, "dash": dash, "width": width},
                                showlegend=False, visible=visible, legendgroup=name, row=1,
                                col=axis + 1)
 
 
-def _broken(paths: np.ndarray) -> np.ndarray:
-    """Paths ``(n, m, 2)`` as one line with gaps, ``(n (m + 1), 2)``."""
-    gaps = np.full((len(paths), 1, 2), np.nan)
-    return np.concatenate([paths, gaps], axis=1).reshape(-1, 2).astype(np.float32)
+def _broken(paths: np.ndarray) -> dict[str, np.ndarray]:
+    """Paths ``(n, m, d)`` as one line with gaps: its x, y and, for d = 3, z."""
+    gaps = np.full((len(paths), 1, paths.shape[2]), np.nan)
+    line = np.concatenate([paths, gaps], axis=1).reshape(-1, paths.shape[2]).astype(np.float32)
+    return dict(zip("xyz", line.T, strict=False))
+
+
+def _plane_axes(figure, across: str, up: str, column: int | None = None) -> None:
+    """Axes of a plane, um, to the same scale; of one column of subplots."""
+    plain = {"constrain": "domain", "showgrid": False, "zeroline": False, "col": column}
+    figure.update_xaxes(title=f"{across} (µm)", **plain)
+    figure.update_yaxes(title=f"{up} (µm)", **plain,
+                        scaleanchor="x" if column in (None, 1) else f"x{column}")
 
 
 def _plane_mesh(data: MeshData, figure) -> Picture:
@@ -329,19 +320,15 @@ def _plane_mesh(data: MeshData, figure) -> Picture:
     x = np.concatenate([x, x[:, :1]], axis=1)
     tags = np.unique(data.cell_tags)
     for k, tag in enumerate(tags.tolist()):
-        path = _broken(x[data.cell_tags == tag])
-        figure.add_scatter(x=path[:, 0], y=path[:, 1], mode="lines", fill="toself",
+        figure.add_scatter(**_broken(x[data.cell_tags == tag]), mode="lines", fill="toself",
                            fillcolor=LABELS[k % len(LABELS)], opacity=0.75,
                            line={"width": 0.5 if len(data.cells) < 4 * _FINE else 0,
                                  "color": MEASURED},
                            name=f"cell tag {tag}", hoverinfo="skip", showlegend=k < 12)
     if len(data.interface_facets):
-        path = _broken(data.points[data.interface_facets][..., :2])
-        figure.add_scatter(x=path[:, 0], y=path[:, 1], mode="lines", name="membrane",
-                           line={"color": FALSE, "width": 2}, hoverinfo="skip")
-    figure.update_xaxes(title="x (µm)", constrain="domain", showgrid=False, zeroline=False)
-    figure.update_yaxes(title="y (µm)", constrain="domain", scaleanchor="x", showgrid=False,
-                        zeroline=False)
+        figure.add_scatter(**_broken(data.points[data.interface_facets][..., :2]), mode="lines",
+                           name="membrane", line={"color": FALSE, "width": 2}, hoverinfo="skip")
+    _plane_axes(figure, "x", "y")
     figure.update_layout(margin={"t": 16})
     return Picture("mesh", figure, 480, "The mesh, cells coloured by tag.",
                    f"{len(data.cells)} triangles.")

@@ -65,6 +65,13 @@ def lines(points: np.ndarray, triples: np.ndarray, axis: int, height: float) -> 
     return x[crossed].reshape(-1, 2, 2)
 
 
+def box_edges(bounds: np.ndarray) -> np.ndarray:
+    """Edges of a box with corners ``(2, 3)``: their ends, ``(12, 2, 3)``."""
+    unit = np.array(list(np.ndindex(2, 2, 2)))
+    ends = [(i, j) for i in range(8) for j in range(i) if np.abs(unit[i] - unit[j]).sum() == 1]
+    return (bounds[0] + unit * (bounds[1] - bounds[0]))[np.array(ends)]
+
+
 def _crossings(first, second, axis: int, height: float) -> np.ndarray:
     """Points of segments at a height, in the two other axes."""
     rise = second[..., axis] - first[..., axis]

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..acquisition import Acquisition
 from ..units import frequency_from_internal
+from .planes import box_edges
 
 MEASURED, PREDICTED = "#333333", "#0072b2"
 TERMS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
@@ -28,6 +29,17 @@ def _figure(*size, **kwargs):
     return figure
 
 
+def _panels(count: int, **kwargs):
+    """A figure with axes for ``count`` panels, up to four in a row, and how many in a row."""
+    columns = min(count, 4)
+    lines = -(-count // columns)
+    figure = _figure(3.6 * columns + 0.4, 3.4 * lines + 0.5, layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False, **kwargs).ravel()
+    for axis in axes[count:]:
+        axis.set_axis_off()
+    return figure, axes, columns
+
+
 def signals(path: Path, acquisition: Acquisition, predicted: np.ndarray,
             measured: np.ndarray | None = None) -> None:
     """Signals by b, a panel for each kind of sequence; against measured ones also as a scatter.
@@ -39,12 +51,7 @@ def signals(path: Path, acquisition: Acquisition, predicted: np.ndarray,
         measured: ``(N,)`` normalised magnitudes, if there are any.
     """
     kinds = panels(acquisition)
-    count = len(kinds)
-    extra = measured is not None
-    columns = min(count + extra, 4)
-    lines = -(-(count + extra) // columns)
-    figure = _figure(3.6 * columns + 0.4, 3.4 * lines + 0.5, layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    figure, axes, columns = _panels(len(kinds) + (measured is not None))
     span = max(float(np.ptp(acquisition.b)), 1.0)
     top = float(np.max([predicted, predicted if measured is None else measured]))
     for index, ((title, rows), axis) in enumerate(zip(kinds.items(), axes, strict=False)):
@@ -70,9 +77,7 @@ def signals(path: Path, acquisition: Acquisition, predicted: np.ndarray,
     axes[0].legend(handles, labels, fontsize=8, frameon=False, markerscale=2, loc="best",
                    title="dots: directions, line: mean", title_fontsize=7)
     if measured is not None:
-        _scatter(axes[count], acquisition, measured, predicted)
-    for axis in axes[count + extra:]:
-        axis.set_axis_off()
+        _scatter(axes[len(kinds)], acquisition, measured, predicted)
     figure.savefig(path, dpi=DPI)
 
 
@@ -104,10 +109,7 @@ def phases(path: Path, acquisition: Acquisition, values: np.ndarray) -> None:
         values: ``(N,)`` complex signals.
     """
     kinds = panels(acquisition)
-    columns = min(len(kinds), 4)
-    lines = -(-len(kinds) // columns)
-    figure = _figure(3.6 * columns + 0.4, 3.4 * lines + 0.5, layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False, sharey=True).ravel()
+    figure, axes, columns = _panels(len(kinds), sharey=True)
     angles = np.degrees(np.angle(values))
     for (title, rows), axis in zip(kinds.items(), axes, strict=False):
         axis.axhline(0.0, color="0.8", linewidth=0.8, zorder=0)
@@ -118,8 +120,6 @@ def phases(path: Path, acquisition: Acquisition, values: np.ndarray) -> None:
         axis.tick_params(labelsize=8)
     for axis in axes[::columns]:
         axis.set_ylabel("phase of S (degrees)")
-    for axis in axes[len(kinds):]:
-        axis.set_axis_off()
     figure.savefig(path, dpi=DPI)
 
 
@@ -148,6 +148,17 @@ def _sequence(waveform) -> str:
     return title if len(title) < 34 else f"{words[0]}\n{', '.join(words[1:])}"
 
 
+def priors_of(rows: list[dict]) -> list[str]:
+    """Names of the prior terms of a history, in the order of their first use."""
+    others = ("stage", "iteration", "loss", "data", "gradient_norm", "step", "seconds")
+    return [key for key in dict.fromkeys(key for row in rows for key in row) if key not in others]
+
+
+def stage_starts(rows: list[dict]) -> list[int]:
+    """Numbers of the rows of a history at which stages begin."""
+    return [i for i, row in enumerate(rows) if not i or row["stage"] != rows[i - 1]["stage"]]
+
+
 def losses(path: Path, rows: list[dict]) -> None:
     """Loss, data term and prior terms by iteration; stages are marked.
 
@@ -158,11 +169,7 @@ def losses(path: Path, rows: list[dict]) -> None:
     figure = _figure(7.5, 4.2, layout="constrained")
     axis = figure.subplots()
     x = np.arange(len(rows), dtype=float)
-    names = [key for key in dict.fromkeys(key for row in rows for key in row)
-             if key not in ("stage", "iteration", "loss", "data", "gradient_norm", "step",
-                            "seconds")]
-
-    starts = [i for i, row in enumerate(rows) if not i or row["stage"] != rows[i - 1]["stage"]]
+    names, starts = priors_of(rows), stage_starts(rows)
 
     def line(name, **style):
         y = np.array([row.get(name, np.nan) for row in rows], dtype=float)
@@ -279,11 +286,7 @@ def _facets(axis, corners, colours, bounds) -> None:
                                   np.asarray(colours)[:, 3:]], axis=1)
         axis.add_collection3d(Poly3DCollection(corners, facecolors=colours,
                                                edgecolors=(0, 0, 0, 0.45), linewidths=0.4))
-    unit = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
-    box = bounds[0] + unit * (bounds[1] - bounds[0])
-    edges = [(i, j) for i in range(8) for j in range(i) if np.abs(unit[i] - unit[j]).sum() == 1]
-    axis.add_collection3d(Line3DCollection([box[[i, j]] for i, j in edges], colors="0.6",
-                                           linewidths=0.7))
+    axis.add_collection3d(Line3DCollection(box_edges(bounds), colors="0.6", linewidths=0.7))
     axis.set(xlim=bounds[:, 0], ylim=bounds[:, 1], zlim=bounds[:, 2])
     axis.set_box_aspect(bounds[1] - bounds[0], zoom=0.95)
     axis.view_init(elev=22, azim=-58)

@@ -15,6 +15,7 @@ import numpy as np
 from .. import __version__
 from .._stack import load_stack
 from ..config import ExtraTermsSection, KnownTissue, PermeabilitySection
+from ..errors import one_line
 from ..inversion import TAO, Progress, Reconstruction, Shapes, Stage
 from ..inversion.parameters import Unknown
 from ..mesh import Mesh
@@ -131,11 +132,6 @@ class Screen:
         self.say(f"{item.stage:>14} {item.iteration:4d}  loss {item.loss:10.4e}"
                  f"  data {item.data:10.4e}{priors}  |g| {item.gradient:9.3e}"
                  f"  step {item.step:9.3e}  {item.seconds:8.1f} s")
-
-
-def one_line(message) -> str:
-    """A message without line breaks; an exception without one gives its name."""
-    return " ".join(str(message).split()) or type(message).__name__
 
 
 # ---- what was understood, for a person to notice a wrong unit -------------------------------

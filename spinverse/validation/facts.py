@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..acquisition.table import Acquisition
-from ..acquisition.waveforms import PGSE
+from ..acquisition import PGSE, Acquisition
 from ..problem import BlochTorrey
 from ..quantities import exchange_times, hadc, short_time_approximation
 from ..tissue import Permeability, Tissue

@@ -14,14 +14,7 @@ from importlib import resources
 
 import numpy as np
 
-from ..acquisition.waveforms import (
-    PGSE,
-    CosOGSE,
-    DoublePGSE,
-    SinOGSE,
-    TrapezoidPGSE,
-    Waveform,
-)
+from ..acquisition import PGSE, CosOGSE, DoublePGSE, SinOGSE, TrapezoidPGSE, Waveform
 
 US = 1e-3  # ms
 PER_US = 1e3  # 1/ms

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..acquisition.table import Acquisition
-from ..acquisition.waveforms import Waveform
+from ..acquisition.waveform import Waveform
 from ..problem import BlochTorrey
 from ..simulate import make_engine
 

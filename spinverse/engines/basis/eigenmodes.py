@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import scipy.sparse
@@ -23,11 +24,13 @@ from slepc4py import SLEPc
 
 from ...errors import InputError, SolverError, on_root
 from ...extra_terms import Unsuitable
+from ...mesh.distributed import reduced
 from ...phases import phase
 from ...problem import BlochTorrey
 from ...unknowns import Unknowns
+from ..linear.columns import solved
 from ..linear.direct import failure
-from ..linear.ties import Tied, solver_of
+from ..linear.ties import Tied
 from .blocks import CANDIDATES, Inverse, at_gap, lowest_pairs
 from .dense import dense_modes, gathered, is_small
 from .drifting import enriched, lowest
@@ -163,7 +166,7 @@ def eigenmodes(problem: BlochTorrey, number: int, options_prefix: str = "spinver
             made = _shift_invert(A, M, wanted, min(number, size), shift, options_prefix, start,
                                  iterative)
             values, vectors = _pairs(made, wanted)
-            solve = solver_of(made.getST().getKSP(), tied)
+            solve = partial(solved, made.getST().getKSP())
     kept = at_gap(values, min(number, size), CANDIDATES // (1 + len(problem.periodic)))
     if problem.extra_blocks is not None:
         check_decay(values)
@@ -204,10 +207,10 @@ def _coarse_pairs(shift: float, options_prefix: str) -> Callable:
         if is_small(A.getSize()[0], number, A.comm.size):
             return dense_modes(A, M, number)[:2]
         if A.comm.size > 1 and A.getSize()[0] <= ALONE:
-            return _pairs_of_root(A, M, start, lambda *whole: solved(number, *whole))
-        return solved(number, A, M, start)
+            return _pairs_of_root(A, M, start, lambda *whole: slepc(number, *whole))
+        return slepc(number, A, M, start)
 
-    def solved(number: int, A: PETSc.Mat, M: PETSc.Mat, start: np.ndarray) -> tuple:
+    def slepc(number: int, A: PETSc.Mat, M: PETSc.Mat, start: np.ndarray) -> tuple:
         eps = _shift_invert(A, M, number, number, shift, f"{options_prefix}start_", start,
                             A.getSize()[0] > LARGE, 1e-6)
         found = _pairs(eps, number)
@@ -318,9 +321,7 @@ def _responses(problem: BlochTorrey, columns: np.ndarray, solve: Callable) -> np
             answer = unknowns.local(solve(unknowns.gathered(moved[k][:, block])))
             for j in range(dim):
                 local[j, k, :, block] = moved[j].T @ answer
-    total = np.empty_like(local)
-    problem.comm.Allreduce(local, total)
-    return total
+    return reduced(problem.comm, local)
 
 
 @phase("projection")
@@ -337,8 +338,7 @@ def project(problem: BlochTorrey, values: np.ndarray, columns: np.ndarray,
     mass: scipy.sparse.csr_matrix = problem.local_mass
     packed[-2] = problem.unknowns.load(mass @ problem.initial) @ columns
     packed[-1] = problem.unknowns.load(mass @ problem.scale) @ columns
-    total = np.empty_like(packed)
-    problem.comm.Allreduce(packed, total)
+    total = reduced(problem.comm, packed)
     X = total[:-2].reshape(number, K, K)
     X = 0.5 * (X + X.transpose(0, 2, 1))
     reach = (problem.mesh.bounds[1] - problem.mesh.bounds[0])[:dim] / 2

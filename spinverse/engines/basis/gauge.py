@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 from mpi4py import MPI
 
+from ...mesh.distributed import reduced
 from ...problem import BlochTorrey
 
 
@@ -69,20 +70,14 @@ def gauge_of(problem: BlochTorrey, modes: np.ndarray) -> Gauge | None:
     drifts = np.zeros((dim, K, K))
     for j, form in problem.local_drifts.items():
         drifts[j] = modes.T @ (form @ modes)
-    drifts = _reduced(comm, drifts, MPI.SUM)
+    drifts = reduced(comm, drifts)
     tensor = D if D.ndim == 3 else D[:, None, None] * np.eye(dim)
-    squares = _reduced(comm, tensor.min(axis=0, initial=np.inf), MPI.MIN)
-    if np.any(squares != _reduced(comm, tensor.max(axis=0, initial=-np.inf), MPI.MAX)):
+    squares = reduced(comm, tensor.min(axis=0, initial=np.inf), MPI.MIN)
+    if np.any(squares != reduced(comm, tensor.max(axis=0, initial=-np.inf), MPI.MAX)):
         squares = np.zeros((dim, dim, K, K))
         for (j, k), form in problem.local_squares.items():
             squares[j, k] = modes.T @ (form @ modes)
-        squares = _reduced(comm, squares, MPI.SUM)
+        squares = reduced(comm, squares)
         for j, k in problem.local_squares:
             squares[j, k] = squares[k, j] = 0.5 * (squares[j, k] + squares[j, k].T)
     return Gauge(problem.periodic, 0.5 * (drifts - drifts.transpose(0, 2, 1)), squares, fastest)
-
-
-def _reduced(comm, local: np.ndarray, op: MPI.Op) -> np.ndarray:
-    result = np.empty_like(local)
-    comm.Allreduce(np.ascontiguousarray(local), result, op=op)
-    return result

@@ -28,10 +28,12 @@ import numpy as np
 from petsc4py import PETSc
 
 from ...errors import SolverError
+from ...mesh.distributed import reduced
 from ...phases import phase
 from ...problem import BlochTorrey
+from ..linear.columns import solved, times
 from ..linear.direct import direct, failure
-from ..linear.ties import Tied, solver_of
+from ..linear.ties import Tied
 from .eigenmodes import Eigenmodes, check_decay, project
 
 _SMALL = 1e-7  # of the start's norm: responses below it are round-off of others
@@ -81,10 +83,8 @@ def _responses(problem: BlochTorrey, A: PETSc.Mat, M: PETSc.Mat, number: int, ra
         tied.destroy()
         raise
     try:
-        solve = solver_of(ksp, tied)
-
         def respond(loads):
-            return unknowns.local(solve(unknowns.gathered(loads)))
+            return unknowns.local(solved(ksp, unknowns.gathered(loads)))
 
         def relax(functions):
             return respond(rate * (mass @ functions))
@@ -153,7 +153,7 @@ class _Space:
         return columns - self.functions @ self._products(self._loads, columns)
 
     def _products(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return _summed(self.comm, a.T @ b)
+        return reduced(self.comm, a.T @ b)
 
 
 def _kept(sizes: np.ndarray, room: int) -> int:
@@ -201,15 +201,8 @@ def _loads_of_starts(problem: BlochTorrey) -> np.ndarray:
 def _diagonalised(A: PETSc.Mat, tied: Tied, space: _Space) -> tuple[np.ndarray, np.ndarray]:
     """Rayleigh-Ritz: eigenvalues ascending, ``(K,)``, and functions ``(n, K)``."""
     functions = space.functions
-    columns = functions[: tied.column.getLocalSize()]
-    sizes = (tied.column.getSizes(), (PETSc.DECIDE, columns.shape[1]))
-    dense = PETSc.Mat().createDense(sizes, comm=A.comm)
-    dense.getDenseArray()[:] = columns
-    dense.assemble()
-    image = A.matMult(dense)
-    operator = _summed(space.comm, columns.T @ image.getDenseArray(readonly=True))
-    image.destroy()
-    dense.destroy()
+    columns = functions[: A.getLocalSize()[1]]
+    operator = reduced(space.comm, columns.T @ times(A, columns))
     values, rotation = space.comm.bcast(tuple(np.linalg.eigh(0.5 * (operator + operator.T))))
     if tied.problem.extra_blocks is not None:
         check_decay(values)
@@ -218,10 +211,4 @@ def _diagonalised(A: PETSc.Mat, tied: Tied, space: _Space) -> tuple[np.ndarray, 
 
 def _normalised(comm, mass, functions: np.ndarray) -> np.ndarray:
     squares = np.einsum("ij,ij->j", functions, mass @ functions)
-    return functions / np.sqrt(_summed(comm, squares))
-
-
-def _summed(comm, local: np.ndarray) -> np.ndarray:
-    total = np.empty_like(local)
-    comm.Allreduce(np.ascontiguousarray(local), total)
-    return total
+    return functions / np.sqrt(reduced(comm, squares))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from petsc4py import PETSc
 
+from ...mesh.distributed import reduced
+
 
 def dense(matrix: PETSc.Mat, columns: np.ndarray, transposed: bool = False) -> PETSc.Mat:
     """Columns ``(n_local, k)`` that ``matrix`` can be multiplied with; no copy if Fortran order."""
@@ -43,15 +45,9 @@ def solved(ksp: PETSc.KSP, columns: np.ndarray) -> np.ndarray:
 
 def inner(comm, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """``left^T right`` over all ranks. Collective."""
-    local = left.T @ right
-    total = np.empty_like(local)
-    comm.Allreduce(local, total)
-    return total
+    return reduced(comm, left.T @ right)
 
 
 def column_inner(comm, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Its diagonal. Collective."""
-    local = np.einsum("ik,ik->k", left, right)
-    total = np.empty_like(local)
-    comm.Allreduce(local, total)
-    return total
+    return reduced(comm, np.einsum("ik,ik->k", left, right))

@@ -16,8 +16,9 @@ from petsc4py import PETSc
 from ...errors import SolverError
 from ...phases import phase
 from ...problem import BlochTorrey
+from .columns import solved
 from .direct import direct
-from .ties import Tied, solver_of
+from .ties import Tied
 
 _BLOCK = 64  # facets solved at once
 
@@ -57,14 +58,13 @@ def surrounding_conductance(problem: BlochTorrey, rate: float,
     response = np.zeros(len(mine))
     index_map = problem.space.dofmap.index_map
     try:
-        solve = solver_of(ksp, tied)
         for first in range(0, total, _BLOCK):
             count = min(_BLOCK, total - first)
             here = np.arange(max(first - offset, 0),
                              min(max(first + count - offset, 0), len(mine)))
             loads = tied.load(_distributed(index_map, comm, jumps[here], here + offset - first,
                                            count))
-            answer = comm.allreduce((loads * solve(loads)).sum(axis=0))
+            answer = comm.allreduce((loads * solved(ksp, loads)).sum(axis=0))
             response[here] = answer[here + offset - first]
     except PETSc.Error as error:
         raise SolverError("facet responses: PETSc failed while solving") from error

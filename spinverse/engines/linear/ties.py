@@ -1,8 +1,6 @@
-"""Columns at the unknowns of a problem with tied facets, and solvers for them."""
+"""Columns at the unknowns of a problem with tied facets."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 from petsc4py import PETSc
@@ -15,7 +13,6 @@ class Tied:
 
     def __init__(self, problem: BlochTorrey, A: PETSc.Mat):
         self.problem, self.unknowns, self.matrix = problem, problem.unknowns, A
-        self.column = A.createVecRight()
 
     def load(self, values: np.ndarray) -> np.ndarray:
         """P^T of columns ``(n_owned, n)``. Collective."""
@@ -26,23 +23,28 @@ class Tied:
         return self.unknowns.broken(self.unknowns.local(vectors))
 
     def destroy(self) -> None:
-        self.column.destroy()
         if self.unknowns.tied:
             self.matrix.destroy()
 
 
-def solver_of(ksp: PETSc.KSP, tied: Tied) -> Callable[[np.ndarray], np.ndarray]:
-    """(A + s M)^-1 of columns ``(n_local, n)`` of loads in the tied space."""
-    def solve(loads: np.ndarray) -> np.ndarray:
-        sizes = (tied.column.getSizes(), (PETSc.DECIDE, loads.shape[1]))
-        right, left = (PETSc.Mat().createDense(sizes, comm=tied.column.comm) for _ in range(2))
-        right.getDenseArray()[:] = loads
-        right.assemble()
-        left.assemble()
-        ksp.matSolve(right, left)
-        result = left.getDenseArray(readonly=True).copy(order="F")
-        right.destroy()
-        left.destroy()
-        return result
+def prolonged(P: PETSc.Mat | None, vector: PETSc.Vec) -> np.ndarray:
+    """P of a vector: values at the owned broken dofs. None is P without ties. Collective."""
+    if P is None:
+        return vector.getArray(readonly=True).copy()
+    broken = P.createVecLeft()
+    P.mult(vector, broken)
+    values = broken.getArray(readonly=True).copy()
+    broken.destroy()
+    return values
 
-    return solve
+
+def restricted(P: PETSc.Mat | None, broken: np.ndarray, result: PETSc.Vec) -> PETSc.Vec:
+    """P^T of values at the owned broken dofs, in ``result``, which is returned. Collective."""
+    if P is None:
+        result.setArray(broken)
+        return result
+    given = P.createVecLeft()
+    given.setArray(broken)
+    P.multTranspose(given, result)
+    given.destroy()
+    return result

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from functools import cached_property
 
-import dolfinx
 import numpy as np
 from petsc4py import PETSc
 
 from ...errors import SolverError
 from ...problem import BlochTorrey
+from ...unknowns import with_ghosts
 from ..linear.columns import column_inner, solved, times
 from ..linear.direct import direct
 
@@ -117,14 +117,9 @@ class CommonFactor:
 
     def with_ghosts(self, columns: np.ndarray) -> np.ndarray:
         """Values at owned and ghost broken dofs, ``(nd, k)``. Collective."""
-        P, index_map = self.problem.prolongation, self.problem.space.dofmap.index_map
-        owned = columns if P is None else times(P, columns)
-        if self.comm.size == 1:
-            return owned
-        vector = dolfinx.la.vector(index_map, owned.shape[1])
-        vector.array[: owned.size] = np.ascontiguousarray(owned).ravel()
-        vector.scatter_forward()
-        return vector.array.reshape(-1, owned.shape[1])
+        P = self.problem.prolongation
+        return with_ghosts(self.problem.space.dofmap.index_map,
+                           columns if P is None else times(P, columns))
 
     def solve(self, loads: np.ndarray, guess: np.ndarray, gradients: np.ndarray, tau: float,
               transposed: bool = False) -> np.ndarray:

@@ -17,6 +17,7 @@ from ...errors import SolverError
 from ...extra_terms import has
 from ...problem import BlochTorrey
 from ..linear.direct import failure
+from ..linear.ties import prolonged, restricted
 
 # Factors kept, of zero gradient, which all measurements share, and as many of others: one is
 # enough for constant pulses.
@@ -219,13 +220,7 @@ class PairSystem:
 
     def broken(self, y: PETSc.Vec) -> np.ndarray:
         """Complex values at the owned broken degrees of freedom, ``(nd,)``. Collective."""
-        if self.prolongation is None:
-            pair = y.getArray(readonly=True).copy()
-        else:
-            vector = self.prolongation.createVecLeft()
-            self.prolongation.mult(y, vector)
-            pair = vector.getArray(readonly=True).copy()
-            vector.destroy()
+        pair = prolonged(self.prolongation, y)
         return pair[0::2] + 1j * pair[1::2]
 
     @cached_property
@@ -256,15 +251,7 @@ class PairSystem:
     def _tested(self, broken: np.ndarray) -> PETSc.Vec:
         """P^T M b for a pair of values at each owned broken dof, ``(nd, 2)``."""
         local = np.stack([self.problem.local_mass @ part for part in broken.T], axis=1)
-        result = self.mass.createVecRight()
-        if self.prolongation is None:
-            result.setArray(local.ravel())
-            return result
-        load = self.prolongation.createVecLeft()
-        load.setArray(local.ravel())
-        self.prolongation.multTranspose(load, result)
-        load.destroy()
-        return result
+        return restricted(self.prolongation, local.ravel(), self.mass.createVecRight())
 
     def signal(self, y: PETSc.Vec) -> complex:
         return complex(*(vector.dot(y) for vector in self._receive))

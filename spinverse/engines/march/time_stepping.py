@@ -13,7 +13,7 @@ serves all measurements, which are marched side by side: see `common_factor`.
 
 Pieces of constant gradient are cut into equal steps that end at the breakpoints: second order.
 Where a waveform is not piecewise constant, its pieces are of fourth order in their length
-(`spinverse.acquisition.waveforms`), a step each.
+(`spinverse.acquisition.waveform`), a step each.
 
 Extra terms that know the time are taken at the middle of each step, which is of second order, and
 cost a factor a step; steps end at 180-degree pulses if the terms know their sign, and at the

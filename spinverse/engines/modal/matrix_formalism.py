@@ -11,7 +11,7 @@ S = conj(l)^T exp(-Lambda tau) u, where u and l are start and receive after that
 the gap in the middle. With f(TE - t) = f(t) it is l^T exp(-Lambda tau) u.
 
 Waveforms that are not piecewise constant are cut into pieces of fourth order in their length
-(`spinverse.acquisition.waveforms`).
+(`spinverse.acquisition.waveform`).
 
 Along periodic axes the modes drift instead: see `spinverse.engines.basis.gauge`.
 
@@ -27,15 +27,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 
-import dolfinx
 import numpy as np
 from mpi4py import MPI
 
 from ...acquisition.table import Acquisition
 from ...errors import InputError, SolverError
 from ...extra_terms import has
+from ...mesh.distributed import reduced
 from ...phases import phase
 from ...problem import BlochTorrey
+from ...unknowns import with_ghosts
 from ..basis.eigenmodes import Eigenmodes, eigenmodes
 from ..basis.responses import response_basis
 from ..progress import silent
@@ -182,7 +183,8 @@ class MatrixFormalism:
         problem, basis = self.problem, self._taped
         derivatives = [self._derivatives(coefficient) for coefficient in coefficients]
         operators = self._by_operator(adjoint, not problem.periodic)
-        add_up(self._derivatives, derivatives, _with_ghosts(problem, basis.modes), operators)
+        modes = with_ghosts(problem.space.dofmap.index_map, basis.modes)
+        add_up(self._derivatives, derivatives, modes, operators)
         return [derivative.result() for derivative in derivatives]
 
     @phase("propagation back")
@@ -199,9 +201,7 @@ class MatrixFormalism:
             self._pull_back(group, adjoint, left, right, forward, total, gaps)
         for gap in sorted(gaps):
             total[0] += gaps[gap] * divided_differences(basis.eigenvalues, gap)
-        result = np.empty_like(total)
-        self.problem.comm.Allreduce(0.5 * (total + total.transpose(0, 2, 1)), result)
-        return result
+        return reduced(self.problem.comm, 0.5 * (total + total.transpose(0, 2, 1)))
 
     # ---- one group ----------------------------------------------------------------------------
 
@@ -485,16 +485,4 @@ def free_jumps(problem: BlochTorrey, basis: Eigenmodes) -> tuple[np.ndarray, np.
     """
     free, T = problem.free_jumps
     return free, T @ (basis.columns if problem.unknowns.tied
-                      else _with_ghosts(problem, basis.modes))
-
-
-def _with_ghosts(problem: BlochTorrey, modes: np.ndarray) -> np.ndarray:
-    """Values at owned dofs followed by those at ghosts, ``(nd, K)``."""
-    index_map = problem.space.dofmap.index_map
-    if problem.comm.size == 1:
-        return modes
-    K = modes.shape[1]
-    vector = dolfinx.la.vector(index_map, K)
-    vector.array[: modes.size] = np.ascontiguousarray(modes).ravel()
-    vector.scatter_forward()
-    return vector.array.reshape(-1, K)
+                      else with_ghosts(problem.space.dofmap.index_map, basis.modes))
