@@ -21,6 +21,9 @@ ONLY_IN = {"SimulateConfig": {"signals": "reconstruct", "stages": "reconstruct",
            "ReconstructConfig": {"quantities": "simulate"}}
 
 
+_UNKNOWN_KEY = ("extra_forbidden", "invalid_key")  # of pydantic; the second is no text
+
+
 class _Loader(yaml.SafeLoader):
     """YAML whose 1e-5 is a number, and in which a key that appears twice is an error."""
 
@@ -100,7 +103,7 @@ def read(path: str | Path, model: type[Run]) -> Run:
 def explain(error: ValidationError, model: type[BaseModel], data) -> str:
     """One line for the first of pydantic's errors; a wrong key comes before what it misses."""
     # of the branches of a union the one that came furthest was meant
-    errors = sorted(error.errors(), key=lambda e: (e["type"] != "extra_forbidden", -len(e["loc"])))
+    errors = sorted(error.errors(), key=lambda e: (e["type"] not in _UNKNOWN_KEY, -len(e["loc"])))
     first = errors[0]
     place: list = []
     keys, here = first["loc"], data
@@ -119,7 +122,7 @@ def explain(error: ValidationError, model: type[BaseModel], data) -> str:
     if isinstance(cause, InputError):
         return f"{name}: {cause}" if name else str(cause)
     above = _model_at(model, place[:-1])
-    if first["type"] == "extra_forbidden":
+    if first["type"] in _UNKNOWN_KEY:
         return f"{name}: {unknown(str(place[-1]), list(above.model_fields) if above else [])}"
     if first["type"] == "missing":
         field = above.model_fields.get(place[-1]) if above else None
