@@ -26,9 +26,9 @@ from petsc4py import PETSc
 from ufl.algorithms import expand_derivatives
 from ufl.algorithms.check_arities import ArityMismatch, check_form_arity
 
-from .engines.linear.columns import times
 from .errors import InputError
 from .mesh.distributed import Mesh
+from .parallel.columns import times
 from .tissue import by_cell_tag
 
 _ROUNDING = 1e-9  # of the norm of all blocks

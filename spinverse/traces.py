@@ -19,7 +19,8 @@ import scipy.sparse
 from mpi4py import MPI
 from petsc4py import PETSc
 
-from .mesh.distributed import Mesh, reduced
+from .mesh.distributed import Mesh
+from .parallel.exchange import reduced
 from .periodic import faces, pair_across
 
 _FACETS = {1: basix.CellType.point, 2: basix.CellType.interval, 3: basix.CellType.triangle}

@@ -15,11 +15,11 @@ from spinverse import Acquisition, BlochTorrey, Permeability, SolverError, Tissu
 from spinverse.engines.basis.blocks import Inverse, conjugate_gradients
 from spinverse.engines.basis.eigenmodes import eigenmodes
 from spinverse.engines.basis.two_level import TwoLevel, coarse_spaces
-from spinverse.engines.linear.columns import column_inner, times
 from spinverse.engines.linear.facet_response import surrounding_conductance
 from spinverse.engines.march.time_stepping import TimeStepping
 from spinverse.engines.modal.matrix_formalism import MatrixFormalism
 from spinverse.errors import InputError
+from spinverse.parallel.columns import column_inner, times
 from spinverse.phases import phase, recorded
 
 TABLE = Acquisition.pgse([0, 1000, 3000], directions=3, delta=5, Delta=20)

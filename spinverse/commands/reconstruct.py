@@ -26,6 +26,7 @@ from ..report.screen import (
     describe_result,
     describe_stage,
     describe_tissue,
+    describe_unknown,
     versions,
 )
 from ..units import describe_permeability
@@ -85,7 +86,8 @@ def run(arguments, comm: MPI.Comm) -> None:
                                  "tetrahedra: membranes are found as surfaces")
             with in_keys():
                 problem = InverseProblem(mesh, signals, **run.known(comm))
-                stages = stages_for(problem, run.stage_list())
+                stages = stages_for(problem, run.stages if isinstance(run.stages, str)
+                                    else run.stage_list())
                 for stage in stages:
                     stage.check(problem)
         inputs = everywhere(comm, hashes, config=arguments.config, mesh=run.mesh.source,
@@ -106,8 +108,7 @@ def run(arguments, comm: MPI.Comm) -> None:
                f"{describe_permeability(high)}, start "
                f"{describe_permeability(tissue.start_um_per_ms)}",
                *describe_extra_terms(run.extra_terms),
-               *(f"unknown {name}: {u.low:g} to {u.high:g}, start {u.start:g}"
-                 for name, u in problem.unknown.items()),
+               *describe_unknown(problem.unknown),
                problem.likelihood.describe(),
                *(f"acquisition: {line}" for line in signals.acquisition.describe()),
                describe_engine(run),

@@ -26,7 +26,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from ..errors import InputError, on_all, on_root
 from ..extra_terms import Unsuitable, check_function
-from ..inversion.parameters import Unknown
+from ..inversion.parameters import KINDS, Unknown
 from .values import FilePath, KeyProblem, Number, Section, is_number
 
 _KINDS = ("expected a finite number, a vector, a tensor as rows of up to 3, or {cell tag: value} "
@@ -278,3 +278,21 @@ class UnknownSection(Section):
 
 Unknowns = Annotated[dict[str, UnknownSection], BeforeValidator(_by_name)]
 
+
+def check_unknown(unknown: Mapping[str, UnknownSection],
+                  extra_terms: ExtraTermsSection | None) -> None:
+    """Refuse unknown numbers that are neither of the tissue nor among the coefficients.
+
+    Raises:
+        InputError: naming the unknown, and the nearest name.
+    """
+    own = {} if extra_terms is None else extra_terms.coefficients
+    for name in unknown:
+        if name not in {**own, **KINDS}:
+            near = difflib.get_close_matches(name, [*own, *KINDS], n=1)
+            raise InputError(f"unknown.{name}: no coefficient of extra_terms, " + (
+                f"did you mean {near[0]}?" if near else
+                f"expected one of {', '.join([*own, *KINDS])}"))
+        if not isinstance(own.get(name, 0.0), float):
+            raise InputError(f"unknown.{name}: extra_terms.coefficients.{name} is {own[name]}, "
+                             "expected a single number there")

@@ -9,10 +9,11 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from .. import __version__
 from ..errors import InputError
-from ..inversion import Shapes, Stage
+from ..inversion import Shapes, Stage, Unknown
+from ..inversion.stages import preset
 from .acquisition import Acquisitions
 from .mesh import MeshSection
-from .physics import ExtraTermsSection, Unknowns
+from .physics import ExtraTermsSection, Unknowns, check_unknown
 from .quantities import FROM_SIGNALS, KNOW_EXTRA_TERMS, requests
 from .stages import StageSection, stages_value
 from .tissue import TissueSection, UnknownTissue
@@ -121,17 +122,27 @@ class ReconstructConfig(Run):
     checkpoint: CheckpointSection = CheckpointSection()
     unknown: Unknowns = {}
 
-    def stage_list(self) -> list[Stage | Shapes] | str:
-        """The name of a preset, or the stages of the list."""
+    @model_validator(mode="after")
+    def _unknown_is_there(self):
+        check_unknown(self.unknown, self.extra_terms)
+        return self
+
+    @property
+    def unknowns(self) -> dict[str, Unknown]:
+        """Numbers that are found with the membranes, by name."""
+        return {name: section.value() for name, section in self.unknown.items()}
+
+    def stage_list(self) -> list[Stage | Shapes]:
+        """The stages of the preset, or of the list."""
         if isinstance(self.stages, str):
-            return self.stages
+            return preset(self.stages)
         return [stage.stage() for stage in self.stages]
 
     def known(self, comm) -> dict[str, Any]:
         """Arguments of `InverseProblem`, beside mesh and signals. Runs code. Collective."""
         tissue, signals = self.tissue, self.signals
         return {**self.extra_arguments(comm),
-                "unknown": {name: section.value() for name, section in self.unknown.items()},
+                "unknown": self.unknowns,
                 "diffusivity": tissue.diffusivity_um2_per_ms, "T2": tissue.T2_ms,
                 "density": tissue.density, "boundary": tissue.boundary,
                 "interface": tissue.interface,
@@ -142,7 +153,7 @@ class ReconstructConfig(Run):
 
     @model_validator(mode="after")
     def _names(self):
-        names = [] if isinstance(self.stages, str) else [stage.name for stage in self.stages]
+        names = [stage.name for stage in self.stage_list()]
         for name in names:
             if names.count(name) > 1:
                 raise InputError(f"stages: name {name!r} appears twice, expected different ones")

@@ -4,7 +4,7 @@ Imports go up in this list, never down:
 
     derivatives, progress   derivatives of the weak form by its coefficients; how far a solve is
     schedule                which measurements are propagated together, through which pieces
-    linear                  factorisations, columns of vectors, tied facets, facet responses
+    linear                  factorisations, tied facets, facet responses
     basis                   the modes and responses that signals are expanded in; `eigenmodes`
                             chooses among dense, SLEPc and block solvers
     modal                   matrix formalism: signals, gradients, the whole Jacobian

@@ -15,7 +15,8 @@ from mpi4py import MPI
 
 from ..engines.basis.eigenmodes import eigenmodes
 from ..errors import InputError
-from ..mesh.distributed import Mesh, reduced
+from ..mesh.distributed import Mesh
+from ..parallel.exchange import reduced
 from ..problem import BlochTorrey
 from ..tissue import Tissue
 from .metrics import MEMBRANE_CUT

@@ -12,8 +12,7 @@ import numpy as np
 from mpi4py import MPI
 from scipy.spatial import cKDTree
 
-from ..mesh.distributed import reduced
-from ..parallel.exchange import Route, gather_chosen
+from ..parallel.exchange import Route, gather_chosen, reduced
 from .surfaces import sorted_corners
 
 _EXACT = 1e-3  # of the shortest edge: how far a moved vertex or facet may be from the grid's

@@ -13,7 +13,7 @@ from dolfinx.mesh import CellType, GhostMode
 from mpi4py import MPI
 
 from ..errors import on_root
-from ..parallel.exchange import Ranges, gather_chosen, scatter
+from ..parallel.exchange import Ranges, gather_chosen, reduced, scatter
 from .data import MeshData
 from .ordered import FacetRows, FacetSlabs, Slabs
 
@@ -281,13 +281,6 @@ class Mesh:
 
     def __repr__(self) -> str:
         return f"Mesh({self.name!r}, cells={self.num_cells}, facets={self.num_facets})"
-
-
-def reduced(comm: MPI.Comm, local: np.ndarray, op: MPI.Op = MPI.SUM) -> np.ndarray:
-    """An array of the same shape on all ranks, entry by entry. Collective."""
-    result = np.empty_like(local)
-    comm.Allreduce(np.ascontiguousarray(local), result, op=op)
-    return result
 
 
 def _rows(triples: np.ndarray) -> np.ndarray:

@@ -174,3 +174,10 @@ def _starts(counts: np.ndarray) -> np.ndarray:
 
 def _bytes(array: np.ndarray) -> np.ndarray:
     return array.reshape(-1).view(np.uint8)
+
+
+def reduced(comm: MPI.Comm, local: np.ndarray, op: MPI.Op = MPI.SUM) -> np.ndarray:
+    """An array of the same shape on all ranks, entry by entry. Collective."""
+    result = np.empty_like(local)
+    comm.Allreduce(np.ascontiguousarray(local), result, op=op)
+    return result

@@ -15,8 +15,8 @@ import numpy as np
 from petsc4py import PETSc
 
 from ...errors import SolverError
+from ...parallel.columns import column_inner, inner, times
 from ...problem import BlochTorrey
-from ..linear.columns import column_inner, inner, times
 from .two_level import TwoLevel
 
 # Modes are cut at the widest relative gap among this many candidates, so that no cluster of

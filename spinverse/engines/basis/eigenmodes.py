@@ -24,11 +24,11 @@ from slepc4py import SLEPc
 
 from ...errors import InputError, SolverError, on_root
 from ...extra_terms import Unsuitable
-from ...mesh.distributed import reduced
+from ...parallel.columns import solved
+from ...parallel.exchange import reduced
 from ...phases import phase
 from ...problem import BlochTorrey
 from ...unknowns import Unknowns
-from ..linear.columns import solved
 from ..linear.direct import failure
 from ..linear.ties import Tied
 from .blocks import CANDIDATES, Inverse, at_gap, lowest_pairs

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 from mpi4py import MPI
 
-from ...mesh.distributed import reduced
+from ...parallel.exchange import reduced
 from ...problem import BlochTorrey
 
 

@@ -28,10 +28,10 @@ import numpy as np
 from petsc4py import PETSc
 
 from ...errors import SolverError
-from ...mesh.distributed import reduced
+from ...parallel.columns import solved, times
+from ...parallel.exchange import reduced
 from ...phases import phase
 from ...problem import BlochTorrey
-from ..linear.columns import solved, times
 from ..linear.direct import direct, failure
 from ..linear.ties import Tied
 from .eigenmodes import Eigenmodes, check_decay, project

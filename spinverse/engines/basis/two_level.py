@@ -19,8 +19,8 @@ import dolfinx
 import numpy as np
 from petsc4py import PETSc
 
+from ...parallel.columns import solved, times
 from ...problem import BlochTorrey
-from ..linear.columns import solved, times
 
 # kappa h / D: facets above it are tied in the coarse space; below the other one they hinder
 TIED_FROM, HINDERS_BELOW = 0.1, 1.0

@@ -1,1 +1,1 @@
-"""Linear algebra: factorisations, blocks of columns, tied facets, responses of single facets."""
+"""Linear algebra: factorisations, tied facets, responses of single facets."""

@@ -17,9 +17,9 @@ import numpy as np
 from petsc4py import PETSc
 
 from ...errors import SolverError
+from ...parallel.columns import column_inner, solved, times
 from ...problem import BlochTorrey
 from ...unknowns import with_ghosts
-from ..linear.columns import column_inner, solved, times
 from ..linear.direct import direct
 
 TOLERANCE = 1e-12  # of a residual against its load, in the norm of B^-1

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from mpi4py import MPI
 
+from ...parallel.columns import column_inner, times
 from ..derivatives import OfPermeability
-from ..linear.columns import column_inner, times
 from .common_factor import CommonFactor
 
 WIDTH = 32  # measurements at once

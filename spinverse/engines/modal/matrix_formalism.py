@@ -33,7 +33,7 @@ from mpi4py import MPI
 from ...acquisition.table import Acquisition
 from ...errors import InputError, SolverError
 from ...extra_terms import has
-from ...mesh.distributed import reduced
+from ...parallel.exchange import reduced
 from ...phases import phase
 from ...problem import BlochTorrey
 from ...unknowns import with_ghosts

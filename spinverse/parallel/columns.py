@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from petsc4py import PETSc
 
-from ...mesh.distributed import reduced
+from .exchange import reduced
 
 
 def dense(matrix: PETSc.Mat, columns: np.ndarray, transposed: bool = False) -> PETSc.Mat:
