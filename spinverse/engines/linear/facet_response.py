@@ -14,9 +14,9 @@ import scipy.sparse
 from petsc4py import PETSc
 
 from ...errors import SolverError
+from ...parallel.columns import solved
 from ...phases import phase
 from ...problem import BlochTorrey
-from .columns import solved
 from .direct import direct
 from .ties import Tied
 
