@@ -40,7 +40,7 @@ class LogPermeability:
 
 @dataclass(frozen=True)
 class SquashedLogPermeability:
-    """log10 kappa = low + (high - low) sigmoid(v): the published control (DESIGN section 9).
+    """log10 kappa = low + (high - low) sigmoid(v): the published control (arXiv 2603.04638).
 
     Attributes:
         minimum, maximum: range of the permeability, um/ms.

@@ -1,4 +1,4 @@
-"""What membranes look like: the priors of the published method (DESIGN section 9).
+"""What membranes look like: the priors of the published method (arXiv 2603.04638).
 
 All act on z = log10(kappa / (um/ms)) of the unknown facets, and share the soft membrane
 indicator p = sigmoid((threshold - z) / width): near 1 on membranes, near 0 where it is open.
