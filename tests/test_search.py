@@ -396,6 +396,7 @@ def test_a_strategy_for_one_cell(coarse, strategy):
     assert search.cells.allowed(ledger.best.labels)
 
 
+@pytest.mark.slow
 def test_a_strategy_for_two_cells(coarse):
     whole = WholeMesh.of(coarse)
     truth = ball(whole, 12, (0, 0, 0))
@@ -478,7 +479,8 @@ def shapes_of(mesh, labels):
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("boundary", ["absorbing", "reflecting"])
+@pytest.mark.parametrize("boundary", [
+    "absorbing", pytest.param("reflecting", marks=pytest.mark.slow)])
 def test_a_search_for_one_cell(coarse, boundary):
     truth = ball(WholeMesh.of(coarse), 7)
     problem = problem_of(coarse, truth, boundary, directions=6)
@@ -489,6 +491,7 @@ def test_a_search_for_one_cell(coarse, boundary):
     assert any(np.array_equal(result.labels, shapes_of(coarse, t)) for t in (truth, mirror))
 
 
+@pytest.mark.slow
 def test_a_search_for_two_cells(coarse):
     whole = WholeMesh.of(coarse)
     truth = ball(whole, 9, (0, 0, 0))
@@ -498,6 +501,7 @@ def test_a_search_for_two_cells(coarse):
     assert result.labels.max() == 2 and result.data_misfit < 1e-6
 
 
+@pytest.mark.slow
 def test_a_search_of_noisy_data(coarse):
     truth = ball(WholeMesh.of(coarse), 7)
     problem = problem_of(coarse, truth, directions=10, snr=50)
@@ -511,6 +515,7 @@ def test_a_search_of_noisy_data(coarse):
     assert result.data_misfit < problem.likelihood.explained
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("term", [outer_wall, on_membranes])
 def test_a_search_with_an_unknown_coefficient_of_ones_own_term(coarse, term):
     truth = ball(WholeMesh.of(coarse), 7)
@@ -523,6 +528,7 @@ def test_a_search_with_an_unknown_coefficient_of_ones_own_term(coarse, term):
     assert result.theta["rho"] == pytest.approx(0.05, rel=1e-2) and result.data_misfit < 1e-7
 
 
+@pytest.mark.slow
 def test_a_search_of_other_waveforms(coarse):
     truth = ball(WholeMesh.of(coarse), 7)
     table = Acquisition.concatenate([
@@ -541,6 +547,7 @@ class Kept(Saver):
         self.states.append((iteration, state, memory()))
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_from_its_state(coarse):
     problem = problem_of(coarse, ball(WholeMesh.of(coarse), 7), directions=4)
     stages = [Shapes(cells=1, ellipsoids=12, candidates=1, rounds=1, stop_at=0.0, budget=4000)]
