@@ -38,12 +38,12 @@ REQUIRED_COLUMNS = ("b", *DIRECTION_COLUMNS, "delta", "Delta")
 ACQUISITION_COLUMNS = (*REQUIRED_COLUMNS, "TE", "waveform")
 _TIME_COLUMNS = {"delta": "delta", "Delta": "Delta", "echo_time": "TE"}
 VALUE_COLUMNS = ("re", "im", "magnitude", "normalised")
+_TEXT = ("waveform", "unit")  # columns of words
 
 # nan or an empty cell; of the last two, only where re and im are there
 _MAY_BE_MISSING = ("delta", "Delta", "TE", "magnitude", "normalised")
 _DEFINITIONS = "waveform_definitions"
 _COMMENT = "# waveform "
-_UNIT = "unit"
 _MATCH = 1e-6  # relative; of the unit for directions
 
 Columns = dict[str, np.ndarray]
@@ -80,7 +80,9 @@ def write_signals(path: str | Path, signals: Signals) -> None:
         "magnitude": signals.magnitude,
         "normalised": normalised,
     }
-    _write(path, columns, definitions, signals.unit)
+    if signals.unit:
+        columns["unit"] = np.full(len(signals), signals.unit)
+    _write(path, columns, definitions)
 
 
 def read_acquisition(
@@ -121,8 +123,7 @@ def read_acquisition(
             f"{path}: suffix {path.suffix!r}, expected .csv, .npz, .scheme, .bval or .json"
         )
     times = {_TIME_COLUMNS[name]: value for name, value in times.items() if value is not None}
-    columns, definitions, _ = _read(path, times)
-    return _acquisition(path, columns, definitions)
+    return _acquisition(path, *_read(path, times))
 
 
 def read_signals(path: str | Path, expected: Acquisition | None = None) -> Signals:
@@ -141,7 +142,7 @@ def read_signals(path: str | Path, expected: Acquisition | None = None) -> Signa
         InputError: As ``read_acquisition``; no column with signals; a row that differs from
             ``expected`` (names the first one).
     """
-    columns, definitions, unit = _read(path)
+    columns, definitions = _read(path)
     rows = columns["b"].size
     if expected is not None and rows != len(expected):
         raise InputError(
@@ -152,7 +153,8 @@ def read_signals(path: str | Path, expected: Acquisition | None = None) -> Signa
     if expected is not None:
         _check_same(path, acquisition, expected, with_echo_time="TE" in columns)
         acquisition = expected
-    return Signals(acquisition, values, unit=unit)
+    unit = set(columns.get("unit", [""]))
+    return Signals(acquisition, values, unit=unit.pop() if len(unit) == 1 else "")
 
 
 def _acquisition_columns(acquisition: Acquisition) -> tuple[Columns, dict[str, Waveform]]:
@@ -272,15 +274,12 @@ def _format(path: str | Path) -> str:
     return suffix
 
 
-def _write(path: str | Path, columns: Columns, definitions: dict[str, Waveform],
-           unit: str = "") -> None:
+def _write(path: str | Path, columns: Columns, definitions: dict[str, Waveform]) -> None:
     texts = {name: json.dumps(waveform.to_dict()) for name, waveform in definitions.items()}
     if _format(path) == ".npz":
         arrays: dict[str, Any] = dict(columns)
         if texts:
             arrays[_DEFINITIONS] = np.array([[name, text] for name, text in texts.items()])
-        if unit:
-            arrays[_UNIT] = np.array(unit)
 
         def write(temporary: Path) -> None:
             with temporary.open("wb") as file:  # savez would add .npz to .NPZ
@@ -289,7 +288,6 @@ def _write(path: str | Path, columns: Columns, definitions: dict[str, Waveform],
         atomic.replace(in_a_folder(path), write)
         return
     lines = [f"{_COMMENT}{name} {text}" for name, text in texts.items()]
-    lines += [f"# {_UNIT} {unit}"] if unit else []
     lines.append(",".join(columns))
     cells = [
         column.tolist() if column.dtype.kind == "U" else [repr(x) for x in column.tolist()]
@@ -300,8 +298,8 @@ def _write(path: str | Path, columns: Columns, definitions: dict[str, Waveform],
 
 
 def _read(path: str | Path,
-          times: dict | None = None) -> tuple[Columns, dict[str, Waveform], str]:
-    """Columns, waveform definitions, unit of a file; the required columns are there and finite.
+          times: dict | None = None) -> tuple[Columns, dict[str, Waveform]]:
+    """Columns and waveform definitions of a file; the required columns are there and finite.
 
     Args:
         times: columns that the file does not have, one number or a value for each row.
@@ -310,7 +308,7 @@ def _read(path: str | Path,
     if not Path(path).is_file():
         raise InputError(f"{path}: there is no such file")
     times = times or {}
-    columns, texts, unit = reader(path, times)
+    columns, texts = reader(path, times)
     for name, value in times.items():
         if name in columns:
             raise InputError(f"{path}: {name}: given, but the file has such a column")
@@ -330,7 +328,7 @@ def _read(path: str | Path,
             raise InputError(
                 f"{path}: row {row}, column {name} is {columns[name][row]}, expected a number"
             )
-    return columns, definitions, unit
+    return columns, definitions
 
 
 def _check_columns(path, names, times) -> None:
@@ -340,7 +338,7 @@ def _check_columns(path, names, times) -> None:
             raise InputError(f"{path}: column {name} is missing{hint}")
 
 
-def _read_npz(path, times) -> tuple[Columns, dict[str, str], str]:
+def _read_npz(path, times) -> tuple[Columns, dict[str, str]]:
     try:
         # opened here, since np.load leaves a broken archive open
         with Path(path).open("rb") as binary, np.load(binary, allow_pickle=False) as file:
@@ -349,39 +347,35 @@ def _read_npz(path, times) -> tuple[Columns, dict[str, str], str]:
         raise InputError(f"{path}: not an npz file of plain arrays ({error})") from None
     _check_columns(path, arrays, times)
     columns: Columns = {}
-    for name in (*ACQUISITION_COLUMNS, *VALUE_COLUMNS):
+    for name in (*ACQUISITION_COLUMNS, *VALUE_COLUMNS, "unit"):
         if name not in arrays:
             continue
-        array, kinds = arrays[name], "U" if name == "waveform" else "fiu"
+        array, kinds = arrays[name], "U" if name in _TEXT else "fiu"
         if array.shape != arrays["b"].shape or array.ndim != 1 or array.size == 0:
             raise InputError(
                 f"{path}: column {name} has shape {array.shape}, expected one value for each row "
                 f"of b, whose shape is {arrays['b'].shape}"
             )
         if array.dtype.kind not in kinds:
-            wanted = "text" if name == "waveform" else "real numbers"
+            wanted = "text" if name in _TEXT else "real numbers"
             raise InputError(f"{path}: column {name} holds {array.dtype}, expected {wanted}")
-        columns[name] = array if name == "waveform" else array.astype(float)
+        columns[name] = array if name in _TEXT else array.astype(float)
     definitions = arrays.get(_DEFINITIONS, np.empty((0, 2), dtype=str))
     if definitions.ndim != 2 or definitions.shape[1] != 2:
         raise InputError(
             f"{path}: {_DEFINITIONS} has shape {definitions.shape}, expected (waveforms, 2)"
         )
-    unit = str(arrays.get(_UNIT, ""))
-    return columns, {str(name): str(text) for name, text in definitions}, unit
+    return columns, {str(name): str(text) for name, text in definitions}
 
 
-def _read_csv(path, times) -> tuple[Columns, dict[str, str], str]:
+def _read_csv(path, times) -> tuple[Columns, dict[str, str]]:
     lines = read_lines(path)
     definitions: dict[str, str] = {}
-    unit = ""
     table: list[tuple[int, list[str]]] = []
     for number, line in enumerate(lines, start=1):
         if line.startswith(_COMMENT):
             name, _, text = line.removeprefix(_COMMENT).partition(" ")
             definitions[name] = text
-        elif line.startswith(f"# {_UNIT} "):
-            unit = line.removeprefix(f"# {_UNIT} ").strip()
         elif line.strip() and not line.startswith("#"):
             table.append((number, [cell.strip() for cell in next(csv.reader([line]))]))
     if not table:
@@ -401,13 +395,13 @@ def _read_csv(path, times) -> tuple[Columns, dict[str, str], str]:
             )
     columns: Columns = {}
     for k, name in enumerate(header):
-        if name == "waveform":
+        if name in _TEXT:
             columns[name] = np.array([cells[k] for _, cells in body])
         elif name in ACQUISITION_COLUMNS or name in VALUE_COLUMNS:
             columns[name] = np.array(
                 [_number(path, row, line, name, cells[k]) for row, (line, cells) in enumerate(body)]
             )
-    return columns, definitions, unit
+    return columns, definitions
 
 
 def _number(path, row: int, line: int, name: str, cell: str) -> float:

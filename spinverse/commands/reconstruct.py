@@ -84,6 +84,10 @@ def run(arguments, comm: MPI.Comm) -> None:
             if mesh.dim != 3:
                 raise InputError(f"mesh: {mesh.name} has dimension {mesh.dim}, expected "
                                  "tetrahedra: membranes are found as surfaces")
+            low, high = run.tissue.permeability_range_um_per_ms
+            if not low <= run.tissue.start_um_per_ms <= high:
+                raise InputError(f"start_um_per_ms: {run.tissue.start_um_per_ms:g}, "
+                                 f"expected a value from {low:g} to {high:g}")
             with in_keys():
                 problem = InverseProblem(mesh, signals, **run.known(comm))
                 stages = stages_for(problem, run.stages if isinstance(run.stages, str)
@@ -100,7 +104,6 @@ def run(arguments, comm: MPI.Comm) -> None:
         if found is not None:
             state, memory = _state(mesh, found, state), found.memory
     tissue = run.tissue
-    low, high = tissue.permeability_range_um_per_ms
     screen.say(versions(comm))
     facts = understood(screen, run, mesh, signals.acquisition)
     screen.say(*describe_tissue(tissue),
