@@ -24,11 +24,11 @@ class Held(Checkpoints):
 
     parts = 0
 
-    def after_iteration(self, number, iteration, *rest):
+    def within(self, number, iteration, *rest):
         stage = self.stages[self.first + number]
         if not isinstance(stage, Shapes):
             self._wait(stage.name, iteration)
-        super().after_iteration(number, iteration, *rest)
+        super().within(number, iteration, *rest)
         self.parts = iteration
 
     def within_part(self, stage):
