@@ -106,6 +106,14 @@ def test_iterated_modes_of_degree_two_and_of_tied_facets():
         assert np.isclose(np.einsum("jjkk->", iterated.responses), whole, rtol=1e-6)
 
 
+@pytest.mark.parametrize("field", FIELDS)
+def test_few_modes_are_as_many_without_a_factor(field):
+    found, expected = (eigenmodes(make(MPI.COMM_SELF, field=field), 2, solver=solver).eigenvalues
+                       for solver in ("iterative", "direct"))
+    assert len(found) == len(expected)
+    assert np.allclose(found, expected, rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.mpi
 @pytest.mark.parametrize("field", FIELDS)
 def test_preconditioner_takes_any_permeability(comm, field):

@@ -5,6 +5,12 @@ Preconditioned block iteration (Knyazev, SIAM J. Sci. Comput. 23, 2001) with the
 to the span of the modes X a few steps of conjugate gradients at (A + s M) W = residual, and where
 modes moved last; modes of the span follow from Rayleigh and Ritz. The cost grows with the number of
 unknowns, and so does what is kept: three blocks of modes.
+
+Why not SLEPc's: with the same preconditioner, start and errors, its LOBPCG with one block takes 1.5
+to 1.9 times the processor seconds for 200 modes and three to four times the memory, for it projects
+all of the span anew. With blocks of 32 it is as fast at walls, takes 2.7 times as much at random
+facets, and misses modes among equal ones. GD and JD take 3 to 7 times as much, and miss some too
+(`benchmarks/eigensolvers.py`, `docs/scaling.md`).
 """
 
 from __future__ import annotations
@@ -19,18 +25,18 @@ from ...parallel.columns import column_inner, inner, times
 from ...problem import BlochTorrey
 from .two_level import TwoLevel
 
-# Modes are cut at the widest relative gap among this many candidates, so that no cluster of
-# equal eigenvalues is cut in two: the span, and the signals, would then depend on the ranks.
+# Modes: cut at the widest relative gap among so many, so that no cluster of equal eigenvalues is
+# cut in two: the span, and the signals, would then depend on the ranks.
 CANDIDATES = 12
-SURPLUS = 1.15  # modes beyond those wanted, with which the last ones converge
-STEPS = 5  # of conjugate gradients an iteration
-TOLERANCE = 1e-6  # relative error of eigenvalues before a last step: of signals 1e-9
-ITERATIONS = 40
-_BLOCK = 32  # columns at once
-_ROWS = 4096
+SURPLUS = 1.15  # of the number wanted, so that the last converge: 8 iterations of 800 modes, not 21
+STEPS = 5  # of conjugate gradients a correction; 3 take as long for 200 modes, 8 take longer for 60
+TOLERANCE = 1e-6  # relative error of eigenvalues before a last Rayleigh-Ritz: of signals 1e-9
+ITERATIONS = 40  # at most; 60 modes of random walls and a tolerance of 1e-10 take 12
+EXACT, EXACT_STEPS = 1e-9, 500  # relative residual of a solve; steps at most, far beyond its need
+_BLOCK = 32  # columns at once, whose work arrays are small beside the modes
+_ROWS = 4096  # of the modes, turned at once: no second copy of them is made
 _LIVED = 100  # times as exact are the lowest modes, which live long and carry the signals
-_DONE = 1.0  # of the tolerance: modes that are corrected no more
-_DEPENDENT = 1e-10  # of an eigenvalue of a Gram matrix of unit vectors
+_DEPENDENT = 1e-10  # eigenvalue of a Gram matrix of unit vectors: what is below is rounding
 
 
 class Inverse:
@@ -51,8 +57,8 @@ class Inverse:
         self.preconditioner = TwoLevel(problem, self.matrix, prefix)
 
     def __call__(self, loads: np.ndarray) -> np.ndarray:
-        """To a relative 1e-9, of columns ``(n_local, k)``. Collective."""
-        return conjugate_gradients(self.matrix, self.preconditioner, loads, 500, 1e-9)
+        """To `EXACT`, of columns ``(n_local, k)``. Collective."""
+        return conjugate_gradients(self.matrix, self.preconditioner, loads, EXACT_STEPS, EXACT)
 
     def roughly(self, loads: np.ndarray) -> np.ndarray:
         """After a few steps. Collective."""
@@ -64,16 +70,15 @@ class Inverse:
 
 
 def lowest_pairs(inverse: Inverse, A: PETSc.Mat, M: PETSc.Mat, wanted: int, shift: float,
-                 start: np.ndarray, prefix: str, coarse_pairs: Callable) -> tuple:
+                 first: np.ndarray, prefix: str) -> tuple:
     """The lowest pairs of A x = lambda M x on the broken space. Collective.
 
     Args:
         inverse: of A + shift M.
         wanted: how many.
-        start: ``(n_local,)`` a vector, for the coarse problems to start from.
+        first: of `coarse_modes`.
         prefix: of PETSc options; ``rtol`` and ``max_it`` behind it are the tolerance and the most
             iterations.
-        coarse_pairs: ``(A, M, number, start) -> (values, vectors)`` of a coarse space.
 
     Returns:
         Eigenvalues ``(wanted,)`` and vectors ``(n_local, wanted)``.
@@ -84,9 +89,7 @@ def lowest_pairs(inverse: Inverse, A: PETSc.Mat, M: PETSc.Mat, wanted: int, shif
     options = PETSc.Options(prefix)
     tolerance = options.getReal("rtol", TOLERANCE)
     iterations = options.getInt("max_it", ITERATIONS)
-    number = min(A.getSize()[0], int(SURPLUS * wanted) + 4)
-    first = _coarse_modes(inverse.preconditioner, A, M, number, start, coarse_pairs)
-    span = _Span(A.comm.tompi4py(), A, M, first, number)
+    span = _Span(A.comm.tompi4py(), A, M, first, iterated(A, wanted))
     del first
     for _ in range(iterations):
         span.improve(inverse.roughly, shift, tolerance)
@@ -95,6 +98,11 @@ def lowest_pairs(inverse: Inverse, A: PETSc.Mat, M: PETSc.Mat, wanted: int, shif
     raise SolverError(f"eigenproblem: the last of {wanted} modes is known to a relative "
                       f"{span.error[:wanted].max():.1g} after {iterations} iterations, expected "
                       f"{tolerance:g}; a larger -{prefix}max_it, or fewer modes?")
+
+
+def iterated(A: PETSc.Mat, wanted: int) -> int:
+    """How many modes are improved: wherever among `CANDIDATES` the cut is, none wanted is lost."""
+    return min(A.getSize()[0], max(int(SURPLUS * wanted), wanted + CANDIDATES))
 
 
 def conjugate_gradients(A: PETSc.Mat, inverse: Callable, loads: np.ndarray, steps: int,
@@ -118,12 +126,14 @@ def conjugate_gradients(A: PETSc.Mat, inverse: Callable, loads: np.ndarray, step
         p, size = z.copy(order="F"), column_inner(comm, r, z)
         goal = tolerance**2 * size
         x = result[:, block]
-        for _ in range(steps):
+        for step in range(1, steps + 1):
             Ap = times(A, p)
             curvature = column_inner(comm, p, Ap)
             alive = curvature > 0
             length = np.where(alive, size / np.where(alive, curvature, 1.0), 0.0)
             x += p * length
+            if step == steps and not tolerance:
+                break
             r -= Ap * length
             z = inverse(r)
             before, size = size, column_inner(comm, r, z)
@@ -132,9 +142,8 @@ def conjugate_gradients(A: PETSc.Mat, inverse: Callable, loads: np.ndarray, step
             p *= size / np.where(before > 0, before, 1.0)
             p += z
         else:
-            if tolerance and not (size <= goal).all():
-                raise SolverError(f"conjugate gradients: {steps} steps did not meet a relative "
-                                  f"tolerance of {tolerance:g}")
+            raise SolverError(f"conjugate gradients: {steps} steps did not meet a relative "
+                              f"tolerance of {tolerance:g}")
     return result
 
 
@@ -147,9 +156,16 @@ def at_gap(values: np.ndarray, number: int, candidates: int) -> int:
     return first + int(np.argmax(gaps))
 
 
-def _coarse_modes(preconditioner: TwoLevel, A: PETSc.Mat, M: PETSc.Mat, number: int,
-                  start: np.ndarray, coarse_pairs: Callable) -> np.ndarray:
-    """Lowest modes of each coarse space, on the broken space, ``(n_local, n)``."""
+def coarse_modes(preconditioner: TwoLevel, A: PETSc.Mat, M: PETSc.Mat, wanted: int,
+                 start: np.ndarray, coarse_pairs: Callable) -> np.ndarray:
+    """Lowest modes of each coarse space, on the broken space, ``(n_local, n)``. Collective.
+
+    Args:
+        wanted: how many the broken space is asked for.
+        start: ``(n_local,)`` a vector, for the coarse problems to start from.
+        coarse_pairs: ``(A, M, number, start) -> (values, vectors)`` of a coarse space.
+    """
+    number = iterated(A, wanted)
     found = []
     for P in preconditioner.spaces.values():
         a, m = A.ptap(P), M.ptap(P)
@@ -195,7 +211,7 @@ class _Span:
     def improve(self, correct: Callable, shift: float, tolerance: float) -> None:
         """Add corrections of the modes that need it, and take the best modes of the span."""
         number, columns = len(self.values), self._columns
-        active = np.flatnonzero(self.error > _DONE * tolerance)
+        active = np.flatnonzero(self.error > tolerance)
         for first in range(0, len(active), _BLOCK):
             chosen = active[first: first + _BLOCK]
             X = np.asfortranarray(columns[:, chosen])

@@ -31,7 +31,7 @@ from ...problem import BlochTorrey
 from ...unknowns import Unknowns
 from ..linear.direct import failure
 from ..linear.ties import Tied
-from .blocks import CANDIDATES, Inverse, at_gap, lowest_pairs
+from .blocks import CANDIDATES, Inverse, at_gap, coarse_modes, lowest_pairs
 from .dense import dense_modes, gathered, is_small
 from .drifting import enriched, lowest
 from .gauge import Gauge, gauge_of
@@ -132,7 +132,7 @@ def eigenmodes(problem: BlochTorrey, number: int, options_prefix: str = "spinver
         options_prefix: PETSc/SLEPc options with this prefix reach the solver, which small problems
             (`dense_modes.is_small`) do without.
         responses: fill `Eigenmodes.responses`; not on periodic boxes.
-        solver: "direct" factorises, "iterative" does not (see `block_modes`; where facets are
+        solver: "direct" factorises, "iterative" does not (see `blocks`; where facets are
             tied, conjugate gradients with multigrid), "auto" takes the faster one. The PETSc
             option ``solver`` with the prefix overrides it.
 
@@ -160,8 +160,10 @@ def eigenmodes(problem: BlochTorrey, number: int, options_prefix: str = "spinver
             solve = make_solve(shift)
         elif iterative and problem.prolongation is None:
             made = solve = Inverse(problem, A, M, shift, options_prefix)
-            values, vectors = lowest_pairs(solve, A, M, wanted, shift, start, options_prefix,
-                                           _coarse_pairs(shift, options_prefix))
+            values, vectors = lowest_pairs(
+                solve, A, M, wanted, shift,
+                coarse_modes(solve.preconditioner, A, M, wanted, start,
+                             _coarse_pairs(shift, options_prefix)), options_prefix)
         else:
             made = _shift_invert(A, M, wanted, min(number, size), shift, options_prefix, start,
                                  iterative)
@@ -202,7 +204,7 @@ def _wave(problem: BlochTorrey) -> np.ndarray:
 
 
 def _coarse_pairs(shift: float, options_prefix: str) -> Callable:
-    """What `block_modes` starts from."""
+    """What `blocks` starts from."""
     def pairs(A: PETSc.Mat, M: PETSc.Mat, number: int, start: np.ndarray) -> tuple:
         if is_small(A.getSize()[0], number, A.comm.size):
             return dense_modes(A, M, number)[:2]
