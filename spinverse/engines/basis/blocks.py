@@ -6,11 +6,11 @@ to the span of the modes X a few steps of conjugate gradients at (A + s M) W = r
 modes moved last; modes of the span follow from Rayleigh and Ritz. The cost grows with the number of
 unknowns, and so does what is kept: three blocks of modes.
 
-Why not SLEPc's: with the same preconditioner, start and errors, its LOBPCG with one block takes 1.5
-to 1.9 times the processor seconds for 200 modes and three to four times the memory, for it projects
-all of the span anew. With blocks of 32 it is as fast at walls, takes 2.7 times as much at random
-facets, and misses modes among equal ones. GD and JD take 3 to 7 times as much, and miss some too
-(`benchmarks/eigensolvers.py`, `docs/scaling.md`).
+Why not SLEPc's: with the same preconditioner, start and errors, its LOBPCG with one block takes 1.3
+to 1.6 times the processor seconds at walls and 1.7 to 1.9 times at random facets, for 200 modes,
+and three to four times the memory, for it projects all of the span anew. With blocks of 32 it is as
+fast at walls, takes 2.3 to 2.8 times as much at random facets, and misses modes among equal ones.
+GD and JD take 3 to 7 times as much, and miss some too (`benchmarks/eigensolvers.py`).
 """
 
 from __future__ import annotations
