@@ -17,6 +17,7 @@ from mpi4py import MPI
 from spinverse import BlochTorrey, InputError, Permeability, Tissue, forms, mesh, simulate
 from spinverse.acquisition import Acquisition, DoublePGSE, Sampled
 from spinverse.adjoint import Number, Values, reduced_functional, taylor_rate
+from spinverse.engines.basis.eigenmodes import eigenmodes
 from spinverse.engines.march.time_stepping import TimeStepping
 from spinverse.engines.modal.jacobian import signal_jacobian
 from spinverse.engines.modal.matrix_formalism import MatrixFormalism
@@ -247,6 +248,17 @@ def test_matrix_formalism_says_what_it_cannot_take(terms, reason, caplog):
         assert isinstance(make_engine(problem, pgse()), TimeStepping)
     assert [r.levelname for r in caplog.records] == ["WARNING"]
     assert re.search(f"engine: time_stepping; .*{reason}", caplog.text)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("rate", [1.0, 30.0, 3000.0])
+def test_growth_is_found_however_fast(comm, rate):
+    """A mode that grows fast is far from the lowest modes, where none is looked for."""
+    box = mesh.build(mesh.box, [6.0, 6.0, 6.0], cells=(6, 6, 6), comm=comm)
+    problem = BlochTorrey(Tissue(box), 1, lambda m, v, t, c: -c["w"] * ufl.inner(m, v) * c.dx,
+                          {"w": np.where(np.arange(1296) < 6, rate, 0.0)})
+    with pytest.raises(InputError, match="a mode grows"):
+        eigenmodes(problem, 10, solver="direct")
 
 
 def test_a_coefficient_that_switches_a_field_on_later_is_refused():

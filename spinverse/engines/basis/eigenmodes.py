@@ -35,6 +35,7 @@ from .blocks import CANDIDATES, Inverse, at_gap, coarse_modes, lowest_pairs
 from .dense import dense_modes, gathered, is_small
 from .drifting import enriched, lowest
 from .gauge import Gauge, gauge_of
+from .spectrum import decay_rates, rounding
 
 SOLVERS = ("auto", "direct", "iterative")
 LARGE = 20_000  # unknowns from which "auto" makes no factor
@@ -106,7 +107,7 @@ class Eigenmodes:
         first = self.nest[:number]
         values, rotation = np.linalg.eigh((first * self.eigenvalues) @ first.T)
         T = first.T @ rotation
-        return Eigenmodes(np.maximum(values, 0.0), self.columns @ T, self.unknowns,
+        return Eigenmodes(decay_rates(values), self.columns @ T, self.unknowns,
                           T.T @ self.positions @ T, self.start @ T, self.receive @ T,
                           self.reach, self.gauge.turned(T), rotation)
 
@@ -166,19 +167,16 @@ def eigenmodes(problem: BlochTorrey, number: int, options_prefix: str = "spinver
                              _coarse_pairs(shift, options_prefix)), options_prefix)
         else:
             made = _shift_invert(A, M, wanted, min(number, size), shift, options_prefix, start,
-                                 iterative)
+                                 iterative, definite=problem.extra_blocks is None)
             values, vectors = _pairs(made, wanted)
             solve = partial(solved, made.getST().getKSP())
     kept = at_gap(values, min(number, size), CANDIDATES // (1 + len(problem.periodic)))
     if problem.extra_blocks is not None:
         check_decay(values)
-    values, nest = np.maximum(values[:kept], 0.0), None
+    values, nest = decay_rates(values[:kept], small := rounding(A, M)), None
     columns = problem.unknowns.local(vectors[:, :kept])
     if problem.periodic and kept < size:
-        values, modes, nest = enriched(
-            problem, values, problem.unknowns.broken(columns), shift,
-            lambda load: tied.broken(solve(tied.load(load[:, None])))[:, 0])
-        columns = problem.unknowns.nearest(modes)
+        values, columns, nest = enriched(problem, A, columns, solve, small)
     R = _responses(problem, columns, solve) if responses and not problem.periodic else None
     if made is not None:
         made.destroy()
@@ -253,8 +251,12 @@ def check_decay(values: np.ndarray) -> None:
 
 def _shift_invert(A: PETSc.Mat, M: PETSc.Mat, wanted: int, least: int, shift: float,
                   options_prefix: str, start: np.ndarray, iterative: bool = False,
-                  tolerance: float = 1e-11) -> SLEPc.EPS:
-    """The solved eigenproblem; ``start`` is the rank's part of the first vector."""
+                  tolerance: float = 1e-11, definite: bool = True) -> SLEPc.EPS:
+    """The solved eigenproblem; ``start`` is the rank's part of the first vector.
+
+    Unless A + shift M is known to be ``definite``, its factor is asked whether it is: eigenvalues
+    far below 0 are as far from the shift as those of the highest modes, and would not be found.
+    """
     size = A.getSize()[0]
     eps = SLEPc.EPS().create(A.comm)
     eps.setOperators(A, M)
@@ -284,7 +286,15 @@ def _shift_invert(A: PETSc.Mat, M: PETSc.Mat, wanted: int, least: int, shift: fl
     column.destroy()
     eps.setFromOptions()
     try:
+        if not definite and pc.getType() == PETSc.PC.Type.CHOLESKY:
+            st.restoreOperator(st.getOperator())  # the matrix to be factorised
+            pc.setFactorSetUpSolverType()
+            # the last block by MUMPS too: ScaLAPACK does not count its negative pivots
+            pc.getFactorMatrix().setMumpsIcntl(13, 1)
         eps.solve()
+        if not definite and pc.getType() == PETSc.PC.Type.CHOLESKY:
+            if pc.getFactorMatrix().getMumpsInfog(12):
+                raise Unsuitable(f"a mode grows by a factor e in less than {1 / shift:.3g} ms")
     except (PETSc.Error, SystemError) as error:  # slepc4py wraps some PETSc errors
         raise SolverError(failure(ksp, size, f"eigenproblem, {wanted} modes",
                                   f"-{options_prefix}solver iterative")) from error
