@@ -26,7 +26,7 @@ from ..report.screen import (
     describe_tissue,
     versions,
 )
-from ..simulate import make_engine
+from ..simulate import LARGE, degree_for, estimated_mesh_error, make_engine
 from ..tissue import Tissue
 from . import derived, estimates
 from .shared import (
@@ -92,10 +92,10 @@ def run(arguments, comm: MPI.Comm) -> None:
                *describe_extra_terms(run.extra_terms),
                *(f"acquisition: {line}" for line in acquisition.describe()))
     with screen.held_warnings(), clock("set-up"), named(str(name)), in_keys():
-        problem = BlochTorrey(tissue, run.degree, **extra)
+        problem = BlochTorrey(tissue, degree_for(tissue, acquisition, run.degree), **extra)
         engine = make_engine(problem, acquisition, run.engine, run.modes, run.tolerance,
                              run.time_step_ms)
-    screen.say(f"{describe_engine(run)}; polynomial degree {run.degree}, "
+    screen.say(f"{describe_engine(run)}; polynomial degree {problem.degree}, "
                f"{problem.num_unknowns} unknowns")
     if run.quantities:
         screen.say(f"quantities: {', '.join(run.quantities)}")
@@ -109,12 +109,20 @@ def run(arguments, comm: MPI.Comm) -> None:
         found |= derived.of_tissue(run.quantities, problem, acquisition)
     with clock("signals"), named(str(name)), in_keys(), screen.working() as engine.progress:
         signals = Signals(acquisition, engine.signals(), engine.estimated_error, UM3)
+    with clock("error of the mesh"), named(str(name)):
+        error = estimated_mesh_error(engine) if run.mesh_error else np.nan
     with clock("quantities"):
         found |= derived.of_signals(run.quantities, signals)
     found = {key: found[key] for key in run.quantities}
     accuracy, words = describe_accuracy(run, engine)
     content = summary(arguments, run, comm, inputs, clock)
     content |= {"measurements": len(signals), "unknowns": problem.num_unknowns, **accuracy}
+    if np.isfinite(error):
+        content["mesh_error"] = error
+        words += f"; of the mesh {error:.1g}"
+    if error > LARGE:
+        screen.warn(f"mesh: estimated error {error:.2g} of S/S0, expected smaller cells"
+                    + (" or degree: 2" if problem.degree == 1 else ""))
 
     def write() -> list[str]:
         with folder.appearing(out) as partial:

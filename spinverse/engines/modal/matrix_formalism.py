@@ -96,7 +96,7 @@ class MatrixFormalism:
         # start = ratio * receive, if there is such a ratio: then one half serves both
         found = set(np.unique(problem.initial / problem.scale).tolist())
         found = set().union(*problem.comm.allgather(found))
-        self._ratio = found.pop() if len(found) == 1 else None
+        self.ratio = found.pop() if len(found) == 1 else None
         check_directions(acquisition, problem.mesh)
         self._share_out(max_step)
         self._store = Store()
@@ -222,7 +222,7 @@ class MatrixFormalism:
         end, and the steps.
         """
         directions, count = batch.strength.shape
-        double = bool(batch.fold) and self._ratio is None
+        double = bool(batch.fold) and self.ratio is None
         q = np.hstack([batch.strength] * (1 + double)).ravel()
         starts = np.stack([basis.start, basis.receive], axis=1)[:, : 1 + double].astype(complex)
         u = np.tile(np.repeat(starts, count, axis=1), directions)
@@ -253,7 +253,7 @@ class MatrixFormalism:
         if not batch.fold:
             left = np.repeat(basis.receive[:, None], len(batch.rows), axis=1)
         else:
-            left = u[:, :, count:].reshape(K, -1) if double else right / self._ratio
+            left = u[:, :, count:].reshape(K, -1) if double else right / self.ratio
         decay = np.exp(-basis.eigenvalues[:, None] * batch.gap)
         signals = ((left if batch.fold > 0 else left.conj()) * decay * right).sum(axis=0)
         return signals, (batch, left, right, forward)
@@ -286,8 +286,8 @@ class MatrixFormalism:
         if not batch.fold:
             return p
         p_left = w.conj() * decay * right if batch.fold < 0 else w * decay * right.conj()
-        if self._ratio is not None:
-            return p + p_left / self._ratio
+        if self.ratio is not None:
+            return p + p_left / self.ratio
         blocks = (len(basis), *batch.strength.shape)
         return np.concatenate([p.reshape(blocks), p_left.reshape(blocks)], axis=2).reshape(
             len(basis), -1)

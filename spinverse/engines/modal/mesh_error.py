@@ -35,8 +35,9 @@ from ..schedule.waves import Wave
 from .chebyshev import Propagation
 from .drift import propagation as drifting
 from .matrix_formalism import MatrixFormalism
+from .rest import Rest
 
-PIECES = 12  # of TE, at least
+PIECES = 8  # of TE, at least
 STEPS = 4  # of conjugate gradients
 LARGE = 1e-2  # of S(b=0, t=0): an error that is said; noise is about as large at best
 
@@ -60,9 +61,11 @@ def mesh_error(engine: MatrixFormalism) -> float:
     problem, table = engine.problem, engine.acquisition
     order = np.argsort(table.b, kind="stable")
     order = order[table.b[order] > 0]
-    estimate = _Estimate(problem, engine.basis)
-    changes = [estimate(_pieces(problem, table, row))
-               for row in {*order[[len(order) // 2, -1]].tolist()} or {0}] if len(order) else []
+    estimate = _Estimate(engine)
+    changes = []
+    for row in np.unique(order[[len(order) // 2, -1]]) if len(order) else ():
+        antisymmetric = table.waveforms[table.waveform_index[row]].antisymmetric
+        changes.append(estimate(_pieces(problem, table, row), antisymmetric))
     estimate.destroy()
     scale = abs(problem.magnetisation_at_start) or 1.0
     return max(map(abs, changes), default=0.0) / scale
@@ -90,8 +93,9 @@ def _pieces(problem: BlochTorrey, table, row: int) -> list[_Piece]:
 class _Estimate:
     """For measurements of one problem in its modes."""
 
-    def __init__(self, problem: BlochTorrey, basis: Eigenmodes):
-        self.problem, self.basis = problem, basis
+    def __init__(self, engine: MatrixFormalism):
+        problem = self.problem = engine.problem
+        self.basis, self.ratio = engine.basis, engine.ratio
         fine = self.fine = BlochTorrey(problem.tissue, problem.degree + 1)
         fine.set_permeability(problem.kappa.x.array[: problem.mesh.num_owned_facets])
         self.u, self.rate = (dolfinx.fem.Function(problem.pair_space) for _ in range(2))
@@ -112,13 +116,20 @@ class _Estimate:
     def destroy(self) -> None:
         self.matrix.destroy()
 
-    def __call__(self, pieces: list[_Piece]) -> complex:
-        """What one more degree adds to a signal, um^d times density. Collective."""
-        basis = self.basis
-        there = _states(basis, pieces, basis.start, 1.0)
-        back = _states(basis, pieces[::-1], basis.receive, -1.0)[::-1]
-        forward, adjoint = (np.hstack([self._residual(*pair, turn) for pair in zip(
-            pieces, states, strict=True)]) for states, turn in ((there, 1.0), (back, -1.0)))
+    def __call__(self, pieces: list[_Piece], antisymmetric: bool) -> complex:
+        """What one more degree adds to a signal, um^d times density. Collective.
+
+        ``antisymmetric``: the waveform is.
+        """
+        mirrored = antisymmetric and self.ratio is not None and not len(self.basis.fields)
+        forward = self._residuals(pieces, self.basis.start, 1.0)
+        if mirrored:
+            # f(TE - t) = -f(t): L^T at TE - t is the conjugate of L at t, and so is all else
+            adjoint = forward.reshape(len(forward), -1, 2)[:, ::-1] * [1.0, -1.0]
+            adjoint = adjoint.reshape(forward.shape) / self.ratio
+        else:
+            adjoint = self._residuals(pieces[::-1], self.basis.receive, -1.0)
+            adjoint = adjoint.reshape(len(forward), -1, 2)[:, ::-1].reshape(forward.shape)
         answer = conjugate_gradients(self.matrix, lambda r: r / self._diagonal, forward, STEPS)
         total = 0j
         for k, piece in enumerate(pieces):
@@ -127,6 +138,16 @@ class _Estimate:
             total += piece.duration * complex(product[0, 0] - product[1, 1],
                                               product[0, 1] + product[1, 0])
         return total
+
+    def _residuals(self, pieces: list[_Piece], start: np.ndarray, turn: float) -> np.ndarray:
+        """Real and imaginary parts in the middle of each piece, side by side. Collective."""
+        u, found = start[:, None].astype(complex), []
+        for piece in pieces:
+            step = _step(self.basis, piece, turn)
+            u = step.forward(u)
+            found.append(self._residual(piece, u, turn))
+            u = step.forward(u)
+        return np.hstack(found)
 
     def _residual(self, piece: _Piece, state: np.ndarray, turn: float) -> np.ndarray:
         """Owned columns of its real and imaginary part in the larger space. Collective."""
@@ -147,24 +168,15 @@ class _Estimate:
         return fine.unknowns.gathered(fine.unknowns.load(owned))
 
 
-def _states(basis: Eigenmodes, pieces: list[_Piece], start: np.ndarray,
-            turn: float) -> list[np.ndarray]:
-    """``(K, 1)`` in the middle of each piece."""
-    u, found = start[:, None].astype(complex), []
-    for piece in pieces:
-        step = _step(basis, piece, turn)
-        found.append(step.forward(u))
-        u = step.forward(found[-1])
-    return found
-
-
-def _step(basis: Eigenmodes, piece: _Piece, turn: float) -> Propagation:
+def _step(basis: Eigenmodes, piece: _Piece, turn: float) -> Propagation | Rest:
     """The exponential of half a piece."""
     if basis.gauge is not None:
         wave = Wave(tuple(piece.g), tuple(turn * piece.Q),
                     tuple(map(tuple, np.outer(piece.Q, piece.Q))))
         return drifting(basis, wave, (), np.ones(1), piece.duration / 2, {})
     number = _field(basis, piece)
+    if number is None and not piece.g.any():
+        return Rest(basis.eigenvalues, piece.duration / 2)
     field, bound = (None, 0.0) if number is None else (
         basis.fields[number], basis.field_reach[number])
     return Propagation(basis.eigenvalues, np.tensordot(piece.g, basis.positions, axes=1),
@@ -175,6 +187,8 @@ def _step(basis: Eigenmodes, piece: _Piece, turn: float) -> Propagation:
 def _applied(basis: Eigenmodes, piece: _Piece, u: np.ndarray, turn: float) -> np.ndarray:
     """L u, or with ``turn`` -1 L^T u."""
     decayed, still = basis.eigenvalues[:, None] * u, np.ones(len(piece.g), dtype=bool)
+    if not (piece.g.any() or piece.Q.any() or len(basis.fields)):
+        return decayed
     turning = np.zeros((len(basis), len(basis)))
     if basis.gauge is not None:
         still[list(basis.gauge.axes)] = False
