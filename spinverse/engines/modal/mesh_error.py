@@ -29,6 +29,7 @@ from ...phases import phase
 from ...problem import BlochTorrey
 from ..basis.blocks import conjugate_gradients
 from ..basis.eigenmodes import Eigenmodes
+from ..basis.parts import combined
 from ..linear.ties import Tied
 from ..schedule.echoes import refocusing_times
 from ..schedule.waves import Wave
@@ -44,10 +45,11 @@ LARGE = 1e-2  # of S(b=0, t=0): an error that is said; noise is about as large a
 
 @dataclass(frozen=True, eq=False)
 class _Piece:
-    """ms; g, rad/(ms um), its mean; Q, rad/um, in the middle; the sign of the echo."""
+    """ms; g, rad/(ms um), its mean; int g in the middle, rad/um, and Q of it; sign of the echo."""
 
     duration: float
     g: np.ndarray
+    F: np.ndarray
     Q: np.ndarray
     sign: float
 
@@ -85,9 +87,10 @@ def _pieces(problem: BlochTorrey, table, row: int) -> list[_Piece]:
         return (values[:, :dim] if waveform.vector else values[:, None]) * scale
 
     g = along(np.diff(waveform.integral(edges), axis=0)) / durations[:, None]
-    Q = along(waveform.integral(middles)) * np.isin(np.arange(dim), problem.periodic)
+    F = along(waveform.integral(middles))
+    Q = F * np.isin(np.arange(dim), problem.periodic)
     signs = [(-1.0) ** sum(turn < middle for turn in turns) for middle in middles]
-    return [_Piece(*each) for each in zip(durations.tolist(), g, Q, signs, strict=True)]
+    return [_Piece(*each) for each in zip(durations.tolist(), g, F, Q, signs, strict=True)]
 
 
 class _Estimate:
@@ -95,7 +98,7 @@ class _Estimate:
 
     def __init__(self, engine: MatrixFormalism):
         problem = self.problem = engine.problem
-        self.basis, self.ratio = engine.basis, engine.ratio
+        self.bases, self.ratio = engine.bases, engine.ratio
         fine = self.fine = BlochTorrey(problem.tissue, problem.degree + 1)
         fine.set_permeability(problem.kappa.x.array[: problem.mesh.num_owned_facets])
         self.u, self.rate = (dolfinx.fem.Function(problem.pair_space) for _ in range(2))
@@ -107,7 +110,7 @@ class _Estimate:
         self.matrix = A.copy()
         extent = float(np.max(problem.mesh.bounds[1] - problem.mesh.bounds[0]))
         # any rate that is small beside those of rough functions keeps it definite
-        self.matrix.axpy(float(self.basis.eigenvalues[-1]) / 1e2 + 1 / extent**2, M)
+        self.matrix.axpy(min(float(b.eigenvalues[-1]) for b in self.bases) / 1e2 + 1 / extent**2, M)
         Tied(fine, A).destroy()
         diagonal = self.matrix.getDiagonal()
         self._diagonal = diagonal.array_r[:, None].copy()
@@ -121,14 +124,14 @@ class _Estimate:
 
         ``antisymmetric``: the waveform is.
         """
-        mirrored = antisymmetric and self.ratio is not None and not len(self.basis.fields)
-        forward = self._residuals(pieces, self.basis.start, 1.0)
+        mirrored = antisymmetric and self.ratio is not None and not len(self.bases[0].fields)
+        forward = self._residuals(pieces, [basis.start for basis in self.bases], 1.0)
         if mirrored:
             # f(TE - t) = -f(t): L^T at TE - t is the conjugate of L at t, and so is all else
             adjoint = forward.reshape(len(forward), -1, 2)[:, ::-1] * [1.0, -1.0]
             adjoint = adjoint.reshape(forward.shape) / self.ratio
         else:
-            adjoint = self._residuals(pieces[::-1], self.basis.receive, -1.0)
+            adjoint = self._residuals(pieces[::-1], [basis.receive for basis in self.bases], -1.0)
             adjoint = adjoint.reshape(len(forward), -1, 2)[:, ::-1].reshape(forward.shape)
         answer = conjugate_gradients(self.matrix, lambda r: r / self._diagonal, forward, STEPS)
         total = 0j
@@ -139,21 +142,25 @@ class _Estimate:
                                               product[0, 1] + product[1, 0])
         return total
 
-    def _residuals(self, pieces: list[_Piece], start: np.ndarray, turn: float) -> np.ndarray:
+    def _residuals(self, pieces: list[_Piece], starts: list[np.ndarray],
+                   turn: float) -> np.ndarray:
         """Real and imaginary parts in the middle of each piece, side by side. Collective."""
-        u, found = start[:, None].astype(complex), []
+        states, found = [start[:, None].astype(complex) for start in starts], []
         for piece in pieces:
-            step = _step(self.basis, piece, turn)
-            u = step.forward(u)
-            found.append(self._residual(piece, u, turn))
-            u = step.forward(u)
+            steps = [_step(basis, piece, turn) for basis in self.bases]
+            states = [step.forward(u) for step, u in zip(steps, states, strict=True)]
+            found.append(self._residual(piece, states, turn))
+            states = [step.forward(u) for step, u in zip(steps, states, strict=True)]
         return np.hstack(found)
 
-    def _residual(self, piece: _Piece, state: np.ndarray, turn: float) -> np.ndarray:
+    def _residual(self, piece: _Piece, states: list[np.ndarray], turn: float) -> np.ndarray:
         """Owned columns of its real and imaginary part in the larger space. Collective."""
-        problem, basis, fine = self.problem, self.basis, self.fine
-        both = np.hstack([state, -_applied(basis, piece, state, turn)])
-        values = problem.unknowns.broken(basis.columns @ both.view(float))
+        problem, fine = self.problem, self.fine
+        both = [np.exp(-1j * turn * (piece.F @ basis.about)) * np.hstack(
+            [u, -_applied(basis, piece, u, turn)]) for basis, u in zip(
+            self.bases, states, strict=True)]
+        values = problem.unknowns.broken(combined(problem, self.bases,
+                                                  [each.view(float) for each in both]))
         for function, part in zip((self.u, self.rate), np.hsplit(values, 2), strict=True):
             function.x.array[: part.size] = part.ravel()
             function.x.scatter_forward()
@@ -196,6 +203,7 @@ def _applied(basis: Eigenmodes, piece: _Piece, u: np.ndarray, turn: float) -> np
         square = np.tensordot(np.outer(piece.Q, piece.Q), basis.gauge.squares, axes=2)
         decayed = decayed + (square @ u if np.ndim(square) else square * u)
     turning += np.tensordot(np.where(still, piece.g, 0.0), basis.positions, axes=1)
+    turning += np.eye(len(basis)) * (piece.g @ basis.about)
     if (number := _field(basis, piece)) is not None:
         turning += basis.fields[number]
     return decayed + 1j * (turning @ u)
