@@ -65,6 +65,7 @@ class Eigenmodes:
         field_reach: ``(n,)`` bounds on the spectral radius of `fields`, rad/ms.
         rows: of the rank's unknowns that ``columns`` are the values at, where they are zero at all
             others (`parts`); None for all of them.
+        copies: rows and columns of parts that have the same operators.
         about: ``(d,)`` what ``positions`` and ``responses`` are relative to, um from the centre of
             the mesh.
     """
@@ -83,10 +84,16 @@ class Eigenmodes:
     fields: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0)))
     field_reach: tuple[float, ...] = ()
     rows: np.ndarray | None = None
+    copies: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
     about: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     def __len__(self) -> int:
         return len(self.eigenvalues)
+
+    @property
+    def count(self) -> int:
+        """How many parts have these modes."""
+        return 1 + len(self.copies)
 
     @property
     def modes(self) -> np.ndarray:
@@ -103,6 +110,7 @@ class Eigenmodes:
                           self.reach, self.gauge and self.gauge.truncated(number), None,
                           None if self.responses is None else self.responses[:, :, few, few],
                           self.shift, self.fields[:, few, few], self.field_reach, self.rows,
+                          tuple((rows, columns[:, few]) for rows, columns in self.copies),
                           self.about)
 
     @property

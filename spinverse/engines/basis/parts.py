@@ -5,12 +5,15 @@ modes: dense algebra in all of them would cost the third power of the number of 
 different parts are at different unknowns, so that one column has room for a mode of each part
 (*packed* columns): operators are applied to as many columns as the part with the most modes has.
 
-Every part is on one rank for its eigenproblem, the same one up to the order of its unknowns.
+Every part is on one rank for its eigenproblem, the same one up to the order of its unknowns. Parts
+with the same matrices have their modes in common, and if their operators are then the same, their
+signals (`Eigenmodes.copies`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -37,14 +40,16 @@ from .eigenmodes import (
 )
 from .spectrum import decay_rates, rounding
 
+_SAME = 1e-9  # of the largest entry: what equal matrices differ by
 LARGEST = 20_000  # unknowns of a part that one rank solves for alone, as it does without a factor
 
 
 def combined(problem: BlochTorrey, bases: list[Eigenmodes],
-             weights: list[np.ndarray]) -> np.ndarray:
+             weights: list[np.ndarray], copies: bool = True) -> np.ndarray:
     """Local columns of ``weights`` ``(K, m)`` of each basis, one on top of the other: ``(n, m)``.
 
     Bases of parts have no unknown in common. Weights of fewer columns leave the others as they are.
+    Without ``copies`` of the first part with a basis alone.
     """
     if bases[0].rows is None:
         return bases[0].columns @ weights[0]
@@ -52,7 +57,8 @@ def combined(problem: BlochTorrey, bases: list[Eigenmodes],
     size = unknowns.all_dofs.shape[1] if unknowns.tied else unknowns.num_owned
     result = np.zeros((size, max(weight.shape[1] for weight in weights)))
     for basis, weight in zip(bases, weights, strict=True):
-        result[basis.rows, : weight.shape[1]] = basis.columns @ weight
+        for rows, columns in ((basis.rows, basis.columns), *(basis.copies if copies else ())):
+            result[rows, : weight.shape[1]] = columns @ weight
     return result
 
 
@@ -61,7 +67,8 @@ def packed_columns(problem: BlochTorrey, bases: list[Eigenmodes]) -> tuple:
     packed = combined(problem, bases, [np.eye(len(basis)) for basis in bases])
     number = combined(problem, bases, [np.zeros((len(basis), 1)) for basis in bases])[:, 0]
     for k, basis in enumerate(bases):
-        number[basis.rows] = k
+        for rows in (basis.rows, *(rows for rows, _ in basis.copies)):
+            number[rows] = k
     unknowns = problem.unknowns
     if unknowns.tied:
         number = number[unknowns.all_dofs.indices]
@@ -122,8 +129,12 @@ class Parts:
                 and not problem.periodic and not any(
                     i.integral_type() == "interior_facet" for i in problem.extra_form.integrals()))
 
-    def modes(self, numbers: Iterable[int], which: Iterable[int]) -> list[Eigenmodes]:
+    def modes(self, numbers: Iterable[int],
+              which: Iterable[int]) -> list[tuple[list[int], Eigenmodes]]:
         """About so many of the lowest modes of each of some parts, with `responses`. Collective.
+
+        Returns:
+            Parts that are alike, and their modes.
 
         Raises:
             SolverError, InputError: as `eigenmodes`.
@@ -135,12 +146,16 @@ class Parts:
         gathered = _Gathered(problem.comm, self, A, M)
         start = gathered.to_parts(tied.load(wave(problem)))
         with phase("eigenproblem"):
-            found = {}
+            found: dict[int, tuple] = {}
+            solved_for = _Alike()
             for part, number in zip(which, numbers, strict=True):
-                if part in gathered.places:
-                    found[part] = _solve(gathered.block(part), int(number), shift,
-                                         start[gathered.places[part]][:, 0],
-                                         problem.extra_blocks is None)
+                if part not in gathered.places:
+                    continue
+                blocks = gathered.block(part)
+                twin = solved_for.find(part, int(number), blocks)
+                found[part] = found[twin] if twin is not None else _solve(
+                    blocks, int(number), shift, start[gathered.places[part]][:, 0],
+                    problem.extra_blocks is None)
         values = {part: rates for each in problem.comm.allgather(
             {part: each[0] for part, each in found.items()}) for part, rates in each.items()}
         for rates in values.values():
@@ -168,7 +183,7 @@ class Parts:
 
     @phase("projection")
     def _projected(self, values: dict[int, np.ndarray], columns: np.ndarray, answer: Callable,
-                   shift: float) -> list[Eigenmodes]:
+                   shift: float) -> list[tuple[list[int], Eigenmodes]]:
         """As `eigenmodes.project` and the responses there, of packed columns. Collective."""
         problem, dim = self.problem, self.problem.mesh.dim
         mass, operators = problem.local_mass, problem.phase_operators
@@ -192,7 +207,9 @@ class Parts:
                          for j in range(n) for k in range(n)),
                        np.stack([own @ load[rows] for load in loads])]
         total = reduced(problem.comm, np.concatenate([part.ravel() for part in packed]))
-        bases, first = [], 0
+        bases: list[tuple[list[int], Eigenmodes]] = []
+        alike: dict[int, list[int]] = {}  # by the number of modes: places in `bases`
+        first = 0
         for part, rates in values.items():
             K = len(rates)
             size = (n + n * n) * K * K
@@ -200,14 +217,45 @@ class Parts:
             ends = total[first + size: first + size + 2 * K].reshape(2, K)
             first += size + 2 * K
             X = 0.5 * (both[:n] + both[:n].transpose(0, 2, 1))
-            reach = np.array([radius(x) for x in X[:dim]])
             rows = rows_of[part]
-            bases.append(Eigenmodes(
-                rates, columns[rows, :K], problem.unknowns, X[:dim], ends[0], ends[1], reach,
-                responses=both[n:].reshape(n, n, K, K), shift=shift, fields=X[dim:],
-                field_reach=tuple(radius(J) for J in X[dim:]), rows=rows,
-                about=self.centres[part]))
+            own = rows, columns[rows, :K]
+            for place in alike.setdefault(K, []):
+                members, basis = bases[place]
+                if all(_close(a, b) for a, b in ((rates, basis.eigenvalues), (X, basis.turning),
+                                                 (ends, np.stack([basis.start, basis.receive])))):
+                    bases[place] = ([*members, part],
+                                    replace(basis, copies=(*basis.copies, own)))
+                    break
+            else:
+                alike[K].append(len(bases))
+                bases.append(([part], Eigenmodes(
+                    rates, own[1], problem.unknowns, X[:dim], ends[0], ends[1],
+                    np.array([radius(x) for x in X[:dim]]),
+                    responses=both[n:].reshape(n, n, K, K), shift=shift, fields=X[dim:],
+                    field_reach=tuple(radius(J) for J in X[dim:]), rows=rows,
+                    about=self.centres[part])))
         return bases
+
+
+def _close(a: np.ndarray, b: np.ndarray) -> bool:
+    return bool(np.abs(a - b).max(initial=0.0) <= _SAME * np.abs(b).max(initial=0.0))
+
+
+class _Alike:
+    """Parts by their matrices."""
+
+    def __init__(self):
+        self._known: dict[tuple, list] = {}
+
+    def find(self, part: int, number: int, blocks: list[scipy.sparse.csr_matrix]) -> int | None:
+        """A part before this one that has the same matrices, if there is any."""
+        like = self._known.setdefault((number, blocks[0].shape, blocks[0].nnz), [])
+        for other, known in like:
+            if all(np.array_equal(a.indices, b.indices) and np.array_equal(a.indptr, b.indptr)
+                   and _close(a.data, b.data) for a, b in zip(blocks, known, strict=True)):
+                return other
+        like.append((part, blocks))
+        return None
 
 
 class _Gathered:
@@ -253,12 +301,10 @@ class _Gathered:
                                                          shape=(self.size, self.size)))
             whole.destroy()
 
-    def block(self, part: int) -> list[PETSc.Mat]:
+    def block(self, part: int) -> list[scipy.sparse.csr_matrix]:
         """Matrices of a part."""
         rows = self.places[part]
-        blocks = [matrix[rows, rows] for matrix in self.matrices]
-        return [PETSc.Mat().createAIJ(b.shape, csr=(b.indptr, b.indices, b.data),
-                                      comm=PETSc.COMM_SELF) for b in blocks]
+        return [matrix[rows, rows] for matrix in self.matrices]
 
     def to_parts(self, columns: np.ndarray) -> np.ndarray:
         """Owned columns of the problem at the unknowns of the parts here. Collective."""
@@ -272,10 +318,11 @@ class _Gathered:
         self.Q.destroy()
 
 
-def _solve(matrices: list[PETSc.Mat], number: int, shift: float, start: np.ndarray,
+def _solve(blocks: list[scipy.sparse.csr_matrix], number: int, shift: float, start: np.ndarray,
            definite: bool) -> tuple:
     """Rates ``(K,)``, vectors ``(n, K)`` of one part, and the solver of A + shift M."""
-    A, M = matrices
+    A, M = (PETSc.Mat().createAIJ(block.shape, csr=(block.indptr, block.indices, block.data),
+                                  comm=PETSc.COMM_SELF) for block in blocks)
     size = A.getSize()[0]
     wanted = min(number + CANDIDATES, size)
     if is_small(size, wanted, 1):

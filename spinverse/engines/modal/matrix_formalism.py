@@ -93,7 +93,7 @@ class MatrixFormalism:
         self.modes, self.tolerance, self.functions = modes, tolerance, functions
         self.basis: Eigenmodes | None = None  # of all of the problem at once
         self.parts: list[Eigenmodes] = []  # or of its parts
-        self._numbers: tuple[np.ndarray, list[int]] | None = None
+        self._numbers: dict[bytes, np.ndarray] = {}  # of modes, by the sizes of parts
         self.estimated_error = np.nan
         # how many fields there are: of extra terms, for each sign of the echo
         self._fields = problem.num_fields
@@ -122,7 +122,7 @@ class MatrixFormalism:
     @property
     def num_modes(self) -> int:
         """Of the last signals, of all parts."""
-        return sum(map(len, self.bases))
+        return sum(basis.count * len(basis) for basis in self.bases)
 
     @property
     def bases(self) -> list[Eigenmodes]:
@@ -179,7 +179,9 @@ class MatrixFormalism:
                 found.append(self._evolve_batch(basis, batch, remember, store=self._store))
         if remember:
             self._tape, self._taped = [taped for _, taped in found], bases
-        return self._sum(self._batches * len(bases), [signals for signals, _ in found])
+        counts = np.repeat([basis.count for basis in bases], len(self._batches))
+        return self._sum(self._batches * len(bases), [
+            count * signals for count, (signals, _) in zip(counts, found, strict=True)])
 
     def gradient(self, adjoint: np.ndarray) -> np.ndarray:
         """Derivative of J with respect to the permeability of the owned facets. Collective.
@@ -388,34 +390,37 @@ class MatrixFormalism:
         """As `_choose_modes`: a part has its share of the tolerance by its volume."""
         scale = abs(self.problem.magnetisation_at_start) or 1.0
         everywhere = list(range(len(parts)))
-        if self._numbers is not None and np.array_equal(self._numbers[0], parts.sizes):
-            self.parts = parts.modes(self._numbers[1], everywhere)
+        known = self._numbers.get(parts.sizes.tobytes())
+        if known is not None:
+            self.parts = [basis for _, basis in parts.modes(known, everywhere)]
             return
         few = np.minimum(parts.sizes, _FIRST_MODES)
-        pieces_error = self._choose_pieces(lambda: parts.modes(few, everywhere), scale)
+        pieces_error = self._choose_pieces(
+            lambda: [basis for _, basis in parts.modes(few, everywhere)], scale)
         numbers = np.minimum(parts.sizes, [self._first_guess(volume) for volume in parts.volumes])
         wanted = 0.5 * self.tolerance * parts.volumes / parts.volumes.sum()
-        bases: dict[int, Eigenmodes] = {}
-        errors, waiting = np.zeros(len(parts)), everywhere
+        self.estimated_error, chosen = pieces_error, numbers.copy()
+        waiting = everywhere
         while waiting:
             self.progress(f"trying {int(numbers[waiting].sum())} modes of {len(waiting)} parts",
                           0, 0)
-            again = []
-            for part, basis in zip(waiting, parts.modes(numbers[waiting], waiting), strict=True):
+            again: list[int] = []
+            for members, basis in parts.modes(numbers[waiting], waiting):
+                size, share = parts.sizes[members[0]], wanted[members[0]]
                 found = max(1, int(np.searchsorted(basis.eigenvalues, _STIFFEST)))
                 stiff = found < len(basis)
-                bases[part] = basis.truncated(found) if stiff else basis
-                errors[part], before = (0.0, 0.0) if found >= parts.sizes[part] else (
-                    self._omitted_error(bases[part], scale, wanted[part]))
-                if errors[part] > wanted[part] and not stiff:
-                    again.append(part)
-                    numbers[part] = min(parts.sizes[part], _more_modes(
-                        found, before, errors[part], errors[part] / wanted[part]))
+                basis = basis.truncated(found) if stiff else basis
+                error, before = (0.0, 0.0) if found >= size else self._omitted_error(
+                    basis, scale, share)
+                if error <= share or stiff:
+                    self.parts.append(basis)
+                    self.estimated_error += len(members) * error
+                    chosen[members] = min(found + 4, size)
+                else:
+                    again += members
+                    numbers[members] = min(size, _more_modes(found, before, error, error / share))
             waiting = again
-        self.parts = [bases[part] for part in everywhere]
-        self.estimated_error = float(errors.sum()) + pieces_error
-        self._numbers = parts.sizes, [min(len(basis) + 4, int(size)) for basis, size in zip(
-            self.parts, parts.sizes, strict=True)]
+        self._numbers[parts.sizes.tobytes()] = chosen
 
     def _omitted_error(self, basis: Eigenmodes, scale: float,
                        wanted: float) -> tuple[float, float]:
@@ -490,7 +495,7 @@ class MatrixFormalism:
         bases = few_modes()
 
         def probe():
-            return sum(self._probe(basis, self._hardest()) for basis in bases)
+            return sum(basis.count * self._probe(basis, self._hardest()) for basis in bases)
 
         self._share_out(step)
         coarse = probe()

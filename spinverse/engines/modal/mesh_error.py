@@ -156,11 +156,12 @@ class _Estimate:
     def _residual(self, piece: _Piece, states: list[np.ndarray], turn: float) -> np.ndarray:
         """Owned columns of its real and imaginary part in the larger space. Collective."""
         problem, fine = self.problem, self.fine
-        both = [np.exp(-1j * turn * (piece.F @ basis.about)) * np.hstack(
+        # each part that is like another one counts as much as that; the root, for both equations
+        both = [np.sqrt(basis.count) * np.exp(-1j * turn * (piece.F @ basis.about)) * np.hstack(
             [u, -_applied(basis, piece, u, turn)]) for basis, u in zip(
             self.bases, states, strict=True)]
-        values = problem.unknowns.broken(combined(problem, self.bases,
-                                                  [each.view(float) for each in both]))
+        values = problem.unknowns.broken(combined(
+            problem, self.bases, [each.view(float) for each in both], copies=False))
         for function, part in zip((self.u, self.rate), np.hsplit(values, 2), strict=True):
             function.x.array[: part.size] = part.ravel()
             function.x.scatter_forward()
