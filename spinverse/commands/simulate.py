@@ -99,11 +99,13 @@ def run(arguments, comm: MPI.Comm) -> None:
                f"{problem.num_unknowns} unknowns")
     if run.quantities:
         screen.say(f"quantities: {', '.join(run.quantities)}")
+    with named(str(name)), in_keys():
+        estimate = estimates.of_simulation(run, engine)
     if arguments.dry_run:
-        screen.say(*estimates.in_words(run.tissue, facts, acquisition),
-                   *estimates.of_simulation(run, problem, acquisition))
+        screen.say(*estimates.in_words(run.tissue, facts, acquisition), *estimate.lines)
         screen.say("dry run: nothing was simulated")
         return
+    screen.say(*estimate.at_start)
     found: dict[str, derived.Derived] = {}
     with clock("quantities"), named(f"{name}: quantities"):
         found |= derived.of_tissue(run.quantities, problem, acquisition)

@@ -29,13 +29,13 @@ from ...parallel.exchange import reduced
 from ...phases import phase
 from ...problem import BlochTorrey
 from ...unknowns import Unknowns
-from ..linear.direct import failure
+from ..linear.direct import count_pivots, failure
 from ..linear.ties import Tied
 from .blocks import CANDIDATES, Inverse, at_gap, coarse_modes, lowest_pairs
 from .dense import dense_modes, gathered, is_small
 from .drifting import enriched, lowest
 from .gauge import Gauge, gauge_of
-from .spectrum import decay_rates, rounding
+from .spectrum import decay_rates, negative_pivots, rounding
 
 SOLVERS = ("auto", "direct", "iterative")
 LARGE = 20_000  # unknowns from which "auto" makes no factor
@@ -307,12 +307,10 @@ def shift_invert(A: PETSc.Mat, M: PETSc.Mat, wanted: int, least: int, shift: flo
     try:
         if not definite and pc.getType() == PETSc.PC.Type.CHOLESKY:
             st.restoreOperator(st.getOperator())  # the matrix to be factorised
-            pc.setFactorSetUpSolverType()
-            # the last block by MUMPS too: ScaLAPACK does not count its negative pivots
-            pc.getFactorMatrix().setMumpsIcntl(13, 1)
+            count_pivots(pc)
         eps.solve()
         if not definite and pc.getType() == PETSc.PC.Type.CHOLESKY:
-            if pc.getFactorMatrix().getMumpsInfog(12):
+            if negative_pivots(pc):
                 raise Unsuitable(f"a mode grows by a factor e in less than {1 / shift:.3g} ms")
     except (PETSc.Error, SystemError) as error:  # slepc4py wraps some PETSc errors
         raise SolverError(failure(ksp, size, f"eigenproblem, {wanted} modes",

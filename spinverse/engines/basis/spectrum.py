@@ -12,6 +12,7 @@ import numpy as np
 from petsc4py import PETSc
 
 from ...errors import SolverError
+from ..linear.direct import direct
 
 # of the largest rate: some thousand units of the last digit, for sums over thousands of entries
 ROUNDING = 1e-12
@@ -53,3 +54,25 @@ def diagonalised(comm, operator: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         raise SolverError(f"eigenproblem: an operator between {len(operator)} functions is not "
                           f"symmetric, by {skew:.2g} of {size:.2g} per ms")
     return comm.bcast(tuple(np.linalg.eigh(0.5 * (operator + operator.T))))
+
+
+def count_below(A: PETSc.Mat, M: PETSc.Mat, rate: float) -> int:
+    """How many rates of A x = lambda M x are below one, 1/ms. Collective.
+
+    The negative pivots of A - rate M (Sylvester): a factor, and no eigenproblem.
+
+    Raises:
+        SolverError: the factorisation failed.
+    """
+    shifted = A.copy()
+    shifted.axpy(-rate, M)
+    ksp = direct(shifted, "spinverse_count_", "number of modes", definite=False, counted=True)
+    number = negative_pivots(ksp.getPC())
+    ksp.destroy()
+    shifted.destroy()
+    return number
+
+
+def negative_pivots(pc: PETSc.PC) -> int:
+    """Of a factor that was made with `count_pivots`. Collective."""
+    return int(pc.getFactorMatrix().getMumpsInfog(12))

@@ -366,7 +366,7 @@ class MatrixFormalism:
         scale = abs(self.problem.magnetisation_at_start) or 1.0
         pieces_error = self._choose_pieces(
             lambda: [eigenmodes(self.problem, min(size, _FIRST_MODES))], scale)
-        number, wanted = min(size, self._first_guess()), 0.5 * self.tolerance
+        number, wanted = min(size, self.first_guess()), 0.5 * self.tolerance
         while True:
             self.progress(f"trying {number} modes", 0, 0)
             self.basis = eigenmodes(self.problem, number, responses=not self.problem.periodic)
@@ -382,7 +382,7 @@ class MatrixFormalism:
                 error, before = self._omitted_error(self.basis, scale, wanted)
             if error <= wanted or stiff:
                 break
-            number = min(size, _more_modes(found, before, error, error / wanted))
+            number = min(size, more_modes(found, before, error, error / wanted))
         self.estimated_error = error + pieces_error
         self.modes = len(self.basis) if stiff else min(len(self.basis) + 4, size)
 
@@ -397,7 +397,7 @@ class MatrixFormalism:
         few = np.minimum(parts.sizes, _FIRST_MODES)
         pieces_error = self._choose_pieces(
             lambda: [basis for _, basis in parts.modes(few, everywhere)], scale)
-        numbers = np.minimum(parts.sizes, [self._first_guess(volume) for volume in parts.volumes])
+        numbers = np.minimum(parts.sizes, [self.first_guess(volume) for volume in parts.volumes])
         wanted = 0.5 * self.tolerance * parts.volumes / parts.volumes.sum()
         self.estimated_error, chosen = pieces_error, numbers.copy()
         waiting = everywhere
@@ -418,7 +418,7 @@ class MatrixFormalism:
                     chosen[members] = min(found + 4, size)
                 else:
                     again += members
-                    numbers[members] = min(size, _more_modes(found, before, error, error / share))
+                    numbers[members] = min(size, more_modes(found, before, error, error / share))
             waiting = again
         self._numbers[parts.sizes.tobytes()] = chosen
 
@@ -456,7 +456,7 @@ class MatrixFormalism:
         error = _tail(before, last)
         return error, error * before / last if last else error
 
-    def _first_guess(self, volume: float | None = None) -> int:
+    def first_guess(self, volume: float | None = None) -> int:
         """Modes with wavelengths down to what the strongest gradient resolves, of all of the mesh.
 
         Or of a volume, um^d. A gradient g localises magnetisation to (D / g)^(1/3); Weyl's law
@@ -538,7 +538,7 @@ def _tail(before: float, last: float) -> float:
     return last * max(ratio / (1 - ratio), 0.1)
 
 
-def _more_modes(found: int, before: float, error: float, excess: float) -> int:
+def more_modes(found: int, before: float, error: float, excess: float) -> int:
     """Modes that lower the error by the factor ``excess``, if it goes on falling as it did."""
     order = np.log(before / error) / np.log(1 / _LEVEL) if before > error > 0 else 1.0
     return int(found * np.clip(1.1 * excess ** (1 / np.clip(order, 2.0, 4.0)), 1.6, 3.0)) + 1
