@@ -16,6 +16,7 @@ from .facts import (
     narrowing_rows,
     short_time_rows,
 )
+from .lattices import lattice_rows
 from .rows import Row
 from .settings import Settings
 from .signals import signal_rows
@@ -52,6 +53,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("narrowing", "motional narrowing of long pulses", narrowing_rows),
     Family("short_time", "D(t) at short times and its limit", short_time_rows),
     Family("effective", "effective medium: long times in an endless stack", effective_rows),
+    Family("lattice", "balls on a periodic lattice, against a random walk", lattice_rows),
     Family("b_values", "b of every waveform", b_value_rows),
     Family("orders", "orders of convergence in h and the time step", order_rows),
     Family("agreement", "both engines on one mesh, refined modes and steps", agreement_rows,
