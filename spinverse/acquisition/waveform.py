@@ -134,12 +134,12 @@ class Waveform(ABC):
         Shape: that of ``t``, with an axis of 3 behind it for a vector waveform.
         """
 
-    @property
+    @cached_property
     def antisymmetric(self) -> bool:
         """Whether f(TE - t) = -f(t) for all t (jumps aside)."""
         return self._mirror(-1.0)
 
-    @property
+    @cached_property
     def symmetric(self) -> bool:
         """Whether f(TE - t) = f(t) for all t (jumps aside)."""
         return self._mirror(1.0)
