@@ -211,12 +211,16 @@ def _values(path, columns: Columns) -> np.ndarray:
         if not used:
             raise InputError(f"{path}: column re is missing (nor is there magnitude or normalised)")
         values = columns[used[0]].astype(complex)
-    for name in used:
+    _require_finite(path, columns, used)
+    return values
+
+
+def _require_finite(path, columns: Columns, names) -> None:
+    for name in names:
         for row in np.flatnonzero(~np.isfinite(columns[name]))[:1]:
             raise InputError(
                 f"{path}: row {row}, column {name} is {columns[name][row]}, expected a number"
             )
-    return values
 
 
 def _check_same(path, found: Acquisition, expected: Acquisition, with_echo_time: bool) -> None:
@@ -235,12 +239,9 @@ def _check_same(path, found: Acquisition, expected: Acquisition, with_echo_time:
     if with_echo_time:
         same["TE"] = close(found.echo_time, expected.echo_time)
     # PGSE is all in the times above; other waveforms must be the same object of plain values
-    pairs = np.column_stack([found.waveform_index, expected.waveform_index])
-    distinct, inverse = np.unique(pairs, axis=0, return_inverse=True)
-    equal = [
-        _same_waveform(found.waveforms[i], expected.waveforms[j]) for i, j in distinct.tolist()
-    ]
-    same["waveform"] = np.array(equal)[inverse.ravel()]
+    equal = np.array([[type(w) is type(v) is PGSE or w == v for v in expected.waveforms]
+                      for w in found.waveforms])
+    same["waveform"] = equal[found.waveform_index, expected.waveform_index]
     wrong = ~np.all(list(same.values()), axis=0)
     if not np.any(wrong):
         return
@@ -250,11 +251,6 @@ def _check_same(path, found: Acquisition, expected: Acquisition, with_echo_time:
         f"{path}: row {row}, {name} is {_cell(found, name, row)}, expected "
         f"{_cell(expected, name, row)} as in the acquisition"
     )
-
-
-def _same_waveform(found: Waveform, expected: Waveform) -> bool:
-    both_pgse = type(found) is PGSE and type(expected) is PGSE
-    return both_pgse or found == expected
 
 
 def _cell(acquisition: Acquisition, name: str, row: int) -> str:
@@ -323,11 +319,7 @@ def _read(path: str | Path,
             definitions[name] = Waveform.from_dict(json.loads(text))
         except (json.JSONDecodeError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{path}: waveform {name}: {error}") from None
-    for name in ("b", *DIRECTION_COLUMNS):
-        for row in np.flatnonzero(~np.isfinite(columns[name]))[:1]:
-            raise InputError(
-                f"{path}: row {row}, column {name} is {columns[name][row]}, expected a number"
-            )
+    _require_finite(path, columns, ("b", *DIRECTION_COLUMNS))
     return columns, definitions
 
 

@@ -211,12 +211,6 @@ class Waveform(ABC):
                 raise InputError(f"direction: {direction!r}, expected three numbers")
             return self.b_factor * np.outer(vector, vector)
 
-        return self._b_tensor.copy()
-
-    @cached_property
-    def _b_tensor(self) -> np.ndarray:
-        """int F F^T dt of a vector waveform."""
-
         def product(t):
             F = self.integral(t)
             return F[..., :, None] * F[..., None, :]

@@ -162,8 +162,7 @@ def _check_arrays(data: MeshData, where: str) -> float:
     if not len(cells):
         raise InputError(f"{where}: holds no tetrahedra, expected at least one")
     bad = ~np.isfinite(points).all(axis=1)
-    if bad.any():
-        first = bad.argmax()
+    for first in np.flatnonzero(bad)[:1]:
         raise InputError(f"{where}: point {first} is {_vector(points[first])} "
                          f"({bad.sum()} such), expected finite coordinates")
     off = np.abs(points[:, data.dim:]).max(axis=1, initial=0.0)
@@ -174,8 +173,7 @@ def _check_arrays(data: MeshData, where: str) -> float:
                          f"{_CELLS[data.dim]}s")
     for key, rows in ((_CELLS[data.dim], cells), ("interface facet", data.interface_facets)):
         bad = ((rows < 0) | (rows >= len(points))).any(axis=1)
-        if bad.any():
-            first = bad.argmax()
+        for first in np.flatnonzero(bad)[:1]:
             raise InputError(f"{where}: {key} {first} has vertices {_triple(rows[first])} "
                              f"({bad.sum()} such), expected 0 to {len(points) - 1}")
     return float(np.linalg.norm(np.ptp(points, axis=0)))
@@ -185,8 +183,7 @@ def _check_cells(data: MeshData, where: str) -> None:
     cells, kind, dim = data.cells, _CELLS[data.dim], data.dim
     ascending = np.sort(cells, axis=1)
     bad = (ascending[:, 1:] == ascending[:, :-1]).any(axis=1)
-    if bad.any():
-        first = bad.argmax()
+    for first in np.flatnonzero(bad)[:1]:
         raise InputError(f"{where}: {kind} {first} repeats a vertex, {_triple(cells[first])} "
                          f"({bad.sum()} such), expected {dim + 1} different ones")
     twins = _first_twins(ascending)
@@ -198,8 +195,7 @@ def _check_cells(data: MeshData, where: str) -> None:
     i, j = np.triu_indices(dim + 1, 1)
     longest = np.linalg.norm(corners[:, i] - corners[:, j], axis=2).max(axis=1)
     bad = factorial(dim) * np.abs(volumes) <= FLAT * longest**dim
-    if bad.any():
-        first = bad.argmax()
+    for first in np.flatnonzero(bad)[:1]:
         raise InputError(f"{where}: {bad.sum()} of {len(cells)} {kind}s have no volume, first "
                          f"{kind} {first} with {volumes[first]:.3g} um^{dim}, "
                          f"expected {factorial(dim)} V > {FLAT:g} of its longest edge to the "
@@ -207,8 +203,7 @@ def _check_cells(data: MeshData, where: str) -> None:
     if not np.abs(volumes).sum() > 0:
         raise InputError(f"{where}: total volume is 0, expected a positive one")
     bad = volumes < 0
-    if bad.any():
-        first = bad.argmax()
+    for first in np.flatnonzero(bad)[:1]:
         raise InputError(f"{where}: {bad.sum()} of {len(cells)} {kind}s are inverted, first {kind} "
                          f"{first} with volume {volumes[first]:.6g} um^{dim}, expected positive "
                          "orientation (read with repair=True swaps two vertices)")
@@ -288,8 +283,7 @@ def _on_facets(corners: np.ndarray, candidates: np.ndarray) -> tuple[np.ndarray,
 def _check_interface(data: MeshData, facets: np.ndarray, where: str) -> None:
     triples = data.interface_facets
     bad = find_facets(facets, triples) < 0
-    if bad.any():
-        first = bad.argmax()
+    for first in np.flatnonzero(bad)[:1]:
         raise InputError(f"{where}: interface facet {first} {_triple(triples[first])} is no "
                          f"facet of the mesh ({bad.sum()} such), expected the vertices of one")
     twins = _first_twins(triples)

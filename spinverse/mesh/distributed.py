@@ -12,8 +12,9 @@ import numpy as np
 from dolfinx.mesh import CellType, GhostMode
 from mpi4py import MPI
 
-from ..errors import on_root
+from ..errors import InputError, on_root
 from ..parallel.exchange import Ranges, gather_chosen, reduced, scatter
+from .checks import find_facets
 from .data import MeshData
 from .ordered import FacetRows, FacetSlabs, Slabs
 
@@ -211,14 +212,9 @@ class Mesh:
         Returns:
             ``(n,)`` index of the owned facet, -1 where the facet is not owned here.
         """
-        triples = np.sort(np.asarray(triples, dtype=np.int64).reshape(-1, self.dim), axis=1)
-        keys, wanted = _rows(self.facet_vertices), _rows(triples)
-        order = np.argsort(keys)
-        if not len(keys):
-            return np.full(len(wanted), -1)
-        place = np.minimum(np.searchsorted(keys, wanted, sorter=order), len(keys) - 1)
-        found = order[place]
-        return np.where(keys[found] == wanted, found, -1)
+        order = np.lexsort(self.facet_vertices.T[::-1])
+        place = find_facets(self.facet_vertices[order], triples)
+        return np.where(place < 0, -1, np.append(order, -1)[place])
 
     def facet_function(self, values: np.ndarray, name: str = "permeability"):
         """A DG0 function on the facet submesh from values of the owned facets, ``(nf,)``."""
@@ -269,7 +265,11 @@ class Mesh:
         Raises:
             InputError: if a facet of the mesh has no row on any rank.
         """
-        return self.facet_slabs.rows_of(triples).require_all(what)
+        rows = self.facet_slabs.rows_of(triples)
+        if rows.missing:
+            raise InputError(f"{what}: {rows.missing} of the mesh's {self.facet_slabs.total} "
+                             "facets have no value; expected one row for every vertex triple")
+        return rows
 
     def scatter_facets(self, triples: np.ndarray, values: np.ndarray, what: str) -> np.ndarray:
         """Values of the owned facets from rows on any ranks, see `facet_rows`. Collective.
@@ -281,10 +281,3 @@ class Mesh:
 
     def __repr__(self) -> str:
         return f"Mesh({self.name!r}, cells={self.num_cells}, facets={self.num_facets})"
-
-
-def _rows(triples: np.ndarray) -> np.ndarray:
-    """Rows of an integer array as comparable scalars."""
-    triples = np.ascontiguousarray(triples, dtype=np.int64)
-    kind = [(f"v{i}", np.int64) for i in range(triples.shape[1])]
-    return triples.view(kind).reshape(-1)

@@ -11,7 +11,7 @@ import numpy as np
 
 from spinverse.errors import InputError, one_line
 from spinverse.mesh.arguments import affordable, lengths, positive, shown
-from spinverse.mesh.checks import UnitWarning, facets_of
+from spinverse.mesh.checks import UnitWarning, facets_of, find_facets
 from spinverse.mesh.data import MeshData
 from spinverse.mesh.grids import kuhn_steps
 from spinverse.mesh.smoothing import smoothed
@@ -154,15 +154,11 @@ def from_labels(image, voxel_size=None, size: float | None = None, smooth: int =
 def interface_pairs(data: MeshData) -> dict[int, tuple[int, int]]:
     """The two cell tags on the sides of each interface tag, the lower first; 0: nothing."""
     facets, pairs = facets_of(data.cells, data.name)
-    order = np.lexsort(facets.T[::-1])
-    lookup = {tuple(row): k for row, k in zip(facets[order].tolist(), order, strict=True)}
-    found = {}
-    for tag in np.unique(data.interface_tags):
-        row = data.interface_facets[(data.interface_tags == tag).argmax()]
-        sides = pairs[lookup[tuple(row.tolist())]]
-        both = [0 if side < 0 else int(data.cell_tags[side]) for side in sides]
-        found[int(tag)] = (min(both), max(both))
-    return found
+    tags, first = np.unique(data.interface_tags, return_index=True)
+    sides = pairs[find_facets(facets, data.interface_facets[first])]
+    both = np.sort(np.where(sides < 0, 0, data.cell_tags[sides]), axis=1)
+    return {tag: (low, high) for tag, (low, high) in
+            zip(tags.tolist(), both.tolist(), strict=True)}
 
 
 def coarsened(image: LabelImage, size: float) -> LabelImage:

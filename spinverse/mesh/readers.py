@@ -7,6 +7,7 @@ import re
 import tempfile
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -185,8 +186,8 @@ def _membranes_only(data: MeshData) -> MeshData:
     # triangles that are no facets stay, for the check to name them
     outer = (place >= 0) & (pairs[place, 1] < 0)
     keep = np.isin(data.interface_tags, data.interface_tags[~outer])
-    return MeshData(data.points, data.cells, data.cell_tags, data.interface_facets[keep],
-                    data.interface_tags[keep], data.name, data.input_vertices)
+    return replace(data, interface_facets=data.interface_facets[keep],
+                   interface_tags=data.interface_tags[keep])
 
 
 def _used_only(data: MeshData) -> MeshData:
@@ -203,8 +204,8 @@ def _used_only(data: MeshData) -> MeshData:
                          f"{tuple(triples[first].tolist())} is no facet of the mesh, expected "
                          "the vertices of one")
     number = np.cumsum(used) - 1
-    return MeshData(data.points[used], number[data.cells], data.cell_tags, number[triples],
-                    data.interface_tags, data.name, data.input_vertices[used])
+    return replace(data, points=data.points[used], cells=number[data.cells],
+                   interface_facets=number[triples], input_vertices=data.input_vertices[used])
 
 
 def _repaired(data: MeshData) -> MeshData:
@@ -223,8 +224,7 @@ def _repaired(data: MeshData) -> MeshData:
         done.append(f"{inverted.sum()} inverted tets turned")
     if done:
         warnings.warn(f"mesh '{data.name}': " + "; ".join(done), RepairWarning, stacklevel=3)
-    return MeshData(fixed.points, tets, fixed.cell_tags, fixed.interface_facets,
-                    fixed.interface_tags, fixed.name, fixed.input_vertices)
+    return replace(fixed, cells=tets)
 
 
 def _target(path: str | Path, suffix: str) -> Path:
