@@ -202,6 +202,19 @@ def test_an_interrupted_run_is_resumed(ready, capsys, monkeypatch):
     assert "has stages long, all" in refused(capsys)
 
 
+def test_a_run_is_resumed_on_its_own_mesh_only(ready, capsys):
+    """A mesh that is made has no file whose hash would tell."""
+    made = RECONSTRUCT.replace("{file: ball.npz}", "{builder: tagged_grid, length_um: 20, "
+                               "cells: 2, shape: {kind: ball, radius_um: 7}}")
+    (ready / "made.yaml").write_text(made.replace("  - {name: all,", "  # - {name: all,"))
+    assert reconstruct(ready, "-q", config="made.yaml") == 0
+    assert reconstruct(ready, "-q", "--resume", config="made.yaml") == 0
+    for old, new in (("length_um: 20", "length_um: 21"), ("radius_um: 7", "radius_um: 6")):
+        (ready / "other.yaml").write_text((ready / "made.yaml").read_text().replace(old, new))
+        assert reconstruct(ready, "--resume", config="other.yaml") == 2
+        assert "the section mesh is not what the run in" in refused(capsys)
+
+
 def test_output_folder(place, capsys):
     (place / "target").mkdir()
     (place / "target" / "thesis.tex").write_text("...")
@@ -386,11 +399,14 @@ def test_the_log_of_petsc_has_named_stages(ready, config, once, solves):
         assert found["responses"]["responses"] == found["forward"]["forward"] >= back
 
 
-def test_petsc_options_follow_two_dashes(place):
+def test_petsc_options_follow_two_dashes(place, capsys):
     from petsc4py import PETSc
 
     assert simulate(place, "-q", "--", "-spinverse_test_option", "7") == 0
     assert PETSc.Options().getInt("spinverse_test_option") == 7
+    said = capsys.readouterr().err
+    assert said.startswith("spinverse: warning: nothing used the PETSc options "
+                           "-spinverse_test_option (") and said.count("\n") == 1
 
 
 def test_without_matplotlib(place, capsys, monkeypatch):

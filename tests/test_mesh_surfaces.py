@@ -13,9 +13,11 @@ from mpi4py import MPI
 
 from spinverse.errors import InputError, SolverError
 from spinverse.mesh import tetrahedralise
+from spinverse.mesh.builders import tagged_grid
 from spinverse.mesh.checks import RepairWarning, UnitWarning, cell_volumes, facets_of, quality
 from spinverse.mesh.distributed import Mesh
 from spinverse.mesh.isosurface import isosurface, layer
+from spinverse.mesh.shapes import Ball
 from spinverse.mesh.surfaces import (
     Surface,
     defects,
@@ -334,6 +336,26 @@ def test_envelope_of_a_clean_ball():
     facets, pairs = facets_of(data.cells)
     sides = np.sort(np.where(pairs < 0, 0, data.cell_tags[pairs]), axis=1)
     assert (data.interface_facets == facets[(sides == [1, 2]).all(axis=1)]).all()
+
+
+def test_a_mesh_that_lost_a_part_is_none(monkeypatch):
+    """As fTetWild loses processes that are thinner than the envelope."""
+    pytest.importorskip("wildmeshing")
+    soma = tagged_grid(Ball(5.0), 10.4, cells=12)
+    inside = {"points": soma.points, "tets": soma.cells[soma.cell_tags == 1],
+              "tags": np.ones((soma.cell_tags == 1).sum(), int)}
+    monkeypatch.setattr(tetrahedralise, "run_mesher", lambda *_: inside)
+    whole = ball(5, 1.0)
+    with pytest.warns(RepairWarning, match="the inside has"):  # the grid's staircase
+        from_surface(whole, method="envelope", envelope=0.5)
+    far = joined(whole, ball(1.5, 1.0, centre=(20, 0, 0)))
+    with pytest.raises(SolverError, match=r"has lost 8% of its area, up to 16.* um away .*26.4 um "
+                                          "along x became 10.4"):
+        from_surface(far, method="envelope", envelope=0.5)
+    # what another part has swallowed is not lost
+    inner = joined(whole, ball(1.5, 1.0, centre=(4, 0, 0)))
+    with pytest.warns(RepairWarning):
+        from_surface(inner, method="envelope", envelope=0.5)
 
 
 def test_envelope_takes_defects():

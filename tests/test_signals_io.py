@@ -170,6 +170,14 @@ def test_csv_with_one_real_column(tmp_path, column):
     assert signals.acquisition.waveforms == (PGSE(10, 20),)
 
 
+@pytest.mark.parametrize("column", ["magnitude", "normalised"])
+def test_a_magnitude_is_not_negative(tmp_path, column):
+    path = tmp_path / "s.csv"
+    path.write_text(f"{HEADER},{column}\n0,0,0,0,10,20,2.5\n1000,0,1,0,10,20,-.5\n")
+    with pytest.raises(InputError, match=f"row 1, column {column} is -0.5, expected a magnitude"):
+        read_signals(path)
+
+
 def test_write_replaces_and_cleans_up(tmp_path, signals, monkeypatch):
     path = tmp_path / "s.npz"
     write_signals(path, signals)

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 
 from spinverse import atomic
-from spinverse.acquisition.bids import read_bids
+from spinverse.acquisition.bids import SUFFIXES, read_bids
 from spinverse.acquisition.camino import is_scheme, read_camino
-from spinverse.acquisition.files import in_a_folder, read_lines, write_text
+from spinverse.acquisition.files import in_a_folder, read_lines, without_small_b, write_text
 from spinverse.acquisition.fsl import read_fsl
 from spinverse.acquisition.pulses import PGSE
 from spinverse.acquisition.signals import Signals
@@ -86,13 +86,15 @@ def write_signals(path: str | Path, signals: Signals) -> None:
 
 
 def read_acquisition(
-    path: str | Path, bvec: str | Path | None = None, *, delta=None, Delta=None, echo_time=None
+    path: str | Path, bvec: str | Path | None = None, *, delta=None, Delta=None, echo_time=None,
+    b0_threshold: float = 0.0,
 ) -> Acquisition:
     """Read the table of measurements from a file.
 
     The name says which: .csv and .npz as described above, .scheme (or any file that starts with
-    VERSION:) by ``read_camino``, .bval and .bvec of one name, .json, .nii and .nii.gz by
-    ``read_bids``, and files called bvals or bval with bvecs or bvec beside them by ``read_fsl``.
+    VERSION:) by ``read_camino``, .bval and .bvec (or .bvals and .bvecs) of one name, .json, .nii
+    and .nii.gz by ``read_bids``, and files called bvals or bval with bvecs or bvec beside them by
+    ``read_fsl``.
 
     Args:
         path: The file.
@@ -102,6 +104,7 @@ def read_acquisition(
             does not have it, and for tables without such a column.
         Delta: Pulse separation in ms, one or (N,); as ``delta``.
         echo_time: TE in ms, one or (N,); Delta + delta unless given or in the file.
+        b0_threshold: b up to this many s/mm^2 counts as 0, and needs no direction then.
 
     Raises:
         InputError: Missing file or column, a bad cell (row, column and value are named), times
@@ -111,19 +114,22 @@ def read_acquisition(
     path = Path(path)
     times = {"delta": delta, "Delta": Delta, "echo_time": echo_time}
     if bvec is not None:
-        return read_fsl(path, bvec, **times)
+        return read_fsl(path, bvec, **times, b0_threshold=b0_threshold)
     if path.name in ("bvals", "bval"):
-        return read_fsl(path, path.with_name(path.name.replace("val", "vec")), **times)
-    if path.name.endswith((".bval", ".bvec", ".json", ".nii", ".nii.gz")):
-        return read_bids(path, **times)
+        bvec = path.with_name(path.name.replace("val", "vec"))
+        return read_fsl(path, bvec, **times, b0_threshold=b0_threshold)
+    if path.name.endswith(SUFFIXES):
+        return read_bids(path, **times, b0_threshold=b0_threshold)
     if path.suffix == ".scheme" or (path.suffix not in (".csv", ".npz") and is_scheme(path)):
-        return read_camino(path, **times)
+        return read_camino(path, **times, b0_threshold=b0_threshold)
     if path.suffix.lower() not in (".csv", ".npz"):
         raise InputError(
             f"{path}: suffix {path.suffix!r}, expected .csv, .npz, .scheme, .bval or .json"
         )
     times = {_TIME_COLUMNS[name]: value for name, value in times.items() if value is not None}
-    return _acquisition(path, *_read(path, times))
+    columns, definitions = _read(path, times)
+    columns["b"] = without_small_b(path, columns["b"], b0_threshold)
+    return _acquisition(path, columns, definitions)
 
 
 def read_signals(path: str | Path, expected: Acquisition | None = None) -> Signals:
@@ -211,6 +217,9 @@ def _values(path, columns: Columns) -> np.ndarray:
         if not used:
             raise InputError(f"{path}: column re is missing (nor is there magnitude or normalised)")
         values = columns[used[0]].astype(complex)
+        for row in np.flatnonzero(columns[used[0]] < 0.0)[:1]:
+            raise InputError(f"{path}: row {row}, column {used[0]} is {columns[used[0]][row]:g}, "
+                             "expected a magnitude >= 0 (signed signals go into re and im)")
     _require_finite(path, columns, used)
     return values
 

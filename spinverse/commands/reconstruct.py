@@ -34,6 +34,7 @@ from . import estimates, interruption
 from .checkpoints import Checkpoints
 from .shared import (
     MESH,
+    acquisition_files,
     add_config,
     everywhere,
     hashes,
@@ -96,8 +97,12 @@ def run(arguments, comm: MPI.Comm) -> None:
                     stage.check(problem)
         inputs = everywhere(comm, hashes, config=arguments.config, mesh=run.mesh.source,
                             signals=run.signals.file,
-                            extra_terms=run.extra_terms and run.extra_terms.file)
+                            extra_terms=run.extra_terms and run.extra_terms.file,
+                            **acquisition_files(run.acquisition or ()))
         sums = {name: item["sha256"] for name, item in inputs.items() if name != "config"}
+        # a mesh that is made has no file: with other arguments its facets are others
+        sums["the section mesh"] = folder.sha256_of(
+            run.mesh.model_dump(exclude={"file", "surface", "labels"}))
         found, history = _resume(arguments, comm, mesh, stages, sums)
         first, done = (found.stage, found.iteration) if found is not None else (0, 0)
         rest, state, memory = stages[first:], problem.state(run.tissue.start_um_per_ms), None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from itertools import combinations
 from math import factorial
 from typing import TYPE_CHECKING
 
@@ -135,7 +136,8 @@ def check_mesh(data: MeshData) -> None:
     cells (``|d! V|`` at most 1e-10 of the d-th power of the cell's own longest edge, so the test
     knows no unit and no mesh size); no volume; inverted cells; vertices of no cell; coincident
     vertices (1e-9 of the box diagonal); a facet of more than two cells; hanging nodes and
-    mismatched diagonals on the boundary; interface facets that are no facets, or given twice.
+    mismatched diagonals on the boundary; cells that overlap; interface facets that are no
+    facets, or given twice.
 
     Raises:
         InputError: in one line, with the mesh's name, the entity and what was expected.
@@ -148,8 +150,10 @@ def check_mesh(data: MeshData) -> None:
     _check_cells(data, where)
     _check_vertices(data, where, diagonal)
     facets, pairs = facets_of(data.cells, data.name)
+    boundary = facets[pairs[:, 1] < 0]
     if data.dim > 1:
-        _check_boundary(data.points, facets[pairs[:, 1] < 0], where)
+        _check_boundary(data.points, boundary, where)
+    _check_overlap(data, facets, pairs, boundary, where)
     _check_interface(data, facets, where)
     if not SMALLEST <= diagonal <= LARGEST:
         warnings.warn(f"{where}: box diagonal is {diagonal:.3g} um, expected "
@@ -255,16 +259,9 @@ def _on_facets(corners: np.ndarray, candidates: np.ndarray) -> tuple[np.ndarray,
     if corners.shape[1] == 2:  # an edge in the plane z = 0, as a triangle with a corner above
         above = corners.mean(axis=1) + [0.0, 0.0, np.ptp(corners.reshape(-1, 3), axis=0).max()]
         corners = np.concatenate([corners, above[:, None]], axis=1)
-    tree = cKDTree(candidates)
     found = []
-    for start in range(0, len(corners), 20000):  # bounds the memory
-        part = corners[start:start + 20000]
-        middle = part.mean(axis=1)
-        radius = np.linalg.norm(part - middle[:, None], axis=2).max(axis=1) * (1 + ON_FACET)
-        lists = tree.query_ball_point(middle, radius)
-        facet = np.repeat(np.arange(len(part)), [len(x) for x in lists])
-        candidate = np.fromiter((i for x in lists for i in x), np.int64, len(facet))
-        a, b, c = (part[facet, i] for i in range(3))
+    for facet, candidate in _near(corners, candidates):
+        a, b, c = (corners[facet, i] for i in range(3))
         p = candidates[candidate] - a
         u, v = b - a, c - a
         normal = np.cross(u, v)
@@ -275,9 +272,81 @@ def _on_facets(corners: np.ndarray, candidates: np.ndarray) -> tuple[np.ndarray,
         longest = np.sqrt(np.max([(x * x).sum(axis=1) for x in (u, v, u - v)], axis=0))
         inside = np.minimum(np.minimum(beta, gamma), 1 - beta - gamma) > -ON_FACET
         on = inside & (height < ON_FACET * longest)
-        found.append((facet[on] + start, candidate[on]))
+        found.append((facet[on], candidate[on]))
     facets, hits = (np.concatenate(x) for x in zip(*found, strict=True))
     return facets, hits
+
+
+def _near(corners: np.ndarray, places: np.ndarray):
+    """Yield pairs (i, j) where place j is in the ball around the ``corners (n, m, 3)`` of i."""
+    tree, middle = cKDTree(places), corners.mean(axis=1)
+    radius = np.linalg.norm(corners - middle[:, None], axis=2).max(axis=1) * (1 + ON_FACET)
+    size = np.frexp(radius)[1]  # by powers of two, that a large one does not widen the search
+    for power in np.unique(size):
+        rows = np.flatnonzero(size == power)
+        for part in np.array_split(rows, len(rows) // 100000 + 1):  # bounds the memory
+            pairs = cKDTree(middle[part]).sparse_distance_matrix(
+                tree, 2.0**power, output_type="ndarray")
+            i = part[pairs["i"]]
+            near = pairs["v"] <= radius[i]
+            yield i[near], pairs["j"][near]
+
+
+def places_in_cells(points: np.ndarray, cells: np.ndarray, places: np.ndarray,
+                    margin: float) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs (cell, place) where a place is in a cell that is not flat.
+
+    Args:
+        points, cells: as for `cell_volumes`.
+        places: ``(n, 3)`` um.
+        margin: what all barycentric coordinates exceed.
+    """
+    dim = cells.shape[1] - 1
+    found = [(np.empty(0, np.int64),) * 2]
+    for cell, place in _near(points[cells], places):
+        hit, which = np.unique(cell, return_inverse=True)
+        corners = points[cells[hit]][..., :dim]
+        inverse = np.linalg.inv(corners[:, 1:] - corners[:, :1])
+        offset = places[place, :dim] - corners[which, 0]
+        weights = np.einsum("ni,nij->nj", offset, inverse[which])
+        inside = np.minimum(weights.min(axis=1), 1 - weights.sum(axis=1)) > margin
+        found.append((cell[inside], place[inside]))
+    holders, held = (np.concatenate(x) for x in zip(*found, strict=True))
+    return holders, held
+
+
+def _check_overlap(data: MeshData, facets: np.ndarray, pairs: np.ndarray, boundary: np.ndarray,
+                   where: str) -> None:
+    """No point may lie in two cells.
+
+    Where neighbours lie on the two sides of their facet, the number of cells that a point is in
+    changes at the boundary only. So the vertices, the middles of the edges and those of the facets
+    of the boundary are looked for inside of cells.
+    """
+    points, cells, kind = data.points, data.cells, _CELLS[data.dim]
+    inner = pairs[:, 1] >= 0
+    opposite = cells[pairs[inner]].sum(axis=2) - facets[inner].sum(axis=1)[:, None]
+    # the facet as the boundary of either: even or odd permutations of its ascending vertices
+    odd = sum((cells[:, i] > cells[:, j]).astype(int)
+              for i, j in combinations(range(data.dim + 1), 2))
+    side = [(odd[pairs[inner, k]] + (facets[inner] < opposite[:, k:k + 1]).sum(axis=1)) % 2
+            for k in (0, 1)]
+    bad = side[0] == side[1]
+    for first in np.flatnonzero(bad)[:1]:
+        i, j = pairs[inner][first]
+        raise InputError(f"{where}: {kind}s {i} and {j} overlap, on the same side of their facet "
+                         f"{_triple(facets[inner][first])} ({bad.sum()} such), expected one on "
+                         "each side")
+    rows = [np.unique(np.concatenate([boundary[:, list(chosen)] for chosen in
+                                      combinations(range(data.dim), count)]), axis=0)
+            for count in range(1, data.dim + 1)]
+    places = np.concatenate([points[row].mean(axis=1) for row in rows])
+    holders, held = places_in_cells(points, cells, places, ON_FACET)
+    for first in np.flatnonzero(holders == holders.min(initial=len(cells)))[:1]:
+        raise InputError(f"{where}: cells overlap: {kind} {holders[first]} holds "
+                         f"{_vector(places[held[first]])} of the boundary of others "
+                         f"({len(np.unique(holders))} such {kind}s), expected cells that share "
+                         "no more than facets (in gmsh: fragment the volumes before meshing)")
 
 
 def _check_interface(data: MeshData, facets: np.ndarray, where: str) -> None:

@@ -12,13 +12,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 from spinverse.errors import InputError, SolverError
 from spinverse.mesh.arguments import affordable_volume, choice, positive, shown
-from spinverse.mesh.checks import RepairWarning, cell_volumes, facets_of
+from spinverse.mesh.checks import RepairWarning, cell_volumes, facets_of, places_in_cells
 from spinverse.mesh.connected import cell_regions
 from spinverse.mesh.data import MeshData
-from spinverse.mesh.isosurface import layer
+from spinverse.mesh.isosurface import layer, samples
 from spinverse.mesh.surfaces import (
     Surface,
     defects,
@@ -31,7 +32,8 @@ from spinverse.mesh.surfaces import (
 # what an MPI launcher tells its ranks; a child that imports MPI would take itself for one
 LAUNCHERS = ("PMI", "PMIX", "MPI_LOCAL", "HYDI_", "HYDRA_", "MPIEXEC_", "OMPI_", "PRTE_", "SLURM_")
 INSIDE, OUTSIDE = 1, 2  # cell tags
-LOST = 0.02  # relative difference of volumes that is worth a warning
+LOST = 0.02  # relative difference of volumes that is worth a warning; of areas, an error
+NEAR_BY = 0.005  # of the box diagonal: what is no farther from the mesh is not lost
 TRY = "try repair=True, another size, or a smaller or larger envelope"
 
 
@@ -68,7 +70,8 @@ def from_surface(surface: Surface | str | Path, size: float | None = None,
 
     Raises:
         InputError: a bad argument, file or surface, or no mesher is installed.
-        SolverError: the mesher failed, crashed, or took too long.
+        SolverError: the mesher failed, crashed, or took too long, or lost more than 2 % of the
+            surface's area, as of processes thinner than the envelope.
 
     Warns:
         RepairWarning: what was repaired; a mesh that holds another volume than the surface, or
@@ -118,10 +121,13 @@ def from_surface(surface: Surface | str | Path, size: float | None = None,
             arrays = run_mesher({"method": step, **common, **job}, timeout, surface.name)
             flush = outer if outside == "box" and step == "envelope" else None
             data = _mesh(surface, arrays, flush)
+            said = _compare(surface, data, step, job.get("envelope", 0.0))
         except (SolverError, InputError) as error:
             failures.append(f"{step}: {error}")
             continue
-        _compare(surface, data, step)
+        if said:
+            warnings.warn(f"surface '{surface.name}': {'; '.join(said)}", RepairWarning,
+                          stacklevel=2)
         return data
     why = f"; the surface has defects: {'; '.join(found)}" if found else ""
     raise SolverError(f"surface '{surface.name}': could not be meshed ({'; '.join(failures)}); "
@@ -284,12 +290,25 @@ def _flush(points: np.ndarray, tets: np.ndarray, box: Surface) -> np.ndarray:
     return moved if (cell_volumes(moved, tets) > 0).all() else points
 
 
-def _compare(surface: Surface, data: MeshData, step: str) -> None:
-    """Warn where the mesh's inside is not the surface's."""
+def _compare(surface: Surface, data: MeshData, step: str, envelope: float) -> list[str]:
+    """How the mesh's inside differs from the surface's, in words.
+
+    Raises:
+        SolverError: there is no inside, or a part of the surface is far from it.
+    """
     inside = data.cells[data.cell_tags == INSIDE]
     if not len(inside):
         raise SolverError(f"surface '{surface.name}': {step} found no inside; {TRY}")
     said = []
+    lost, far = _lost(surface, data, inside, envelope)
+    if lost > LOST:
+        before, after = (np.ptp(points, axis=0) for points in
+                         (surface.points, data.points[inside].reshape(-1, 3)))
+        axis = (before - after).argmax()
+        raise SolverError(f"surface '{surface.name}': the mesh has lost {lost:.0%} of its area, up "
+                          f"to {far:.3g} um away from what is left ({before[axis]:.3g} um along "
+                          f"{'xyz'[axis]} became {after[axis]:.3g}); expected all of it (thin "
+                          "processes need an envelope below their radius)")
     mesh, wanted = cell_volumes(data.points, inside).sum(), surface.volume
     if abs(mesh - wanted) > LOST * abs(wanted):
         said.append(f"the inside has {mesh:.4g} um^3, the surface encloses {wanted:.4g}, "
@@ -300,5 +319,21 @@ def _compare(surface: Surface, data: MeshData, step: str) -> None:
     if pieces > (depth % 2 == 0).sum():
         said.append(f"the inside falls into {pieces} pieces, the surface into "
                     f"{(depth % 2 == 0).sum()}")
-    if said:
-        warnings.warn(f"surface '{surface.name}': {'; '.join(said)}", RepairWarning, stacklevel=3)
+    return said
+
+
+def _lost(surface: Surface, data: MeshData, inside: np.ndarray,
+          envelope: float) -> tuple[float, float]:
+    """The share of the surface's area that the mesh's inside leaves far away, and how far, um.
+
+    What lies in the inside is not lost: parts that overlap have become one.
+    """
+    middles = surface.corners.mean(axis=1)
+    walls = Surface(data.points, data.interface_facets)
+    near = NEAR_BY * surface.diagonal
+    distance, _ = cKDTree(samples(walls, near)).query(middles)
+    away = np.flatnonzero(distance > 2 * near + envelope)
+    _, held = places_in_cells(data.points, inside, middles[away], 0.0)
+    away = np.delete(away, held)
+    return (float(surface.areas[away].sum() / surface.areas.sum()),
+            float(distance[away].max(initial=0.0)))

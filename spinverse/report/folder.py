@@ -118,6 +118,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_of(values: dict) -> str:
+    """Hash of plain values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
+
+
 def write_summary(folder: Path, summary: dict) -> None:
     """``summary.json``, see `write_json`."""
     write_json(folder / SUMMARY, summary)
