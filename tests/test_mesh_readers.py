@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import meshio
 import numpy as np
 import pytest
 
@@ -186,7 +187,6 @@ def test_gmsh_files_that_lack_or_have_too_much(tmp_path):
 
 
 def test_msh_drops_unused_vertices(tmp_path):
-    meshio = pytest.importorskip("meshio")
     data = box((5, 5, 5), cells=(1, 1, 1))
     points = np.insert(data.points, 2, 99.0, axis=0)
     tets = data.cells + (data.cells >= 2)
@@ -334,6 +334,22 @@ def test_xdmf_with_numbers_inside(tmp_path):
         assert (getattr(again, key) == getattr(data, key)).all(), key
     path.write_text(xdmf_text(data, tags=False))
     assert set(read(path).cell_tags) == {1}
+
+
+def test_xdmf_of_meshio(tmp_path):
+    """It compresses unless told not to."""
+    data = slabs([1, 2, 3], 2, width=2.0)
+    path = tmp_path / "slabs.xdmf"
+    for compression in ("gzip", None):
+        meshio.write(path, meshio.Mesh(data.points, [("tetra", data.cells)],
+                                       cell_data={"tag": [data.cell_tags]}),
+                     compression=compression)
+        again = read(path)
+        for key in ("points", "cells", "cell_tags"):
+            assert (getattr(again, key) == getattr(data, key)).all(), key
+    mixed = meshio.Mesh(data.points, [("tetra", data.cells), ("triangle", data.interface_facets)])
+    meshio.write(path, mixed)
+    fails(path, "topology 'mixed'", "tetrahedron, triangle")
 
 
 def test_bad_xdmf(tmp_path):
