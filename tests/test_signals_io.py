@@ -4,7 +4,9 @@ import csv
 
 import numpy as np
 import pytest
+from mpi4py import MPI
 
+from spinverse import Tissue, simulate
 from spinverse.acquisition import PGSE, Sampled
 from spinverse.acquisition.io import (
     read_acquisition,
@@ -16,6 +18,7 @@ from spinverse.acquisition.signals import Signals
 from spinverse.acquisition.table import Acquisition
 from spinverse.errors import InputError
 from spinverse.inversion.likelihood import references
+from spinverse.mesh import build, intervals
 
 HEADER = "b,direction_x,direction_y,direction_z,delta,Delta"
 TRIANGLES = Sampled([0, 1 / 3, 1, 2], [0, 1.0, -0.6, 0])
@@ -176,6 +179,23 @@ def test_a_magnitude_is_not_negative(tmp_path, column):
     path.write_text(f"{HEADER},{column}\n0,0,0,0,10,20,2.5\n1000,0,1,0,10,20,-.5\n")
     with pytest.raises(InputError, match=f"row 1, column {column} is -0.5, expected a magnitude"):
         read_signals(path)
+
+
+@pytest.mark.parametrize("engine", ["matrix_formalism", "time_stepping"])
+def test_a_simulator_knows_the_signal_without_gradient(tmp_path, engine):
+    """A table without b = 0 is normalised by what it would have been, also read from its file."""
+    slab = Tissue(build(intervals, [10], size=1.0, comm=MPI.COMM_SELF), T2=50.0)
+    times = [5, 5], [20, 40]
+    whole = simulate(slab, Acquisition.pgse([0, 1000, 2000], [1, 0, 0], *times), engine)
+    weighted = simulate(slab, Acquisition.pgse([1000, 2000], [1, 0, 0], *times), engine)
+    wanted = whole.normalised[whole.acquisition.b > 0]
+    np.testing.assert_allclose(weighted.normalised, wanted, rtol=1e-12)
+    np.testing.assert_allclose(weighted.reference[[0, 2]], 10 * np.exp([-0.5, -0.9]), rtol=1e-3)
+    for name in ("s.csv", "s.npz"):
+        write_signals(tmp_path / name, weighted)
+        again = read_signals(tmp_path / name)
+        np.testing.assert_allclose(again.normalised, wanted, rtol=1e-12)
+        np.testing.assert_allclose(again.select([3]).normalised, wanted[3:], rtol=1e-12)
 
 
 def test_write_replaces_and_cleans_up(tmp_path, signals, monkeypatch):

@@ -160,7 +160,13 @@ def read_signals(path: str | Path, expected: Acquisition | None = None) -> Signa
         _check_same(path, acquisition, expected, with_echo_time="TE" in columns)
         acquisition = expected
     unit = set(columns.get("unit", [""]))
-    return Signals(acquisition, values, unit=unit.pop() if len(unit) == 1 else "")
+    unweighted = None
+    if "normalised" in columns:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            unweighted = np.abs(values) / columns["normalised"]
+        unweighted[~np.isfinite(unweighted)] = np.nan
+    return Signals(acquisition, values, unit=unit.pop() if len(unit) == 1 else "",
+                   unweighted=unweighted)
 
 
 def _acquisition_columns(acquisition: Acquisition) -> tuple[Columns, dict[str, Waveform]]:

@@ -361,6 +361,20 @@ class Acquisition:
             )
         return rows
 
+    def with_unweighted(self) -> Acquisition:
+        """Itself, then a row with b = 0 for each waveform that has no `reference_rows`."""
+        lacking = []
+        for k in range(len(self.waveforms)):
+            try:
+                self.reference_rows(k)
+            except InputError:
+                lacking.append(k)
+        return Acquisition(
+            np.append(self.b, np.zeros(len(lacking))),
+            np.concatenate([self.directions, np.tile([1.0, 0.0, 0.0], (len(lacking), 1))]),
+            np.append(self.waveform_index, np.array(lacking, int)), self.waveforms,
+        )
+
     def row_numbers(self, rows) -> np.ndarray:
         """A mask (N,), a slice or indices as an array of row numbers.
 
