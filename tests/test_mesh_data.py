@@ -204,6 +204,14 @@ def test_duplicated_interface_facet():
           "interface facet 2 duplicates interface facet 0 (1, 2, 3)")
 
 
+def test_flat_cells_are_warned_of():
+    points = two_tets().points * [1.0, 1.0, 0.02]
+    with pytest.warns(UserWarning, match=r"2 of 2 tets are nearly flat.*radius ratio is 0.0"):
+        two_tets(points=points).check()
+    with pytest.warns(UserWarning, match="1 of 1 triangles are nearly flat"):
+        MeshData([[0, 0, 0], [9, 0, 0], [4, 0.1, 0]], [[0, 1, 2]]).check()
+
+
 @pytest.mark.parametrize(("scale", "warns"), [(1e-6, True), (0.1, False), (1e4, False),
                                               (1e6, True)])
 def test_unit_warning(scale, warns):

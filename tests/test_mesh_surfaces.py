@@ -338,6 +338,23 @@ def test_envelope_of_a_clean_ball():
     assert (data.interface_facets == facets[(sides == [1, 2]).all(axis=1)]).all()
 
 
+def test_a_tag_for_each_part():
+    """So that two cells can have two permeabilities."""
+    pytest.importorskip("gmsh", exc_type=ImportError)
+    hollow = ball(2, 1.0, centre=(0, 1, 0))
+    cavity = Surface(hollow.points, hollow.triangles[:, ::-1])
+    surfaces = [ball(3, 1.6, centre=(9, 0, 0)), cavity, ball(5, 1.6)]
+    data = from_surface(joined(*surfaces), method="exact", outside="box", cell_tags="each")
+    found = volumes(data)
+    assert set(found) == {1, 2, 3} and set(data.interface_tags) == {1, 2}
+    wanted = surfaces[0].volume, surfaces[2].volume - hollow.volume
+    np.testing.assert_allclose([found[1], found[2]], wanted, rtol=1e-9)
+    middle = data.points[data.interface_facets].mean(axis=1)
+    assert (data.interface_tags == np.where(middle[:, 0] > 5.5, 1, 2)).all()
+    one = from_surface(joined(*surfaces), method="exact")
+    assert set(one.cell_tags) == set(one.interface_tags) == {1}
+
+
 def test_a_mesh_that_lost_a_part_is_none(monkeypatch):
     """As fTetWild loses processes that are thinner than the envelope."""
     pytest.importorskip("wildmeshing")

@@ -198,6 +198,45 @@ def test_a_simulator_knows_the_signal_without_gradient(tmp_path, engine):
         np.testing.assert_allclose(again.select([3]).normalised, wanted[3:], rtol=1e-12)
 
 
+def test_numbers_alone(tmp_path, table):
+    values = np.linspace(1, 2, len(table))
+    texts = ["\n".join(map(str, values)), "# from a scanner\n\n" + ",\n".join(map(str, values)),
+             " ".join(map(str, values))]
+    for text, name in zip(texts, ("s.csv", "s.txt", "s.txt"), strict=True):
+        (tmp_path / name).write_text(text)
+        found = read_signals(tmp_path / name, table)
+        assert found == Signals(table, values) and not found.unit
+    np.save(tmp_path / "s.npy", values[:, None] * (1 + 1j))
+    np.testing.assert_array_equal(read_signals(tmp_path / "s.npy", table).values, values * (1 + 1j))
+
+
+@pytest.mark.parametrize(("name", "content", "voxel", "words"), [
+    ("s.txt", "1\n2", None, "2 numbers, expected 30, one for each"),
+    ("s.txt", "1 2\n3 4", None, "line 1: 2 numbers, expected one a line"),
+    ("s.txt", "one", None, "line 1: 'one' is not a number"),
+    ("s.txt", "\n".join(["-1", *["1"] * 29]), None, "row 0 is -1, expected a magnitude"),
+    ("s.txt", "\n".join(["nan", *["1"] * 29]), None, "row 0, column signal is nan"),
+    ("s.txt", "1", [0, 0, 0], "voxel: given, expected it for an image"),
+    ("s.npy", np.ones((5, 6)), None, "float64 of shape (5, 6), expected numbers (N,)"),
+    ("s.nii", np.ones((2, 2, 2, 30)), None, "voxel: missing, expected [i, j, k]"),
+    ("s.nii", np.ones((2, 2, 2, 30)), [0, 2, 0], "voxel: [0, 2, 0], expected [i, j, k] inside"),
+    ("s.nii", np.ones((2, 2, 2, 9)), [0, 1, 0], "9 numbers, expected 30"),
+    ("s.nii", np.ones((2, 2, 2)), [0, 1, 0], "has shape (2, 2, 2), expected (x, y, z, meas"),
+])
+def test_bad_numbers_alone(tmp_path, table, name, content, voxel, words):
+    path = tmp_path / name
+    if name == "s.npy":
+        np.save(path, content)
+    elif name == "s.nii":
+        nibabel = pytest.importorskip("nibabel")
+        nibabel.save(nibabel.Nifti1Image(content, np.eye(4)), path)
+    else:
+        path.write_text(content)
+    with pytest.raises(InputError) as caught:
+        read_signals(path, table, voxel)
+    assert words in str(caught.value) and str(path) in str(caught.value)
+
+
 def test_write_replaces_and_cleans_up(tmp_path, signals, monkeypatch):
     path = tmp_path / "s.npz"
     write_signals(path, signals)
@@ -281,8 +320,8 @@ def test_bad_csv(tmp_path, signals, change, message):
 def test_missing_things_are_named(tmp_path, signals):
     with pytest.raises(InputError, match="none.csv: there is no such file"):
         read_signals(tmp_path / "none.csv")
-    with pytest.raises(InputError, match="suffix '.txt', expected .csv or .npz"):
-        read_signals(tmp_path / "none.txt")
+    with pytest.raises(InputError, match="suffix '.dat', expected one of .csv, .npz"):
+        read_signals(tmp_path / "none.dat")
     with pytest.raises(InputError, match="folder .* does not exist"):
         write_signals(tmp_path / "deep" / "s.csv", signals)
     write_acquisition(tmp_path / "table.csv", signals.acquisition)

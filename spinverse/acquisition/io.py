@@ -27,6 +27,7 @@ from spinverse.acquisition.bids import SUFFIXES, read_bids
 from spinverse.acquisition.camino import is_scheme, read_camino
 from spinverse.acquisition.files import in_a_folder, read_lines, without_small_b, write_text
 from spinverse.acquisition.fsl import read_fsl
+from spinverse.acquisition.plain import plain_values
 from spinverse.acquisition.pulses import PGSE
 from spinverse.acquisition.signals import Signals
 from spinverse.acquisition.table import Acquisition
@@ -132,22 +133,27 @@ def read_acquisition(
     return _acquisition(path, columns, definitions)
 
 
-def read_signals(path: str | Path, expected: Acquisition | None = None) -> Signals:
-    """Read measurements and signals from a .csv or .npz file.
+def read_signals(path: str | Path, expected: Acquisition | None = None, voxel=None) -> Signals:
+    """Read measurements and signals from a .csv or .npz file, or signals alone.
 
     The signal is taken from ``re`` and ``im``, or else from ``magnitude``, or else from
-    ``normalised``.
+    ``normalised``. A file with nothing but numbers, one for each of the ``expected`` measurements
+    in their order and in any unit, is a column of text, a .npy, or a voxel of a .nii or .nii.gz.
 
     Args:
         path: The file.
         expected: If given, the file must have these measurements in this order (to 1e-6; the
             direction does not matter at b = 0, nor TE in a file without it), and the result
-            carries this acquisition.
+            carries this acquisition. Needed for numbers alone.
+        voxel: (i, j, k) of an image, counted from 0.
 
     Raises:
         InputError: As ``read_acquisition``; no column with signals; a row that differs from
             ``expected`` (names the first one).
     """
+    plain = plain_values(Path(path), voxel)
+    if plain is not None:
+        return _measured(path, plain, expected)
     columns, definitions = _read(path)
     rows = columns["b"].size
     if expected is not None and rows != len(expected):
@@ -167,6 +173,21 @@ def read_signals(path: str | Path, expected: Acquisition | None = None) -> Signa
         unweighted[~np.isfinite(unweighted)] = np.nan
     return Signals(acquisition, values, unit=unit.pop() if len(unit) == 1 else "",
                    unweighted=unweighted)
+
+
+def _measured(path, values: np.ndarray, expected: Acquisition | None) -> Signals:
+    """Numbers alone as the signals of the measurements that they belong to."""
+    if expected is None:
+        raise InputError(f"{path}: holds {values.size} numbers and no measurements, expected an "
+                         "acquisition beside it")
+    if values.size != len(expected):
+        raise InputError(f"{path}: {values.size} numbers, expected {len(expected)}, one for each "
+                         "measurement of the acquisition")
+    _require_finite(path, {"signal": values}, ("signal",))
+    for row in np.flatnonzero(values.real < 0.0)[:1] if values.dtype.kind != "c" else ():
+        raise InputError(f"{path}: row {row} is {values[row]:g}, expected a magnitude >= 0 (of "
+                         "complex signals: a complex .npy)")
+    return Signals(expected, values)
 
 
 def _acquisition_columns(acquisition: Acquisition) -> tuple[Columns, dict[str, Waveform]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -173,8 +174,12 @@ def _read_signals(run: config.ReconstructConfig, comm: MPI.Comm, name) -> Signal
         expected = read_acquisition(run.acquisition, comm, name)
 
     def read() -> Signals:
-        signals = read_signals(run.signals.file, expected)
-        folder.check_rows(run.signals.file)
+        signals = read_signals(run.signals.file, expected, run.signals.voxel)
+        if expected is None:
+            try:
+                folder.check_rows(run.signals.file)
+            except InputError as error:
+                warnings.warn(f"{error}; taken for a filtered copy", UserWarning, stacklevel=1)
         with named(str(run.signals.file)):
             signals.normalised  # noqa: B018 - raises where there is nothing to divide by
         return signals

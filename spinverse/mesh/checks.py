@@ -19,6 +19,7 @@ FLAT = 1e-10  # |6 V| / (longest edge)^3 of a tet that counts as flat; a regular
 COINCIDENT = 1e-9  # of the box diagonal
 ON_FACET = 1e-6  # of the facet's longest edge, and in barycentric coordinates
 _CELLS = {3: "tet", 2: "triangle", 1: "interval"}  # by dimension
+QUALITY = 0.05  # radius ratio below which a cell is warned of
 SMALLEST, LARGEST = 0.1, 1e5  # um, box diagonals that look like micrometres
 
 
@@ -143,6 +144,7 @@ def check_mesh(data: MeshData) -> None:
         InputError: in one line, with the mesh's name, the entity and what was expected.
 
     Warns:
+        UserWarning: a radius ratio is below 0.05.
         UnitWarning: the box diagonal is below 0.1 um or above 1e5 um.
     """
     where = f"mesh '{data.name}'"
@@ -155,6 +157,13 @@ def check_mesh(data: MeshData) -> None:
         _check_boundary(data.points, boundary, where)
     _check_overlap(data, facets, pairs, boundary, where)
     _check_interface(data, facets, where)
+    ratios = quality(data)
+    if (flat := np.count_nonzero(ratios < QUALITY)):
+        warnings.warn(f"{where}: {flat} of {len(ratios)} {_CELLS[data.dim]}s are nearly flat, the "
+                      f"lowest radius ratio is {ratios.min():.2g} (1: regular), expected "
+                      f"{QUALITY:g} at least: signals lose accuracy and solvers time there (try "
+                      "another size, or the mesher's optimisation)",
+                      UserWarning, stacklevel=3)
     if not SMALLEST <= diagonal <= LARGEST:
         warnings.warn(f"{where}: box diagonal is {diagonal:.3g} um, expected "
                       f"{SMALLEST:g} to {LARGEST:g} um (mesh in metres or millimetres?)",

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,7 +17,14 @@ from scipy.spatial import cKDTree
 
 from spinverse.errors import InputError, SolverError
 from spinverse.mesh.arguments import affordable_volume, choice, positive, shown
-from spinverse.mesh.checks import RepairWarning, cell_volumes, facets_of, places_in_cells
+from spinverse.mesh.arrangement import TAGGED
+from spinverse.mesh.checks import (
+    RepairWarning,
+    cell_volumes,
+    facets_of,
+    find_facets,
+    places_in_cells,
+)
 from spinverse.mesh.connected import cell_regions
 from spinverse.mesh.data import MeshData
 from spinverse.mesh.isosurface import layer, samples
@@ -40,7 +48,7 @@ TRY = "try repair=True, another size, or a smaller or larger envelope"
 def from_surface(surface: Surface | str | Path, size: float | None = None,
                  outside: str | None = None, gap: float | None = None, method: str = "auto",
                  envelope: float | None = None, repair: bool = True, scale: float = 1.0,
-                 timeout: float = 600.0) -> MeshData:
+                 timeout: float = 600.0, cell_tags: str = "common") -> MeshData:
     """Mesh the inside of a closed surface, and the outside if asked.
 
     Cells inside have tag 1, outside tag 2; the interface facets are the surface, with tag 1.
@@ -67,6 +75,9 @@ def from_surface(surface: Surface | str | Path, size: float | None = None,
             an error, except for ``method="envelope"``.
         scale: um per unit of the file.
         timeout: seconds for the mesher, which is ended then.
+        cell_tags: ``"common"``, or ``"each"``: the inside of the surface's first part has tag 1, of
+            the next one 2, ..., outside the number after the last; the facets of the surface have
+            the tag of the inside that they bound. Parts that the mesher has joined count as one.
 
     Raises:
         InputError: a bad argument, file or surface, or no mesher is installed.
@@ -79,6 +90,7 @@ def from_surface(surface: Surface | str | Path, size: float | None = None,
     """
     owner = "from_surface"
     method = choice(owner, "method", method, ("auto", "exact", "envelope"))
+    choice(owner, "cell_tags", cell_tags, TAGGED)
     if outside is not None:
         choice(owner, "outside", outside, ("box", "tight"))
     given = {"size": size, "gap": gap, "envelope": envelope, "timeout": timeout}
@@ -122,6 +134,7 @@ def from_surface(surface: Surface | str | Path, size: float | None = None,
             flush = outer if outside == "box" and step == "envelope" else None
             data = _mesh(surface, arrays, flush)
             said = _compare(surface, data, step, job.get("envelope", 0.0))
+            data = _by_part(surface, data) if cell_tags == "each" else data
         except (SolverError, InputError) as error:
             failures.append(f"{step}: {error}")
             continue
@@ -272,6 +285,25 @@ def _mesh(surface: Surface, arrays: dict, box: Surface | None) -> MeshData:
     sides = np.where(pairs < 0, OUTSIDE, tags[pairs])
     walls = facets[sides[:, 0] != sides[:, 1]]
     return MeshData(points, tets, tags, walls, name=surface.name).check()
+
+
+def _by_part(surface: Surface, data: MeshData) -> MeshData:
+    """Tags 1, 2, ... for the pieces of the inside in the order of the surface's parts."""
+    inside = np.flatnonzero(data.cell_tags == INSIDE)
+    _, pairs = facets_of(data.cells[inside])
+    piece = cell_regions(len(inside), pairs, np.zeros(len(pairs), bool))
+    # the surface nearest to a place inside is that around it
+    _, near = cKDTree(surface.corners.mean(axis=1)).query(
+        data.points[data.cells[inside]].mean(axis=1))
+    first = np.full(piece.max() + 1, len(surface.triangles))
+    np.minimum.at(first, piece, parts(surface)[near])
+    rank = np.argsort(np.argsort(first, kind="stable"))
+    tags = np.full(len(data.cells), len(rank) + 1)
+    tags[inside] = rank[piece] + 1
+    facets, pairs = facets_of(data.cells)
+    sides = pairs[find_facets(facets, data.interface_facets)]
+    walls = np.where(sides < 0, len(rank) + 1, tags[sides]).min(axis=1)
+    return replace(data, cell_tags=tags, interface_tags=walls)
 
 
 def _flush(points: np.ndarray, tets: np.ndarray, box: Surface) -> np.ndarray:
