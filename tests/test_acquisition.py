@@ -441,3 +441,11 @@ def test_describe():
 def test_describe_warns_of_likely_wrong_units(b, delta, Delta, warning):
     lines = Acquisition.pgse([0, b], 3, delta, Delta).describe()
     assert any(line.startswith("warning:") and warning in line for line in lines)
+
+
+def test_a_printed_table_is_a_few_lines():
+    table = Acquisition.pgse([0, 1000], 30, np.arange(3, 23), 40)
+    said = str(table)
+    assert said.startswith("1200 measurements, 20 gradient waveform(s)\nPGSE, delta 3 ms")
+    assert said.count("\n") <= 8 and "and 16 waveforms more" in said and "b 0, 1000" in said
+    assert repr(table) == "Acquisition(1200 measurements, 20 waveforms)"

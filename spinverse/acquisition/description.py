@@ -19,17 +19,19 @@ _DELTA = 0.1, 1000.0  # ms
 _TE = 0.5, 5000.0  # ms, of waveforms without delta
 
 
-def lines(acquisition: Acquisition) -> list[str]:
-    """A line for the table, one a waveform, two for b, and one a warning."""
+def lines(acquisition: Acquisition, most: int | None = None) -> list[str]:
+    """A line for the table, one a waveform (of ``most`` at the most), two for b, one a warning."""
     strength = acquisition.gradient_strength_mT_m
     text = [f"{len(acquisition)} measurements, {len(acquisition.waveforms)} gradient waveform(s)"]
-    for k, waveform in enumerate(acquisition.waveforms):
+    for k, waveform in enumerate(acquisition.waveforms[:most]):
         rows = acquisition.waveform_index == k
         text.append(
             f"{waveform.describe()}: diffusion time {waveform.diffusion_time:.4g} ms, "
             f"{np.count_nonzero(rows)} rows, gradient up to {strength[rows].max():.4g} mT/m"
             f"{_shape(waveform)}"
         )
+    if most is not None and len(acquisition.waveforms) > most:
+        text.append(f"and {len(acquisition.waveforms) - most} waveforms more")
     levels = np.unique(acquisition.b)
     if levels.size <= 12:
         text.append(f"b {', '.join(f'{b:g}' for b in levels)} s/mm^2")

@@ -12,7 +12,7 @@ from spinverse.errors import InputError
 UM3 = "um^3"  # times density: what is integrated over the mesh
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Signals:
     """Measured or simulated signals. Rows are counted from 0.
 
@@ -54,6 +54,11 @@ class Signals:
             raise InputError(f"values: row {row}, column {column} is {value}, expected a number")
         values.setflags(write=False)
         object.__setattr__(self, "values", values)
+
+    def __repr__(self) -> str:
+        low, high = self.magnitude.min(), self.magnitude.max()
+        return (f"Signals({len(self)} of {self.acquisition!r}, magnitudes {low:.4g} to {high:.4g}"
+                f"{f' {self.unit}' if self.unit else ''})")
 
     def __len__(self) -> int:
         return self.values.size

@@ -24,7 +24,7 @@ from spinverse.units import (
 UNIT_TOLERANCE = 1e-6
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Acquisition:
     """Measurements, one a row. Rows are counted from 0.
 
@@ -391,6 +391,12 @@ class Acquisition:
 
     def __len__(self) -> int:
         return self.b.size
+
+    def __repr__(self) -> str:
+        return f"Acquisition({len(self)} measurements, {len(self.waveforms)} waveforms)"
+
+    def __str__(self) -> str:
+        return "\n".join(description.lines(self, most=4))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Acquisition):

@@ -181,6 +181,8 @@ def _read_signals(run: config.ReconstructConfig, comm: MPI.Comm, name) -> Signal
             except InputError as error:
                 warnings.warn(f"{error}; taken for a filtered copy", UserWarning, stacklevel=1)
         with named(str(run.signals.file)):
+            for waveform in range(len(signals.acquisition.waveforms)):
+                signals.acquisition.reference_rows(waveform)  # stages need them
             signals.normalised  # noqa: B018 - raises where there is nothing to divide by
         return signals
 

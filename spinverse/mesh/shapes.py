@@ -12,7 +12,7 @@ from spinverse.mesh.arguments import positive, shown, vector
 
 
 def _axis(owner: str, value) -> tuple[float, float, float]:
-    axis = vector(owner, "axis", value)
+    axis = np.array(vector(owner, "axis", value))
     length = np.linalg.norm(axis)
     if not length > 0:
         raise InputError(f"{owner}: axis is {shown(value)}, expected a vector that is not zero")
