@@ -336,8 +336,8 @@ def _check_overlap(data: MeshData, facets: np.ndarray, pairs: np.ndarray, bounda
     inner = pairs[:, 1] >= 0
     opposite = cells[pairs[inner]].sum(axis=2) - facets[inner].sum(axis=1)[:, None]
     # the facet as the boundary of either: even or odd permutations of its ascending vertices
-    odd = sum((cells[:, i] > cells[:, j]).astype(int)
-              for i, j in combinations(range(data.dim + 1), 2))
+    odd = np.sum([cells[:, i] > cells[:, j] for i, j in combinations(range(data.dim + 1), 2)],
+                 axis=0)
     side = [(odd[pairs[inner, k]] + (facets[inner] < opposite[:, k:k + 1]).sum(axis=1)) % 2
             for k in (0, 1)]
     bad = side[0] == side[1]
