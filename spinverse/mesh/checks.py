@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 FLAT = 1e-10  # |6 V| / (longest edge)^3 of a tet that counts as flat; a regular one has 0.71
 COINCIDENT = 1e-9  # of the box diagonal
-ON_FACET = 1e-6  # of the facet's longest edge, and in barycentric coordinates
+ON_FACET = 1e-6  # in barycentric coordinates
 _CELLS = {3: "tet", 2: "triangle", 1: "interval"}  # by dimension
 QUALITY = 0.05  # radius ratio below which a cell is warned of
 SMALLEST, LARGEST = 0.1, 1e5  # um, box diagonals that look like micrometres
@@ -153,10 +153,8 @@ def check_mesh(data: MeshData) -> None:
     _check_cells(data, where)
     _check_vertices(data, where, diagonal)
     facets, pairs = facets_of(data.cells, data.name)
-    boundary = facets[pairs[:, 1] < 0]
-    if data.dim > 1:
-        _check_boundary(data.points, boundary, where)
-    _check_overlap(data, facets, pairs, boundary, where)
+    _check_sides(data, facets, pairs, where)
+    _check_boundary(data, facets[pairs[:, 1] < 0], where)
     _check_interface(data, facets, where)
     ratios = quality(data)
     if (flat := np.count_nonzero(ratios < QUALITY)):
@@ -239,54 +237,6 @@ def _check_vertices(data: MeshData, where: str, diagonal: float) -> None:
                          "um between vertices")
 
 
-def _check_boundary(points: np.ndarray, boundary: np.ndarray, where: str) -> None:
-    """Nothing of the mesh may lie on a boundary facet except its own vertices.
-
-    Centroids of the other boundary facets are tried besides the vertices: where two sides
-    split the same quadrilateral along different diagonals no vertex gives it away.
-    """
-    corners = points[boundary]
-    centroids = corners.mean(axis=1)
-    facet, vertex = _on_facets(corners, points)
-    other = (boundary[facet] != vertex[:, None]).all(axis=1)
-    if other.any():
-        first = np.lexsort((facet[other], vertex[other]))[0]
-        f, v = facet[other][first], vertex[other][first]
-        raise InputError(f"{where}: vertex {v} lies on boundary facet {_triple(boundary[f])} "
-                         f"({other.sum()} such), expected a conforming mesh without hanging "
-                         "nodes")
-    facet, twin = _on_facets(corners, centroids)
-    other = facet != twin
-    if other.any():
-        f, g = facet[other][0], twin[other][0]
-        raise InputError(f"{where}: boundary facets {_triple(boundary[f])} and "
-                         f"{_triple(boundary[g])} overlap ({other.sum()} such), expected a "
-                         "conforming mesh")
-
-
-def _on_facets(corners: np.ndarray, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs (facet, candidate) with the candidate point in the closed facet."""
-    if corners.shape[1] == 2:  # an edge in the plane z = 0, as a triangle with a corner above
-        above = corners.mean(axis=1) + [0.0, 0.0, np.ptp(corners.reshape(-1, 3), axis=0).max()]
-        corners = np.concatenate([corners, above[:, None]], axis=1)
-    found = []
-    for facet, candidate in _near(corners, candidates):
-        a, b, c = (corners[facet, i] for i in range(3))
-        p = candidates[candidate] - a
-        u, v = b - a, c - a
-        normal = np.cross(u, v)
-        square = np.einsum("ij,ij->i", normal, normal)
-        height = np.abs(np.einsum("ij,ij->i", normal, p)) / np.sqrt(square)
-        beta = np.einsum("ij,ij->i", np.cross(p, v), normal) / square
-        gamma = np.einsum("ij,ij->i", np.cross(u, p), normal) / square
-        longest = np.sqrt(np.max([(x * x).sum(axis=1) for x in (u, v, u - v)], axis=0))
-        inside = np.minimum(np.minimum(beta, gamma), 1 - beta - gamma) > -ON_FACET
-        on = inside & (height < ON_FACET * longest)
-        found.append((facet[on], candidate[on]))
-    facets, hits = (np.concatenate(x) for x in zip(*found, strict=True))
-    return facets, hits
-
-
 def _near(corners: np.ndarray, places: np.ndarray):
     """Yield pairs (i, j) where place j is in the ball around the ``corners (n, m, 3)`` of i."""
     tree, middle = cKDTree(places), corners.mean(axis=1)
@@ -303,38 +253,32 @@ def _near(corners: np.ndarray, places: np.ndarray):
 
 
 def places_in_cells(points: np.ndarray, cells: np.ndarray, places: np.ndarray,
-                    margin: float) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs (cell, place) where a place is in a cell that is not flat.
+                    margin: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Triples (cell, place, weights) where a place is in a cell that is not flat.
 
     Args:
         points, cells: as for `cell_volumes`.
         places: ``(n, 3)`` um.
-        margin: what all barycentric coordinates exceed.
+        margin: what all barycentric coordinates, the weights ``(d + 1,)``, exceed.
     """
     dim = cells.shape[1] - 1
-    found = [(np.empty(0, np.int64),) * 2]
+    found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, dim + 1)))]
     for cell, place in _near(points[cells], places):
         hit, which = np.unique(cell, return_inverse=True)
         corners = points[cells[hit]][..., :dim]
         inverse = np.linalg.inv(corners[:, 1:] - corners[:, :1])
         offset = places[place, :dim] - corners[which, 0]
         weights = np.einsum("ni,nij->nj", offset, inverse[which])
-        inside = np.minimum(weights.min(axis=1), 1 - weights.sum(axis=1)) > margin
-        found.append((cell[inside], place[inside]))
-    holders, held = (np.concatenate(x) for x in zip(*found, strict=True))
-    return holders, held
+        weights = np.column_stack([1 - weights.sum(axis=1), weights])
+        inside = weights.min(axis=1) > margin
+        found.append((cell[inside], place[inside], weights[inside]))
+    holders, held, shares = (np.concatenate(x) for x in zip(*found, strict=True))
+    return holders, held, shares
 
 
-def _check_overlap(data: MeshData, facets: np.ndarray, pairs: np.ndarray, boundary: np.ndarray,
-                   where: str) -> None:
-    """No point may lie in two cells.
-
-    Where neighbours lie on the two sides of their facet, the number of cells that a point is in
-    changes at the boundary only. So the vertices, the middles of the edges and those of the facets
-    of the boundary are looked for inside of cells.
-    """
-    points, cells, kind = data.points, data.cells, _CELLS[data.dim]
-    inner = pairs[:, 1] >= 0
+def _check_sides(data: MeshData, facets: np.ndarray, pairs: np.ndarray, where: str) -> None:
+    """Neighbours lie on the two sides of their facet."""
+    cells, inner, kind = data.cells, pairs[:, 1] >= 0, _CELLS[data.dim]
     opposite = cells[pairs[inner]].sum(axis=2) - facets[inner].sum(axis=1)[:, None]
     # the facet as the boundary of either: even or odd permutations of its ascending vertices
     odd = np.sum([cells[:, i] > cells[:, j] for i, j in combinations(range(data.dim + 1), 2)],
@@ -347,16 +291,43 @@ def _check_overlap(data: MeshData, facets: np.ndarray, pairs: np.ndarray, bounda
         raise InputError(f"{where}: {kind}s {i} and {j} overlap, on the same side of their facet "
                          f"{_triple(facets[inner][first])} ({bad.sum()} such), expected one on "
                          "each side")
+
+
+def _check_boundary(data: MeshData, boundary: np.ndarray, where: str) -> None:
+    """Nothing of the boundary may lie in or on a cell but on its own ones.
+
+    Vertices, middles of edges and of facets are looked at. Where two sides split the same
+    quadrilateral along different diagonals no vertex gives it away. And as the number of cells
+    that a point is in changes at the boundary only, nowhere else can cells overlap.
+    """
+    points, cells, dim, kind = data.points, data.cells, data.dim, _CELLS[data.dim]
     rows = [np.unique(np.concatenate([boundary[:, list(chosen)] for chosen in
-                                      combinations(range(data.dim), count)]), axis=0)
-            for count in range(1, data.dim + 1)]
+                                      combinations(range(dim), count)]), axis=0)
+            for count in range(1, dim + 1)]
     places = np.concatenate([points[row].mean(axis=1) for row in rows])
-    holders, held = places_in_cells(points, cells, places, ON_FACET)
-    for first in np.flatnonzero(holders == holders.min(initial=len(cells)))[:1]:
+    holders, held, weights = places_in_cells(points, cells, places, -ON_FACET)
+    for k, row in ((0, rows[0]), (dim - 1, rows[-1])) if dim > 1 else ():
+        # on a cell's facet, and of no facet of the cell
+        place = held - sum(map(len, rows[:k]))
+        on = np.flatnonzero((place >= 0) & (place < len(row)) & (weights.min(axis=1) < ON_FACET))
+        own = (row[place[on]][:, :, None] == cells[holders[on]][:, None]).any(axis=2).all(axis=1)
+        on = on[~own]
+        if not len(on):
+            continue
+        first = on[np.lexsort((holders[on], place[on]))[0]]
+        facet = _triple(np.sort(np.delete(cells[holders[first]], weights[first].argmin())))
+        other = row[place[first]]
+        raise InputError(f"{where}: " + (
+            f"vertex {other[0]} lies on boundary facet {facet} ({len(on)} such), expected a "
+            "conforming mesh without hanging nodes" if k == 0 else
+            f"boundary facets {_triple(other)} and {facet} overlap ({len(on)} such), expected a "
+            "conforming mesh"))
+    inside = np.flatnonzero(weights.min(axis=1) > ON_FACET)
+    for first in inside[np.argsort(holders[inside], kind="stable")][:1]:
         raise InputError(f"{where}: cells overlap: {kind} {holders[first]} holds "
                          f"{_vector(places[held[first]])} of the boundary of others "
-                         f"({len(np.unique(holders))} such {kind}s), expected cells that share "
-                         "no more than facets (in gmsh: fragment the volumes before meshing)")
+                         f"({len(np.unique(holders[inside]))} such {kind}s), expected cells that "
+                         "share no more than facets (in gmsh: fragment the volumes before meshing)")
 
 
 def _check_interface(data: MeshData, facets: np.ndarray, where: str) -> None:

@@ -365,7 +365,7 @@ def _lost(surface: Surface, data: MeshData, inside: np.ndarray,
     near = NEAR_BY * surface.diagonal
     distance, _ = cKDTree(samples(walls, near)).query(middles)
     away = np.flatnonzero(distance > 2 * near + envelope)
-    _, held = places_in_cells(data.points, inside, middles[away], 0.0)
+    _, held, _ = places_in_cells(data.points, inside, middles[away], 0.0)
     away = np.delete(away, held)
     return (float(surface.areas[away].sum() / surface.areas.sum()),
             float(distance[away].max(initial=0.0)))
