@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.ndimage import binary_dilation
 
 from spinverse.errors import InputError, one_line
 from spinverse.mesh.arguments import affordable, lengths, positive, shown
@@ -135,6 +136,8 @@ def from_labels(image, voxel_size=None, size: float | None = None, smooth: int =
         image = coarsened(image, positive(owner, "size", size))
     labels, step = image.labels, image.voxel_size
     meshed = np.ones(labels.shape, bool) if background else labels > 0
+    if smooth:  # with the voxels around, whose tets keep cells apart that nearly touch
+        meshed = binary_dilation(meshed, np.ones((3, 3, 3)))
     where = f"label image '{image.name}'"
     if not (labels > 0).any():
         raise InputError(f"{where}: holds label 0 only, expected at least one cell")
@@ -146,6 +149,10 @@ def from_labels(image, voxel_size=None, size: float | None = None, smooth: int =
     if smooth:
         points = smoothed(points, tets, interface, int(smooth), np.zeros(3),
                           np.array(labels.shape) * step)
+    if not background:
+        used, numbers = np.unique(tets[tags > 0], return_inverse=True)
+        points, tets, tags = points[used], numbers.reshape(-1, 4), tags[tags > 0]
+        interface = np.searchsorted(used, interface)
     size_text = " x ".join(f"{v:.6g}" for v in step)
     return MeshData(points, tets, tags, interface, interface_tags,
                     name=f"{image.name} (voxels of {size_text} um)").check()
