@@ -52,8 +52,8 @@ def read_xdmf(path: str | Path) -> MeshData:
                          "mesh as DOLFINx writes it") from None
 
 
-def _grids(where: str, root) -> tuple[int, list, list]:
-    """Dimension of the cells, and the grids of cells and of facets: the mesh first."""
+def _grids(where: str, root) -> tuple[list, list]:
+    """The grids of cells, the mesh first, and of facets."""
     grids: dict[int, list] = {}
     for grid in root.iter("Grid"):
         topology = grid.find("Topology")
@@ -73,21 +73,23 @@ def _grids(where: str, root) -> tuple[int, list, list]:
         if len(found) > 1:
             names = ", ".join(repr(grid.get("Name")) for grid in found)
             raise InputError(f"{where}: grids {names} all hold {what}, expected one")
-    return dim, [cells[0], *tagged], facets
+    return [cells[0], *tagged], facets
 
 
 def _from_grids(path: Path, where: str, root) -> MeshData:
-    _, (first, *tagged), facets = _grids(where, root)
-    rows: list = [None, None]
-    values: list = [None, None]
-    for k, found in enumerate((tagged, facets)):
-        if found:
-            rows[k] = _numbers(path, found[0].find("Topology"), int)
-            attribute = found[0].find("Attribute")
-            values[k] = None if attribute is None else _numbers(path, attribute, int).ravel()
+    (first, *tagged), facets = _grids(where, root)
     return _data(path, _numbers(path, first.find("Geometry"), float),
-                 _numbers(path, first.find("Topology"), int), rows[0], values[0], rows[1],
-                 values[1])
+                 _numbers(path, first.find("Topology"), int), *_rows(path, tagged),
+                 *_rows(path, facets))
+
+
+def _rows(path: Path, grids: list) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Vertices and values of the one grid, if there is one, and if it has values."""
+    if not grids:
+        return None, None
+    values = grids[0].find("Attribute")
+    return (_numbers(path, grids[0].find("Topology"), int),
+            None if values is None else _numbers(path, values, int).ravel())
 
 
 def _numbers(path: Path, parent, kind) -> np.ndarray:
