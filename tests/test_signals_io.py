@@ -187,6 +187,9 @@ def test_a_simulator_knows_the_signal_without_gradient(tmp_path, engine):
     slab = Tissue(build(intervals, [10], size=1.0, comm=MPI.COMM_SELF), T2=50.0)
     times = [5, 5], [20, 40]
     whole = simulate(slab, Acquisition.pgse([0, 1000, 2000], [1, 0, 0], *times), engine)
+    # a row for each echo time that has none
+    assert len(Acquisition.pgse(500, 2, [5, 5, 6], [20, 40, 39]).with_unweighted()) == 6 + 2
+    assert whole.acquisition.with_unweighted() == whole.acquisition
     weighted = simulate(slab, Acquisition.pgse([1000, 2000], [1, 0, 0], *times), engine)
     wanted = whole.normalised[whole.acquisition.b > 0]
     np.testing.assert_allclose(weighted.normalised, wanted, rtol=1e-12)

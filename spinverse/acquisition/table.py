@@ -362,12 +362,11 @@ class Acquisition:
         return rows
 
     def with_unweighted(self) -> Acquisition:
-        """Itself, then a row with b = 0 for each waveform that has no `reference_rows`."""
-        lacking = []
-        for k in range(len(self.waveforms)):
-            try:
-                self.reference_rows(k)
-            except InputError:
+        """Itself, then a row with b = 0 for each echo time without `reference_rows`."""
+        there, lacking = list(self.echo_time[self.b == 0.0]), []
+        for k, waveform in enumerate(self.waveforms):
+            if not np.isclose(there, waveform.echo_time, rtol=1e-9, atol=0.0).any():
+                there.append(waveform.echo_time)
                 lacking.append(k)
         return Acquisition(
             np.append(self.b, np.zeros(len(lacking))),
