@@ -122,7 +122,7 @@ def test_noise_leaves_less_where_signals_are_small(level, bias):
     rows = Likelihood.of(signals, sigma=sigma / 1000).select(np.flatnonzero(a.b > 0))
     draws = np.abs(level + sigma * (rng.normal(size=10**5) + 1j * rng.normal(size=10**5)))
     assert rows.floor == pytest.approx(draws.var() / 1e6, rel=bias)
-    assert rows.floor < rows.explained < 1.2 * rows.floor
+    assert rows.floor < rows.explained() < 1.2 * rows.floor
     assert Likelihood.of(signals, sigma=0.0).floor == 0
     gaussian = Likelihood.of(signals, sigma=0.02, rician=False)
     assert gaussian.floor == pytest.approx(4e-4)
@@ -512,7 +512,7 @@ def test_a_search_of_noisy_data(coarse):
         solve(problem, [], State(problem.permeability(Models(problem).permeability(
             truth, np.zeros(0))).values)).predicted.values) ** 2)
     assert result.data_misfit <= there * (1 + 1e-6)  # as likely as the truth, or likelier
-    assert result.data_misfit < problem.likelihood.explained
+    assert result.data_misfit < problem.likelihood.explained()
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from ..inversion import Saver, Shapes, Stage, State
+from ..inversion import Progress, Saver, Shapes, Stage, State
 from ..mesh import Mesh
 from ..report import folder
 from .interruption import Interrupted, Note
@@ -41,14 +41,17 @@ class Checkpoints(Saver):
         if iteration and (due or by or isinstance(stage, Shapes)):
             self._save(state, number, iteration, memory())
         if by:
-            part = "part" if isinstance(stage, Shapes) else "iteration"
-            self._end(by, f"at stage {stage.name}, {part} {iteration}")
+            self._end(by, f"at stage {stage.name}, iteration {iteration}")
 
-    def within_part(self, stage: str) -> None:
-        """For ``progress`` of a search for shapes: it ends, and is to begin this part again."""
+    def due(self) -> bool:
+        by, late = self._asked_or_late()
+        return bool(by) or late
+
+    def within_part(self, item: Progress) -> None:
+        """For ``progress`` of a search for shapes, where it has nothing new to keep."""
         by, _ = self._asked_or_late()
         if by:
-            self._end(by, f"in stage {stage}")
+            self._end(by, f"at stage {item.stage}, iteration {item.iteration}")
 
     def after(self, number: int, state: State) -> None:
         self._save(state, number + 1, 0, None)
@@ -66,7 +69,10 @@ class Checkpoints(Saver):
         # ranks hear of a signal at different times
         late = time.monotonic() - self._saved >= self.seconds
         said = self.mesh.comm.allgather((self.note.by, late))
-        return max(by for by, _ in said), said[0][1]
+        by = max(by for by, _ in said)
+        if by:
+            self.note.heeded()
+        return by, said[0][1]
 
     def _save(self, state: State, number: int, iteration: int, memory) -> None:
         folder.save_checkpoint(self.out, self.mesh, state, self.first + number, iteration,

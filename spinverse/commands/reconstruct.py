@@ -150,7 +150,7 @@ def run(arguments, comm: MPI.Comm) -> None:
                     log.add(item)
                 screen.iteration(item, count_done[0])
                 if item.phase:
-                    checkpoints.within_part(item.stage)
+                    checkpoints.within_part(item)
 
             with clock("reconstruct"), screen.progress_bar(iterations, count_done[0]):
                 result = solve(problem, rest, state, Ledger(progress, checkpoints, memory))

@@ -45,7 +45,7 @@ class CheckpointSection(Section):
     """When checkpoints are written, besides those after each stage."""
 
     every_iterations: Annotated[int, Field(ge=1)] | None = None
-    every_s: Positive = 600.0
+    every_s: Positive = 60.0
 
 
 class Run(Section):

@@ -52,8 +52,11 @@ def check_output(path: Path, force: bool = False, resume: bool = False) -> None:
         raise InputError(f"-o {path}: is a file, expected a folder")
     if path.is_dir() and any(path.iterdir()) and not resume:
         if not force:
-            raise InputError(f"-o {path}: exists and is not empty, expected a new folder "
-                             "(or --force to overwrite it)")
+            ways = "--force to overwrite it"
+            if (path / CHECKPOINT).is_file():
+                ways = f"--resume to go on with the run in it, {ways}"
+            raise InputError(f"-o {path}: exists and is not empty, expected a new folder (or "
+                             f"{ways})")
         if not any((path / name).exists() for name in (SUMMARY, HISTORY, CHECKPOINT)):
             raise InputError(f"-o {path}: holds no spinverse run, expected one for --force")
     try:

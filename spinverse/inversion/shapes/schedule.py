@@ -14,6 +14,7 @@ from .strategies.graded_shapes import graded_shapes
 from .strategies.one_cell import one_cell
 from .strategies.polish import polish
 from .strategies.two_cells import two_cells
+from .strategies.walking import go_on
 
 #: A strategy goes from hypotheses to hypotheses under a ledger; ``turn`` counts how often it ran.
 Strategy = Callable[[Search, Sequence[Hypothesis], SearchLedger, int], list[Hypothesis]]
@@ -43,6 +44,11 @@ def run(search: Search, ledger: SearchLedger, state: Mapping[str, np.ndarray] | 
     """
     hypotheses: list[Hypothesis] = []
     first = 0 if state is None else ledger.restore(state)
+    if state is not None and state["within"]:
+        hypotheses += go_on(search, ledger)  # what walks had come to is not walked again
+        why = ledger.verdict()
+        if why:
+            return why
     for part in range(first, len(rounds[0]) * search.settings.rounds):
         plan = rounds[ledger.several]
         turn, k = divmod(part, len(plan))
