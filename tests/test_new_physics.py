@@ -393,11 +393,17 @@ def test_functional_takes_plain_values_and_runs_again_only_if_it_must():
     signals = J.engine.signals
     J.engine.signals = lambda **arguments: calls.append(1) or signals(**arguments)
     there = J(np.log(0.03))
-    slope = J.derivative()
+    (slope,) = J.derivative()
     assert len(calls) == 1 and J([np.log(0.03)]) == there
     assert J.physical([np.log(0.05)])["rho"] == pytest.approx(0.05)
     J.engine.problem.coefficients["rho"].value = 7.0
-    assert np.array_equal(J.derivative().values, slope.values)
+    assert np.array_equal(J.derivative()[0].values, slope.values)
+    assert taylor_rate(J, np.log(0.03)) > 1.9
+    for wrong, said in (((tissue, 0.1), "reduced_functional: a Tissue, expected J"),
+                        ((J, [1.0, 2.0]), "field: 2, expected one for each of 1"),
+                        ((J, "much"), "field: a str")):
+        with pytest.raises(InputError, match=said):
+            taylor_rate(*wrong)
 
 
 @pytest.mark.parametrize("controls, message", [
