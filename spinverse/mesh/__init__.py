@@ -40,7 +40,8 @@ __all__ = [
     "Torus", "UnitWarning", "bent_axon", "box", "build", "builders", "cylinders", "disks",
     "from_labels", "from_surface", "interface_pairs", "intervals", "l_cell", "neuron_surface",
     "packed_cylinders", "packed_spheres", "read", "read_in_slabs", "read_labels", "read_surface",
-    "shapes", "slabs", "sphere_in_box", "spheres", "tagged_grid", "torus", "twisted_axons", "write_msh", "write_npz",
+    "shapes", "slabs", "sphere_in_box", "spheres", "tagged_grid", "torus", "twisted_axons",
+    "write_msh", "write_npz",
 ]
 
 
