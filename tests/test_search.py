@@ -245,16 +245,17 @@ def on_membranes(m, v, t, c):
 
 
 @pytest.mark.mpi
-def test_slopes_by_unknown_numbers(coarse):
+@pytest.mark.parametrize("wall", [0.02, 0.8])
+def test_slopes_by_unknown_numbers(coarse, wall):
     """Of the fast model, against differences of the full one."""
     labels = ball(WholeMesh.of(coarse), 7)
     terms = {"extra_terms": on_membranes, "extra_coefficients": {"rho": 0.05}}
     models = Models(problem_of(
         coarse, labels, directions=2, terms=terms, unknown={
-            "rho": Unknown(0.05, 0.001, 1.0), "wall_permeability": Unknown(0.02, 0.001, 1.0),
+            "rho": Unknown(0.05, 0.001, 1.0), "wall_permeability": Unknown(wall, 0.001, 1.0),
             "diffusivity": Unknown(1.8, 1.0, 3.0, "linear"), "T2": Unknown(80.0, 20.0, 500.0)}))
     assert models.values(models.start) == pytest.approx(
-        {"rho": 0.05, "wall_permeability": 0.02, "diffusivity": 1.8, "T2": 80.0})
+        {"rho": 0.05, "wall_permeability": wall, "diffusivity": 1.8, "T2": 80.0})
     slopes = models.slopes(labels, models.start, models.all)
     for unit, slope in zip(np.eye(4), slopes, strict=True):
         up, down = (models.exact(labels, models.start + sign * 0.1 * unit, models.all)

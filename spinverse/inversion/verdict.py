@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .parameters import KINDS
 from .problem import InverseProblem
 
 ERRORS = 3.0  # standard errors of the noise that a misfit may lie above its variance
 MODEL = 1e-3  # rms of normalised signals that mesh and modes are wrong by, on default meshes
 NO_DATA = 0.1  # rms residual that no noise of usable data leaves
-KNOWN = {"wall_permeability": "permeability of walls", "diffusivity": "diffusivity", "T2": "T2"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def verdict(problem: InverseProblem, misfit: float) -> Verdict:
     judged = likelihood.sigma > 0 or bool(problem.signals.unit)
     limit = likelihood.explained(ERRORS) + MODEL**2 if judged else NO_DATA**2
     if not misfit <= limit:
-        known = [words for name, words in KNOWN.items() if name not in problem.unknown]
+        known = [name.replace("_", " ") for name in KINDS if name not in problem.unknown]
         known += [f"{problem.boundary} boundary", "number of cells"]
         return Verdict(False, misfit, limit, (
             f"the data are NOT explained: misfit {misfit:.3g}, explained up to {limit:.3g} "

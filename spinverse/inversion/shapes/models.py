@@ -65,8 +65,7 @@ class Models:
         outside = problem.walls.permeability(np.zeros(len(self.whole.cells), int),
                                              self.whole.sides)
         self._forward = problem.forward(self.whole.facet_values(outside))
-        walls = problem.walls
-        self._assembly = Assembly(self._forward, self.whole, walls.wall, walls.open)
+        self._assembly = Assembly(self._forward, self.whole)
         self._known: dict[tuple, tuple[Blocks, Walls]] = {}
         self._engines: dict[int, tuple] = {}
 
@@ -112,7 +111,7 @@ class Models:
             if len(self._known) > 8:  # slopes, and the way back
                 self._known.clear()
             walls = self._apply(theta)
-            self._known[key] = self._assembly.blocks(self.resistance), walls
+            self._known[key] = self._assembly.blocks(walls, self.resistance), walls
         return self._known[key]
 
     # ---- sharing out ----------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 
 import numpy as np
 
@@ -16,7 +17,8 @@ from .strategies.polish import polish
 from .strategies.two_cells import two_cells
 from .strategies.walking import go_on
 
-#: A strategy goes from hypotheses to hypotheses under a ledger; ``turn`` counts how often it ran.
+#: A strategy goes from hypotheses to hypotheses under a ledger; ``turn`` counts its earlier
+#: places in the schedule (of those that follow a part: the parts before).
 Strategy = Callable[[Search, Sequence[Hypothesis], SearchLedger, int], list[Hypothesis]]
 
 #: The parts of a round: where one cell is likely, and where two are.
@@ -49,9 +51,11 @@ def run(search: Search, ledger: SearchLedger, state: Mapping[str, np.ndarray] | 
         why = ledger.verdict()
         if why:
             return why
-    for part in range(first, len(rounds[0]) * search.settings.rounds):
+    for part in count(first):
         plan = rounds[ledger.several]
         turn, k = divmod(part, len(plan))
+        if turn >= search.settings.rounds:
+            break
         strategy = plan[k]
         # graded shapes fit noise: only what is far from it gains
         if (strategy is two_cells and search.settings.cells == 1

@@ -71,8 +71,9 @@ class Shapes:
         if problem.mesh.num_cells > LARGEST:
             return (f"the mesh has {problem.mesh.num_cells} cells, and the search takes at most "
                     f"{LARGEST}")
+        forward = problem.forward(problem.permeability(1.0).values)
         try:
-            blocks.check(problem.forward(problem.permeability(1.0).values))
+            blocks.check(forward)
         except InputError as error:
             return str(error).removeprefix("shape search: ")
         return ""
