@@ -185,12 +185,9 @@ class BlochTorrey:
         return m, v, self.coefficients
 
     @cached_property
-    def _decay_form(self) -> dolfinx.fem.Form:
-        return self.compile(forms.decay(*self.scalar_arguments))
-
-    @cached_property
-    def _decay_matrix(self) -> PETSc.Mat:
-        return fem_petsc.create_matrix(self._decay_form)
+    def _decay(self) -> tuple[dolfinx.fem.Form, PETSc.Mat]:
+        form = self.compile(forms.decay(*self.scalar_arguments))
+        return form, fem_petsc.create_matrix(form)
 
     def decay_matrix(self) -> PETSc.Mat:
         """Matrix of `forms.decay` at the present permeability, on the tied space.
@@ -206,9 +203,9 @@ class BlochTorrey:
         self._blocks = self._with_extra = None
         if not self.extra_form.empty():
             self._blocks = extra.blocks(self)
-        matrix = self._decay_matrix
+        form, matrix = self._decay
         matrix.zeroEntries()
-        fem_petsc.assemble_matrix(matrix, self._decay_form)
+        fem_petsc.assemble_matrix(matrix, form)
         matrix.assemble()
         if self._blocks is None:
             return self._tie(matrix)
