@@ -72,15 +72,10 @@ class Lattice:
 
     def landings(self, source: np.ndarray, maps: list[tuple[int, np.ndarray]],
                  goal: cKDTree) -> np.ndarray:
-        """How many facets each map takes to facets of ``goal``, and to outer ones.
+        """How many facets each map (sign, shift) takes to facets of ``goal``, and to outer ones.
 
-        Args:
-            source: ``(n, 3)`` centroids of facets, the same on every rank.
-            maps: of ``(sign, shift)``, the same on every rank.
-            goal: this rank's part, from `tree`.
-
-        Returns:
-            ``(len(maps), 2)`` counts over all ranks.
+        ``source (n, 3)``, centroids, and maps are the same on every rank; ``goal`` is of this rank,
+        from `tree`. Gives ``(len(maps), 2)`` counts over all ranks.
         """
         counts = np.zeros((len(maps), 2), dtype=np.int64)
         for k, (sign, shift) in enumerate(maps):
