@@ -159,14 +159,14 @@ def test_more_ranks_go_on(made, out):
 def test_checkpoints_by_time(made, out, monkeypatch):
     (made / "timed.yaml").write_text(RECONSTRUCT.replace(
         "{every_iterations: 2}", "{every_iterations: 1000, every_s: 1e-9}"))
-    say = commands.reconstruct.Screen.iteration
+    say = commands.reconstruct.terminal.Screen.iteration
 
     def power_cut(self, item, done):
         say(self, item, done)
         if (item.stage, item.iteration) == ("all", 4):
             raise RuntimeError("power cut")
 
-    monkeypatch.setattr(commands.reconstruct.Screen, "iteration", power_cut)
+    monkeypatch.setattr(commands.reconstruct.terminal.Screen, "iteration", power_cut)
     assert cli.main(["reconstruct", str(made / "timed.yaml"), "-o", str(out), "-q"]) == 1
     assert folder.load_checkpoint(out, ["long", "all"], {}).iteration == 3
 

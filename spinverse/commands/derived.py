@@ -18,13 +18,9 @@ from ..units import b_to_internal, describe_range
 
 @dataclass(frozen=True)
 class Derived:
-    """One quantity.
+    """One quantity: what quantities.json and the screen say, and the warnings of its computation.
 
-    Attributes:
-        values: what quantities.json says.
-        lines: what the screen says.
-        warnings: of its computation.
-        failed: whether there is none; the values say why.
+    Where it ``failed``, the values say why.
     """
 
     values: dict

@@ -21,11 +21,7 @@ GRACE = 10.0
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was asked to end.
-
-    Attributes:
-        by: name of the signal.
-    """
+    """The run was asked to end by a signal of the name ``by``."""
 
     def __init__(self, by: str, message: str = ""):
         super().__init__(message or f"stopped by {by}")
