@@ -224,12 +224,10 @@ def _vectors(directions):
     return table_of(directions) if isinstance(directions, Path) else directions
 
 
-def _as_list(value):
-    return value if isinstance(value, list) and value else [value]
-
-
-Acquisitions = Annotated[tuple[AcquisitionSection, ...], BeforeValidator(_as_list),
-                         Field(description="a sequence, as pgse: {...}, a file, or a list of them")]
+Acquisitions = Annotated[
+    tuple[AcquisitionSection, ...],
+    BeforeValidator(lambda value: value if isinstance(value, list) and value else [value]),
+    Field(description="a sequence, as pgse: {...}, a file, or a list of them")]
 
 
 def read_table(sections: Sequence[AcquisitionSection]) -> Acquisition:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 from ..errors import on_root
 from ..parallel.statistics import order_statistics, spread_distinct
@@ -129,13 +130,13 @@ class _Truth:
     centroids: np.ndarray
     here: np.ndarray
     number: int
-    tree: Any
+    tree: cKDTree
 
     @classmethod
     def of(cls, lattice: Lattice, true: np.ndarray) -> _Truth:
         here = np.asarray(true, bool) & ~lattice.outer
         centroids = lattice.everywhere(here)[0]
-        return cls(centroids, here, len(centroids), lattice.tree(here))
+        return cls(centroids, here, len(centroids), cKDTree(lattice.centroids[here]))
 
 
 def _best(lattice: Lattice, source: np.ndarray, truth: _Truth, most: int) -> Alignment:

@@ -58,7 +58,9 @@ def mf_adc(tissue: Tissue | BlochTorrey, acquisition: Acquisition, tolerance: fl
     parts = pools_of(tissue)
     effective.check_stationary(tissue, parts, "mf_adc")
     problem = without_relaxation(tissue, degree)
-    q = _profile(problem)
+    dofs = problem.space.dofmap.list[: problem.mesh.num_owned_cells]
+    q = np.empty(problem.local_mass.shape[0])
+    q[dofs] = np.sqrt(effective.profile(tissue))[: len(dofs), None]
     second_moments = _second_moments(problem, parts, q)
     mean_D = effective.mean_diffusivity_tensors(tissue, parts)
     allowed = tolerance * float(np.abs(mean_D).max())
@@ -108,14 +110,6 @@ def _centred(problem: BlochTorrey) -> np.ndarray:
     """Positions of the owned broken dofs relative to the centre of the mesh, ``(n, 3)`` um."""
     x = problem.space.tabulate_dof_coordinates()[: problem.local_mass.shape[0]]
     return x - problem.mesh.centre
-
-
-def _profile(problem: BlochTorrey) -> np.ndarray:
-    """Square root of `profile` at the owned broken dofs."""
-    dofs = problem.space.dofmap.list[: problem.mesh.num_owned_cells]
-    values = np.empty(problem.local_mass.shape[0])
-    values[dofs] = np.sqrt(effective.profile(problem.tissue))[: len(dofs), None]
-    return values
 
 
 def _second_moments(problem: BlochTorrey, parts: TissueCompartments, q) -> np.ndarray:

@@ -177,16 +177,13 @@ def _tags(mesh: Mesh) -> list[str]:
 
 def describe_tissue(tissue: KnownTissue) -> list[str]:
     """Diffusivity, T2, density, boundary, periodic axes."""
-    def time_constant(value):
-        return "none" if np.isinf(value) else f"{value:g} ms"
-
     density = tissue.density
     varied = isinstance(density, Mapping) and len(set(density.values())) > 1
     at_rest = {"equilibrium": "at rest across membranes", "plain": "levelling out"}
     axes = getattr(tissue, "periodic", "")
     return [f"diffusivity: {_describe(tissue.diffusivity_um2_per_ms, describe_diffusivity)}",
-            f"T2: {_describe(tissue.T2_ms, time_constant)}; density "
-            f"{_describe(density, lambda v: f'{v:g}')}"
+            f"T2: {_describe(tissue.T2_ms, lambda v: 'none' if np.isinf(v) else f'{v:g} ms')}; "
+            f"density {_describe(density, lambda v: f'{v:g}')}"
             + (f" ({at_rest[tissue.interface]}: interface {tissue.interface})" if varied else "")
             + f"; outer boundary {tissue.boundary}"
             + (f", periodic along {', '.join(axes)}" if axes else "")]
