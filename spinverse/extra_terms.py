@@ -77,6 +77,27 @@ def check_bilinear(form, m, v) -> None:
                          f"got {str(form)!r:.60}")
 
 
+def check_regions(form: ufl.Form, mesh: Mesh, outer: list[int]) -> None:
+    """Refuse integrals over regions that the mesh has not: they would be nothing. Collective.
+
+    Args:
+        outer: numbers that ``ds`` itself has.
+    """
+    tags = sorted(set().union(*mesh.comm.allgather(set(mesh.cell_tags.tolist()))))
+    for integral in form.integrals():
+        kind, ids = integral.integral_type(), integral.subdomain_id()
+        ids = ids if isinstance(ids, tuple) else (ids,)
+        wrong = [i for i in ids if isinstance(i, int) and i not in (
+            tags if kind == "cell" else outer if kind == "exterior_facet" else [])]
+        if wrong and kind == "cell":
+            raise InputError(f"extra_terms: dx({wrong[0]}), but the mesh has the cell tags "
+                             f"{', '.join(map(str, tags))}")
+        if wrong:
+            raise InputError(f"extra_terms: {'dS' if kind == 'interior_facet' else 'ds'}"
+                             f"({wrong[0]}): facets have no tags, expected dS and ds alone, times "
+                             "a coefficient that says where")
+
+
 def has(form: ufl.Form, coefficient) -> bool:
     """Whether a coefficient or constant is in a form."""
     return any(coefficient is x for x in (*form.coefficients(), *form.constants()))

@@ -317,7 +317,7 @@ def _read_checkpoint(path: Path, comm: MPI.Comm) -> Checkpoint:
                           json.loads(str(arrays["inputs"])),
                           {**memory, "triples": arrays["facets"]} if memory else None,
                           arrays.get("labels"), json.loads(str(arrays["theta"])))
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: no {error}, expected a checkpoint") from None
 
 
