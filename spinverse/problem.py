@@ -15,6 +15,7 @@ from petsc4py import PETSc
 from . import extra_terms as extra
 from . import forms
 from .errors import InputError, SpinverseError, one_line
+from .mesh.distributed import Mesh
 from .tissue import Tissue
 from .traces import FacetTraces, tie
 from .unknowns import Unknowns
@@ -67,7 +68,8 @@ class BlochTorrey:
             D=extra.cell_function(domain, tissue.diffusivity, "D"),
             R2=extra.cell_function(domain, 1.0 / tissue.T2, "R2"),
             kappa=self.kappa, x=ufl.SpatialCoordinate(domain) - centre, g=self.g,
-            dx=_cells(self.mesh), dS=ufl.Measure("dS", domain), ds=_boundary(tissue), extra=extra.coefficients_of(self.mesh, extra_coefficients),
+            dx=_cells(self.mesh), dS=ufl.Measure("dS", domain), ds=_boundary(tissue),
+            extra=extra.coefficients_of(self.mesh, extra_coefficients),
             rho=extra.cell_function(domain, tissue.density, "rho") if self._balanced else None,
             periodic=self.periodic, Q=self.Q, echo_sign=self.echo_sign,
             membrane=self.mesh.facet_function(np.where(self.tied, 0, 1), "not tied")
