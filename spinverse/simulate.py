@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
 
 from .acquisition import Acquisition, Signals
 from .acquisition.signals import UM3
@@ -86,5 +89,20 @@ def simulate(tissue: Tissue, acquisition: Acquisition, engine: str = "auto",
             raise InputError(f"{name}: a {type(value).__name__}, expected a "
                              f"spinverse.{kind.__name__}")
     problem = BlochTorrey(tissue, degree, extra_terms, extra_coefficients, extra_breakpoints)
-    solver = make_engine(problem, acquisition, engine, modes, tolerance, time_step)
-    return Signals(acquisition, solver.signals(), solver.estimated_error, UM3)
+    solver = make_engine(problem, acquisition.with_unweighted(), engine, modes, tolerance,
+                         time_step)
+    return signals_of(solver, acquisition)
+
+
+def signals_of(engine: MatrixFormalism | TimeStepping, acquisition: Acquisition) -> Signals:
+    """Signals of an engine for ``acquisition.with_unweighted()``. Collective."""
+    whole = Signals(acquisition.with_unweighted(), engine.signals(), engine.estimated_error, UM3)
+    return replace(whole.select(slice(len(acquisition))), acquisition=acquisition,
+                   unweighted=_reference(whole)[: len(acquisition)])
+
+
+def _reference(signals: Signals) -> np.ndarray:
+    try:
+        return signals.reference
+    except InputError:  # nothing is left at b = 0
+        return np.full(len(signals), np.nan)

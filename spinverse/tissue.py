@@ -52,25 +52,40 @@ class Permeability:
         object.__setattr__(self, "values", values)
 
     @classmethod
-    def on(cls, mesh: Mesh, membrane: float | Mapping[int, float], elsewhere: float = np.inf,
-           outer: float = 0.0) -> Permeability:
+    def on(cls, mesh: Mesh, membrane: float | Mapping[int, float] | None,
+           elsewhere: float = np.inf, outer: float = 0.0) -> Permeability:
         """One permeability on the known membrane, another elsewhere.
 
         Args:
             mesh: a mesh that knows its interface facets.
-            membrane: um/ms on interface facets; or a value for each interface tag.
+            membrane: um/ms on interface facets; or a value for each interface tag; ``None`` on a
+                mesh that has none.
             elsewhere: um/ms on the other interior facets; ``inf`` ties them.
             outer: um/ms on outer facets. 0 reflects, and then interface facets that lie on the
                 outer boundary reflect too; with a positive value (absorbing) they are membrane.
+
+        Raises:
+            InputError: a membrane without interface facets, or the other way round.
         """
         outer, elsewhere = _number("outer", outer), _number("elsewhere", elsewhere)
         values = np.where(mesh.outer, outer, elsewhere)
         present = set().union(*mesh.comm.allgather(set(np.unique(mesh.interface).tolist()))) - {0}
         tags = membrane if isinstance(membrane, Mapping) else dict.fromkeys(present, membrane)
         check_tags("permeability", "interface", tags, present)
-        for tag in present:
-            there = (mesh.interface == tag) & (~mesh.outer | (outer > 0))
-            values[there] = _number("membrane", tags[tag])
+        walls = ~mesh.outer | (outer > 0)
+        on_outer, known = (mesh.comm.allreduce(int(np.count_nonzero(mesh.interface[where])))
+                           for where in (~walls, walls))
+        if known and membrane is None:
+            raise InputError("permeability.membrane: missing, expected a value for the "
+                             f"{known} known interface facets of the mesh")
+        if membrane is not None and not known and membrane != {}:
+            raise InputError("permeability: a value for the membrane, but " + (
+                f"its {on_outer} facets are all on the outer boundary, which reflects; expected "
+                "none, or boundary: absorbing" if on_outer else
+                "the mesh has no interface facets (of gmsh: a physical group of surfaces), "
+                "expected elsewhere alone, and no membrane"))
+        for tag in present if known else ():
+            values[(mesh.interface == tag) & walls] = _number("membrane", tags[tag])
         return cls(mesh, values)
 
     @classmethod

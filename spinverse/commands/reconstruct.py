@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -69,8 +70,12 @@ def run(arguments, comm: MPI.Comm) -> None:
                     stage.check(problem)
         inputs = shared.everywhere(
             comm, shared.hashes, config=arguments.config, mesh=run.mesh.source,
-            signals=run.signals.file, extra_terms=run.extra_terms and run.extra_terms.file)
+            signals=run.signals.file, extra_terms=run.extra_terms and run.extra_terms.file,
+            **shared.acquisition_files(run.acquisition or ()))
         sums = {name: item["sha256"] for name, item in inputs.items() if name != "config"}
+        # a mesh that is made has no file: with other arguments its facets are others
+        sums["the section mesh"] = folder.sha256_of(
+            run.mesh.model_dump(exclude={"file", "surface", "labels"}))
         found, history = _resume(arguments, comm, mesh, stages, sums)
         first, done = (found.stage, found.iteration) if found is not None else (0, 0)
         rest, state, memory = stages[first:], problem.state(run.tissue.start_um_per_ms), None
@@ -140,9 +145,15 @@ def _read_signals(run: config.ReconstructConfig, comm: MPI.Comm, name) -> Signal
         run.acquisition, comm, name)
 
     def read() -> Signals:
-        signals = read_signals(run.signals.file, expected)
-        folder.check_rows(run.signals.file)
+        signals = read_signals(run.signals.file, expected, run.signals.voxel)
+        if expected is None:
+            try:
+                folder.check_rows(run.signals.file)
+            except InputError as error:
+                warnings.warn(f"{error}; taken for a filtered copy", UserWarning, stacklevel=1)
         with shared.named(str(run.signals.file)):
+            for waveform in range(len(signals.acquisition.waveforms)):
+                signals.acquisition.reference_rows(waveform)  # stages need them
             signals.normalised  # noqa: B018 - raises where there is nothing to divide by
         return signals
 

@@ -19,7 +19,7 @@ from ..inversion.clock import Clock
 from ..mesh import Mesh, MeshData, readers, write_npz
 from ..report import folder
 from ..report.mesh_facts import MeshFacts
-from ..report.screen import Screen, count, describe_mesh
+from ..report.screen import Screen, describe_mesh
 from ..tissue import Permeability
 from ..units import describe_permeability
 
@@ -64,21 +64,12 @@ def permeability(tissue: config.TissueSection, mesh: Mesh) -> Permeability:
     if outer and not absorbing:
         raise InputError(f"permeability: outer facets have {describe_permeability(outer)} with "
                          "boundary reflecting, expected boundary: absorbing")
-    membrane = section.value("membrane", None)
-    # where the outer boundary reflects, the part of a membrane on it needs no value
-    known = count(mesh, (mesh.interface > 0) & (~mesh.outer | absorbing))
-    if known and membrane is None:
-        raise InputError("permeability.membrane_m_per_s: missing, expected a value for the "
-                         f"{known} known interface facets of the mesh")
-    if membrane is not None and not known:
-        outside = count(mesh, mesh.interface > 0)
-        raise InputError("permeability: a value for the membrane, but " + (
-            f"its {outside} facets are all on the outer boundary, which reflects; expected none, "
-            "or boundary: absorbing" if outside else
-            "the mesh has no interface facets (of gmsh: a physical group of surfaces), "
-            "expected elsewhere_m_per_s alone"))
-    return Permeability.on(mesh, 0.0 if membrane is None else membrane,
-                           section.value("elsewhere", np.inf), outer)
+    try:
+        return Permeability.on(mesh, section.value("membrane", None),
+                               section.value("elsewhere", np.inf), outer)
+    except InputError as error:  # in the words of run files
+        said = str(error).replace("permeability.membrane:", "permeability.membrane_m_per_s:")
+        raise InputError(said.replace("elsewhere alone", "elsewhere_m_per_s alone")) from None
 
 
 def make_mesh(section: config.MeshSection, comm: MPI.Comm,

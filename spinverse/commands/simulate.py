@@ -11,7 +11,6 @@ from mpi4py import MPI
 from .. import config
 from ..acquisition import Acquisition, Signals
 from ..acquisition.io import write_signals
-from ..acquisition.signals import UM3
 from ..config.physics import in_keys
 from ..errors import InputError, SolverError, on_root
 from ..inversion.clock import Clock
@@ -19,7 +18,7 @@ from ..mesh import Mesh
 from ..problem import BlochTorrey
 from ..report import folder
 from ..report import screen as terminal
-from ..simulate import make_engine
+from ..simulate import make_engine, signals_of
 from ..tissue import Tissue
 from . import derived, estimates, shared
 
@@ -67,8 +66,8 @@ def run(arguments, comm: MPI.Comm) -> None:
                *(f"acquisition: {line}" for line in acquisition.describe()))
     with screen.held_warnings(), clock("set-up"), shared.named(str(name)), in_keys():
         problem = BlochTorrey(tissue, run.degree, **extra)
-        engine = make_engine(problem, acquisition, run.engine, run.modes, run.tolerance,
-                             run.time_step_ms)
+        engine = make_engine(problem, acquisition.with_unweighted(), run.engine, run.modes,
+                             run.tolerance, run.time_step_ms)
     screen.say(f"{terminal.describe_engine(run)}; polynomial degree {run.degree}, "
                f"{problem.num_unknowns} unknowns")
     if run.quantities:
@@ -82,7 +81,7 @@ def run(arguments, comm: MPI.Comm) -> None:
     with clock("quantities"), shared.named(f"{name}: quantities"):
         found |= derived.of_tissue(run.quantities, problem, acquisition)
     with clock("signals"), shared.named(str(name)), in_keys(), screen.working() as engine.progress:
-        signals = Signals(acquisition, engine.signals(), engine.estimated_error, UM3)
+        signals = signals_of(engine, acquisition)
     with clock("quantities"):
         found |= derived.of_signals(run.quantities, signals)
     found = {key: found[key] for key in run.quantities}

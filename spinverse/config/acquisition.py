@@ -206,18 +206,14 @@ class AcquisitionSection(Section):
         if self.file is None:
             return getattr(self, self.kind).table()
         try:
-            found = read_acquisition(self.file, self.bvec, delta=self.delta_ms,
-                                     Delta=self.Delta_ms, echo_time=self.echo_time_ms)
+            return read_acquisition(self.file, self.bvec, delta=self.delta_ms,
+                                    Delta=self.Delta_ms, echo_time=self.echo_time_ms,
+                                    b0_threshold=self.b0_up_to_s_per_mm2 or 0.0)
         except InputError as error:
             if ": missing" in str(error) and None in (self.delta_ms, self.Delta_ms):
                 raise InputError(f"{error}; they are the keys delta_ms, Delta_ms and "
                                  "echo_time_ms beside file") from None
             raise
-        if self.b0_up_to_s_per_mm2 is None:
-            return found
-        # scanners write small b-values where they mean none
-        b = np.where(found.b <= self.b0_up_to_s_per_mm2, 0.0, found.b)
-        return Acquisition(b, found.directions, found.waveform_index, found.waveforms)
 
 
 def _vectors(directions):

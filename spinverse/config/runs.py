@@ -25,6 +25,7 @@ VERSION = 1
 
 class SignalsSection(Section):
     file: FilePath
+    voxel: Annotated[list[int], Field(min_length=3, max_length=3)] | None = None
     normalisation: Literal["auto", "measured", "own"] = "auto"
     noise: Annotated[Number, Field(ge=0)] | None = None
     noise_model: Literal["rician", "gaussian"] = "rician"

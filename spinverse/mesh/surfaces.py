@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial import cKDTree
 
-from spinverse.errors import InputError
+from spinverse.errors import InputError, one_line
 from spinverse.mesh.arguments import positive
 from spinverse.mesh.checks import LARGEST, SMALLEST, RepairWarning, UnitWarning
 from spinverse.mesh.connected import components
@@ -117,7 +117,12 @@ def read_surface(path: str | Path, repair: bool = False, scale: float = 1.0) -> 
         UnitWarning: the size suggests that the coordinates are not in um.
     """
     surface = load_surface(path, scale)
-    return repair_with_defects(surface)[0] if repair else check_surface(surface)
+    if repair:
+        return repair_with_defects(surface)[0]
+    if found := defects(surface):
+        raise InputError(f"surface '{surface.name}': {'; '.join(found)}; expected a closed "
+                         "surface with outward normals (repair=True repairs what can be)")
+    return surface
 
 
 def load_surface(path: str | Path, scale: float = 1.0) -> Surface:
@@ -137,19 +142,6 @@ def load_surface(path: str | Path, scale: float = 1.0) -> Surface:
         warnings.warn(f"surface '{surface.name}': box diagonal is {surface.diagonal:.3g} um, "
                       f"expected {SMALLEST:g} to {LARGEST:g} um (scale=1e-3 for nanometres)",
                       UnitWarning, stacklevel=3)
-    return surface
-
-
-def check_surface(surface: Surface) -> Surface:
-    """Return the surface if it has no :func:`defects`.
-
-    Raises:
-        InputError: all defects in one line.
-    """
-    found = defects(surface)
-    if found:
-        raise InputError(f"surface '{surface.name}': {'; '.join(found)}; expected a closed "
-                         "surface with outward normals (repair=True repairs what can be)")
     return surface
 
 
@@ -490,9 +482,8 @@ def _parse(path: Path) -> tuple[np.ndarray, np.ndarray]:
         mesh = trimesh.load(path, process=False, force="mesh")
         points, triangles = np.asarray(mesh.vertices, float), np.asarray(mesh.faces, np.int64)
     except Exception as error:  # the parser raises whatever the bytes lead to
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"surface file '{path}': cannot be read as {path.suffix} ({reason}), "
-                         "expected triangles") from None
+        raise InputError(f"surface file '{path}': cannot be read as {path.suffix} "
+                         f"({one_line(error)[:200]}), expected triangles") from None
     if not len(triangles) or not len(points):
         raise InputError(f"surface file '{path}': holds no triangles, expected some")
     return points, triangles

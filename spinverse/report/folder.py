@@ -125,6 +125,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_of(values: dict) -> str:
+    """Hash of plain values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
+
+
 def write_json(path: Path, content: dict) -> None:
     """Strict JSON, so inf and nan are strings."""
     text = json.dumps(_plain(content), indent=2) + "\n"

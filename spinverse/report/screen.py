@@ -61,12 +61,14 @@ class Screen:
 
     @contextmanager
     def held_warnings(self):
-        """Collect warnings of the block; show them when it ends well, each once."""
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("always", UserWarning)
-            yield
-        self.warn(*dict.fromkeys(str(item.message) for item in caught))
+        """Collect warnings of the block; show them at its end, each once, also before its error."""
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("ignore")
+                warnings.simplefilter("always", UserWarning)
+                yield
+        finally:
+            self.warn(*dict.fromkeys(str(item.message) for item in caught))
 
     def progress_bar(self, total: int, done: int = 0):
         """A bar over iterations, below the lines, where standard output is a terminal."""
