@@ -1,12 +1,13 @@
-"""Neurons from SWC files."""
+"""Neurons from SWC files, and surfaces as reconstructions of neurons have them."""
 
 import numpy as np
 import pytest
+import trimesh
 
-from spinverse import InputError
-from spinverse.mesh.checks import cell_volumes
+from spinverse import InputError, cli
+from spinverse.mesh.checks import RepairWarning, cell_volumes
 from spinverse.mesh.morphology import neuron_surface, read_swc
-from spinverse.mesh.surfaces import defects
+from spinverse.mesh.surfaces import Surface, defects, repair_with_defects
 from spinverse.mesh.tetrahedralise import from_surface
 
 NEURON = """# a soma of three points, a dendrite that branches, an axon
@@ -68,3 +69,30 @@ def test_a_branching_neuron_is_one_closed_surface_and_becomes_a_mesh(write):
 def test_what_is_no_neuron_is_refused(write, text, said):
     with pytest.raises(InputError, match=said):
         neuron_surface(write(text))
+
+
+def test_a_run_file_takes_a_neuron(write, tmp_path):
+    write(NEURON)
+    (tmp_path / "run.yaml").write_text("""
+mesh: {surface: neuron.swc, size_um: 4}
+tissue: {boundary: reflecting}
+acquisition: {pgse: {b_s_per_mm2: [0, 500], directions: 1, delta_ms: 5, Delta_ms: 10}}
+""")
+    assert cli.main(["simulate", str(tmp_path / "run.yaml"), "-o", str(tmp_path / "out"),
+                     "--dry-run"]) == 0
+
+
+def test_surfaces_that_cut_themselves_are_mended():
+    pytest.importorskip("pymeshfix")
+    ball = trimesh.creation.icosphere(3, 5.0)
+    points, triangles = ball.vertices * [1, 1, 0.1], np.array(ball.faces)
+    points[points[:, 2].argmax()] = 0.2, 0.13, -0.65  # through the other side
+    far = np.argsort(np.linalg.norm(points - points[100], axis=1))
+    near = [k for k in far[10:40] if not (triangles == k)[(triangles == 100).any(axis=1)].any()]
+    triangles = np.where(triangles == near[0], 100, triangles)  # edges get crowded
+    bad = Surface(points, triangles, "bad")
+    assert [text for text in defects(bad) if "cut each other" in text]
+    with pytest.warns(RepairWarning, match="by MeshFix: .* cut each other"):
+        mended, left = repair_with_defects(bad)
+    assert not left and not defects(mended)
+    assert mended.volume == pytest.approx(0.1 * ball.volume, rel=0.03)
