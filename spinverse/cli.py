@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import argparse
 import errno
-import importlib
-import importlib.util
 import signal
 import sys
 import time
 import traceback
+from importlib import import_module
 from pathlib import Path
 
 from mpi4py import MPI
@@ -29,7 +28,7 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errn
 #: PETSc options that are looked at when all is over, if not at the start.
 AT_THE_END = ("-log", "-options", "-malloc", "-memory", "-objects", "-info", "-help", "-on_error",
               "-fp_trap", "-viewer")
-#: Modules of `spinverse.commands`; one that is not installed is no command.
+#: Modules of `spinverse.commands`.
 COMMANDS = ("simulate", "reconstruct", "report", "benchmark", "validate", "config")
 
 
@@ -44,11 +43,6 @@ class _Parser(argparse.ArgumentParser):
             super()._print_message(message, file)
 
 
-def _commands() -> dict:
-    return {name: importlib.import_module(f"spinverse.commands.{name}") for name in COMMANDS
-            if importlib.util.find_spec(f"spinverse.commands.{name}") is not None}
-
-
 def _parser(modules: dict) -> argparse.ArgumentParser:
     parser = _Parser(prog="spinverse", description="Diffusion-MRI signals from permeable "
                      "membranes, and membranes from signals.",
@@ -58,9 +52,8 @@ def _parser(modules: dict) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND",
                                      parser_class=_Parser)
     for name, module in modules.items():
-        words = getattr(module, "HELP", None) or (module.__doc__ or name).partition("\n")[0]
-        command = commands.add_parser(name, help=words, description=f"{words[0].upper()}"
-                                      f"{words[1:].rstrip('.')}.")
+        command = commands.add_parser(
+            name, help=module.HELP, description=f"{module.HELP[0].upper()}{module.HELP[1:]}.")
         module.add_arguments(command)
         command.add_argument("-o", "--output", type=Path, metavar="DIR",
                              help="folder of the run, needed; must not exist or be empty")
@@ -84,11 +77,11 @@ def main(argv: list[str] | None = None) -> int:
         if "--" in argv:
             argv, petsc = argv[: argv.index("--")], argv[argv.index("--") + 1:]
             _set_petsc_options(petsc)
-        modules = _commands()
+        modules = {name: import_module(f"spinverse.commands.{name}") for name in COMMANDS}
         arguments = _parser(modules).parse_args(argv)
         command = modules[arguments.command]
-        needs_output = getattr(command, "needs_output", lambda _: True)
-        if arguments.output is None and needs_output(arguments):
+        needs = getattr(command, "NEEDS_OUTPUT", not getattr(arguments, "dry_run", False))
+        if arguments.output is None and needs:
             raise InputError("-o DIR: missing, expected the folder of the run")
         with interruption.at_once():
             command.run(arguments, comm)

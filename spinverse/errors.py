@@ -33,12 +33,7 @@ def on_root[T](comm, function: Callable[..., T], *args, **kwargs) -> T | None:
 
     Returns the function's value on rank 0 and ``None`` elsewhere. Collective over ``comm``.
     """
-    value, error = None, None
-    if comm.rank == 0:
-        try:
-            value = function(*args, **kwargs)
-        except Exception as exception:  # noqa: BLE001 - handed on, on every rank
-            error = _sendable(exception)
+    value, error = _tried(function, *args, **kwargs) if comm.rank == 0 else (None, None)
     error = comm.bcast(error, root=0)
     if error is not None:
         raise error
@@ -51,15 +46,18 @@ def on_all[T](comm, function: Callable[..., T], *args, **kwargs) -> T:
     The function must not be collective: one that fails would leave the others waiting. Collective
     over ``comm``.
     """
-    value, error = None, None
-    try:
-        value = function(*args, **kwargs)
-    except Exception as exception:  # noqa: BLE001 - handed on, on every rank
-        error = _sendable(exception)
+    value, error = _tried(function, *args, **kwargs)
     for found in comm.allgather(error):
         if found is not None:
             raise found
     return cast(T, value)
+
+
+def _tried(function: Callable, *args, **kwargs) -> tuple:
+    try:
+        return function(*args, **kwargs), None
+    except Exception as exception:  # noqa: BLE001 - handed on, on every rank
+        return None, _sendable(exception)
 
 
 def _sendable(error: Exception) -> Exception:

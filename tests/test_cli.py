@@ -136,7 +136,7 @@ def permeability(run):
 @pytest.mark.parametrize("optimiser", ["adam: {warm_up: 2, cycle: 5}", "tao: {type: bqnls}",
                                        "gauss_newton: {damping: 1.0}"])
 def test_a_resumed_run_ends_as_an_unbroken_one(ready, capsys, monkeypatch, optimiser):
-    place, say = ready, commands.reconstruct.Screen.iteration
+    place, say = ready, commands.reconstruct.terminal.Screen.iteration
     monkeypatch.setattr(commands.reconstruct, "CHECKPOINT_EVERY", 2)
     (place / "reconstruct.yaml").write_text(RECONSTRUCT.replace(
         "name: all, iterations: 4", f"name: all, iterations: 7, optimiser: {{{optimiser}}}"
@@ -150,7 +150,7 @@ def test_a_resumed_run_ends_as_an_unbroken_one(ready, capsys, monkeypatch, optim
             raise RuntimeError("power cut")
 
     with monkeypatch.context() as patch:
-        patch.setattr(commands.reconstruct.Screen, "iteration", power_cut)
+        patch.setattr(commands.reconstruct.terminal.Screen, "iteration", power_cut)
         assert reconstruct(place, "-q") == 1
     found = place / "found"
     (found / folder.CHECKPOINT).write_bytes(b"half a checkpoint")  # the one before serves
@@ -168,7 +168,7 @@ def test_a_resumed_run_ends_as_an_unbroken_one(ready, capsys, monkeypatch, optim
 def test_an_interrupted_run_is_resumed(ready, capsys, monkeypatch):
     place = ready
     monkeypatch.setattr(commands.reconstruct, "CHECKPOINT_EVERY", 2)
-    say = commands.reconstruct.Screen.iteration
+    say = commands.reconstruct.terminal.Screen.iteration
 
     def power_cut(self, item, done):
         say(self, item, done)
@@ -179,7 +179,7 @@ def test_an_interrupted_run_is_resumed(ready, capsys, monkeypatch):
     whole = permeability(place / "found")
     (place / "found").rename(place / "unbroken")
     with monkeypatch.context() as patch:
-        patch.setattr(commands.reconstruct.Screen, "iteration", power_cut)
+        patch.setattr(commands.reconstruct.terminal.Screen, "iteration", power_cut)
         assert reconstruct(place, "-q") == 1
     assert "RuntimeError: power cut" in refused(capsys)
     found = place / "found"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import resource
 from contextlib import contextmanager
@@ -25,11 +24,6 @@ from ..tissue import Permeability
 from ..units import describe_permeability
 
 MESH = "mesh.npz"  # in a run's folder, if the mesh was made
-
-
-def add_config(parser: argparse.ArgumentParser) -> None:
-    """The run file as the first argument."""
-    parser.add_argument("config", type=Path, metavar="CONFIG.yaml", help="the run file")
 
 
 def everywhere(comm: MPI.Comm, function, *args, **kwargs):
@@ -105,15 +99,13 @@ def hashes(**paths: Path | None) -> dict[str, dict]:
             for name, path in paths.items() if path is not None}
 
 
-def acquisition_files(sections: tuple[config.AcquisitionSection, ...]) -> dict[str, Path]:
+def acquisition_files(
+        sections: tuple[config.AcquisitionSection, ...]) -> dict[str, Path | None]:
     """The files of an acquisition by name, for `hashes`."""
-    files: dict[str, Path] = {}
+    files: dict[str, Path | None] = {}
     for number, section in enumerate(sections):
         mark = f" {number}" if len(sections) > 1 else ""
-        if section.file is not None:
-            files |= {f"acquisition{mark}": section.file}
-        if section.bvec is not None:
-            files |= {f"bvec{mark}": section.bvec}
+        files |= {f"acquisition{mark}": section.file, f"bvec{mark}": section.bvec}
     return files
 
 
@@ -122,10 +114,8 @@ def understood(screen: Screen, run, mesh: Mesh, acquisition: Acquisition) -> Mes
     facts = MeshFacts.of(mesh)
     parts = facts.describe_parts(mesh.dim)
     screen.say(*describe_mesh(mesh), facts.describe(mesh.dim))
-    if parts and run.mesh.file is not None:  # of others it is known that they are several
-        screen.warn(parts)
-    elif parts:
-        screen.say(parts)
+    if parts:  # of meshes that are of no file it is known that they are several
+        (screen.say if run.mesh.file is None else screen.warn)(parts)
     warnings = plausible.of_tissue(run.tissue) + plausible.of_acquisition(acquisition)
     # a time or diffusivity that is wrong makes any mesh look wrong
     warnings = list(dict.fromkeys(warnings))  # tags may share a value

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,9 @@ from spinverse.mesh.arguments import positive
 from spinverse.mesh.checks import LARGEST, SMALLEST, RepairWarning, UnitWarning
 from spinverse.mesh.connected import components
 
-SUFFIXES = (".stl", ".ply", ".off", ".obj")
+SUFFIXES = (".stl", ".ply", ".off", ".obj", ".swc")
 FLAT = 1e-7  # height over longest edge of a triangle that counts as flat
+MENDED = 0.02  # of volume and area: what MeshFix may change
 NEAR = 1e-6  # of the box diagonal: vertices that a repair merges
 
 
@@ -101,7 +103,8 @@ def read_surface(path: str | Path, repair: bool = False, scale: float = 1.0) -> 
 
     Formats are ``.stl``, ``.ply`` (text or binary), ``.off`` and ``.obj``; polygons are split
     into triangles. Equal vertices are merged in ``.stl``, which repeats them for each triangle,
-    and elsewhere where the surface is not closed without.
+    and elsewhere where the surface is not closed without. The surface of a ``.swc`` is that of
+    :func:`morphology.neuron_surface`.
 
     Args:
         path: the file; its suffix says the format.
@@ -134,6 +137,10 @@ def load_surface(path: str | Path, scale: float = 1.0) -> Surface:
                          + ", ".join(SUFFIXES))
     if not path.is_file():
         raise InputError(f"surface file '{path}': no such file, expected a surface")
+    if path.suffix.lower() == ".swc":
+        from .morphology import neuron_surface
+
+        return neuron_surface(path, scale=scale)
     points, triangles = _parse(path)
     surface = Surface(points * scale, triangles, path.name)
     if path.suffix.lower() == ".stl" or len(_edges(surface.triangles)[2]):
@@ -160,7 +167,7 @@ def defects(surface: Surface, intersections: bool = True) -> list[str]:
     twins = len(triangles) - len(np.unique(np.sort(triangles, axis=1), axis=0))
     if twins:
         found.append(f"{twins} triangles are given twice")
-    flat = _flat(surface) & ~repeats
+    flat = (flatness(surface) <= FLAT) & ~repeats
     if flat.any():
         found.append(f"{flat.sum()} triangles have no area")
     halves, pairs, open_edges, crowded = _edges(triangles)
@@ -197,7 +204,9 @@ def repair_with_defects(surface: Surface) -> tuple[Surface, list[str]]:
     repeat a vertex are dropped, and of triangles given twice one is kept (none if the two have
     opposite orientations); neighbours get the same orientation; holes are closed by a fan;
     every part gets normals that point out of the cell, or into the cavity if it lies in
-    another part; unused vertices are dropped.
+    another part; unused vertices are dropped. Edges of more than two triangles and triangles
+    that cut each other, which are left then, are cut out and closed anew by MeshFix (Attene,
+    Visual Comput. 26, 1393, 2010) where pymeshfix is installed, unless that changes the shape.
 
     Returns:
         The surface, and its :func:`defects` that are left to the mesher.
@@ -239,11 +248,35 @@ def repair_with_defects(surface: Surface) -> tuple[Surface, list[str]]:
                               surface.triangles)
             surface = Surface(surface.points, turned, surface.name)
     left = defects(surface)
+    mended = _mended(surface) if left else None
+    if mended is not None:
+        done.append(f"by MeshFix: {'; '.join(left)}")
+        surface, left = mended, []
     if done or left:
         text = "; ".join(done) or "nothing could be repaired"
         rest = f"; left: {'; '.join(left)}" if left else ""
         warnings.warn(f"surface '{surface.name}': {text}{rest}", RepairWarning, stacklevel=3)
     return surface, left
+
+
+def _mended(surface: Surface) -> Surface | None:
+    """The surface without defects, by MeshFix; None if it cannot, or makes another shape."""
+    if find_spec("pymeshfix") is None:
+        return None
+    from pymeshfix import MeshFix
+
+    fix = MeshFix(surface.points, surface.triangles.astype(np.int32))
+    fix.repair(joincomp=False, remove_smallest_components=False)
+    if not len(fix.faces):
+        return None
+    found = Surface(fix.points, fix.faces.astype(np.int64), surface.name)
+    labels = parts(found)
+    wrong = _turned_parts(found, labels)[labels]
+    found = Surface(found.points, np.where(wrong[:, None], found.triangles[:, ::-1],
+                                           found.triangles), surface.name)
+    change = max(abs(found.volume / surface.volume - 1) if surface.volume else np.inf,
+                 abs(found.areas.sum() / surface.areas.sum() - 1))
+    return None if change > MENDED or defects(found) else found
 
 
 def parts(surface: Surface) -> np.ndarray:
@@ -452,10 +485,11 @@ def _turned_parts(surface: Surface, labels: np.ndarray) -> np.ndarray:
     return (part_volumes(surface, labels) < 0) == (depth % 2 == 0)
 
 
-def _flat(surface: Surface) -> np.ndarray:
+def flatness(surface: Surface) -> np.ndarray:
+    """Height over longest edge of each triangle, ``(Nt,)``: 0 where it has no area."""
     corners = surface.corners
     longest = np.linalg.norm(corners - corners[:, [1, 2, 0]], axis=2).max(axis=1)
-    return 2 * surface.areas <= FLAT * longest**2
+    return 2 * surface.areas / np.maximum(longest, np.finfo(float).tiny) ** 2
 
 
 def _merged(surface: Surface, tolerance: float | None) -> Surface:

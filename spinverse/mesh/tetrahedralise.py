@@ -32,6 +32,7 @@ from spinverse.mesh.surfaces import (
     Surface,
     defects,
     depths,
+    flatness,
     load_surface,
     parts,
     repair_with_defects,
@@ -41,6 +42,7 @@ from spinverse.mesh.surfaces import (
 LAUNCHERS = ("PMI", "PMIX", "MPI_LOCAL", "HYDI_", "HYDRA_", "MPIEXEC_", "OMPI_", "PRTE_", "SLURM_")
 INSIDE, OUTSIDE = 1, 2  # cell tags
 LOST = 0.02  # relative difference of volumes that is worth a warning; of areas, an error
+THIN = 0.01  # height over longest edge of a triangle
 NEAR_BY = 0.005  # of the box diagonal: what is no farther from the mesh is not lost
 TRY = "try repair=True, another size, or a smaller or larger envelope"
 
@@ -58,8 +60,8 @@ def from_surface(surface: Surface | str | Path, size: float | None = None,
     Two methods: ``"exact"`` keeps every triangle (gmsh, Delaunay), and needs a surface without
     defects. ``"envelope"`` makes a new surface within a distance of the given one (fTetWild, Hu
     et al., ACM Trans. Graph. 39 (2020) 117), and takes holes, cuts and overlaps. ``"auto"`` is
-    exact for a surface without defects whose triangles are no finer than a third of ``size``, and
-    envelope otherwise and where exact fails.
+    exact for a surface without defects whose triangles are not thin and no finer than a third of
+    ``size``, and envelope otherwise and where exact fails.
 
     Args:
         surface: a :class:`Surface`, or a file for :func:`surfaces.read_surface`.
@@ -207,9 +209,10 @@ def _steps(surface: Surface, method: str, found: list[str], size: float | None) 
             "envelope": find_spec("wildmeshing") is not None}
     library = {"exact": "gmsh", "envelope": "wildmeshing"}
     if method == "auto":
+        # fine or thin triangles would make as fine or thin tetrahedra
         fine = size is not None and 3 * surface.edge_length < size
         order = ["envelope"] if found else ["exact", "envelope"]
-        if not found and fine:
+        if not found and (fine or flatness(surface).min() < THIN):
             order = ["envelope", "exact"]
     else:
         order = [method]

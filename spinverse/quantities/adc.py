@@ -10,7 +10,7 @@ import numpy as np
 from ..acquisition.signals import Signals
 from ..errors import InputError
 from ..units import b_from_internal, b_to_internal
-from .measured import by_waveform_and_direction, internal_b, positive_magnitudes
+from .measured import by_waveform_and_direction, positive_magnitudes
 from .validity import FitWarning
 
 _SMALLEST_DECAY = 0.02  # of ln S over the range: less is hard to tell from noise
@@ -78,7 +78,7 @@ def fit_adc(signals: Signals | np.ndarray, S=None, b_max: float | None = None,
         if not good:
             raise InputError(f"{name}: {value!r}, expected a positive number")
     if isinstance(signals, Signals):
-        b, magnitude = internal_b(signals), positive_magnitudes(signals)
+        b, magnitude = b_to_internal(signals.acquisition.b), positive_magnitudes(signals)
         groups = by_waveform_and_direction(signals)
         if not groups:
             raise InputError("signals: no row with b > 0, expected some to fit")

@@ -159,9 +159,7 @@ def _squares(waveform: Waveform, D: np.ndarray | None = None):
 def _evolve(waveform, generator, start, strength, squares, tolerance) -> np.ndarray:
     """Romberg extrapolation of Strang splitting: its error is a series in the square of the step.
 
-    Args:
-        strength: ``(C, N)`` g^2 D.
-        squares: integrals that ``strength`` multiplies, see `_squares`.
+    ``strength (C, N)`` is g^2 D; ``squares`` are the integrals that it multiplies, see `_squares`.
     """
     scale, number = start.sum(), 8
     table: list = []
