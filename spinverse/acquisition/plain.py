@@ -81,7 +81,7 @@ def _voxel(path: Path, voxel) -> np.ndarray:
         shape = data.shape
     except Exception as error:  # nibabel and zlib errors
         raise InputError(f"{path}: cannot be read as NIfTI ({one_line(error)[:200]})") from None
-    if len(shape) != 4:
+    if len(shape) != 4 or not all(shape):
         raise InputError(f"{path}: has shape {shape}, expected (x, y, z, measurements)")
     place = np.asarray(voxel)
     if place.shape != (3,) or place.dtype.kind not in "iu" or (place < 0).any() \
@@ -89,4 +89,7 @@ def _voxel(path: Path, voxel) -> np.ndarray:
         raise InputError(f"{path}: voxel: {voxel}, expected [i, j, k] inside {shape[:3]}, counted "
                          "from 0")
     i, j, k = place.tolist()
-    return np.asarray(data[i, j, k])
+    try:
+        return np.asarray(data[i, j, k])
+    except Exception as error:  # a file that is cut off
+        raise InputError(f"{path}: cannot be read as NIfTI ({one_line(error)[:200]})") from None
