@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import warnings
 from collections.abc import Callable
 from typing import cast
+
+_PACKAGE = os.path.dirname(__file__)
 
 
 class SpinverseError(Exception):
@@ -21,6 +25,11 @@ class StackError(SpinverseError, ImportError):
 
 class SolverError(SpinverseError, RuntimeError):
     """A solver failed: no factorisation, no convergence, not enough eigenpairs."""
+
+
+def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line outside this package that asked for it."""
+    warnings.warn(message, category, skip_file_prefixes=(_PACKAGE,))
 
 
 def one_line(message) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from .errors import InputError
+from .errors import InputError, warn_caller
 from .mesh.distributed import Mesh
 from .periodic import AXES, check_faces, periodic_axes
 from .units import describe_permeability
@@ -199,8 +198,8 @@ def check_tags(field: str, kind: str, given: Iterable[int], present: set[int]) -
         raise InputError(f"{field}: no value for {kind} tag {missing[0]}, expected one for each "
                          f"of {known}")
     if more := sorted(given - present):
-        warnings.warn(f"{field}: a value for {kind} tag {more[0]}, which no part of the mesh has "
-                      f"(it has {known or 'none'})", UserWarning, stacklevel=4)
+        warn_caller(f"{field}: a value for {kind} tag {more[0]}, which no part of the mesh has "
+                    f"(it has {known or 'none'})")
 
 
 def by_cell_tag(mesh: Mesh, field: str, entries: Mapping[int, np.ndarray]) -> np.ndarray:

@@ -14,7 +14,7 @@ from spinverse import __version__, cli, config
 from spinverse.acquisition import write_fsl
 from spinverse.acquisition.io import read_signals
 from spinverse.acquisition.table import Acquisition
-from spinverse.mesh import Ball, MeshData, tagged_grid, write_npz
+from spinverse.mesh import Ball, MeshData, UnitWarning, tagged_grid, write_npz
 from spinverse.report import folder
 
 SIMULATE = """version: 1
@@ -366,3 +366,10 @@ def test_a_row_of_the_history_that_was_cut_short(tmp_path):
 def test_signals_are_as_they_were(made):
     """What the other tests stand on."""
     assert len(read_signals(made / "target" / "signals.csv")) == 6
+
+
+def test_warnings_point_at_the_line_that_asked():
+    points = 1e6 * np.array([[0, 0, 0], [9, 0, 0], [0, 9, 0], [0, 0, 9.0]])
+    with pytest.warns(UnitWarning) as found:
+        MeshData(points, np.array([[0, 1, 2, 3]])).check()
+    assert {warning.filename for warning in found} == {__file__}

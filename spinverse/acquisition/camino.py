@@ -14,7 +14,6 @@ sign.
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import replace
 from decimal import Decimal
 from itertools import islice
@@ -35,7 +34,7 @@ from spinverse.acquisition.pulses import PGSE
 from spinverse.acquisition.samples import Sampled, SampledGradient, held
 from spinverse.acquisition.table import Acquisition, b_of_gradient
 from spinverse.acquisition.waveform import Waveform
-from spinverse.errors import InputError
+from spinverse.errors import InputError, warn_caller
 from spinverse.units import (
     b_from_si,
     gradient_from_internal,
@@ -167,8 +166,8 @@ def _scheme(path) -> tuple[str, list[tuple[int, list[float]]], float]:
         name = _BY_WIDTH.get(len(lines[0][1]) if lines else 0, "")
         if not name:
             raise InputError(f"{path}: expected a first line 'VERSION: NAME' as in Camino schemes")
-        warnings.warn(f"{path}: has no line VERSION; its lines of {len(lines[0][1])} numbers are "
-                      f"taken as {name}: {_COLUMNS[name]} in SI units", UserWarning, stacklevel=4)
+        warn_caller(f"{path}: has no line VERSION; its lines of {len(lines[0][1])} numbers are "
+                    f"taken as {name}: {_COLUMNS[name]} in SI units")
     if name not in _VERSIONS:
         raise InputError(f"{path}: VERSION {name}: expected one of {', '.join(_VERSIONS)}")
     rows = [(k, numbers(path, k, cells)) for k, cells in lines]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
 
 from spinverse import atomic
-from spinverse.errors import InputError
+from spinverse.errors import InputError, warn_caller
 
 ROUNDED_UNIT = 0.01  # a direction may be this far from a unit vector in a file
 _EXACT_UNIT = 1e-12
@@ -64,9 +63,9 @@ def without_small_b(source, b: np.ndarray, threshold: float) -> np.ndarray:
     """
     top = float(np.max(b, initial=0.0))
     if 0.0 < top <= threshold:
-        warnings.warn(f"{source}: all {b.size} measurements are b = 0: the largest b is {top:g} "
-                      f"s/mm^2, and up to {threshold:g} count as 0 (was it meant in ms/um^2? then "
-                      f"it would be {1e3 * top:g} here)", UserWarning, stacklevel=3)
+        warn_caller(f"{source}: all {b.size} measurements are b = 0: the largest b is {top:g} "
+                    f"s/mm^2, and up to {threshold:g} count as 0 (was it meant in ms/um^2? then "
+                    f"it would be {1e3 * top:g} here)")
     return np.where(b <= threshold, 0.0, b)
 
 

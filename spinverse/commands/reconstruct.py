@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from .. import config
 from ..acquisition import Signals
 from ..acquisition.io import read_signals
 from ..config.physics import in_keys
-from ..errors import InputError, on_root
+from ..errors import InputError, on_root, warn_caller
 from ..inversion import InverseProblem, Ledger, Reconstruction, Shapes, Stage, State
 from ..inversion.clock import Clock
 from ..inversion.reconstruct import solve, stages_for
@@ -150,7 +149,7 @@ def _read_signals(run: config.ReconstructConfig, comm: MPI.Comm, name) -> Signal
             try:
                 folder.check_rows(run.signals.file)
             except InputError as error:
-                warnings.warn(f"{error}; taken for a filtered copy", UserWarning, stacklevel=1)
+                warn_caller(f"{error}; taken for a filtered copy")
         with shared.named(str(run.signals.file)):
             for waveform in range(len(signals.acquisition.waveforms)):
                 signals.acquisition.reference_rows(waveform)  # stages need them

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from itertools import combinations
 from math import factorial
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.spatial import cKDTree
 
-from spinverse.errors import InputError
+from spinverse.errors import InputError, warn_caller
 
 if TYPE_CHECKING:
     from spinverse.mesh.data import MeshData
@@ -158,15 +157,14 @@ def check_mesh(data: MeshData) -> None:
     _check_interface(data, facets, where)
     ratios = quality(data)
     if (flat := np.count_nonzero(ratios < QUALITY)):
-        warnings.warn(f"{where}: {flat} of {len(ratios)} {_CELLS[data.dim]}s are nearly flat, the "
-                      f"lowest radius ratio is {ratios.min():.2g} (1: regular), expected "
-                      f"{QUALITY:g} at least: signals lose accuracy and solvers time there (try "
-                      "another size, or the mesher's optimisation)",
-                      UserWarning, stacklevel=3)
+        warn_caller(f"{where}: {flat} of {len(ratios)} {_CELLS[data.dim]}s are nearly flat, the "
+                    f"lowest radius ratio is {ratios.min():.2g} (1: regular), expected "
+                    f"{QUALITY:g} at least: signals lose accuracy and solvers time there (try "
+                    "another size, or the mesher's optimisation)")
     if not SMALLEST <= diagonal <= LARGEST:
-        warnings.warn(f"{where}: box diagonal is {diagonal:.3g} um, expected "
-                      f"{SMALLEST:g} to {LARGEST:g} um (mesh in metres or millimetres?)",
-                      UnitWarning, stacklevel=3)
+        warn_caller(f"{where}: box diagonal is {diagonal:.3g} um, expected "
+                    f"{SMALLEST:g} to {LARGEST:g} um (mesh in metres or millimetres?)",
+                    UnitWarning)
 
 
 def _check_arrays(data: MeshData, where: str) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import binary_dilation
 
-from spinverse.errors import InputError, one_line
+from spinverse.errors import InputError, one_line, warn_caller
 from spinverse.mesh.arguments import affordable, lengths, positive, shown
 from spinverse.mesh.checks import UnitWarning, facets_of, find_facets
 from spinverse.mesh.data import MeshData
@@ -253,7 +252,7 @@ def _nifti(path: Path, where: str, warn: bool):
         labels = labels[..., 0]
     size = np.round(zooms * UM_PER_UNIT[unit], 9)
     if unit == "unknown" and warn:
-        warnings.warn(f"{where}: the header names no unit of length, millimetres are taken: "
-                      f"voxels of {' x '.join(f'{v:.6g}' for v in size)} um (voxel_size says "
-                      "otherwise)", UnitWarning, stacklevel=4)
+        warn_caller(f"{where}: the header names no unit of length, millimetres are taken: "
+                    f"voxels of {' x '.join(f'{v:.6g}' for v in size)} um (voxel_size says "
+                    "otherwise)", UnitWarning)
     return labels, size if len(size) == 3 else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import re
 import tempfile
-import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import meshio
 import numpy as np
 
-from spinverse.errors import InputError, one_line
+from spinverse.errors import InputError, one_line, warn_caller
 from spinverse.mesh.checks import RepairWarning, cell_volumes, facets_of, find_facets
 from spinverse.mesh.data import CELLS, MeshData
 from spinverse.mesh.tetgen import read_tetgen
@@ -144,9 +143,8 @@ def _read_msh(path: Path) -> MeshData:
     if not cell_tags.any():
         cell_tags = None
         if b"$PhysicalNames" in content:
-            warnings.warn(f"mesh file '{path}': names physical groups, but no cell is in one, so "
-                          "that all have tag 1 (save with Mesh.SaveAll = 0)", UserWarning,
-                          stacklevel=3)
+            warn_caller(f"mesh file '{path}': names physical groups, but no cell is in one, so "
+                        "that all have tag 1 (save with Mesh.SaveAll = 0)")
     tagged = facet_tags != 0
     data = _membranes_only(MeshData(mesh.points, cells, cell_tags, facets[tagged],
                                     facet_tags[tagged], name=path.name))
@@ -281,7 +279,7 @@ def _repaired(data: MeshData) -> MeshData:
         tets[inverted] = tets[inverted][:, [0, 1, 3, 2]]
         done.append(f"{inverted.sum()} inverted tets turned")
     if done:
-        warnings.warn(f"mesh '{data.name}': " + "; ".join(done), RepairWarning, stacklevel=3)
+        warn_caller(f"mesh '{data.name}': " + "; ".join(done), RepairWarning)
     return replace(fixed, cells=tets)
 
 

@@ -8,7 +8,6 @@ round, `merge_vertices` rounds, `unique_faces` keeps one of two walls that cance
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial import cKDTree
 
-from spinverse.errors import InputError, one_line
+from spinverse.errors import InputError, one_line, warn_caller
 from spinverse.mesh.arguments import positive
 from spinverse.mesh.checks import LARGEST, SMALLEST, RepairWarning, UnitWarning
 from spinverse.mesh.connected import components
@@ -146,9 +145,9 @@ def load_surface(path: str | Path, scale: float = 1.0) -> Surface:
     if path.suffix.lower() == ".stl" or len(_edges(surface.triangles)[2]):
         surface = _merged(surface, 0.0)
     if not SMALLEST <= surface.diagonal <= LARGEST:
-        warnings.warn(f"surface '{surface.name}': box diagonal is {surface.diagonal:.3g} um, "
-                      f"expected {SMALLEST:g} to {LARGEST:g} um (scale=1e-3 for nanometres)",
-                      UnitWarning, stacklevel=3)
+        warn_caller(f"surface '{surface.name}': box diagonal is {surface.diagonal:.3g} um, "
+                    f"expected {SMALLEST:g} to {LARGEST:g} um (scale=1e-3 for nanometres)",
+                    UnitWarning)
     return surface
 
 
@@ -255,7 +254,7 @@ def repair_with_defects(surface: Surface) -> tuple[Surface, list[str]]:
     if done or left:
         text = "; ".join(done) or "nothing could be repaired"
         rest = f"; left: {'; '.join(left)}" if left else ""
-        warnings.warn(f"surface '{surface.name}': {text}{rest}", RepairWarning, stacklevel=3)
+        warn_caller(f"surface '{surface.name}': {text}{rest}", RepairWarning)
     return surface, left
 
 

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import warnings
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial import cKDTree
 
-from spinverse.errors import InputError, SolverError
+from spinverse.errors import InputError, SolverError, warn_caller
 from spinverse.mesh.arguments import affordable_volume, choice, positive, shown
 from spinverse.mesh.arrangement import TAGGED
 from spinverse.mesh.checks import (
@@ -141,8 +140,7 @@ def from_surface(surface: Surface | str | Path, size: float | None = None,
             failures.append(f"{step}: {error}")
             continue
         if said:
-            warnings.warn(f"surface '{surface.name}': {'; '.join(said)}", RepairWarning,
-                          stacklevel=2)
+            warn_caller(f"surface '{surface.name}': {'; '.join(said)}", RepairWarning)
         return data
     why = f"; the surface has defects: {'; '.join(found)}" if found else ""
     raise SolverError(f"surface '{surface.name}': could not be meshed ({'; '.join(failures)}); "

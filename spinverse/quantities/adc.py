@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..acquisition.signals import Signals
-from ..errors import InputError
+from ..errors import InputError, warn_caller
 from ..units import b_from_internal, b_to_internal
 from .measured import by_waveform_and_direction, positive_magnitudes
 from .validity import FitWarning
@@ -97,7 +96,7 @@ def fit_adc(signals: Signals | np.ndarray, S=None, b_max: float | None = None,
         remarks += [f"{name}: {remark}"] if remark else []
     if remarks:
         more = f" (and {len(remarks) - 1} more of {len(pieces)})" if len(remarks) > 1 else ""
-        warnings.warn(f"fit_adc: {remarks[0]}{more}", FitWarning, stacklevel=2)
+        warn_caller(f"fit_adc: {remarks[0]}{more}", FitWarning)
     *figures, b_range, valid = (np.array(column) for column in zip(*fits, strict=True))
     adc, error, kurtosis, S0, residual = figures
     return ADCFit(adc, error, kurtosis, S0, residual, b_range, np.array([p[1] for p in pieces]),

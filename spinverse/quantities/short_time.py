@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 
 import numpy as np
 
 from ..acquisition.table import Acquisition
+from ..errors import warn_caller
 from ..mesh.distributed import Mesh
 from ..problem import BlochTorrey
 from ..tissue import Tissue
@@ -83,10 +83,10 @@ def short_time_approximation(tissue: Tissue | BlochTorrey,
         reach = np.maximum(reach, ratio)
     if reach.max() > LARGEST_REACH:
         worst = int(reach.argmax())
-        warnings.warn(
+        warn_caller(
             f"short-time approximation: sqrt(D t) S_n/V = {reach[worst]:.3g} in compartment "
             f"{worst}, expected at most {LARGEST_REACH:g} (S_n: area of the walls across the "
-            "gradient); mf_adc and hadc have no such limit", ValidityWarning, stacklevel=2)
+            "gradient); mf_adc and hadc have no such limit", ValidityWarning)
     _warn_of_open_interfaces(tissue)
     return _positive(effective.collect(tissue, acquisition, parts, values, np.column_stack(errors)))
 
@@ -137,8 +137,7 @@ def _warn_of_open_interfaces(tissue: Tissue) -> None:
     one, two = mesh.facet_cells[np.isinf(tissue.permeability.values)].T
     differ = [np.any(values[one] != values[two]) for values in (tissue.diffusivity, tissue.density)]
     if mesh.comm.allreduce(int(any(differ))):
-        warnings.warn("short-time approximation: cells of different diffusivity or density touch "
-                      "without a membrane; their interface is left out", ValidityWarning,
-                      stacklevel=3)
+        warn_caller("short-time approximation: cells of different diffusivity or density touch "
+                    "without a membrane; their interface is left out", ValidityWarning)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..acquisition.signals import Signals
-from ..errors import InputError
+from ..errors import InputError, warn_caller
 from ..units import b_to_internal
 from .effective import unit_directions
 from .measured import positive_magnitudes
@@ -142,4 +141,4 @@ def _warn(tensors: np.ndarray, changes: np.ndarray) -> None:
     if lowest < -1e-6 * np.abs(tensors).max():
         remarks.append(f"an eigenvalue is {lowest:.3g} um^2/ms, expected positive ones")
     if remarks:
-        warnings.warn("fit_tensor: " + "; ".join(remarks), FitWarning, stacklevel=3)
+        warn_caller("fit_tensor: " + "; ".join(remarks), FitWarning)
