@@ -37,13 +37,7 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 class Stack:
     """Versions of what spinverse runs on, as text.
 
-    Attributes:
-        dolfinx: Version of DOLFINx.
-        petsc: Version of PETSc.
-        slepc: Version of SLEPc.
-        pyadjoint: Version of pyadjoint-ad.
-        mpi: Name and version of the MPI library.
-        source: ``"wheel"`` for dolfinx-solver-real of PyPI, else ``"system"``.
+    ``source`` is "wheel" for dolfinx-solver-real of PyPI, else "system".
     """
 
     dolfinx: str
@@ -63,11 +57,8 @@ class Stack:
 
 def launched_size(environment: Mapping[str, str]) -> int:
     """Return the number of MPI processes that the launcher announces, 1 if there is none."""
-    for name in SIZE_VARIABLES:
-        value = environment.get(name, "")
-        if value.isdigit():
-            return int(value)
-    return 1
+    values = (environment.get(name, "") for name in SIZE_VARIABLES)
+    return next((int(value) for value in values if value.isdigit()), 1)
 
 
 def limit_threads(environment: MutableMapping[str, str]) -> bool:
@@ -75,9 +66,6 @@ def limit_threads(environment: MutableMapping[str, str]) -> bool:
 
     BLAS reads these variables when it is loaded, so an ``import numpy`` before
     ``import spinverse`` comes too early for numpy's own: set ``OMP_NUM_THREADS=1`` then.
-
-    Args:
-        environment: Usually ``os.environ``; changed in place.
 
     Returns:
         Whether anything was set.
@@ -88,86 +76,37 @@ def limit_threads(environment: MutableMapping[str, str]) -> bool:
     return True
 
 
-def distributions_problem(names: Iterable[str]) -> str | None:
-    """Return what is wrong with the installed distributions, or None.
-
-    Args:
-        names: Normalised names (lower case, hyphens) of the installed distributions.
-    """
-    names = set(names)
+def _check_distributions(names: set[str]) -> None:
     if "dolfinx-solver-complex" in names:
-        return (
+        raise StackError(
             "dolfinx-solver-complex is installed, but spinverse needs real PETSc scalars: "
             f"pip uninstall dolfinx-solver-complex, then pip install --force-reinstall {WHEEL}"
         )
-    if WHEEL in names:
-        foreign = sorted(names & {"petsc", "petsc4py", "slepc", "slepc4py"})
-        if foreign:
-            return (
-                f"{', '.join(foreign)} from PyPI overwrote the PETSc inside {WHEEL}: "
-                f"pip uninstall {' '.join(foreign)}, then pip install --force-reinstall "
-                f"--no-deps {WHEEL}"
-            )
-    return None
+    foreign = sorted(names & {"petsc", "petsc4py", "slepc", "slepc4py"})
+    if WHEEL in names and foreign:
+        raise StackError(
+            f"{', '.join(foreign)} from PyPI overwrote the PETSc inside {WHEEL}: pip uninstall "
+            f"{' '.join(foreign)}, then pip install --force-reinstall --no-deps {WHEEL}"
+        )
 
 
-def dolfinx_problem(dolfinx: ModuleType) -> str | None:
-    """Return why this DOLFINx cannot be used, or None."""
+def _check_dolfinx(dolfinx: ModuleType) -> None:
     version = str(getattr(dolfinx, "__version__", "unknown"))
     if version.split(".")[:2] != DOLFINX_SERIES.split("."):
-        return f"DOLFINx {version} found, spinverse needs {DOLFINX_SERIES}.x: {INSTALL_HINT}"
+        raise StackError(
+            f"DOLFINx {version} found, spinverse needs {DOLFINX_SERIES}.x: {INSTALL_HINT}")
     for flag, part in (("has_petsc", "PETSc"), ("has_petsc4py", "petsc4py")):
         if not getattr(dolfinx, flag, False):
-            return f"DOLFINx {version} was built without {part}: {INSTALL_HINT}"
-    return None
+            raise StackError(f"DOLFINx {version} was built without {part}: {INSTALL_HINT}")
 
 
-def scalar_problem(scalar_type: type) -> str | None:
-    """Return why this ``PETSc.ScalarType`` cannot be used, or None."""
-    name = getattr(scalar_type, "__name__", str(scalar_type))
-    if name == "float64":
-        return None
-    return (
-        f"PETSc has scalars of type {name}, spinverse needs real float64 "
-        "(conda: petsc=*=real*; PyPI: dolfinx-solver-real)"
-    )
-
-
-def pyadjoint_problem(pyadjoint: ModuleType) -> str | None:
-    """Return why this pyadjoint cannot be used, or None."""
-    if hasattr(pyadjoint, "ReducedFunctional") and hasattr(pyadjoint, "OverloadedType"):
-        return None
-    return (
-        "pyadjoint is not the automatic-differentiation library (PyPI's `pyadjoint` is a "
-        "seismology package): pip uninstall pyadjoint, then pip install --force-reinstall "
-        "pyadjoint-ad"
-    )
-
-
-def launcher_problem(announced: int, actual: int) -> str | None:
-    """Return why N copies would each compute alone, or None.
-
-    Args:
-        announced: Ranks that the launcher announces, see :func:`launched_size`.
-        actual: Size of the world communicator.
-    """
-    if actual > 1 or announced < 2:
-        return None
-    return (
-        f"started as {announced} processes, but MPI sees only one: the launcher is of another "
-        f"MPI than mpi4py; use the mpiexec beside {sys.executable}"
-    )
-
-
-def installed_distributions() -> set[str]:
-    """Return the normalised names of the installed distributions."""
-    names = (distribution.metadata["Name"] for distribution in metadata.distributions())
-    return {name.lower().replace("_", "-").replace(".", "-") for name in names if name}
-
-
-def _require(problem: str | None) -> None:
-    if problem is not None:
-        raise StackError(problem)
+def _check_launcher(announced: int, actual: int) -> None:
+    """Refuse N copies that would each compute alone."""
+    if actual < 2 <= announced:
+        raise StackError(
+            f"started as {announced} processes, but MPI sees only one: the launcher is of another "
+            f"MPI than mpi4py; use the mpiexec beside {sys.executable}"
+        )
 
 
 def check_stack(import_module: Callable[[str], ModuleType], distributions: Iterable[str]) -> Stack:
@@ -175,10 +114,7 @@ def check_stack(import_module: Callable[[str], ModuleType], distributions: Itera
 
     Args:
         import_module: Imports a module by name, as ``importlib.import_module`` does.
-        distributions: Normalised names of the installed distributions.
-
-    Returns:
-        The versions found.
+        distributions: Names of the installed ones, normalised (lower case, hyphens).
 
     Raises:
         StackError: The first thing that is missing, foreign or of a wrong version or kind.
@@ -194,7 +130,7 @@ def check_stack(import_module: Callable[[str], ModuleType], distributions: Itera
         except Exception as error:  # compiled modules raise more than ImportError
             raise StackError(f"{name} cannot be imported: {one_line(error)}") from error
 
-    _require(distributions_problem(distributions))
+    _check_distributions(set(distributions))
     source = "wheel"
     try:
         import_module("dolfinx_solver")
@@ -206,11 +142,13 @@ def check_stack(import_module: Callable[[str], ModuleType], distributions: Itera
         raise StackError(one_line(error)) from error
 
     mpi = get("mpi4py.MPI", f"mpi4py is not installed: {INSTALL_HINT}")
-    _require(launcher_problem(launched_size(os.environ), mpi.COMM_WORLD.size))
+    _check_launcher(launched_size(os.environ), mpi.COMM_WORLD.size)
     dolfinx = get("dolfinx", f"DOLFINx is not installed: {INSTALL_HINT}")
-    _require(dolfinx_problem(dolfinx))
+    _check_dolfinx(dolfinx)
     petsc = get("petsc4py.PETSc", f"petsc4py is not installed: {INSTALL_HINT}")
-    _require(scalar_problem(petsc.ScalarType))
+    if (scalar := petsc.ScalarType.__name__) != "float64":
+        raise StackError(f"PETSc has scalars of type {scalar}, spinverse needs real float64 "
+                         "(conda: petsc=*=real*; PyPI: dolfinx-solver-real)")
     slepc = get(
         "slepc4py.SLEPc",
         "slepc4py is not installed (conda: conda install -c conda-forge slepc4py; "
@@ -218,7 +156,11 @@ def check_stack(import_module: Callable[[str], ModuleType], distributions: Itera
     )
     get("petsctools", "petsctools is not installed: pip install petsctools")
     pyadjoint = get("pyadjoint", "pyadjoint is not installed: pip install pyadjoint-ad")
-    _require(pyadjoint_problem(pyadjoint))
+    if not (hasattr(pyadjoint, "ReducedFunctional") and hasattr(pyadjoint, "OverloadedType")):
+        raise StackError(
+            "pyadjoint is not the automatic-differentiation library (PyPI's `pyadjoint` is a "
+            "seismology package): pip uninstall pyadjoint, then pip install --force-reinstall "
+            "pyadjoint-ad")
 
     return Stack(
         dolfinx=str(dolfinx.__version__),
@@ -236,14 +178,13 @@ def load_stack() -> Stack:
 
     Must run before anything imports dolfinx, petsc4py or slepc4py; a second call is free.
 
-    Returns:
-        The versions found.
-
     Raises:
         StackError: The stack cannot run spinverse; the message is one line that says what to do.
     """
     limit_threads(os.environ)
-    return check_stack(importlib.import_module, installed_distributions())
+    names = (distribution.metadata["Name"] for distribution in metadata.distributions())
+    normalised = {name.lower().replace("_", "-").replace(".", "-") for name in names if name}
+    return check_stack(importlib.import_module, normalised)
 
 
 def is_command(argv: Sequence[str], interpreter_argv: Sequence[str]) -> bool:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import argparse
 import errno
-import importlib
-import importlib.util
 import signal
 import sys
 import time
 import traceback
+from importlib import import_module
 from pathlib import Path
 
 from mpi4py import MPI
@@ -26,7 +25,10 @@ from .errors import InputError, SpinverseError, StackError, one_line
 PATIENCE = 10.0  # s that a failed rank waits for the others before it ends them
 #: Of a disk that is full, over its quota, read-only or failing.
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-#: Modules of `spinverse.commands`; one that is not installed is no command.
+#: PETSc options that are looked at when all is over, if not at the start.
+AT_THE_END = ("-log", "-options", "-malloc", "-memory", "-objects", "-info", "-help", "-on_error",
+              "-fp_trap", "-viewer")
+#: Modules of `spinverse.commands`.
 COMMANDS = ("simulate", "reconstruct", "report", "benchmark", "validate", "config")
 
 
@@ -41,11 +43,6 @@ class _Parser(argparse.ArgumentParser):
             super()._print_message(message, file)
 
 
-def _commands() -> dict:
-    return {name: importlib.import_module(f"spinverse.commands.{name}") for name in COMMANDS
-            if importlib.util.find_spec(f"spinverse.commands.{name}") is not None}
-
-
 def _parser(modules: dict) -> argparse.ArgumentParser:
     parser = _Parser(prog="spinverse", description="Diffusion-MRI signals from permeable "
                      "membranes, and membranes from signals.",
@@ -55,9 +52,8 @@ def _parser(modules: dict) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND",
                                      parser_class=_Parser)
     for name, module in modules.items():
-        words = getattr(module, "HELP", None) or (module.__doc__ or name).partition("\n")[0]
-        command = commands.add_parser(name, help=words, description=f"{words[0].upper()}"
-                                      f"{words[1:].rstrip('.')}.")
+        command = commands.add_parser(
+            name, help=module.HELP, description=f"{module.HELP[0].upper()}{module.HELP[1:]}.")
         module.add_arguments(command)
         command.add_argument("-o", "--output", type=Path, metavar="DIR",
                              help="folder of the run, needed; must not exist or be empty")
@@ -77,17 +73,20 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # PETSc's handler would end the run
     comm, watch = MPI.COMM_WORLD, MPI.COMM_WORLD.Dup()
     try:
+        petsc: list[str] = []
         if "--" in argv:
-            _set_petsc_options(argv[argv.index("--") + 1:])
-            argv = argv[: argv.index("--")]
-        modules = _commands()
+            argv, petsc = argv[: argv.index("--")], argv[argv.index("--") + 1:]
+            _set_petsc_options(petsc)
+        modules = {name: import_module(f"spinverse.commands.{name}") for name in COMMANDS}
         arguments = _parser(modules).parse_args(argv)
         command = modules[arguments.command]
-        needs_output = getattr(command, "needs_output", lambda _: True)
-        if arguments.output is None and needs_output(arguments):
+        needs = getattr(command, "NEEDS_OUTPUT", not getattr(arguments, "dry_run", False))
+        if arguments.output is None and needs:
             raise InputError("-o DIR: missing, expected the folder of the run")
         with interruption.at_once():
             command.run(arguments, comm)
+        if not getattr(arguments, "dry_run", False):
+            _warn_of_unused(comm, petsc)
         return 0
     except SystemExit as end:  # --help and --version
         return int(end.code or 0)
@@ -130,9 +129,20 @@ def _fail(comm: MPI.Comm, code: int, message: str) -> int:
     return code
 
 
+def _warn_of_unused(comm: MPI.Comm, words: list[str]) -> None:
+    """A line about the PETSc options that nothing has looked at."""
+    options = PETSc.Options()
+    unused = [word for word in words if word.startswith("-") and not word[1:2].isdigit()
+              and not word.startswith(AT_THE_END) and not options.used(word.removeprefix("-"))]
+    if unused and comm.rank == 0:
+        print(f"spinverse: warning: nothing used the PETSc options {', '.join(unused)} (a "
+              "misspelt name, or one of a solver that this run does not have)", file=sys.stderr,
+              flush=True)
+
+
 def _set_petsc_options(words: list[str]) -> None:
     if words and not words[0].startswith("-"):
         raise InputError(f"{words[0]!r} after --, expected PETSc options as -name value")
-    PETSc.Options().insertString(" ".join(words))
+    PETSc.Options().insertString("-options_left no " + " ".join(words))  # `_warn_of_unused` says it
     if "-log_view" in words:
         PETSc.Log.begin()  # too late for PETSc to see it: it started before

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import warnings
 from collections.abc import Callable
 from typing import cast
+
+_PACKAGE = os.path.dirname(__file__)
 
 
 class SpinverseError(Exception):
@@ -23,6 +27,11 @@ class SolverError(SpinverseError, RuntimeError):
     """A solver failed: no factorisation, no convergence, not enough eigenpairs."""
 
 
+def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line outside this package that asked for it."""
+    warnings.warn(message, category, skip_file_prefixes=(_PACKAGE,))
+
+
 def one_line(message) -> str:
     """A message without line breaks; an exception without one gives its name."""
     return " ".join(str(message).split()) or type(message).__name__
@@ -33,12 +42,7 @@ def on_root[T](comm, function: Callable[..., T], *args, **kwargs) -> T | None:
 
     Returns the function's value on rank 0 and ``None`` elsewhere. Collective over ``comm``.
     """
-    value, error = None, None
-    if comm.rank == 0:
-        try:
-            value = function(*args, **kwargs)
-        except Exception as exception:  # noqa: BLE001 - handed on, on every rank
-            error = _sendable(exception)
+    value, error = _tried(function, *args, **kwargs) if comm.rank == 0 else (None, None)
     error = comm.bcast(error, root=0)
     if error is not None:
         raise error
@@ -51,15 +55,18 @@ def on_all[T](comm, function: Callable[..., T], *args, **kwargs) -> T:
     The function must not be collective: one that fails would leave the others waiting. Collective
     over ``comm``.
     """
-    value, error = None, None
-    try:
-        value = function(*args, **kwargs)
-    except Exception as exception:  # noqa: BLE001 - handed on, on every rank
-        error = _sendable(exception)
+    value, error = _tried(function, *args, **kwargs)
     for found in comm.allgather(error):
         if found is not None:
             raise found
     return cast(T, value)
+
+
+def _tried(function: Callable, *args, **kwargs) -> tuple:
+    try:
+        return function(*args, **kwargs), None
+    except Exception as exception:  # noqa: BLE001 - handed on, on every rank
+        return None, _sendable(exception)
 
 
 def _sendable(error: Exception) -> Exception:

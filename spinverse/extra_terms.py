@@ -69,21 +69,41 @@ def check_function(function) -> None:
 
 
 def check_bilinear(form, m, v) -> None:
-    """Refuse what is no form, or not linear in trial and test function m and v."""
-    if not _bilinear(form, m, v):
+    """Refuse what is no form, or not linear in trial and test function m and v.
+
+    Each term has both arguments once; compiling would find out too late.
+    """
+    bilinear = isinstance(form, ufl.Form)
+    try:
+        if bilinear:
+            check_form_arity(expand_derivatives(form), (v, m))
+            bilinear = form.empty() or set(form.arguments()) == {m, v}
+    except ArityMismatch:
+        bilinear = False
+    if not bilinear:
         raise InputError("extra_terms: expected a UFL form linear in m and in v, "
                          f"got {str(form)!r:.60}")
 
 
-def _bilinear(form, m, v) -> bool:
-    """Whether each term has both arguments once; compiling would find out too late."""
-    if not isinstance(form, ufl.Form):
-        return False
-    try:
-        check_form_arity(expand_derivatives(form), (v, m))
-    except ArityMismatch:
-        return False
-    return form.empty() or set(form.arguments()) == {m, v}
+def check_regions(form: ufl.Form, mesh: Mesh, outer: list[int]) -> None:
+    """Refuse integrals over regions that the mesh has not: they would be nothing. Collective.
+
+    Args:
+        outer: numbers that ``ds`` itself has.
+    """
+    tags = sorted(set().union(*mesh.comm.allgather(set(mesh.cell_tags.tolist()))))
+    for integral in form.integrals():
+        kind, ids = integral.integral_type(), integral.subdomain_id()
+        ids = ids if isinstance(ids, tuple) else (ids,)
+        wrong = [i for i in ids if isinstance(i, int) and i not in (
+            tags if kind == "cell" else outer if kind == "exterior_facet" else [])]
+        if wrong and kind == "cell":
+            raise InputError(f"extra_terms: dx({wrong[0]}), but the mesh has the cell tags "
+                             f"{', '.join(map(str, tags))}")
+        if wrong:
+            raise InputError(f"extra_terms: {'dS' if kind == 'interior_facet' else 'ds'}"
+                             f"({wrong[0]}): facets have no tags, expected dS and ds alone, times "
+                             "a coefficient that says where")
 
 
 def has(form: ufl.Form, coefficient) -> bool:
@@ -131,7 +151,6 @@ def coefficients_of(mesh: Mesh, given: Mapping | None) -> dict:
     """Named values as UFL.
 
     Args:
-        mesh: the mesh.
         given: for each name a number, a vector or a tensor, which becomes a Constant; values by
             cell tag or ``(Nt, ...)`` over the cells of the input, which become DG0 Functions; or
             anything that UFL knows, as it is.
@@ -206,33 +225,33 @@ class Blocks:
     positions: dict[int, PETSc.Mat]
     turns: bool
 
+    @property
+    def matrices(self) -> list[PETSc.Mat]:
+        return [self.decay, *self.fields, *self.positions.values()]
+
     def destroy(self) -> None:
-        for matrix in (self.decay, *self.fields, *self.positions.values()):
+        for matrix in self.matrices:
             matrix.destroy()
 
 
 def blocks(problem) -> Blocks:
-    """The extra terms at their present coefficients. Collective.
-
-    Args:
-        problem: a `spinverse.BlochTorrey` with extra terms.
+    """The extra terms of a `spinverse.BlochTorrey` at their present coefficients. Collective.
 
     Raises:
         Unsuitable: what is in the way of the structure above.
         InputError: entries that are not finite.
     """
-    # in parallel PETSc frees nothing by itself
-    pool: list[PETSc.Mat] = []
+    pool: list[PETSc.Mat] = []  # in parallel PETSc frees nothing by itself
     kept: list[PETSc.Mat] = []
     try:
         result = _blocks(problem, pool)
-        kept = [result.decay, *result.fields, *result.positions.values()]
+        kept = result.matrices
+        return result
     finally:
         problem.g.value[:], problem.echo_sign.value = 0.0, 1.0
         for matrix in pool:
             if not any(matrix is other for other in kept):
                 matrix.destroy()
-    return result
 
 
 def _blocks(problem, pool: list) -> Blocks:
@@ -283,12 +302,9 @@ def _blocks(problem, pool: list) -> Blocks:
 def structure(problem) -> tuple[int, bool]:
     """What the matrix formalism is to expect. Collective.
 
-    At coefficients near the present ones too, for they may change: a velocity of zero has any
-    structure.
-
-    Returns:
-        How many of `Blocks.fields` are ever to be looked at, 0, 1 or 2; and whether magnetisation
-        may grow (if it does, the modes tell).
+    How many of `Blocks.fields` are ever to be looked at, 0, 1 or 2; and whether magnetisation may
+    grow (if it does, the modes tell). At coefficients near the present ones too, for they may
+    change: a velocity of zero has any structure.
 
     Raises:
         Unsuitable: as `blocks`.
@@ -348,20 +364,19 @@ def _perturbed(problem):
     constants = [c for c in form.constants() if not any(c is x for x in own)
                  and isinstance(c, dolfinx.fem.Constant)]
     functions = [f for f in form.coefficients() if isinstance(f, dolfinx.fem.Function)]
-    before = [np.copy(c.value) for c in constants], [f.x.array.copy() for f in functions]
+    views = [c.value.reshape(1, *c.ufl_shape) for c in constants] + [
+        f.x.array.reshape(-1, *(f.function_space.value_shape * (f.function_space.dofmap.bs > 1)))
+        for f in functions]
+    before = [view.copy() for view in views]
     try:
-        for k, c in enumerate(constants):
-            c.value[...] = _moved(np.asarray(c.value)[None], c.ufl_shape, k)[0]
-        for k, f in enumerate(functions):
-            shape = f.function_space.value_shape if f.function_space.dofmap.bs > 1 else ()
-            f.x.array[:] = _moved(f.x.array.reshape(-1, *shape), shape, k).ravel()
+        for k, view in enumerate(views):
+            view[...] = _moved(view, view.shape[1:], k)
+        for f in functions:
             f.x.scatter_forward()
         yield
     finally:
-        for c, value in zip(constants, before[0], strict=True):
-            c.value[...] = value
-        for f, value in zip(functions, before[1], strict=True):
-            f.x.array[:] = value
+        for view, values in zip(views, before, strict=True):
+            view[...] = values
 
 
 def _moved(values: np.ndarray, shape: tuple, seed: int) -> np.ndarray:

@@ -47,13 +47,8 @@ def pair_across(mesh: Mesh, axis: int, points: tuple[np.ndarray, np.ndarray],
     """Labels of nodes that the period of ``axis`` carries onto each other. Collective.
 
     Every rank gathers both faces: surfaces are small beside what a rank holds of the volume.
-
-    Args:
-        points: nodes of the owned facets on the lower and the upper face, ``(n, k, 3)`` um.
-        labels: integers of these nodes, ``(n, k)``.
-
-    Returns:
-        ``(m, 2)`` labels, lower face first, the same on every rank.
+    ``points (n, k, 3)`` um and ``labels (n, k)`` are of the nodes of the owned facets on the lower
+    and the upper face. Gives ``(m, 2)`` labels, lower face first, the same on every rank.
 
     Raises:
         InputError: a face is missing, or the two do not carry the same triangulation.

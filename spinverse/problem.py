@@ -14,7 +14,8 @@ from petsc4py import PETSc
 
 from . import extra_terms as extra
 from . import forms
-from .errors import InputError
+from .errors import InputError, SpinverseError, one_line
+from .mesh.distributed import Mesh
 from .tissue import Tissue
 from .traces import FacetTraces, tie
 from .unknowns import Unknowns
@@ -67,8 +68,8 @@ class BlochTorrey:
             D=extra.cell_function(domain, tissue.diffusivity, "D"),
             R2=extra.cell_function(domain, 1.0 / tissue.T2, "R2"),
             kappa=self.kappa, x=ufl.SpatialCoordinate(domain) - centre, g=self.g,
-            dx=ufl.Measure("dx", domain), dS=ufl.Measure("dS", domain),
-            ds=_boundary(tissue), extra=extra.coefficients_of(self.mesh, extra_coefficients),
+            dx=_cells(self.mesh), dS=ufl.Measure("dS", domain), ds=_boundary(tissue),
+            extra=extra.coefficients_of(self.mesh, extra_coefficients),
             rho=extra.cell_function(domain, tissue.density, "rho") if self._balanced else None,
             periodic=self.periodic, Q=self.Q, echo_sign=self.echo_sign,
             membrane=self.mesh.facet_function(np.where(self.tied, 0, 1), "not tied")
@@ -77,8 +78,15 @@ class BlochTorrey:
         self.extra_form = ufl.form.Form([])
         if extra_terms is not None:
             m, v = ufl.TrialFunction(self.pair_space), ufl.TestFunction(self.pair_space)
-            self.extra_form = self.extra_of(m, v)
+            try:
+                self.extra_form = self.extra_of(m, v)
+            except SpinverseError:
+                raise
+            except Exception as error:  # UFL's have no common base
+                raise InputError(f"extra_terms: {type(error).__name__}: {one_line(error)}, "
+                                 "expected a function that returns a UFL form") from error
             extra.check_bilinear(self.extra_form, m, v)
+            extra.check_regions(self.extra_form, self.mesh, [1] if self.periodic else [])
         self._blocks: extra.Blocks | None = None
         self._with_extra: PETSc.Mat | None = None
 
@@ -185,12 +193,9 @@ class BlochTorrey:
         return m, v, self.coefficients
 
     @cached_property
-    def _decay_form(self) -> dolfinx.fem.Form:
-        return self.compile(forms.decay(*self.scalar_arguments))
-
-    @cached_property
-    def _decay_matrix(self) -> PETSc.Mat:
-        return fem_petsc.create_matrix(self._decay_form)
+    def _decay(self) -> tuple[dolfinx.fem.Form, PETSc.Mat]:
+        form = self.compile(forms.decay(*self.scalar_arguments))
+        return form, fem_petsc.create_matrix(form)
 
     def decay_matrix(self) -> PETSc.Mat:
         """Matrix of `forms.decay` at the present permeability, on the tied space.
@@ -209,9 +214,9 @@ class BlochTorrey:
             if self._blocks.turns and not self.num_fields:
                 raise extra.Unsuitable("with their present coefficients they turn the phase without"
                                        " a gradient, which they did not at first")
-        matrix = self._decay_matrix
+        form, matrix = self._decay
         matrix.zeroEntries()
-        fem_petsc.assemble_matrix(matrix, self._decay_form)
+        fem_petsc.assemble_matrix(matrix, form)
         matrix.assemble()
         if self._blocks is None:
             return self._tie(matrix)
@@ -320,6 +325,13 @@ class BlochTorrey:
 
     def _tie(self, matrix: PETSc.Mat) -> PETSc.Mat:
         return matrix if self.prolongation is None else matrix.ptap(self.prolongation)
+
+
+def _cells(mesh: Mesh) -> ufl.Measure:
+    """Integrals over cells; those of a tag are ``dx(tag)``."""
+    tags = dolfinx.mesh.meshtags(mesh.domain, mesh.dim, np.arange(
+        len(mesh.cell_tags), dtype=np.int32), mesh.cell_tags.astype(np.int32))
+    return ufl.Measure("dx", mesh.domain, subdomain_data=tags)
 
 
 def _boundary(tissue: Tissue) -> ufl.Measure:

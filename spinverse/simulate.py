@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -98,19 +99,34 @@ def simulate(tissue: Tissue, acquisition: Acquisition, engine: str = "auto",
                              f"spinverse.{kind.__name__}")
     problem = BlochTorrey(tissue, degree_for(tissue, acquisition, degree), extra_terms,
                           extra_coefficients, extra_breakpoints)
-    solver = make_engine(problem, acquisition, engine, modes, tolerance, time_step)
-    values = solver.signals()
-    error = estimated_mesh_error(solver) if mesh_error else np.nan
-    if error > LARGE and tissue.mesh.comm.rank == 0:
+    solver = make_engine(problem, acquisition.with_unweighted(), engine, modes, tolerance,
+                         time_step)
+    signals = signals_of(solver, acquisition, mesh_error)
+    if signals.mesh_error > LARGE and tissue.mesh.comm.rank == 0:
         _log.warning("mesh: estimated error %.2g of S/S0, beside %.1g of modes or steps; expected "
-                     "smaller cells%s", error, solver.estimated_error,
+                     "smaller cells%s", signals.mesh_error, solver.estimated_error,
                      " or degree=2" if problem.degree == 1 else "")
-    return Signals(acquisition, values, solver.estimated_error, UM3, error)
+    return signals
 
 
-def estimated_mesh_error(solver: MatrixFormalism | TimeStepping) -> float:
-    """Of S / S(b=0, t=0); nan if the engine has no modes. After its signals. Collective."""
-    return error_of_mesh(solver) if isinstance(solver, MatrixFormalism) else np.nan
+def signals_of(engine: MatrixFormalism | TimeStepping, acquisition: Acquisition,
+               mesh_error: bool = True) -> Signals:
+    """Signals of an engine for ``acquisition.with_unweighted()``. Collective.
+
+    With the error of the mesh, if it is wanted and the engine has modes.
+    """
+    whole = Signals(acquisition.with_unweighted(), engine.signals(), engine.estimated_error, UM3)
+    error = (error_of_mesh(engine) if mesh_error and isinstance(engine, MatrixFormalism)
+             else np.nan)
+    return replace(whole.select(slice(len(acquisition))), acquisition=acquisition,
+                   unweighted=_reference(whole)[: len(acquisition)], mesh_error=error)
+
+
+def _reference(signals: Signals) -> np.ndarray:
+    try:
+        return signals.reference
+    except InputError:  # nothing is left at b = 0
+        return np.full(len(signals), np.nan)
 
 
 def degree_for(tissue: Tissue, acquisition: Acquisition, degree: int | str = "auto") -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from .errors import InputError
+from .errors import InputError, warn_caller
 from .mesh.distributed import Mesh
 from .periodic import AXES, check_faces, periodic_axes
 from .units import describe_permeability
@@ -51,26 +51,40 @@ class Permeability:
         object.__setattr__(self, "values", values)
 
     @classmethod
-    def on(cls, mesh: Mesh, membrane: float | Mapping[int, float], elsewhere: float = np.inf,
-           outer: float = 0.0) -> Permeability:
+    def on(cls, mesh: Mesh, membrane: float | Mapping[int, float] | None,
+           elsewhere: float = np.inf, outer: float = 0.0) -> Permeability:
         """One permeability on the known membrane, another elsewhere.
 
         Args:
             mesh: a mesh that knows its interface facets.
-            membrane: um/ms on interface facets; or a value for each interface tag.
+            membrane: um/ms on interface facets; or a value for each interface tag; ``None`` on a
+                mesh that has none.
             elsewhere: um/ms on the other interior facets; ``inf`` ties them.
             outer: um/ms on outer facets. 0 reflects, and then interface facets that lie on the
                 outer boundary reflect too; with a positive value (absorbing) they are membrane.
+
+        Raises:
+            InputError: a membrane without interface facets, or the other way round.
         """
         outer, elsewhere = _number("outer", outer), _number("elsewhere", elsewhere)
         values = np.where(mesh.outer, outer, elsewhere)
-        tags = membrane if isinstance(membrane, Mapping) else None
         present = set().union(*mesh.comm.allgather(set(np.unique(mesh.interface).tolist()))) - {0}
-        if tags is not None:
-            check_tags("permeability", "interface", tags, present)
-        for tag in present:
-            there = (mesh.interface == tag) & (~mesh.outer | (outer > 0))
-            values[there] = _number("membrane", tags[tag] if tags is not None else membrane)
+        tags = membrane if isinstance(membrane, Mapping) else dict.fromkeys(present, membrane)
+        check_tags("permeability", "interface", tags, present)
+        walls = ~mesh.outer | (outer > 0)
+        on_outer, known = (mesh.comm.allreduce(int(np.count_nonzero(mesh.interface[where])))
+                           for where in (~walls, walls))
+        if known and membrane is None:
+            raise InputError("permeability.membrane: missing, expected a value for the "
+                             f"{known} known interface facets of the mesh")
+        if membrane is not None and not known and membrane != {}:
+            raise InputError("permeability: a value for the membrane, but " + (
+                f"its {on_outer} facets are all on the outer boundary, which reflects; expected "
+                "none, or boundary: absorbing" if on_outer else
+                "the mesh has no interface facets (of gmsh: a physical group of surfaces), "
+                "expected elsewhere alone, and no membrane"))
+        for tag in present if known else ():
+            values[(mesh.interface == tag) & walls] = _number("membrane", tags[tag])
         return cls(mesh, values)
 
     @classmethod
@@ -167,25 +181,13 @@ class Tissue:
 
     def with_permeability(self, values: np.ndarray) -> Tissue:
         """The same tissue with other facet permeabilities, ``(nf,)`` um/ms."""
-        return Tissue(self.mesh, _Local(self.diffusivity), _Local(self.T2), _Local(self.density),
-                      Permeability(self.mesh, values), self.interface, self.periodic)
-
-
-@dataclass(frozen=True)
-class _Local:
-    """Values already laid out over the cells of this rank."""
-
-    values: np.ndarray
+        result = copy(self)
+        object.__setattr__(result, "permeability", Permeability(self.mesh, values))
+        return result
 
 
 def check_tags(field: str, kind: str, given: Iterable[int], present: set[int]) -> None:
-    """Refuse values by tag where one is missing; warn of those that nothing has.
-
-    Args:
-        field: whose values they are.
-        kind: of tags, "cell" or "interface".
-        given: tags with a value.
-        present: tags of the whole mesh.
+    """Refuse values by tag ("cell" or "interface") where one is missing.
 
     Warns:
         UserWarning: a value for a tag that is not there.
@@ -196,8 +198,8 @@ def check_tags(field: str, kind: str, given: Iterable[int], present: set[int]) -
         raise InputError(f"{field}: no value for {kind} tag {missing[0]}, expected one for each "
                          f"of {known}")
     if more := sorted(given - present):
-        warnings.warn(f"{field}: a value for {kind} tag {more[0]}, which no part of the mesh has "
-                      f"(it has {known or 'none'})", UserWarning, stacklevel=4)
+        warn_caller(f"{field}: a value for {kind} tag {more[0]}, which no part of the mesh has "
+                    f"(it has {known or 'none'})")
 
 
 def by_cell_tag(mesh: Mesh, field: str, entries: Mapping[int, np.ndarray]) -> np.ndarray:
@@ -212,8 +214,6 @@ def by_cell_tag(mesh: Mesh, field: str, entries: Mapping[int, np.ndarray]) -> np
 
 def _per_cell(mesh: Mesh, field: str, value, tensor: bool = False) -> np.ndarray:
     """Values over the cells of this rank, ghosts included: ``(nc,)`` or ``(nc, 3, 3)``."""
-    if isinstance(value, _Local):
-        return value.values
     number = len(mesh.cell_tags)
     square = (mesh.dim, mesh.dim)
     shapes = ((), square) if tensor else ((),)
@@ -274,10 +274,9 @@ def _smallest_eigenvalue(D: np.ndarray) -> np.ndarray:
 
 def _check(mesh: Mesh, field: str, expected: str, values: np.ndarray, good: np.ndarray) -> None:
     """Raise the same error on every rank for the first bad cell."""
-    bad = np.flatnonzero(~good)[:1]
-    found = [(int(mesh.input_cells[i]), str(values[i].tolist()))
-             for i in bad] if values.ndim > 1 else [
-             (int(mesh.input_cells[i]), f"{values[i]:g}") for i in bad]
+    found = [(int(mesh.input_cells[i]),
+              f"{values[i]:g}" if values.ndim == 1 else str(values[i].tolist()))
+             for i in np.flatnonzero(~good)[:1]]
     everywhere = [item for part in mesh.comm.allgather(found) for item in part]
     if everywhere:
         cell, value = min(everywhere)

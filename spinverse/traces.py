@@ -20,19 +20,14 @@ from mpi4py import MPI
 from petsc4py import PETSc
 
 from .mesh.distributed import Mesh
-from .parallel.exchange import reduced
+from .parallel.exchange import Route, reduced
 from .periodic import faces, pair_across
 
 _FACETS = {1: basix.CellType.point, 2: basix.CellType.interval, 3: basix.CellType.triangle}
 
 
 class FacetTraces:
-    """Pairs the two sides of every owned facet of a broken scalar Lagrange space.
-
-    Args:
-        mesh: the mesh.
-        space: broken Lagrange space of any degree on ``mesh.domain``.
-    """
+    """Pairs the two sides of every owned facet of a broken scalar Lagrange space of any degree."""
 
     def __init__(self, mesh: Mesh, space: dolfinx.fem.FunctionSpace):
         self.mesh, self.space = mesh, space
@@ -95,8 +90,8 @@ class FacetTraces:
     def side_nodes(self, side: int, facets: np.ndarray) -> np.ndarray:
         """Dofs at the nodes of facets on one of their sides, ``(n, p)``, in one order on both."""
         element = self.space.element.basix_element
-        found = np.empty((len(facets), _nodes_per_facet(element.degree, self.mesh.dim)),
-                         dtype=np.int64)
+        dim = self.mesh.dim
+        found = np.empty((len(facets), comb(element.degree + dim - 1, dim - 1)), dtype=np.int64)
         for corner, chosen in self._by_corner(side, facets):
             dofs = self.space.dofmap.list[self._cells[facets[chosen], side]]
             found[chosen] = dofs[:, _facet_nodes(element.points, corner)]
@@ -111,15 +106,7 @@ class FacetTraces:
         index_map = space.dofmap.index_map
         global_dofs = np.concatenate([np.arange(*index_map.local_range), index_map.ghosts])
         x = space.tabulate_dof_coordinates()
-        size = _nodes_per_facet(space.element.basix_element.degree, self.mesh.dim)
-        sides = []
-        for facets in faces(self.mesh, axis):
-            dofs = np.empty((len(facets), size), dtype=np.int64)
-            for corner, chosen in self._by_corner(0, facets):
-                nodes = _facet_nodes(space.element.basix_element.points, corner)
-                dofs[chosen] = space.dofmap.list[self._cells[facets[chosen], 0]][:, nodes]
-            sides.append(dofs)
-        low, high = sides
+        low, high = (self.side_nodes(0, facets) for facets in faces(self.mesh, axis))
         return pair_across(self.mesh, axis, (x[low], x[high]),
                            (global_dofs[low], global_dofs[high]))
 
@@ -188,17 +175,9 @@ def tie(mesh: Mesh, space: dolfinx.fem.FunctionSpace, traces: FacetTraces,
 
 def _lower_owners(index_map, label) -> None:
     """Owners take the smallest label that any rank holds for their dofs."""
-    ghosts = label.array[index_map.size_local:]
-    comm = index_map.comm
-    send: list = [[] for _ in range(comm.size)]
-    for owner in range(comm.size):
-        mine = index_map.owners == owner
-        if mine.any():
-            send[owner] = (index_map.ghosts[mine], ghosts[mine])
-    start = index_map.local_range[0]
-    for part in comm.alltoall(send):
-        if len(part):
-            np.minimum.at(label.array, part[0] - start, part[1])
+    route = Route(index_map.comm, index_map.owners)
+    dofs = route.forward(index_map.ghosts) - index_map.local_range[0]
+    np.minimum.at(label.array, dofs, route.forward(label.array[index_map.size_local:]))
 
 
 def _lower_pairs(index_map, label, pairs: np.ndarray) -> None:
@@ -216,17 +195,8 @@ def _lower_pairs(index_map, label, pairs: np.ndarray) -> None:
 def _look_up(comm, index_map, wanted: np.ndarray, values: np.ndarray) -> np.ndarray:
     """``values`` (over owned dofs) at the global dofs ``wanted``, which others may own."""
     starts = np.array(comm.allgather(index_map.local_range[0]) + [index_map.size_global])
-    owner = np.searchsorted(starts, wanted, side="right") - 1
-    asked = comm.alltoall([wanted[owner == rank] for rank in range(comm.size)])
-    answers = comm.alltoall([values[ask - starts[comm.rank]] for ask in asked])
-    result = np.empty(len(wanted), dtype=np.int64)
-    for rank in range(comm.size):
-        result[owner == rank] = answers[rank]
-    return result
-
-
-def _nodes_per_facet(degree: int, dim: int) -> int:
-    return comb(degree + dim - 1, dim - 1)
+    route = Route(comm, np.searchsorted(starts, wanted, side="right") - 1)
+    return route.backward(values[route.forward(wanted) - starts[comm.rank]])
 
 
 def _facet_nodes(nodes: np.ndarray, corner: tuple[int, ...]) -> np.ndarray:

@@ -90,6 +90,8 @@ def gradient_to_si(gradient):
 def gradient_from_si(gradient):
     """Gradient strength from T/m to mT/m."""
     return np.multiply(gradient, 1000.0)
+
+
 def describe_range(values, digits: int = 4) -> str:
     """Text for the range of values, for instance ``1 to 2.5``; nan are left out."""
     values = np.asarray(values, dtype=float)
@@ -113,8 +115,3 @@ def describe_permeability(permeability: float) -> str:
 def describe_diffusivity(diffusivity: float) -> str:
     """Text for a diffusivity given in um^2/ms, for instance ``2 um^2/ms (0.002 mm^2/s)``."""
     return f"{diffusivity:g} um^2/ms ({diffusivity / 1000.0:g} mm^2/s)"
-
-
-def describe_gradient(gradient: float) -> str:
-    """Text for g given in rad/(ms um), for instance ``0.0267522 rad/(ms um) (100 mT/m)``."""
-    return f"{gradient:g} rad/(ms um) ({gradient_from_internal(gradient):g} mT/m)"

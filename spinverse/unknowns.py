@@ -16,14 +16,10 @@ from petsc4py import PETSc
 
 
 class Unknowns:
-    """What belongs to the columns of one space. Without ties all of it is trivial.
+    """What belongs to the columns of one space. Without ties (P None) all of it is trivial.
 
     Columns are arrays ``(n, K)``. *Owned* ones have a row for each unknown of this rank; *local*
     ones have besides them those of other ranks that its cells, ghosts included, touch.
-
-    Args:
-        index_map: of the broken space.
-        P: the prolongation (`spinverse.traces.tie`); None where nothing is tied.
     """
 
     def __init__(self, index_map, P: PETSc.Mat | None):

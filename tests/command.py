@@ -1,8 +1,8 @@
 """The command ``spinverse``, run by tests that send it signals: ``python command.py WORDS...``
 
 ``HOLD=STAGE,ITERATION`` in the environment: there a reconstruction waits for a signal, so that it
-cannot be over before one comes, however slow the test is. In a search for shapes it is the number
-of parts that are done and saved.
+cannot be over before one comes, however slow the test is. ``STAGE,0`` of a search for shapes is
+where its first state has been kept.
 """
 
 import os
@@ -20,20 +20,19 @@ STAGE, _, ITERATION = (os.environ.get("HOLD") or ",-1").partition(",")
 
 
 class Held(Checkpoints):
-    """Waits when an iteration is in the history, and within a part of a search."""
-
-    parts = 0
+    """Waits when an iteration is in the history."""
 
     def within(self, number, iteration, *rest):
         stage = self.stages[self.first + number]
         if not isinstance(stage, Shapes):
             self._wait(stage.name, iteration)
         super().within(number, iteration, *rest)
-        self.parts = iteration
+        if isinstance(stage, Shapes):
+            self._wait(stage.name, 0)
 
-    def within_part(self, stage):
-        self._wait(stage, self.parts)
-        super().within_part(stage)
+    def within_part(self, item):
+        self._wait(item.stage, item.iteration)
+        super().within_part(item)
 
     def _wait(self, stage, iteration):
         end = time.monotonic() + GUARD

@@ -27,6 +27,8 @@ from spinverse.acquisition import (
     write_camino,
     write_fsl,
 )
+from spinverse.acquisition.directions import fibonacci_directions
+from spinverse.config import AcquisitionSection
 from spinverse.errors import InputError
 from spinverse.units import GAMMA
 
@@ -50,6 +52,56 @@ def refuses(function, *arguments, match, **options):
     with pytest.raises(InputError, match=match) as info:
         function(*arguments, **options)
     assert "\n" not in str(info.value)
+
+
+# --- what the formats share ----------------------------------------------------------------------
+
+
+def small_b(folder, kind, b, vectors):
+    """Measurements with delta 12 and Delta 35 ms in a file of this kind."""
+    if kind in ("fsl", "bids"):
+        (folder / "dwi.bval").write_text(" ".join(map(str, b)))
+        (folder / "dwi.bvec").write_text(
+            "\n".join(" ".join(map(str, v)) for v in zip(*vectors, strict=True)))
+        (folder / "dwi.json").write_text('{"SmallDelta": 0.012, "BigDelta": 0.035}')
+        return folder / ("dwi.bval" if kind == "fsl" else "dwi.json")
+    rows = [",".join(map(str, [b, *v, 12, 35])) for b, v in zip(b, vectors, strict=True)]
+    (folder / "dwi.csv").write_text(
+        "b,direction_x,direction_y,direction_z,delta,Delta\n" + "\n".join(rows))
+    lines = [" ".join(map(str, [*v, b * 1e6])) for b, v in zip(b, vectors, strict=True)]
+    (folder / "dwi.scheme").write_text("VERSION: BVECTOR\n" + "\n".join(lines))
+    return folder / f"dwi.{kind}"
+
+
+@pytest.mark.parametrize("kind", ["fsl", "bids", "csv", "scheme"])
+def test_small_b_counts_as_none_when_it_is_read(tmp_path, kind):
+    """Rows that are taken for b = 0 need no direction, in a file as beside a run file's key."""
+    path = small_b(tmp_path, kind, [0, 5, 1000, 1000], [(0, 0, 0)] * 2 + [(1, 0, 0), (0, 0, 1)])
+    times = {} if kind in ("bids", "csv") else {"delta": 12, "Delta": 35}
+    found = read_acquisition(path, **times, b0_threshold=20)
+    np.testing.assert_array_equal(found.b, [0, 0, 1000, 1000])
+    refuses(read_acquisition, path, **times, match="row 1 h")
+    run = {"file": str(path), "b0_up_to_s_per_mm2": 20} | {f"{k}_ms": v for k, v in times.items()}
+    np.testing.assert_array_equal(AcquisitionSection(**run).table().b, found.b)
+
+
+@pytest.mark.parametrize("kind", ["fsl", "bids", "csv", "scheme"])
+def test_small_b_does_not_hide_another_unit(tmp_path, kind):
+    path = small_b(tmp_path, kind, [0, 1, 2], [(1, 0, 0)] * 3)
+    times = {} if kind in ("bids", "csv") else {"delta": 12, "Delta": 35}
+    with pytest.warns(UserWarning, match=r"all 3 measurements are b = 0: the largest b is 2 .*"
+                                         r"meant in ms/um\^2"):
+        assert not read_acquisition(path, **times, b0_threshold=20).b.any()
+
+
+@pytest.mark.parametrize(("b", "vectors", "words"), [
+    ([0, 1000, 1000], [(0, 0, 0), (1, 0, 0), (0, 0, 0)], "rows with b > 0 have none: if they are"),
+    ([0, 1000, 3000], [(0, 0, 0), (3**-0.5, 0, 0), (0, 1, 0)], "divide each vector by its length"),
+    ([3000, 3000, 3000], [(0, 0, 0), (3**-0.5, 0, 0), (0, 1, 0)], "multiply b by their squares"),
+])
+def test_directions_that_are_none_say_what_to_do(tmp_path, b, vectors, words):
+    path = small_b(tmp_path, "fsl", b, vectors)
+    refuses(read_acquisition, path, delta=12, Delta=35, match="expected a unit vector.*" + words)
 
 
 # --- FSL -----------------------------------------------------------------------------------------
@@ -159,6 +211,34 @@ def test_bids_sidecar(suffix):
     table = read_bids(DATA / f"shells{suffix}")
     assert table == read_fsl(BVAL, BVEC, 10.6, 43.1, 89.5)
     assert read_acquisition(DATA / f"shells{suffix}") == table
+
+
+def test_bids_files_further_up(tmp_path):
+    """Sidecar and gradients of all subjects above the images, as BIDS inherits them."""
+    (tmp_path / "dataset_description.json").write_text("{}")
+    folder = tmp_path / "sub-01" / "ses-a" / "dwi"
+    folder.mkdir(parents=True)
+    small_b(tmp_path, "bids", [0, 1000], [(0, 0, 0), (0, 1, 0)])
+    for suffix in (".bval", ".bvec"):
+        (tmp_path / f"dwi{suffix}").rename(tmp_path / f"acq-x_dwi{suffix}")
+    (tmp_path / "dwi.json").write_text('{"SmallDelta": 0.012, "BigDelta": 0.03, "EchoTime": 0.09}')
+    (tmp_path / "acq-y_dwi.json").write_text('{"BigDelta": 0.05}')
+    (tmp_path / "sub-01" / "acq-x_dwi.json").write_text('{"BigDelta": 0.04}')
+    found = read_bids(folder / "sub-01_ses-a_acq-x_dwi.nii.gz")
+    assert found.waveforms == (PGSE(12, 40, 90),)
+    (folder / "sub-01_ses-a_acq-x_dwi.json").write_text('{"BigDelta": 0.045}')
+    assert read_bids(folder / "sub-01_ses-a_acq-x_dwi.nii").waveforms == (PGSE(12, 45, 90),)
+    refuses(read_bids, folder / "sub-01_ses-a_acq-y_dwi.nii", match="no such file")
+    (tmp_path / "dataset_description.json").unlink()
+    refuses(read_bids, folder / "sub-01_ses-a_acq-x_dwi.nii", match="Delta|delta")
+
+
+def test_bvals_and_bvecs(tmp_path):
+    path = small_b(tmp_path, "bids", [0, 1000], [(0, 0, 0), (0, 1, 0)])
+    for name in ("dwi.bval", "dwi.bvec"):
+        (tmp_path / name).rename(tmp_path / f"{name}s")
+    for name in ("dwi.bvals", "dwi.bvecs", "dwi.json"):
+        assert len(read_acquisition(path.with_name(name))) == 2
 
 
 @pytest.mark.parametrize(
@@ -286,6 +366,43 @@ def test_gradient_waveform_scheme():
     assert table.gradient_strength_mT_m[4] == pytest.approx(30, rel=1e-3)
 
 
+def test_gradient_waveforms_of_six_decimals(tmp_path):
+    """One shape in 30 directions, as SpinDoctor writes it, is one waveform; others are others."""
+    t = np.linspace(0, 1, 40)
+    shape = np.concatenate([np.sin(np.pi * t), -np.sin(np.pi * t)])
+    directions = fibonacci_directions(30)
+
+    def written(shapes, digits):
+        lines = [" ".join(["80", "0.00075", *(f"{v:.{digits}f}" for v in np.outer(s, d).ravel())])
+                 for s, d in zip(shapes, directions, strict=False)]
+        path = tmp_path / "six.scheme"
+        path.write_text("VERSION: GRADIENT_WAVEFORM\n" + "\n".join(lines))
+        return read_camino(path)
+
+    found = written([0.04 * shape] * 30, 6)
+    assert [type(waveform) for waveform in found.waveforms] == [Sampled]
+    np.testing.assert_allclose(found.directions, directions, atol=2e-5)
+    assert np.ptp(found.b) < 2e-4 * found.b[0]
+    bent = np.sign(shape) * np.abs(shape)**1.01
+    assert len(written([0.04 * shape, 0.04 * bent], 6).waveforms) == 2
+    turning = np.outer(shape, [1.0, 0, 0]) + 1e-2 * np.outer(np.roll(shape, 5), [0, 1.0, 0])
+    lines = " ".join(f"{v:.6f}" for v in 0.04 * turning.ravel())
+    (tmp_path / "two.scheme").write_text(f"VERSION: GRADIENT_WAVEFORM\n80 0.00075 {lines}")
+    assert read_camino(tmp_path / "two.scheme").waveforms[0].vector
+
+
+def test_camino_remarks_and_a_missing_version(tmp_path):
+    path = tmp_path / "a.scheme"
+    path.write_text("% from a scanner\n# and a remark\n0 0 1 0.04 0.03 0.01 0.06\n")
+    with pytest.warns(UserWarning, match="no line VERSION; its lines of 7 .* STEJSKALTANNER"):
+        assert read_acquisition(path).waveforms == (PGSE(10, 30, 60),)
+    path.write_text("0 0 1 1e9\n")
+    with pytest.warns(UserWarning, match="lines of 4 numbers are taken as BVECTOR"):
+        assert read_acquisition(path, delta=10, Delta=30).b == [1000]
+    path.write_text("0.03\n0\n")
+    refuses(read_acquisition, path, match="expected a first line 'VERSION: NAME'")
+
+
 def test_gradient_waveform_round_trip(tmp_path):
     path = tmp_path / "waves.scheme"
     pair = DoublePGSE(5, 10, 12, True, ([1, 0, 0], [0, 0.6, 0.8]))
@@ -326,7 +443,7 @@ def test_gradient_waveforms_of_smooth_shapes_converge(tmp_path):
     ("text", "message"),
     [
         ("", "expected a first line 'VERSION: NAME'"),
-        ("1 0 0 0.04 0.02 0.005 0.05", "expected a first line 'VERSION: NAME'"),
+        ("1 0 0 0.04 0.02 0.005", "expected a first line 'VERSION: NAME'"),
         ("VERSION: SPIRAL\n1", "VERSION SPIRAL: expected one of STEJSKALTANNER"),
         ("VERSION: 1", "no measurements below VERSION"),
         ("VERSION: 1\n1 0 0 0.04 0.02 0.005", "line 2: 6 numbers, expected 7: x y z |G| DELTA"),

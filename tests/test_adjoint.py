@@ -22,7 +22,7 @@ from spinverse.engines.march.time_stepping import TimeStepping
 from spinverse.engines.modal.matrix_formalism import MatrixFormalism
 from spinverse.inversion.facets.controls import CONTROLS, FromLog
 from spinverse.inversion.facets.facet_graph import FacetGraph
-from spinverse.inversion.facets.priors import PRIORS, make_prior
+from spinverse.inversion.facets.priors import PRIORS
 from spinverse.inversion.likelihood import Likelihood
 
 ENGINES = ("matrix_formalism", "time_stepping")
@@ -75,7 +75,7 @@ def functional(problem, engine, control="log", priors=PRIORS):
         predicted = simulated_signals(mapped(z, FromLog(unknown, fixed)), engine)
         loss = scalar(predicted, misfit)
         for name in priors:
-            loss = loss + scalar(z, make_prior(name, graph, unknown))
+            loss = loss + scalar(z, PRIORS[name](graph))
     finally:
         pause_annotation()
     return ReducedFunctional(loss, Control(start)), start

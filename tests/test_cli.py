@@ -136,7 +136,7 @@ def permeability(run):
 @pytest.mark.parametrize("optimiser", ["adam: {warm_up: 2, cycle: 5}", "tao: {type: bqnls}",
                                        "gauss_newton: {damping: 1.0}"])
 def test_a_resumed_run_ends_as_an_unbroken_one(ready, capsys, monkeypatch, optimiser):
-    place, say = ready, commands.reconstruct.Screen.iteration
+    place, say = ready, commands.reconstruct.terminal.Screen.iteration
     monkeypatch.setattr(commands.reconstruct, "CHECKPOINT_EVERY", 2)
     (place / "reconstruct.yaml").write_text(RECONSTRUCT.replace(
         "name: all, iterations: 4", f"name: all, iterations: 7, optimiser: {{{optimiser}}}"
@@ -150,7 +150,7 @@ def test_a_resumed_run_ends_as_an_unbroken_one(ready, capsys, monkeypatch, optim
             raise RuntimeError("power cut")
 
     with monkeypatch.context() as patch:
-        patch.setattr(commands.reconstruct.Screen, "iteration", power_cut)
+        patch.setattr(commands.reconstruct.terminal.Screen, "iteration", power_cut)
         assert reconstruct(place, "-q") == 1
     found = place / "found"
     (found / folder.CHECKPOINT).write_bytes(b"half a checkpoint")  # the one before serves
@@ -168,7 +168,7 @@ def test_a_resumed_run_ends_as_an_unbroken_one(ready, capsys, monkeypatch, optim
 def test_an_interrupted_run_is_resumed(ready, capsys, monkeypatch):
     place = ready
     monkeypatch.setattr(commands.reconstruct, "CHECKPOINT_EVERY", 2)
-    say = commands.reconstruct.Screen.iteration
+    say = commands.reconstruct.terminal.Screen.iteration
 
     def power_cut(self, item, done):
         say(self, item, done)
@@ -179,7 +179,7 @@ def test_an_interrupted_run_is_resumed(ready, capsys, monkeypatch):
     whole = permeability(place / "found")
     (place / "found").rename(place / "unbroken")
     with monkeypatch.context() as patch:
-        patch.setattr(commands.reconstruct.Screen, "iteration", power_cut)
+        patch.setattr(commands.reconstruct.terminal.Screen, "iteration", power_cut)
         assert reconstruct(place, "-q") == 1
     assert "RuntimeError: power cut" in refused(capsys)
     found = place / "found"
@@ -200,6 +200,19 @@ def test_an_interrupted_run_is_resumed(ready, capsys, monkeypatch):
     (place / "other.yaml").write_text(other)
     assert reconstruct(place, "--resume", config="other.yaml") == 2
     assert "has stages long, all" in refused(capsys)
+
+
+def test_a_run_is_resumed_on_its_own_mesh_only(ready, capsys):
+    """A mesh that is made has no file whose hash would tell."""
+    made = RECONSTRUCT.replace("{file: ball.npz}", "{builder: tagged_grid, length_um: 20, "
+                               "cells: 2, shape: {kind: ball, radius_um: 7}}")
+    (ready / "made.yaml").write_text(made.replace("  - {name: all,", "  # - {name: all,"))
+    assert reconstruct(ready, "-q", config="made.yaml") == 0
+    assert reconstruct(ready, "-q", "--resume", config="made.yaml") == 0
+    for old, new in (("length_um: 20", "length_um: 21"), ("radius_um: 7", "radius_um: 6")):
+        (ready / "other.yaml").write_text((ready / "made.yaml").read_text().replace(old, new))
+        assert reconstruct(ready, "--resume", config="other.yaml") == 2
+        assert "the section mesh is not what the run in" in refused(capsys)
 
 
 def test_output_folder(place, capsys):
@@ -250,7 +263,6 @@ def one_row_less(place):
 
 
 @pytest.mark.parametrize("text, damage, message", [
-    (RECONSTRUCT, one_row_less, "11 rows, expected 12"),
     (RECONSTRUCT + PGSE, one_row_less, "expected 12 rows as in the acquisition, found 11"),
     (RECONSTRUCT + PGSE.replace("2000", "2001"), None, "b is 2000.0, expected 2001.0"),
     (RECONSTRUCT.replace("signals.csv", "no.csv"), None, "no.csv: there is no such file"),
@@ -274,6 +286,37 @@ def test_bad_reconstructions(ready, capsys, text, damage, message):
     assert reconstruct(place, config="bad.yaml") == 2
     assert message in refused(capsys)
     assert sorted(place.rglob("*")) == before
+
+
+def test_a_filtered_copy_of_our_signals(ready, capsys):
+    """Rows may be left out; but they may also have been lost."""
+    one_row_less(ready)
+    assert cli.main(["reconstruct", str(ready / "reconstruct.yaml"), "--dry-run", "-q"]) == 0
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "11 rows, expected 12" in said and "filtered copy" in said
+
+
+@pytest.mark.parametrize("kind", ["column", "npy", "voxel"])
+def test_signals_as_numbers_alone(ready, capsys, kind):
+    """In any unit, beside an acquisition."""
+    values = 37.0 * read_signals(ready / "target" / "signals.csv").magnitude
+    where = {"column": "dwi.txt", "npy": "dwi.npy", "voxel": "dwi.nii.gz, voxel: [1, 0, 2]"}[kind]
+    if kind == "column":
+        (ready / "dwi.txt").write_text("\n".join(map(str, values)))
+    elif kind == "npy":
+        np.save(ready / "dwi.npy", values)
+    else:
+        nibabel = pytest.importorskip("nibabel")
+        image = np.zeros((2, 1, 3, len(values)))
+        image[1, 0, 2] = values
+        nibabel.save(nibabel.Nifti1Image(image, np.eye(4)), ready / "dwi.nii.gz")
+    plain = RECONSTRUCT.replace("target/signals.csv", where)
+    (ready / "plain.yaml").write_text(plain + PGSE)
+    assert cli.main(["reconstruct", str(ready / "plain.yaml"), "--dry-run"]) == 0
+    assert "12 measurements" in capsys.readouterr().out
+    (ready / "plain.yaml").write_text(plain)
+    assert cli.main(["reconstruct", str(ready / "plain.yaml"), "--dry-run"]) == 2
+    assert "holds 12 numbers and no measurements, expected an acquisition" in refused(capsys)
 
 
 @pytest.mark.parametrize("arguments", [
@@ -386,11 +429,14 @@ def test_the_log_of_petsc_has_named_stages(ready, config, once, solves):
         assert found["responses"]["responses"] == found["forward"]["forward"] >= back
 
 
-def test_petsc_options_follow_two_dashes(place):
+def test_petsc_options_follow_two_dashes(place, capsys):
     from petsc4py import PETSc
 
     assert simulate(place, "-q", "--", "-spinverse_test_option", "7") == 0
     assert PETSc.Options().getInt("spinverse_test_option") == 7
+    said = capsys.readouterr().err
+    assert said.startswith("spinverse: warning: nothing used the PETSc options "
+                           "-spinverse_test_option (") and said.count("\n") == 1
 
 
 def test_without_matplotlib(place, capsys, monkeypatch):

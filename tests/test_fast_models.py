@@ -70,7 +70,7 @@ def test_blocks_add_up_to_the_assembled_operator(comm, case):
     density[mesh.input_cells] = problem.tissue.density
     comm.Allreduce(MPI.IN_PLACE, density, op=MPI.MAX)
     # with nothing slowed by open facets
-    blocks = Assembly(problem, whole, WALL, OPEN).blocks(resistance=0.0)
+    blocks = Assembly(problem, whole).blocks(Walls(WALL, OPEN, True), 0.0)
     n = blocks.mass.shape[1]
     size = n * len(whole.cells)
     root = np.repeat(np.sqrt(density), n)
@@ -115,11 +115,11 @@ def test_open_facets_slow_cells_down():
     mesh = grid()
     whole = WholeMesh.of(mesh)
     problem = problem_of(mesh, np.full(mesh.num_owned_facets, 1.0), {}, {}, 1)
-    free, slow, half = (Assembly(problem, whole, WALL, opening).blocks(r).decay
+    free, slow, half = (Assembly(problem, whole).blocks(Walls(WALL, opening, True), r).decay
                         for opening, r in ((np.inf, 2.0), (100.0, 2.0), (100.0, 1.0)))
     np.testing.assert_allclose(free - slow, 2 * (free - half), atol=1e-12)
     assert np.trace(free - slow, axis1=1, axis2=2).min() > 0
-    closed = Assembly(problem, whole, WALL, 1e-3).blocks(2.0).decay
+    closed = Assembly(problem, whole).blocks(Walls(WALL, 1e-3, True), 2.0).decay
     np.testing.assert_allclose(closed, 0.2 * free, atol=1e-12)
 
 
@@ -151,7 +151,7 @@ def test_what_the_fast_models_cannot_take_is_said(tissue, terms, message):
     problem = problem_of(mesh, np.ones(mesh.num_owned_facets), tissue,
                          {**TERMS, "extra_terms": terms} if terms else {}, 1)
     with pytest.raises(InputError, match=message):
-        Assembly(problem, WholeMesh.of(mesh), WALL, OPEN).blocks()
+        Assembly(problem, WholeMesh.of(mesh)).blocks(Walls(WALL, OPEN, True))
 
 
 # ---- signals ------------------------------------------------------------------------------------
@@ -193,7 +193,7 @@ TABLES = {
 
 def blocks_of(mesh, whole, opening=np.inf, tissue=None, terms=None):
     problem = problem_of(mesh, np.ones(mesh.num_owned_facets), tissue or {}, terms or {}, 1)
-    return Assembly(problem, whole, WALL, opening).blocks()
+    return Assembly(problem, whole).blocks(Walls(WALL, opening, True))
 
 
 @pytest.mark.parametrize("boundary", ["absorbing", "reflecting"])

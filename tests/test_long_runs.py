@@ -9,12 +9,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 from mpi import GUARD, ROOT, clean_environment, find_mpiexec, run_mpi, wait_until
 
 from spinverse import cli, commands
+from spinverse.commands import interruption
 from spinverse.commands.interruption import BY_HAND, CODE, Interrupted, at_once, noted
 from spinverse.mesh import Ball, tagged_grid, write_npz
 from spinverse.report import folder
@@ -157,36 +159,39 @@ def test_more_ranks_go_on(made, out):
 def test_checkpoints_by_time(made, out, monkeypatch):
     (made / "timed.yaml").write_text(RECONSTRUCT.replace(
         "{every_iterations: 2}", "{every_iterations: 1000, every_s: 1e-9}"))
-    say = commands.reconstruct.Screen.iteration
+    say = commands.reconstruct.terminal.Screen.iteration
 
     def power_cut(self, item, done):
         say(self, item, done)
         if (item.stage, item.iteration) == ("all", 4):
             raise RuntimeError("power cut")
 
-    monkeypatch.setattr(commands.reconstruct.Screen, "iteration", power_cut)
+    monkeypatch.setattr(commands.reconstruct.terminal.Screen, "iteration", power_cut)
     assert cli.main(["reconstruct", str(made / "timed.yaml"), "-o", str(out), "-q"]) == 1
     assert folder.load_checkpoint(out, ["long", "all"], {}).iteration == 3
 
 
 def test_a_search_for_shapes_that_has_done_no_part(made, out):
-    ended, errors = told(out, "cell,0", signal.SIGUSR1, config="shapes.yaml")
-    assert ended == CODE and "in stage cell; there was no checkpoint yet, so nothing is" in errors
+    ended, errors = told(out, "cell,1", signal.SIGUSR1, config="shapes.yaml")
+    assert ended == CODE and "stage cell, iteration 1; there was no checkpoint yet, so" in errors
     assert not out.exists()
 
 
 @pytest.mark.slow
-def test_a_search_for_shapes_goes_on_with_its_next_part(made, out, capsys):
+def test_a_search_for_shapes_goes_on_in_the_middle_of_a_part(made, out, capsys):
     assert cli.main(["reconstruct", str(made / "shapes.yaml"), "-o", str(made / "searched"),
                      "-q"]) == 0
-    process = start(out, "--resume", config="shapes.yaml", hold="cell,1")  # of nothing: it begins
+    process = start(out, "--resume", config="shapes.yaml", hold="cell,0")  # of nothing: it begins
     wait_until((out / folder.CHECKPOINT).is_file, process)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=GUARD)
-    assert process.returncode == CODE and "cell" in errors and "--resume goes on" in errors, errors
-    assert folder.load_checkpoint(out, ["cell"], {}).iteration == 1
+    process.kill()
+    process.communicate(timeout=GUARD)
+    assert cli.main(["reconstruct", str(made / "shapes.yaml"), "-o", str(out)]) == 2
+    assert "(or --resume to go on with the run in it, --force" in capsys.readouterr().err
+    kept = folder.load_checkpoint(out, ["cell"], {}).iteration
     resume(out, "shapes.yaml")
-    assert "resumed at stage cell, iteration 1" in capsys.readouterr().out
+    assert f"resumed at stage cell, iteration {kept}" in capsys.readouterr().out
+    rows = [row["iteration"] for row in folder.read_history(out / folder.HISTORY)]
+    assert rows == list(range(1, len(rows) + 1)) and len(rows) > kept
     with np.load(out / "permeability.npz") as ours, \
             np.load(made / "searched" / "permeability.npz") as theirs:
         np.testing.assert_array_equal(ours["permeability"], theirs["permeability"])
@@ -216,6 +221,19 @@ def test_handlers_are_put_back():
         with pytest.raises(Interrupted, match="stopped by SIGTERM"):
             os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) in (before, signal.SIG_DFL)
+
+
+def test_a_solve_does_not_keep_a_run_from_ending(monkeypatch):
+    monkeypatch.setattr(interruption, "GRACE", 0.05)
+    with pytest.raises(Interrupted, match="by SIGTERM in the middle of a solve; --resume"):
+        with noted():
+            os.kill(os.getpid(), signal.SIGTERM)
+            while True:  # no place to end at
+                time.sleep(0.01)
+    with noted() as note:
+        os.kill(os.getpid(), signal.SIGTERM)
+        note.heeded()
+        time.sleep(0.1)
 
 
 # ---- what is shown ------------------------------------------------------------------------------

@@ -168,6 +168,32 @@ def test_mismatched_diagonals():
     fails(joined(left, mirrored), "overlap", "conforming")
 
 
+@pytest.mark.parametrize(("points", "cells", "words"), [
+    # two tets in each other; a ball in a box that gmsh did not fragment is the same
+    ([[0, 0, 0], [4, 0, 0], [0, 4, 0], [0, 0, 4], [.7, .9, 1.1], [4.7, .9, 1.1], [.7, 4.9, 1.1],
+      [.7, .9, 5.1]], [[0, 1, 2, 3], [4, 5, 6, 7]], "cells overlap: tet 0 holds"),
+    ([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [.2, .2, .7]], [[0, 1, 2, 3], [0, 1, 2, 4]],
+     "tets 0 and 1 overlap, on the same side of their facet (0, 1, 2)"),
+    # of the outer one no vertex, edge or facet is in the inner one
+    ([[0, 0, 0], [9, 0, 0], [0, 9, 0], [0, 0, 9], [1, 1, 1], [2, 1, 1], [1, 2, 1], [1, 1, 2]],
+     [[0, 1, 2, 3], [4, 5, 6, 7]], "cells overlap: tet 0 holds"),
+    ([[0, 0, 0], [2, 0, 0], [0, 2, 0], [.5, .5, 0], [3, .5, 0], [.5, 3, 0]],
+     [[0, 1, 2], [3, 4, 5]], "cells overlap: triangle 0"),
+    ([[0, 0, 0], [2, 0, 0], [1, 0, 0], [3, 0, 0]], [[0, 1], [2, 3]],
+     "cells overlap: interval 0"),
+    ([[0, 0, 0], [2, 0, 0], [1, 0, 0]], [[0, 1], [0, 2]], "intervals 0 and 1 overlap"),
+])
+def test_cells_that_overlap(points, cells, words):
+    fails(MeshData(np.array(points, float), cells), words, "expected")
+
+
+def test_cells_that_meet_do_not_overlap():
+    """In a vertex, an edge, a facet, or across a thin gap."""
+    one = box((1, 1, 1), cells=(2, 2, 2))
+    for centre in ((1, 0, 0), (1, 1, 0), (1, 1, 1), (1 + 1e-6, 0.1, 0.2)):
+        joined(one, box((1, 1, 1), cells=(2, 2, 2), centre=centre)).check()
+
+
 def test_interface_facet_that_is_none():
     fails(two_tets(interface_facets=[[1, 2, 3], [4, 1, 0]]),
           "interface facet 1 (0, 1, 4) is no facet")
@@ -176,6 +202,14 @@ def test_interface_facet_that_is_none():
 def test_duplicated_interface_facet():
     fails(two_tets(interface_facets=[[1, 2, 3], [0, 1, 2], [3, 2, 1]]),
           "interface facet 2 duplicates interface facet 0 (1, 2, 3)")
+
+
+def test_flat_cells_are_warned_of():
+    points = two_tets().points * [1.0, 1.0, 0.02]
+    with pytest.warns(UserWarning, match=r"2 of 2 tets are nearly flat.*radius ratio is 0.0"):
+        two_tets(points=points).check()
+    with pytest.warns(UserWarning, match="1 of 1 triangles are nearly flat"):
+        MeshData([[0, 0, 0], [9, 0, 0], [4, 0.1, 0]], [[0, 1, 2]]).check()
 
 
 @pytest.mark.parametrize(("scale", "warns"), [(1e-6, True), (0.1, False), (1e4, False),

@@ -71,6 +71,30 @@ def test_cells_and_their_tags(comm, both):
     assert np.allclose(grid.cell_volumes, volumes, rtol=1e-12)
 
 
+def test_a_saved_mesh_is_the_input(comm, both, shared_tmp_path):
+    data, grid = both
+    grid.save(shared_tmp_path / "saved.npz")
+    again = mesh.readers.read(shared_tmp_path / "saved.npz")
+    for key in ("points", "cells", "cell_tags"):
+        np.testing.assert_array_equal(getattr(again, key), getattr(data, key))
+    rows = [sorted(zip(map(tuple, one.interface_facets), one.interface_tags, strict=True))
+            for one in (again, data)]
+    assert rows[0] == rows[1]
+    for name in ("saved.msh", "no/folder.npz"):
+        with pytest.raises(InputError, match="expected the suffix .npz and a folder that is there"):
+            grid.save(shared_tmp_path / name)
+
+
+def test_a_printed_mesh_is_a_few_lines(both):
+    """Also of one rank alone."""
+    data, grid = both
+    for one in (data, grid) if grid.comm.rank == 0 else ():
+        assert f"{len(data.cells)} tets" in str(one) and str(one).count("\n") <= 3
+        assert len(repr(one)) < 80
+    if grid.comm.size == 1:
+        assert "cell tags: " in str(grid) and "interface tags: " in str(grid)
+
+
 def test_interface_tags_land_on_their_facets(comm, both):
     data, grid = both
     known = {tuple(t): tag for t, tag in zip(data.interface_facets.tolist(),

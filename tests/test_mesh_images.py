@@ -202,3 +202,14 @@ def test_noise_is_no_nifti(tmp_path):
         (tmp_path / name).write_bytes(b"\x00\x01 noise")
         with pytest.raises(InputError, match="cannot be read as NIfTI"):
             read_labels(tmp_path / name)
+
+
+@pytest.mark.parametrize("seed", [1, 24, 27, 31])
+def test_smoothed_cells_that_nearly_touch_stay_apart(seed):
+    """Corners in a gap, or around an edge that two cells share, do not pass each other."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 3, (7, 7, 7))
+    rough = from_labels(labels, 1.0, smooth=0)
+    data = from_labels(labels, 1.0, smooth=30)  # checked, as all meshes are
+    assert (data.cells == rough.cells).all() and (data.cell_tags == rough.cell_tags).all()
+    assert (data.interface_facets == rough.interface_facets).all()

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import meshio
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from spinverse.mesh.readers import read, write_msh, write_npz
 from spinverse.mesh.shapes import Ball
 
 ROOT = Path(__file__).resolve().parents[1]
+DATA = Path(__file__).parent / "data"
 BENCHMARK = ROOT.parent / "shared" / "benchmark"
 ARRAYS = ("points", "cells", "cell_tags", "interface_facets", "interface_tags")
 
@@ -82,7 +84,8 @@ def test_repair(tmp_path):
     assert again.input_vertices[again.interface_facets[0]].tolist() == sorted(tets[0, :3])
 
 
-def gmsh_file(path, version: float, groups, save_all: bool = False) -> None:
+def gmsh_file(path, version: float, groups, save_all: bool = False, parts: int = 0,
+              **options) -> None:
     """Two boxes that share the plane x = 0, written by gmsh with physical ``groups``."""
     gmsh = pytest.importorskip("gmsh", exc_type=ImportError)
     gmsh.initialize(["x", "-v", "0"], readConfigFiles=False, interruptible=False)
@@ -97,7 +100,11 @@ def gmsh_file(path, version: float, groups, save_all: bool = False) -> None:
         gmsh.option.setNumber("Mesh.MeshSizeMax", 1.0)
         gmsh.option.setNumber("Mesh.MshFileVersion", version)
         gmsh.option.setNumber("Mesh.SaveAll", save_all)
+        for key, value in options.items():
+            gmsh.option.setNumber(f"Mesh.{key}", value)
         gmsh.model.mesh.generate(3)
+        if parts:
+            gmsh.model.mesh.partition(parts)
         gmsh.write(str(path))
     finally:
         gmsh.finalize()
@@ -147,8 +154,39 @@ def test_gmsh_file_with_cells_in_and_out_of_groups(tmp_path):
     fails(path, "Mesh.SaveAll = 0")
 
 
+@pytest.mark.parametrize(("version", "binary"), [(2.2, 0), (2.2, 1), (4.0, 0), (4.1, 0), (4.1, 1)])
+def test_gmsh_entities_in_two_groups(tmp_path, version, binary):
+    path = tmp_path / "two.msh"
+    inner = [(3, 5, -1), (3, 6, 1), (2, 7, 0)]
+    gmsh_file(path, version, [*inner, (3, 9, 1)], Binary=binary)
+    fails(path, "tets are in several physical groups", "those 6 and 9")
+    gmsh_file(path, version, [*inner, (2, 8, 0)], Binary=binary)
+    fails(path, "interface facets are in several physical groups", "those 7 and 8")
+    # outer sides are no membranes, whatever they are called
+    gmsh_file(path, version, [*inner, (2, 8, -2), (2, 10, -2)], Binary=binary)
+    assert set(read(path).interface_tags) == {7}
+
+
+def test_gmsh_files_by_hand():
+    """A cell in two groups, listed by its entity and twice."""
+    for name in ("two_groups_4.1.msh", "two_groups_2.2.msh"):
+        fails(DATA / name, "2 tets are in several physical groups", "those 1 and 2")
+
+
+def test_gmsh_files_that_lack_or_have_too_much(tmp_path):
+    path = tmp_path / "two.msh"
+    gmsh_file(path, 2.2, [(3, 5, -1), (3, 6, 1)], save_all=True)
+    with pytest.warns(UserWarning, match="names physical groups, but no cell is in one.*SaveAll"):
+        assert set(read(path).cell_tags) == {1}
+    gmsh_file(path, 4.1, [(3, 5, -1), (3, 6, 1)], SaveParametric=1)
+    fails(path, "without parametric coordinates", "SaveParametric = 0")
+    gmsh_file(path, 4.1, [(3, 5, -1), (3, 6, 1)], parts=2)
+    fails(path, "is cut into partitions", "unpartition")
+    gmsh_file(path, 2.2, [(3, 5, -1), (3, 6, 1)], parts=2)
+    assert set(read(path).cell_tags) == {5, 6}
+
+
 def test_msh_drops_unused_vertices(tmp_path):
-    meshio = pytest.importorskip("meshio")
     data = box((5, 5, 5), cells=(1, 1, 1))
     points = np.insert(data.points, 2, 99.0, axis=0)
     tets = data.cells + (data.cells >= 2)
@@ -296,6 +334,22 @@ def test_xdmf_with_numbers_inside(tmp_path):
         assert (getattr(again, key) == getattr(data, key)).all(), key
     path.write_text(xdmf_text(data, tags=False))
     assert set(read(path).cell_tags) == {1}
+
+
+def test_xdmf_of_meshio(tmp_path):
+    """It compresses unless told not to."""
+    data = slabs([1, 2, 3], 2, width=2.0)
+    path = tmp_path / "slabs.xdmf"
+    for compression in ("gzip", None):
+        meshio.write(path, meshio.Mesh(data.points, [("tetra", data.cells)],
+                                       cell_data={"tag": [data.cell_tags]}),
+                     compression=compression)
+        again = read(path)
+        for key in ("points", "cells", "cell_tags"):
+            assert (getattr(again, key) == getattr(data, key)).all(), key
+    mixed = meshio.Mesh(data.points, [("tetra", data.cells), ("triangle", data.interface_facets)])
+    meshio.write(path, mixed)
+    fails(path, "topology 'mixed'", "tetrahedron, triangle")
 
 
 def test_bad_xdmf(tmp_path):

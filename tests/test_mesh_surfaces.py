@@ -13,12 +13,13 @@ from mpi4py import MPI
 
 from spinverse.errors import InputError, SolverError
 from spinverse.mesh import tetrahedralise
+from spinverse.mesh.builders import tagged_grid
 from spinverse.mesh.checks import RepairWarning, UnitWarning, cell_volumes, facets_of, quality
 from spinverse.mesh.distributed import Mesh
 from spinverse.mesh.isosurface import isosurface, layer
+from spinverse.mesh.shapes import Ball
 from spinverse.mesh.surfaces import (
     Surface,
-    check_surface,
     defects,
     parts,
     read_surface,
@@ -201,7 +202,7 @@ def test_surface_refuses(arguments, words):
 
 def test_repair_restores_a_damaged_ball():
     whole = ball()
-    check_surface(whole)
+    assert not defects(whole)
     rng = np.random.default_rng(1)
     n = len(whole.triangles)
 
@@ -335,6 +336,43 @@ def test_envelope_of_a_clean_ball():
     facets, pairs = facets_of(data.cells)
     sides = np.sort(np.where(pairs < 0, 0, data.cell_tags[pairs]), axis=1)
     assert (data.interface_facets == facets[(sides == [1, 2]).all(axis=1)]).all()
+
+
+def test_a_tag_for_each_part():
+    """So that two cells can have two permeabilities."""
+    pytest.importorskip("gmsh", exc_type=ImportError)
+    hollow = ball(2, 1.0, centre=(0, 1, 0))
+    cavity = Surface(hollow.points, hollow.triangles[:, ::-1])
+    surfaces = [ball(3, 1.6, centre=(9, 0, 0)), cavity, ball(5, 1.6)]
+    data = from_surface(joined(*surfaces), method="exact", outside="box", cell_tags="each")
+    found = volumes(data)
+    assert set(found) == {1, 2, 3} and set(data.interface_tags) == {1, 2}
+    wanted = surfaces[0].volume, surfaces[2].volume - hollow.volume
+    np.testing.assert_allclose([found[1], found[2]], wanted, rtol=1e-9)
+    middle = data.points[data.interface_facets].mean(axis=1)
+    assert (data.interface_tags == np.where(middle[:, 0] > 5.5, 1, 2)).all()
+    one = from_surface(joined(*surfaces), method="exact")
+    assert set(one.cell_tags) == set(one.interface_tags) == {1}
+
+
+def test_a_mesh_that_lost_a_part_is_none(monkeypatch):
+    """As fTetWild loses processes that are thinner than the envelope."""
+    pytest.importorskip("wildmeshing")
+    soma = tagged_grid(Ball(5.0), 10.4, cells=12)
+    inside = {"points": soma.points, "tets": soma.cells[soma.cell_tags == 1],
+              "tags": np.ones((soma.cell_tags == 1).sum(), int)}
+    monkeypatch.setattr(tetrahedralise, "run_mesher", lambda *_: inside)
+    whole = ball(5, 1.0)
+    with pytest.warns(RepairWarning, match="the inside has"):  # the grid's staircase
+        from_surface(whole, method="envelope", envelope=0.5)
+    far = joined(whole, ball(1.5, 1.0, centre=(20, 0, 0)))
+    with pytest.raises(SolverError, match=r"has lost 8% of its area, up to 16.* um away .*26.4 um "
+                                          "along x became 10.4"):
+        from_surface(far, method="envelope", envelope=0.5)
+    # what another part has swallowed is not lost
+    inner = joined(whole, ball(1.5, 1.0, centre=(4, 0, 0)))
+    with pytest.warns(RepairWarning):
+        from_surface(inner, method="envelope", envelope=0.5)
 
 
 def test_envelope_takes_defects():

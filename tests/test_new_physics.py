@@ -313,6 +313,18 @@ def test_auto_takes_the_fast_engine_without_a_word(caplog):
     assert not caplog.records
 
 
+@pytest.mark.mpi
+def test_integrals_over_the_cells_of_a_tag(comm):
+    grid = mesh.build(mesh.tagged_grid, mesh.Ball(7), 20, cells=2, comm=comm)
+    by_tag, by_value = (simulate(Tissue(grid), pgse(), extra_terms=term, extra_coefficients={
+        "q": {1: 0.05, 2: 0.0}}).values for term in (
+        lambda m, v, t, c: 0.05 * ufl.inner(m, v) * c.dx(1),
+        lambda m, v, t, c: c["q"] * ufl.inner(m, v) * c.dx))
+    np.testing.assert_allclose(by_tag, by_value, rtol=1e-9)
+    assert abs(by_tag[0]) < 0.99 * grid.comm.allreduce(
+        float(grid.cell_volumes[: grid.num_owned_cells].sum()))
+
+
 # ---- bad input ----------------------------------------------------------------------------------
 
 
@@ -324,6 +336,10 @@ def test_auto_takes_the_fast_engine_without_a_word(caplog):
     (lambda m, v, t, c: ufl.inner(m, m) * v[0] * c.dx, None, "linear in m and in v"),
     (lambda m, v, t, c: c["rha"] * ufl.inner(m, v) * c.dx, {"rho": 1.0},
      "coefficient 'rha', expected one of extra_coefficients: 'rho'"),
+    (lambda m, v, t, c: ufl.inner(m, v) * c.dx(7), None,
+     r"dx\(7\), but the mesh has the cell tags"),
+    (lambda m, v, t, c: ufl.inner(m, v) * c.ds(1), None, r"ds\(1\): facets have no tags"),
+    (lambda m, v, t, c: m.dx(5) * v * c.dx, None, "extra_terms: ValueError: Index out of bounds"),
     (sideways, {"u": "fast"}, "extra_coefficients: u: 'fast', expected numbers"),
     (sideways, {"u": np.nan}, "extra_coefficients: u: has values that are not finite"),
     (sideways, {"u": np.ones(5)}, r"extra_coefficients: u: shape \(5,\), expected a number"),
@@ -471,11 +487,17 @@ def test_functional_takes_plain_values_and_runs_again_only_if_it_must():
     signals = J.engine.signals
     J.engine.signals = lambda **arguments: calls.append(1) or signals(**arguments)
     there = J(np.log(0.03))
-    slope = J.derivative()
+    (slope,) = J.derivative()
     assert len(calls) == 1 and J([np.log(0.03)]) == there
     assert J.physical([np.log(0.05)])["rho"] == pytest.approx(0.05)
     J.engine.problem.coefficients["rho"].value = 7.0
-    assert np.array_equal(J.derivative().values, slope.values)
+    assert np.array_equal(J.derivative()[0].values, slope.values)
+    assert taylor_rate(J, np.log(0.03)) > 1.9
+    for wrong, said in (((tissue, 0.1), "reduced_functional: a Tissue, expected J"),
+                        ((J, [1.0, 2.0]), "field: 2, expected one for each of 1"),
+                        ((J, "much"), "field: a str")):
+        with pytest.raises(InputError, match=said):
+            taylor_rate(*wrong)
 
 
 @pytest.mark.parametrize("controls, message", [

@@ -19,7 +19,7 @@ from spinverse.inversion.facets.facet_graph import FacetGraph
 from spinverse.inversion.facets.gauss_newton import Linearisation, Linearised, bounded_step
 from spinverse.inversion.facets.memory import Keeper, Memory
 from spinverse.inversion.facets.optimise import BacktrackingFunctional, StopStage, minimise
-from spinverse.inversion.facets.priors import make_prior
+from spinverse.inversion.facets.priors import PRIORS
 from spinverse.inversion.likelihood import Likelihood, references
 from spinverse.mesh import Ball
 from spinverse.report import folder
@@ -67,7 +67,7 @@ class Small:
             unknown = self.mesh.facet_vertices.sum(axis=1) % 7 > 0
         self.from_log = FromLog(unknown, self.true)
         graph = FacetGraph(self.mesh, unknown) if priors else None
-        self.priors = [Weighted(make_prior(name, graph, unknown), 0.3) for name in priors]
+        self.priors = [Weighted(PRIORS[name](graph), 0.3) for name in priors]
         start = np.where(self.true < 1, 3 * self.true, self.true / 3)
         self.start = FacetField(self.mesh, np.where(unknown, self.type.control(start), 0.0))
         set_working_tape(Tape())

@@ -11,7 +11,7 @@ from mpi4py import MPI
 
 from spinverse import mesh
 from spinverse.inversion.facets.facet_graph import FacetGraph
-from spinverse.inversion.facets.priors import Binarisation, Continuity, Manifold, make_prior
+from spinverse.inversion.facets.priors import PRIORS, Binarisation, Continuity, Manifold
 from spinverse.mesh import Ball
 
 NAMES = ("continuity", "manifold", "binarisation")
@@ -116,7 +116,7 @@ def test_nothing_included(comm):
     graph = FacetGraph(facets, none)
     assert graph.num_edges == graph.num_pairs == 0
     for name in NAMES:
-        prior = make_prior(name, graph, none)
+        prior = PRIORS[name](graph)
         assert prior.value(field(facets)) == 0.0
         assert not prior.pull_back(field(facets), 1.0).any()
 
@@ -128,9 +128,9 @@ def test_nothing_included(comm):
 @pytest.mark.parametrize("name", NAMES)
 def test_value_and_gradient_on_any_number_of_ranks(comm, name):
     facets, included, graph, z = setting(comm)
-    prior = make_prior(name, graph, included)
+    prior = PRIORS[name](graph)
     alone, everywhere, whole, z_alone = setting(MPI.COMM_SELF)
-    reference = make_prior(name, whole, everywhere)
+    reference = PRIORS[name](whole)
     expected = brute_force(name, alone, everywhere, z_alone)
     assert expected > 1e-3
     assert prior.value(z) == pytest.approx(expected, rel=1e-12)
@@ -143,7 +143,7 @@ def test_value_and_gradient_on_any_number_of_ranks(comm, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_gradient_is_that_of_central_differences(name):
     facets, included, graph, z = setting(MPI.COMM_SELF)
-    prior = make_prior(name, graph, included)
+    prior = PRIORS[name](graph)
     gradient = prior.pull_back(z, 1.0)
     assert not gradient[~included].any()
     h = 1e-4
@@ -161,7 +161,7 @@ def test_gradient_is_that_of_central_differences(name):
 @pytest.mark.parametrize("name", ["manifold", "binarisation"])
 def test_taylor(comm, name):
     _, included, graph, z = setting(comm)
-    prior = make_prior(name, graph, included)
+    prior = PRIORS[name](graph)
     along = np.where(included, np.cos(3 * z), 0.0)
     slope = comm.allreduce(float(prior.pull_back(z, 1.0) @ along))
     rest = [abs(prior.value(z + h * along) - prior.value(z) - h * slope)
@@ -190,7 +190,7 @@ def test_uniform_fields():
     uniform = np.full(len(z), 0.4)
     assert Continuity(graph).value(uniform) == 0.0
     # half way in the indicator, p = 1/2
-    assert Binarisation(graph, included).value(0 * z) == pytest.approx(0.25)
+    assert Binarisation(graph).value(0 * z) == pytest.approx(0.25)
     # open everywhere: every edge has its 0 membrane facets
     assert Manifold(graph).value(np.full(len(z), 2.0)) < 0.02
 

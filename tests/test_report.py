@@ -223,7 +223,7 @@ def test_opacity_follows_the_posterior(found):
 def test_a_search_for_shapes_has_no_cut(found):
     summary = json.loads((found / "summary.json").read_text())
     summary["interface"] = {"rule": "search for shapes", "facets": 24}
-    folder.write_summary(found, summary)
+    folder.write_json(found / folder.SUMMARY, summary)
     page = page_of(found)
     assert "a facet is a wall or open, and no cut was used" in page.text
     assert "shapes" not in page.figures["permeability"]["layout"]
@@ -246,7 +246,7 @@ def test_names_in_a_page_are_no_markup(found):
     summary = json.loads((found / "summary.json").read_text())
     summary["config"]["mesh"]["file"] = "</script><script>alert(1)</script><b>.npz"
     summary["stage_endings"] = {"<i>x</i>": "</style>"}
-    folder.write_summary(found, summary)
+    folder.write_json(found / folder.SUMMARY, summary)
     (found / "history.csv").write_text((found / "history.csv").read_text().replace(
         "long", "</script><b>long"))
     page = page_of(found)
@@ -284,7 +284,7 @@ def test_damaged_parts_are_left_out_too(found):
 def test_without_its_mesh_the_interface_is_there_but_not_the_truth(found, runs, tmp_path):
     summary = json.loads((found / "summary.json").read_text())
     summary["inputs"]["mesh"]["path"] = "gone.npz"
-    folder.write_summary(found, summary)
+    folder.write_json(found / folder.SUMMARY, summary)
     page = page_of(found)
     assert "gone.npz) is not where it was" in page.text
     assert "There are no cells to cut" in page.text
@@ -299,7 +299,7 @@ def test_a_truth_that_comes_later_is_compared_with(found):
     summary = json.loads((found / "summary.json").read_text())
     figures = summary["metrics"]
     summary["metrics"] = None
-    folder.write_summary(found, summary)
+    folder.write_json(found / folder.SUMMARY, summary)
     page = page_of(found)
     assert "the mesh that was read now does" in page.text
     for key in ("f1", "chamfer", "adjusted_rand_index"):
@@ -322,7 +322,7 @@ def test_labels_of_cells_are_shown_where_they_are_known(found):
 def test_a_mesh_is_found_beside_the_folder(found, runs, tmp_path):
     summary = json.loads((found / "summary.json").read_text())
     summary["inputs"]["mesh"]["path"] = "ball.npz"
-    folder.write_summary(found, summary)
+    folder.write_json(found / folder.SUMMARY, summary)
     shutil.copy(runs / "ball.npz", tmp_path)
     assert "planes" in page_of(found).figures
 

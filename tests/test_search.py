@@ -122,7 +122,7 @@ def test_noise_leaves_less_where_signals_are_small(level, bias):
     rows = Likelihood.of(signals, sigma=sigma / 1000).select(np.flatnonzero(a.b > 0))
     draws = np.abs(level + sigma * (rng.normal(size=10**5) + 1j * rng.normal(size=10**5)))
     assert rows.floor == pytest.approx(draws.var() / 1e6, rel=bias)
-    assert rows.floor < rows.explained < 1.2 * rows.floor
+    assert rows.floor < rows.explained() < 1.2 * rows.floor
     assert Likelihood.of(signals, sigma=0.0).floor == 0
     gaussian = Likelihood.of(signals, sigma=0.02, rician=False)
     assert gaussian.floor == pytest.approx(4e-4)
@@ -245,16 +245,17 @@ def on_membranes(m, v, t, c):
 
 
 @pytest.mark.mpi
-def test_slopes_by_unknown_numbers(coarse):
+@pytest.mark.parametrize("wall", [0.02, 0.8])
+def test_slopes_by_unknown_numbers(coarse, wall):
     """Of the fast model, against differences of the full one."""
     labels = ball(WholeMesh.of(coarse), 7)
     terms = {"extra_terms": on_membranes, "extra_coefficients": {"rho": 0.05}}
     models = Models(problem_of(
         coarse, labels, directions=2, terms=terms, unknown={
-            "rho": Unknown(0.05, 0.001, 1.0), "wall_permeability": Unknown(0.02, 0.001, 1.0),
+            "rho": Unknown(0.05, 0.001, 1.0), "wall_permeability": Unknown(wall, 0.001, 1.0),
             "diffusivity": Unknown(1.8, 1.0, 3.0, "linear"), "T2": Unknown(80.0, 20.0, 500.0)}))
     assert models.values(models.start) == pytest.approx(
-        {"rho": 0.05, "wall_permeability": 0.02, "diffusivity": 1.8, "T2": 80.0})
+        {"rho": 0.05, "wall_permeability": wall, "diffusivity": 1.8, "T2": 80.0})
     slopes = models.slopes(labels, models.start, models.all)
     for unit, slope in zip(np.eye(4), slopes, strict=True):
         up, down = (models.exact(labels, models.start + sign * 0.1 * unit, models.all)
@@ -512,7 +513,7 @@ def test_a_search_of_noisy_data(coarse):
         solve(problem, [], State(problem.permeability(Models(problem).permeability(
             truth, np.zeros(0))).values)).predicted.values) ** 2)
     assert result.data_misfit <= there * (1 + 1e-6)  # as likely as the truth, or likelier
-    assert result.data_misfit < problem.likelihood.explained
+    assert result.data_misfit < problem.likelihood.explained()
 
 
 @pytest.mark.slow

@@ -4,7 +4,9 @@ import csv
 
 import numpy as np
 import pytest
+from mpi4py import MPI
 
+from spinverse import Tissue, simulate
 from spinverse.acquisition import PGSE, Sampled
 from spinverse.acquisition.io import (
     read_acquisition,
@@ -16,6 +18,7 @@ from spinverse.acquisition.signals import Signals
 from spinverse.acquisition.table import Acquisition
 from spinverse.errors import InputError
 from spinverse.inversion.likelihood import references
+from spinverse.mesh import build, intervals
 
 HEADER = "b,direction_x,direction_y,direction_z,delta,Delta"
 TRIANGLES = Sampled([0, 1 / 3, 1, 2], [0, 1.0, -0.6, 0])
@@ -170,6 +173,73 @@ def test_csv_with_one_real_column(tmp_path, column):
     assert signals.acquisition.waveforms == (PGSE(10, 20),)
 
 
+@pytest.mark.parametrize("column", ["magnitude", "normalised"])
+def test_a_magnitude_is_not_negative(tmp_path, column):
+    path = tmp_path / "s.csv"
+    path.write_text(f"{HEADER},{column}\n0,0,0,0,10,20,2.5\n1000,0,1,0,10,20,-.5\n")
+    with pytest.raises(InputError, match=f"row 1, column {column} is -0.5, expected a magnitude"):
+        read_signals(path)
+
+
+@pytest.mark.parametrize("engine", ["matrix_formalism", "time_stepping"])
+def test_a_simulator_knows_the_signal_without_gradient(tmp_path, engine):
+    """A table without b = 0 is normalised by what it would have been, also read from its file."""
+    slab = Tissue(build(intervals, [10], size=1.0, comm=MPI.COMM_SELF), T2=50.0)
+    times = [5, 5], [20, 40]
+    whole = simulate(slab, Acquisition.pgse([0, 1000, 2000], [1, 0, 0], *times), engine)
+    # a row for each echo time that has none
+    assert len(Acquisition.pgse(500, 2, [5, 5, 6], [20, 40, 39]).with_unweighted()) == 6 + 2
+    assert whole.acquisition.with_unweighted() == whole.acquisition
+    weighted = simulate(slab, Acquisition.pgse([1000, 2000], [1, 0, 0], *times), engine)
+    wanted = whole.normalised[whole.acquisition.b > 0]
+    np.testing.assert_allclose(weighted.normalised, wanted, rtol=1e-12)
+    np.testing.assert_allclose(weighted.reference[[0, 2]], 10 * np.exp([-0.5, -0.9]), rtol=1e-3)
+    for name in ("s.csv", "s.npz"):
+        write_signals(tmp_path / name, weighted)
+        again = read_signals(tmp_path / name)
+        np.testing.assert_allclose(again.normalised, wanted, rtol=1e-12)
+        np.testing.assert_allclose(again.select([3]).normalised, wanted[3:], rtol=1e-12)
+
+
+def test_numbers_alone(tmp_path, table):
+    values = np.linspace(1, 2, len(table))
+    texts = ["\n".join(map(str, values)), "# from a scanner\n\n" + ",\n".join(map(str, values)),
+             " ".join(map(str, values))]
+    for text, name in zip(texts, ("s.csv", "s.txt", "s.txt"), strict=True):
+        (tmp_path / name).write_text(text)
+        found = read_signals(tmp_path / name, table)
+        assert found == Signals(table, values) and not found.unit
+    np.save(tmp_path / "s.npy", values[:, None] * (1 + 1j))
+    np.testing.assert_array_equal(read_signals(tmp_path / "s.npy", table).values, values * (1 + 1j))
+
+
+@pytest.mark.parametrize(("name", "content", "voxel", "words"), [
+    ("s.txt", "1\n2", None, "2 numbers, expected 30, one for each"),
+    ("s.txt", "1 2\n3 4", None, "line 1: 2 numbers, expected one a line"),
+    ("s.txt", "one", None, "line 1: 'one' is not a number"),
+    ("s.txt", "\n".join(["-1", *["1"] * 29]), None, "row 0 is -1, expected a magnitude"),
+    ("s.txt", "\n".join(["nan", *["1"] * 29]), None, "row 0, column signal is nan"),
+    ("s.txt", "1", [0, 0, 0], "voxel: given, expected it for an image"),
+    ("s.npy", np.ones((5, 6)), None, "float64 of shape (5, 6), expected numbers (N,)"),
+    ("s.nii", np.ones((2, 2, 2, 30)), None, "voxel: missing, expected [i, j, k]"),
+    ("s.nii", np.ones((2, 2, 2, 30)), [0, 2, 0], "voxel: [0, 2, 0], expected [i, j, k] inside"),
+    ("s.nii", np.ones((2, 2, 2, 9)), [0, 1, 0], "9 numbers, expected 30"),
+    ("s.nii", np.ones((2, 2, 2)), [0, 1, 0], "has shape (2, 2, 2), expected (x, y, z, meas"),
+])
+def test_bad_numbers_alone(tmp_path, table, name, content, voxel, words):
+    path = tmp_path / name
+    if name == "s.npy":
+        np.save(path, content)
+    elif name == "s.nii":
+        nibabel = pytest.importorskip("nibabel")
+        nibabel.save(nibabel.Nifti1Image(content, np.eye(4)), path)
+    else:
+        path.write_text(content)
+    with pytest.raises(InputError) as caught:
+        read_signals(path, table, voxel)
+    assert words in str(caught.value) and str(path) in str(caught.value)
+
+
 def test_write_replaces_and_cleans_up(tmp_path, signals, monkeypatch):
     path = tmp_path / "s.npz"
     write_signals(path, signals)
@@ -253,8 +323,8 @@ def test_bad_csv(tmp_path, signals, change, message):
 def test_missing_things_are_named(tmp_path, signals):
     with pytest.raises(InputError, match="none.csv: there is no such file"):
         read_signals(tmp_path / "none.csv")
-    with pytest.raises(InputError, match="suffix '.txt', expected .csv or .npz"):
-        read_signals(tmp_path / "none.txt")
+    with pytest.raises(InputError, match="suffix '.dat', expected one of .csv, .npz"):
+        read_signals(tmp_path / "none.dat")
     with pytest.raises(InputError, match="folder .* does not exist"):
         write_signals(tmp_path / "deep" / "s.csv", signals)
     write_acquisition(tmp_path / "table.csv", signals.acquisition)

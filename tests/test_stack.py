@@ -94,8 +94,8 @@ def test_launcher_of_another_mpi(monkeypatch):
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
     with pytest.raises(StackError, match="started as 4 processes, but MPI sees only one"):
         check()
-    assert _stack.launcher_problem(4, 4) is None
-    assert _stack.launcher_problem(1, 1) is None
+    _stack._check_launcher(4, 4)
+    _stack._check_launcher(1, 1)
 
 
 def test_threads_are_limited_in_parallel_runs_only():

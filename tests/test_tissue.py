@@ -82,6 +82,18 @@ def test_tags_that_nothing_has_are_named(comm):
         Tissue(mesh, T2={1: 50})
 
 
+@pytest.mark.mpi
+def test_a_membrane_where_none_is_known(comm):
+    plain = build(box, (2, 2, 2), cells=(1, 1, 1), comm=comm)
+    with pytest.raises(InputError, match="a value for the membrane, but the mesh has no interface"):
+        Permeability.on(plain, membrane=0.01)
+    assert not np.isfinite(Permeability.on(plain, None).values[~plain.outer]).any()
+    layers = build(intervals, (1.0, 2.0), cells_per_layer=4, comm=comm)
+    with pytest.raises(InputError, match="permeability.membrane: missing, expected a value for "
+                                         "the 1 known"):
+        Permeability.on(layers, None)
+
+
 def test_permeability_across_unequal_densities():
     """kappa 2 (rho- m+ - rho+ m-) / (rho+ + rho-): the slow rate between well-mixed layers."""
     kappa, lengths, rho = 1e-3, (1.0, 2.0), (1.0, 0.25)

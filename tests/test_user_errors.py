@@ -7,13 +7,14 @@ import sys
 
 import numpy as np
 import pytest
+import yaml
 from mpi import clean_environment
 
 from spinverse import __version__, cli, config
 from spinverse.acquisition import write_fsl
 from spinverse.acquisition.io import read_signals
 from spinverse.acquisition.table import Acquisition
-from spinverse.mesh import Ball, MeshData, tagged_grid, write_npz
+from spinverse.mesh import Ball, MeshData, UnitWarning, tagged_grid, write_npz
 from spinverse.report import folder
 
 SIMULATE = """version: 1
@@ -67,7 +68,9 @@ def command(place, capsys, text, *more, out=None):
     said = capsys.readouterr()
     if code == 2:
         assert {path: path.stat().st_mtime_ns for path in place.rglob("*")} == before
-        assert said.err.count("\n") == 1 and said.err.startswith("spinverse: ")
+        *warned, error = said.err.splitlines()
+        assert error.startswith("spinverse: ") and not error.startswith("spinverse: warning: ")
+        assert all(line.startswith("spinverse: warning: ") for line in warned)
     return code, said.out, said.err.splitlines()
 
 
@@ -127,7 +130,9 @@ def test_signals_of_a_mesh_in_another_unit_do_not_fit(place, capsys):
     data = tagged_grid(Ball(7.0), length=20.0, cells=2)
     write_npz(place / "ball.npz", MeshData(data.points * 1e-3, data.cells, data.cell_tags))
     code, _, errors = command(place, capsys, RECONSTRUCT)
-    assert code == 2 and "but the mesh holds 8e-06 um^3 times density" in errors[0]
+    assert code == 2 and "but the mesh holds 8e-06 um^3 times density" in errors[-1]
+    # what was known before the error came helps to find its cause
+    assert len(errors) == 2 and "warning: mesh 'ball.npz': box diagonal is 0.0346 um" in errors[0]
 
 
 # ---- the run file -------------------------------------------------------------------------------
@@ -169,7 +174,7 @@ def test_gauss_newton_without_its_jacobian(place, capsys):
 
 
 def test_yaml_is_read_as_in_run_files():
-    assert config.reading.load_yaml("a: 1e-5") == {"a": 1e-5}
+    assert yaml.load("a: 1e-5", config.reading.Loader) == {"a": 1e-5}
     assert config.VERSION == config.SimulateConfig.model_fields["version"].default
 
 
@@ -361,3 +366,10 @@ def test_a_row_of_the_history_that_was_cut_short(tmp_path):
 def test_signals_are_as_they_were(made):
     """What the other tests stand on."""
     assert len(read_signals(made / "target" / "signals.csv")) == 6
+
+
+def test_warnings_point_at_the_line_that_asked():
+    points = 1e6 * np.array([[0, 0, 0], [9, 0, 0], [0, 9, 0], [0, 0, 9.0]])
+    with pytest.warns(UnitWarning) as found:
+        MeshData(points, np.array([[0, 1, 2, 3]])).check()
+    assert {warning.filename for warning in found} == {__file__}

@@ -221,9 +221,6 @@ def test_verdict_of_a_family():
 def test_table_files(tmp_path):
     order = dataclasses.replace(ROW, case="order", order=2.01, least_order=1.9)
     table_module.write(tmp_path, [ROW, order])
-    again = table_module.read(tmp_path)
-    assert [table_module.cells_of(row) for row in again] == [
-        table_module.cells_of(row) for row in (ROW, order)]
     saved = json.loads((tmp_path / "table.json").read_text())
     assert [row["verdict"] for row in saved["rows"]] == [MISSED, MET]
     assert saved["rows"][0]["estimated_error"] is None

@@ -7,6 +7,9 @@ EchoTime (s) is BIDS. Of the pulse timing, what is in use has several names:
 
 each one number or one a volume. BIDS times are in seconds, but sidecars with these in ms are about;
 a separation of 1 or more is taken as ms, for no sequence waits a second.
+
+In a BIDS folder (one with a dataset_description.json above) files may lie further up and serve
+all images whose names have their entities: fields of sidecars further down come first.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from spinverse.units import time_from_internal, time_to_internal
 
 DELTA_FIELDS = ("DiffusionGradientDuration", "GradientDuration", "SmallDelta")
 SEPARATION_FIELDS = ("DiffusionGradientSeparation", "GradientSeparation", "BigDelta", "LargeDelta")
+SUFFIXES = (".bval", ".bvec", ".bvals", ".bvecs", ".json", ".nii", ".nii.gz")
 _FIRST_MS = 1.0
 
 
@@ -56,7 +60,9 @@ def read_bids(
         raise InputError(f"time_unit = {time_unit!r}: expected 's' or 'ms'")
     stem = _stem(path)
     sidecar = stem.with_name(stem.name + ".json")
-    found = _sidecar(sidecar) if sidecar.is_file() else {}
+    found: dict[str, Any] = {}
+    for above in reversed(_serving(stem, ".json")):
+        found, sidecar = found | _sidecar(above), above
     length = _times(sidecar, found, DELTA_FIELDS)
     separation = _times(sidecar, found, SEPARATION_FIELDS)
     if time_unit is None:
@@ -69,11 +75,12 @@ def read_bids(
         echo = _times(sidecar, found, ("EchoTime",))
         echo_time = None if echo is None else time_to_internal(echo)
     names = f"{' or '.join(DELTA_FIELDS)}, and {' or '.join(SEPARATION_FIELDS)}"
-    if sidecar.is_file():
+    if found:
         require_times(sidecar, delta, Delta, f"the sidecar has no such fields ({names})")
     else:
         require_times(path, delta, Delta, f"there is no sidecar {sidecar.name} (with {names})")
-    bval, bvec = (stem.with_name(stem.name + suffix) for suffix in (".bval", ".bvec"))
+    bval, bvec = (next(iter([*_serving(stem, suffix), *_serving(stem, suffix + "s")]),
+                       stem.with_name(stem.name + suffix)) for suffix in (".bval", ".bvec"))
     return read_fsl(bval, bvec, delta, Delta, echo_time, b0_threshold=b0_threshold)
 
 
@@ -114,12 +121,28 @@ def write_bids(path: str | Path, acquisition: Acquisition) -> None:
 def _stem(path: str | Path) -> Path:
     """NAME of NAME.bval, NAME.bvec, NAME.json, NAME.nii or NAME.nii.gz."""
     path = Path(path)
-    for suffix in (".bval", ".bvec", ".json", ".nii", ".nii.gz"):
+    for suffix in SUFFIXES:
         if path.name.endswith(suffix):
             return path.with_name(path.name.removesuffix(suffix))
     raise InputError(
         f"{path}: suffix {path.suffix!r}, expected .bval, .bvec, .json, .nii or .nii.gz"
     )
+
+
+def _serving(stem: Path, suffix: str) -> list[Path]:
+    """The files of a suffix that serve an image, the nearest first (BIDS's inheritance)."""
+    beside = stem.with_name(stem.name + suffix)
+    found = [beside] if beside.is_file() else []
+    *entities, kind = stem.name.split("_")
+    folders = [stem.parent.resolve(), *stem.parent.resolve().parents]
+    roots = [k for k, folder in enumerate(folders)
+             if (folder / "dataset_description.json").is_file()]
+    for folder in folders[: roots[0] + 1] if roots else ():
+        for file in sorted(folder.glob(f"*{suffix}"), key=lambda path: -path.name.count("_")):
+            *others, other = file.name.removesuffix(suffix).split("_")
+            if other == kind and set(others) <= set(entities) and file != beside.resolve():
+                found.append(file)
+    return found
 
 
 def _sidecar(path: Path) -> dict[str, Any]:

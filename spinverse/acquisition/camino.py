@@ -6,13 +6,17 @@ Camino is in SI units: s, T/m, s/m^2. A measurement is a line,
     BVECTOR             x y z b
     GRADIENT_WAVEFORM   K dt G1x G1y G1z ... GKx GKy GKz
 
-below ``VERSION: NAME``; lines that start with # are remarks. Samples of a GRADIENT_WAVEFORM are
-held for dt each and are the effective gradient, with the 180-degree pulses folded into the sign.
+below ``VERSION: NAME``; lines that start with # or % are remarks. Samples of a GRADIENT_WAVEFORM
+are held for dt each and are the effective gradient, with the 180-degree pulses folded into the
+sign.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from decimal import Decimal
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +27,14 @@ from spinverse.acquisition.files import (
     read_lines,
     require_times,
     tidy_directions,
+    without_small_b,
     write_text,
 )
 from spinverse.acquisition.pulses import PGSE
 from spinverse.acquisition.samples import Sampled, SampledGradient, held
 from spinverse.acquisition.table import Acquisition, b_of_gradient
 from spinverse.acquisition.waveform import Waveform
-from spinverse.errors import InputError
+from spinverse.errors import InputError, warn_caller
 from spinverse.units import (
     b_from_si,
     gradient_from_internal,
@@ -41,43 +46,55 @@ from spinverse.units import (
 
 _VERSIONS = {"STEJSKALTANNER": "STEJSKALTANNER", "1": "STEJSKALTANNER", "BVECTOR": "BVECTOR",
              "2": "BVECTOR", "GRADIENT_WAVEFORM": "GRADIENT_WAVEFORM"}
-_ROUNDED = 1e-6  # of the peak: two shapes that differ less are one
+_ROUNDED = 1e-6  # of the peak: two shapes that differ less are one,
+_ROUNDED_DIGITS = 3.0  # or by less than this many of the last digit that the file has,
+_ROUNDED_MOST = 1e-3  # but for this much of the peak
+_REMARKS = ("#", "%")
+_COLUMNS = {"STEJSKALTANNER": "x y z |G| DELTA delta TE", "BVECTOR": "x y z b"}
+_BY_WIDTH = {len(names.split()): name for name, names in _COLUMNS.items()}
 _ROUNDED_AREA = 1e-3  # of int |G|: a rest that rounding may leave
 _MICROSECOND = 1e-3  # ms
 
 
-def read_camino(path: str | Path, delta=None, Delta=None, echo_time=None) -> Acquisition:
+def read_camino(path: str | Path, delta=None, Delta=None, echo_time=None,
+                b0_threshold: float = 0.0) -> Acquisition:
     """Read an acquisition from a Camino scheme file.
 
     Measurements of a GRADIENT_WAVEFORM along a line become a scalar waveform with a direction,
-    others a vector one. Shapes that differ by less than 1e-6 of the peak are one waveform. A rest
-    of up to 1e-3 of the area, as rounded samples leave, is taken off the samples in proportion.
+    others a vector one. Shapes that differ by less than 1e-6 of the peak, or than rounding to the
+    digits of the file explains (up to 1e-3 of the peak), are one waveform. A rest of up to 1e-3 of
+    the area, as rounded samples leave, is taken off the samples in proportion. Without the line
+    VERSION, lines of 7 numbers are STEJSKALTANNER and those of 4 BVECTOR.
 
     Args:
         path: The scheme file.
         delta: Pulse length in ms; for BVECTOR only, which needs it.
         Delta: Pulse separation in ms; for BVECTOR only, which needs it.
         echo_time: TE in ms; for BVECTOR only, Delta + delta unless given.
+        b0_threshold: b up to this many s/mm^2 counts as 0.
 
     Raises:
         InputError: No scheme file of these versions, a bad line (named), ``delta`` or ``Delta``
             missing for a BVECTOR scheme or given for another one.
+
+    Warns:
+        UserWarning: there is no line VERSION.
     """
-    version, rows = _scheme(path)
+    version, rows, digit = _scheme(path)
     given = [n for n, t in (("delta", delta), ("Delta", Delta), ("TE", echo_time)) if t is not None]
     if version == "BVECTOR":
         require_times(path, delta, Delta, "a BVECTOR scheme holds b and directions only")
     elif given:
         raise InputError(f"{path}: {given[0]}: given, but a {version} scheme has its own")
     try:
-        if version == "GRADIENT_WAVEFORM":
-            return _waveforms(path, rows)
-        table = _columns(path, version, rows)
         if version == "BVECTOR":
-            b = b_from_si(table[:, 3])
+            table = _columns(path, version, rows)
+            b = without_small_b(path, b_from_si(table[:, 3]), b0_threshold)
             vectors = tidy_directions(path, b, table[:, :3])
             return Acquisition.from_rows(b, vectors, delta, Delta, echo_time)
-        return _pulses(path, table)
+        found = _waveforms(path, rows, digit) if version == "GRADIENT_WAVEFORM" else \
+            _pulses(path, _columns(path, version, rows))
+        return replace(found, b=without_small_b(path, found.b, b0_threshold))
     except InputError as error:
         text = str(error)
         raise InputError(text if text.startswith(str(path)) else f"{path}: {text}") from None
@@ -135,30 +152,37 @@ def is_scheme(path: str | Path) -> bool:
             lines = file.read(4096).decode("utf-8-sig", errors="replace").splitlines()
     except OSError:
         return False
-    lines = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    lines = [line.strip() for line in lines if line.strip() and not line.startswith(_REMARKS)]
     return bool(lines) and lines[0].startswith("VERSION:")
 
 
-def _scheme(path) -> tuple[str, list[tuple[int, list[float]]]]:
-    """Version, and the numbers of each line with the line's number."""
+def _scheme(path) -> tuple[str, list[tuple[int, list[float]]], float]:
+    """Version, the numbers of each line with the line's number, and the last digit they have."""
     lines = [(k, line.split()) for k, line in enumerate(read_lines(path), start=1)]
-    lines = [(k, cells) for k, cells in lines if cells and not cells[0].startswith("#")]
-    if not lines or not lines[0][1][0].startswith("VERSION:"):
-        raise InputError(f"{path}: expected a first line 'VERSION: NAME' as in Camino schemes")
-    name = "".join(lines[0][1]).removeprefix("VERSION:")
+    lines = [(k, cells) for k, cells in lines if cells and not cells[0].startswith(_REMARKS)]
+    if lines and lines[0][1][0].startswith("VERSION:"):
+        name = "".join(lines.pop(0)[1]).removeprefix("VERSION:")
+    else:
+        name = _BY_WIDTH.get(len(lines[0][1]) if lines else 0, "")
+        if not name:
+            raise InputError(f"{path}: expected a first line 'VERSION: NAME' as in Camino schemes")
+        warn_caller(f"{path}: has no line VERSION; its lines of {len(lines[0][1])} numbers are "
+                    f"taken as {name}: {_COLUMNS[name]} in SI units")
     if name not in _VERSIONS:
         raise InputError(f"{path}: VERSION {name}: expected one of {', '.join(_VERSIONS)}")
-    rows = [(k, numbers(path, k, cells)) for k, cells in lines[1:]]
+    rows = [(k, numbers(path, k, cells)) for k, cells in lines]
     if not rows:
         raise InputError(f"{path}: no measurements below VERSION")
     for k, values in rows:
         if not all(math.isfinite(value) for value in values):
             raise InputError(f"{path}: line {k}: expected finite numbers")
-    return _VERSIONS[name], rows
+    some = islice((cell for _, cells in lines for cell in cells[2:] if float(cell)), 200)
+    digit = 10.0 ** min((int(Decimal(cell).as_tuple().exponent) for cell in some), default=-99)
+    return _VERSIONS[name], rows, digit
 
 
 def _columns(path, version: str, rows) -> np.ndarray:
-    names = "x y z b" if version == "BVECTOR" else "x y z |G| DELTA delta TE"
+    names = _COLUMNS[version]
     count = len(names.split())
     for k, values in rows:
         if len(values) != count:
@@ -188,9 +212,9 @@ def _pulses(path, table: np.ndarray) -> Acquisition:
     return Acquisition(b, vectors, shapes.waveform_index, shapes.waveforms)
 
 
-def _waveforms(path, rows) -> Acquisition:
-    """The waveforms of a GRADIENT_WAVEFORM scheme."""
-    known: list[tuple[float, np.ndarray, Waveform]] = []
+def _waveforms(path, rows, digit: float) -> Acquisition:
+    """The waveforms of a GRADIENT_WAVEFORM scheme, whose numbers are rounded to ``digit`` T/m."""
+    known: list[tuple[float, np.ndarray, Waveform, float]] = []
     b, vectors, index = np.zeros(len(rows)), np.zeros((len(rows), 3)), np.full(len(rows), -1)
     durations = np.zeros(len(rows))
     for row, (line, values) in enumerate(rows):
@@ -203,21 +227,24 @@ def _waveforms(path, rows) -> Acquisition:
         durations[row] = K * dt
         if not np.any(G):
             continue
-        peak, shape, vectors[row] = _shape(path, line, G)
-        for k, (step, other, _) in enumerate(known):
+        largest = float(np.max(np.linalg.norm(G, axis=1)))
+        same = np.clip(_ROUNDED_DIGITS * gradient_from_si(digit) / largest, _ROUNDED, _ROUNDED_MOST)
+        peak, shape, vectors[row] = _shape(path, line, G, same)
+        for k, (step, other, _, rounded) in enumerate(known):
             if step == dt and other.shape == shape.shape:
-                if np.max(np.abs(other - shape)) <= _ROUNDED:
+                if np.max(np.abs(other - shape)) <= max(same, rounded):
                     index[row] = k
                     break
         else:
             kind: Any = Sampled if shape.ndim == 1 else SampledGradient
             index[row] = len(known)
-            known.append((dt, shape, kind(*held(dt, shape))))
+            known.append((dt, shape, kind(*held(dt, shape)), same))
         b[row] = b_of_gradient(known[index[row]][2], peak)
     # without gradient only TE matters
     for row in np.flatnonzero(index < 0):
         fits = [
-            k for k, (_, _, w) in enumerate(known) if np.isclose(w.echo_time, durations[row], 1e-9)
+            k for k, (_, _, w, _) in enumerate(known)
+            if np.isclose(w.echo_time, durations[row], 1e-9)
         ]
         if not fits:
             raise InputError(
@@ -225,10 +252,10 @@ def _waveforms(path, rows) -> Acquisition:
                 f"{durations[row]:g} ms"
             )
         index[row] = fits[0]
-    return Acquisition(b, vectors, index, tuple(waveform for _, _, waveform in known))
+    return Acquisition(b, vectors, index, tuple(waveform for _, _, waveform, _ in known))
 
 
-def _shape(path, line: int, G: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+def _shape(path, line: int, G: np.ndarray, same: float) -> tuple[float, np.ndarray, np.ndarray]:
     """Peak, shape (K,) or (K, 3) of largest length 1, and direction (3,) of samples (K, 3)."""
     area = np.sum(np.abs(G), axis=0)
     rest = np.sum(G, axis=0)
@@ -244,8 +271,12 @@ def _shape(path, line: int, G: np.ndarray) -> tuple[float, np.ndarray, np.ndarra
     first = int(np.argmax(sizes > _ROUNDED * peak))
     direction = direction * np.sign(G[first] @ direction or 1.0)
     along = G @ direction
-    if np.max(np.abs(G - along[:, None] * direction)) > _ROUNDED * peak:
+    if np.max(np.abs(G - along[:, None] * direction)) > same * peak:
         return peak, G / peak, direction
+    if same > _ROUNDED:  # all samples know the direction better than one
+        direction = along @ G / np.linalg.norm(along @ G)
+        along = G @ direction
+        peak = float(np.max(np.abs(along)))
     return peak, along / peak, direction
 
 

@@ -15,21 +15,23 @@ if TYPE_CHECKING:
 _LARGEST_GRADIENT = 5000.0  # mT/m
 _SMALLEST_TOP_B = 20.0  # s/mm^2
 _LARGEST_B = 1e6  # s/mm^2
-_SHORTEST, _LONGEST = 0.1, 1000.0  # ms, of delta
-_SHORTEST_TE, _LONGEST_TE = 0.5, 5000.0  # ms, of waveforms without delta
+_DELTA = 0.1, 1000.0  # ms
+_TE = 0.5, 5000.0  # ms, of waveforms without delta
 
 
-def lines(acquisition: Acquisition) -> list[str]:
-    """A line for the table, one a waveform, two for b, and one a warning."""
+def lines(acquisition: Acquisition, most: int | None = None) -> list[str]:
+    """A line for the table, one a waveform (of ``most`` at the most), two for b, one a warning."""
     strength = acquisition.gradient_strength_mT_m
     text = [f"{len(acquisition)} measurements, {len(acquisition.waveforms)} gradient waveform(s)"]
-    for k, waveform in enumerate(acquisition.waveforms):
+    for k, waveform in enumerate(acquisition.waveforms[:most]):
         rows = acquisition.waveform_index == k
         text.append(
             f"{waveform.describe()}: diffusion time {waveform.diffusion_time:.4g} ms, "
             f"{np.count_nonzero(rows)} rows, gradient up to {strength[rows].max():.4g} mT/m"
             f"{_shape(waveform)}"
         )
+    if most is not None and len(acquisition.waveforms) > most:
+        text.append(f"and {len(acquisition.waveforms) - most} waveforms more")
     levels = np.unique(acquisition.b)
     if levels.size <= 12:
         text.append(f"b {', '.join(f'{b:g}' for b in levels)} s/mm^2")
@@ -56,15 +58,11 @@ def _unit_warnings(acquisition: Acquisition, strength: float, top: float) -> lis
         text.append(f"warning: largest b {top:g} s/mm^2 is tiny, was it meant in ms/um^2?")
     if top > _LARGEST_B:
         text.append(f"warning: largest b {top:g} s/mm^2 is huge, is it in s/mm^2?")
-    for delta in np.unique(acquisition.delta[np.isfinite(acquisition.delta)]):
-        if delta < _SHORTEST:
-            text.append(f"warning: delta {delta:g} ms is very short, was it meant in s?")
-        if delta > _LONGEST:
-            text.append(f"warning: delta {delta:g} ms is very long, was it meant in us?")
-    others = acquisition.echo_time[~np.isfinite(acquisition.delta)]
-    for echo_time in np.unique(others):
-        if echo_time < _SHORTEST_TE:
-            text.append(f"warning: TE {echo_time:g} ms is very short, were the times in s?")
-        if echo_time > _LONGEST_TE:
-            text.append(f"warning: TE {echo_time:g} ms is very long, were the times in us?")
+    pulses = np.isfinite(acquisition.delta)
+    for name, times, (low, high), asked in (
+            ("delta", acquisition.delta[pulses], _DELTA, "was it meant"),
+            ("TE", acquisition.echo_time[~pulses], _TE, "were the times")):
+        for time in np.unique(times[(times < low) | (times > high)]):
+            kind, unit = ("short", "s") if time < low else ("long", "us")
+            text.append(f"warning: {name} {time:g} ms is very {kind}, {asked} in {unit}?")
     return text

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from spinverse.acquisition.files import require_times, tidy_directions
+from spinverse.acquisition.files import require_times, tidy_directions, without_small_b
 from spinverse.acquisition.table import Acquisition
 from spinverse.errors import InputError
 from spinverse.units import time_from_internal, time_to_internal
 
 
 def from_dipy(
-    table, delta=None, Delta=None, echo_time=None, b0_threshold: float | None = None
+    table, delta=None, Delta=None, echo_time=None, b0_threshold: float = 0.0
 ) -> Acquisition:
     """An acquisition from a DIPY gradient table.
 
@@ -24,7 +24,7 @@ def from_dipy(
         delta: Pulse length in ms, one or (N,), in place of the table's small_delta.
         Delta: Pulse separation in ms, one or (N,), in place of the table's big_delta.
         echo_time: TE in ms, one or (N,); Delta + delta unless given.
-        b0_threshold: b up to this many s/mm^2 counts as 0; 0 unless given.
+        b0_threshold: b up to this many s/mm^2 counts as 0.
 
     Raises:
         InputError: Not a gradient table, ``delta`` or ``Delta`` neither given nor in the table, a
@@ -42,7 +42,7 @@ def from_dipy(
         raise InputError(
             f"{source}: bvals {b.shape} and bvecs {vectors.shape}, expected (N,) and (N, 3)"
         )
-    b = np.where(b <= (b0_threshold or 0.0), 0.0, b)
+    b = without_small_b(source, b, b0_threshold)
     tensors = getattr(table, "btens", None)
     if tensors is not None:
         largest = np.linalg.eigvalsh(np.asarray(tensors, dtype=float))[:, -1]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from spinverse import atomic
-from spinverse.errors import InputError
+from spinverse.errors import InputError, warn_caller
 
 ROUNDED_UNIT = 0.01  # a direction may be this far from a unit vector in a file
 _EXACT_UNIT = 1e-12
@@ -55,6 +55,20 @@ def numbers(path: str | Path, line: int, cells: list[str]) -> list[float]:
     return values
 
 
+def without_small_b(source, b: np.ndarray, threshold: float) -> np.ndarray:
+    """b with 0 where a file has up to ``threshold`` s/mm^2: scanners write small values for none.
+
+    Warns:
+        UserWarning: all of them are that small, as in another unit.
+    """
+    top = float(np.max(b, initial=0.0))
+    if 0.0 < top <= threshold:
+        warn_caller(f"{source}: all {b.size} measurements are b = 0: the largest b is {top:g} "
+                    f"s/mm^2, and up to {threshold:g} count as 0 (was it meant in ms/um^2? then "
+                    f"it would be {1e3 * top:g} here)")
+    return np.where(b <= threshold, 0.0, b)
+
+
 def tidy_directions(source, b: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     """Directions of a file as unit vectors, shape (N, 3).
 
@@ -66,16 +80,33 @@ def tidy_directions(source, b: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     """
     vectors = np.array(vectors, dtype=float)
     norms = np.linalg.norm(vectors, axis=1)
-    for row in np.flatnonzero((b > 0.0) & ~(np.abs(norms - 1.0) <= ROUNDED_UNIT))[:1]:
+    wrong = (b > 0.0) & ~(np.abs(norms - 1.0) <= ROUNDED_UNIT)
+    for row in np.flatnonzero(wrong)[:1]:
         raise InputError(
             f"{source}: row {row} has b = {b[row]:g} and a direction of length {norms[row]:.6g}, "
-            f"expected a unit vector (to {ROUNDED_UNIT:.0%})"
+            f"expected a unit vector (to {ROUNDED_UNIT:.0%}){_what_to_do(b, norms, wrong)}"
         )
     usable = np.abs(norms - 1.0) <= ROUNDED_UNIT
     rounded = usable & (np.abs(norms - 1.0) > _EXACT_UNIT)
     vectors[rounded] /= norms[rounded, None]
     vectors[~usable] = 0.0
     return vectors
+
+
+def _what_to_do(b: np.ndarray, norms: np.ndarray, wrong: np.ndarray) -> str:
+    """What directions that are no unit vectors probably are, in words."""
+    if not np.any(norms[wrong]):
+        return (f"; {wrong.sum()} rows with b > 0 have none: if they are small b-values for none, "
+                "say up to which b counts as 0 (b0_threshold; b0_up_to_s_per_mm2 in run files); if "
+                "they are trace-weighted means over directions, leave them out")
+    weighted = (b > 0.0) & (norms > 0.0)
+    scaled = np.sqrt(b[weighted] / b.max())
+    if np.all(np.abs(norms[weighted] / norms[weighted].max() - scaled) <= ROUNDED_UNIT):
+        return "; the lengths are sqrt(b / largest b): divide each vector by its length"
+    if np.all(norms <= 1.0 + ROUNDED_UNIT) and np.ptp(b[weighted]) <= ROUNDED_UNIT * b.max():
+        return ("; with one b for all, the lengths may be sqrt(b / largest b): then multiply b by "
+                "their squares, and divide each vector by its length")
+    return ""
 
 
 def require_times(source, delta, Delta, holds: str) -> None:

@@ -11,6 +11,7 @@ from spinverse.acquisition.files import (
     read_lines,
     require_times,
     tidy_directions,
+    without_small_b,
     write_text,
 )
 from spinverse.acquisition.table import Acquisition
@@ -64,7 +65,7 @@ def read_fsl(
     b = np.array([value for row in rows for value in row])
     for row in np.flatnonzero(~np.isfinite(b) | (b < 0.0))[:1]:
         raise InputError(f"{bval}: row {row} is {b[row]:g}, expected a b-value >= 0 in s/mm^2")
-    b = np.where(b <= b0_threshold, 0.0, b)
+    b = without_small_b(bval, b, b0_threshold)
     vectors = tidy_directions(bvec, b, _vectors(bvec, b.size, bval))
     waveforms = None if waveform is None else [waveform] * b.size
     try:

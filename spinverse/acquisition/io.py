@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 
 from spinverse import atomic
-from spinverse.acquisition.bids import read_bids
+from spinverse.acquisition.bids import SUFFIXES, read_bids
 from spinverse.acquisition.camino import is_scheme, read_camino
-from spinverse.acquisition.files import in_a_folder, read_lines, write_text
+from spinverse.acquisition.files import in_a_folder, read_lines, without_small_b, write_text
 from spinverse.acquisition.fsl import read_fsl
+from spinverse.acquisition.plain import plain_values
 from spinverse.acquisition.pulses import PGSE
 from spinverse.acquisition.signals import Signals
 from spinverse.acquisition.table import Acquisition
@@ -86,13 +87,15 @@ def write_signals(path: str | Path, signals: Signals) -> None:
 
 
 def read_acquisition(
-    path: str | Path, bvec: str | Path | None = None, *, delta=None, Delta=None, echo_time=None
+    path: str | Path, bvec: str | Path | None = None, *, delta=None, Delta=None, echo_time=None,
+    b0_threshold: float = 0.0,
 ) -> Acquisition:
     """Read the table of measurements from a file.
 
     The name says which: .csv and .npz as described above, .scheme (or any file that starts with
-    VERSION:) by ``read_camino``, .bval and .bvec of one name, .json, .nii and .nii.gz by
-    ``read_bids``, and files called bvals or bval with bvecs or bvec beside them by ``read_fsl``.
+    VERSION:) by ``read_camino``, .bval and .bvec (or .bvals and .bvecs) of one name, .json, .nii
+    and .nii.gz by ``read_bids``, and files called bvals or bval with bvecs or bvec beside them by
+    ``read_fsl``.
 
     Args:
         path: The file.
@@ -102,6 +105,7 @@ def read_acquisition(
             does not have it, and for tables without such a column.
         Delta: Pulse separation in ms, one or (N,); as ``delta``.
         echo_time: TE in ms, one or (N,); Delta + delta unless given or in the file.
+        b0_threshold: b up to this many s/mm^2 counts as 0, and needs no direction then.
 
     Raises:
         InputError: Missing file or column, a bad cell (row, column and value are named), times
@@ -111,37 +115,45 @@ def read_acquisition(
     path = Path(path)
     times = {"delta": delta, "Delta": Delta, "echo_time": echo_time}
     if bvec is not None:
-        return read_fsl(path, bvec, **times)
+        return read_fsl(path, bvec, **times, b0_threshold=b0_threshold)
     if path.name in ("bvals", "bval"):
-        return read_fsl(path, path.with_name(path.name.replace("val", "vec")), **times)
-    if path.name.endswith((".bval", ".bvec", ".json", ".nii", ".nii.gz")):
-        return read_bids(path, **times)
+        bvec = path.with_name(path.name.replace("val", "vec"))
+        return read_fsl(path, bvec, **times, b0_threshold=b0_threshold)
+    if path.name.endswith(SUFFIXES):
+        return read_bids(path, **times, b0_threshold=b0_threshold)
     if path.suffix == ".scheme" or (path.suffix not in (".csv", ".npz") and is_scheme(path)):
-        return read_camino(path, **times)
+        return read_camino(path, **times, b0_threshold=b0_threshold)
     if path.suffix.lower() not in (".csv", ".npz"):
         raise InputError(
             f"{path}: suffix {path.suffix!r}, expected .csv, .npz, .scheme, .bval or .json"
         )
     times = {_TIME_COLUMNS[name]: value for name, value in times.items() if value is not None}
-    return _acquisition(path, *_read(path, times))
+    columns, definitions = _read(path, times)
+    columns["b"] = without_small_b(path, columns["b"], b0_threshold)
+    return _acquisition(path, columns, definitions)
 
 
-def read_signals(path: str | Path, expected: Acquisition | None = None) -> Signals:
-    """Read measurements and signals from a .csv or .npz file.
+def read_signals(path: str | Path, expected: Acquisition | None = None, voxel=None) -> Signals:
+    """Read measurements and signals from a .csv or .npz file, or signals alone.
 
     The signal is taken from ``re`` and ``im``, or else from ``magnitude``, or else from
-    ``normalised``.
+    ``normalised``. A file with nothing but numbers, one for each of the ``expected`` measurements
+    in their order and in any unit, is a column of text, a .npy, or a voxel of a .nii or .nii.gz.
 
     Args:
         path: The file.
         expected: If given, the file must have these measurements in this order (to 1e-6; the
             direction does not matter at b = 0, nor TE in a file without it), and the result
-            carries this acquisition.
+            carries this acquisition. Needed for numbers alone.
+        voxel: (i, j, k) of an image, counted from 0.
 
     Raises:
         InputError: As ``read_acquisition``; no column with signals; a row that differs from
             ``expected`` (names the first one).
     """
+    plain = plain_values(Path(path), voxel)
+    if plain is not None:
+        return _measured(path, plain, expected)
     columns, definitions = _read(path)
     rows = columns["b"].size
     if expected is not None and rows != len(expected):
@@ -154,7 +166,28 @@ def read_signals(path: str | Path, expected: Acquisition | None = None) -> Signa
         _check_same(path, acquisition, expected, with_echo_time="TE" in columns)
         acquisition = expected
     unit = set(columns.get("unit", [""]))
-    return Signals(acquisition, values, unit=unit.pop() if len(unit) == 1 else "")
+    unweighted = None
+    if "normalised" in columns:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            unweighted = np.abs(values) / columns["normalised"]
+        unweighted[~np.isfinite(unweighted)] = np.nan
+    return Signals(acquisition, values, unit=unit.pop() if len(unit) == 1 else "",
+                   unweighted=unweighted)
+
+
+def _measured(path, values: np.ndarray, expected: Acquisition | None) -> Signals:
+    """Numbers alone as the signals of the measurements that they belong to."""
+    if expected is None:
+        raise InputError(f"{path}: holds {values.size} numbers and no measurements, expected an "
+                         "acquisition beside it")
+    if values.size != len(expected):
+        raise InputError(f"{path}: {values.size} numbers, expected {len(expected)}, one for each "
+                         "measurement of the acquisition")
+    _require_finite(path, {"signal": values}, ("signal",))
+    for row in np.flatnonzero(values.real < 0.0)[:1] if values.dtype.kind != "c" else ():
+        raise InputError(f"{path}: row {row} is {values[row]:g}, expected a magnitude >= 0 (of "
+                         "complex signals: a complex .npy)")
+    return Signals(expected, values)
 
 
 def _acquisition_columns(acquisition: Acquisition) -> tuple[Columns, dict[str, Waveform]]:
@@ -211,12 +244,19 @@ def _values(path, columns: Columns) -> np.ndarray:
         if not used:
             raise InputError(f"{path}: column re is missing (nor is there magnitude or normalised)")
         values = columns[used[0]].astype(complex)
-    for name in used:
+        for row in np.flatnonzero(columns[used[0]] < 0.0)[:1]:
+            raise InputError(f"{path}: row {row}, column {used[0]} is {columns[used[0]][row]:g}, "
+                             "expected a magnitude >= 0 (signed signals go into re and im)")
+    _require_finite(path, columns, used)
+    return values
+
+
+def _require_finite(path, columns: Columns, names) -> None:
+    for name in names:
         for row in np.flatnonzero(~np.isfinite(columns[name]))[:1]:
             raise InputError(
                 f"{path}: row {row}, column {name} is {columns[name][row]}, expected a number"
             )
-    return values
 
 
 def _check_same(path, found: Acquisition, expected: Acquisition, with_echo_time: bool) -> None:
@@ -235,12 +275,9 @@ def _check_same(path, found: Acquisition, expected: Acquisition, with_echo_time:
     if with_echo_time:
         same["TE"] = close(found.echo_time, expected.echo_time)
     # PGSE is all in the times above; other waveforms must be the same object of plain values
-    pairs = np.column_stack([found.waveform_index, expected.waveform_index])
-    distinct, inverse = np.unique(pairs, axis=0, return_inverse=True)
-    equal = [
-        _same_waveform(found.waveforms[i], expected.waveforms[j]) for i, j in distinct.tolist()
-    ]
-    same["waveform"] = np.array(equal)[inverse.ravel()]
+    equal = np.array([[type(w) is type(v) is PGSE or w == v for v in expected.waveforms]
+                      for w in found.waveforms])
+    same["waveform"] = equal[found.waveform_index, expected.waveform_index]
     wrong = ~np.all(list(same.values()), axis=0)
     if not np.any(wrong):
         return
@@ -250,11 +287,6 @@ def _check_same(path, found: Acquisition, expected: Acquisition, with_echo_time:
         f"{path}: row {row}, {name} is {_cell(found, name, row)}, expected "
         f"{_cell(expected, name, row)} as in the acquisition"
     )
-
-
-def _same_waveform(found: Waveform, expected: Waveform) -> bool:
-    both_pgse = type(found) is PGSE and type(expected) is PGSE
-    return both_pgse or found == expected
 
 
 def _cell(acquisition: Acquisition, name: str, row: int) -> str:
@@ -323,11 +355,7 @@ def _read(path: str | Path,
             definitions[name] = Waveform.from_dict(json.loads(text))
         except (json.JSONDecodeError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{path}: waveform {name}: {error}") from None
-    for name in ("b", *DIRECTION_COLUMNS):
-        for row in np.flatnonzero(~np.isfinite(columns[name]))[:1]:
-            raise InputError(
-                f"{path}: row {row}, column {name} is {columns[name][row]}, expected a number"
-            )
+    _require_finite(path, columns, ("b", *DIRECTION_COLUMNS))
     return columns, definitions
 
 

@@ -35,46 +35,83 @@ def set_fields(frozen: Any, **values: Any) -> None:
         object.__setattr__(frozen, name, value)
 
 
-def box(t: np.ndarray, start: float, stop: float) -> np.ndarray:
-    """1 on [start, stop), else 0."""
-    return ((t >= start) & (t < stop)).astype(float)
-
-
 def _cosine(first: tuple[float, ...], second: tuple[float, ...]) -> float:
     return float(np.dot(first, second))
 
 
 @dataclass(frozen=True)
-class TwoPulses(Waveform):
-    """A pulse and its opposite, Delta later: what single PGSE and OGSE share."""
+class Pulses(Waveform):
+    """Pulses of one shape, rectangular unless a subclass says another: a pulse and its opposite."""
 
     delta: float
     Delta: float
 
+    piecewise_constant = True
+
+    def _finish(self, end: str, **values: Any) -> None:
+        """Set the fields, and TE as it follows; ``end`` is that of the pulses in words."""
+        set_fields(self, **values)
+        set_fields(self, echo_time=echo_time_after(self._pulse_end, self.echo_time, end))
+        self.check_refocused()
+
     @property
-    def _length(self) -> float:
-        """Of a pulse, ms."""
-        return self.delta
+    def _starts(self) -> tuple[float, ...]:
+        """Of the pulses, ms."""
+        return 0.0, self.Delta
+
+    @property
+    def _corners(self) -> tuple[float, ...]:
+        """Where a pulse is not smooth, its start and its end included, ms after its start."""
+        return 0.0, self.delta
 
     @property
     def _pulse_end(self) -> float:
-        return self.Delta + self._length
+        return self._starts[-1] + self._corners[-1]
+
+    def _lobe(self, t: np.ndarray) -> np.ndarray:
+        """f of a pulse, for t from its start to its end."""
+        return np.ones_like(t)
+
+    def _lobe_integral(self, t: np.ndarray) -> np.ndarray:
+        """Integral of f from the start of a pulse to t before its end."""
+        return t
+
+    def _sum(self, pulses: list[np.ndarray]) -> np.ndarray:
+        """The pulses with their signs."""
+        return pulses[0] - pulses[1]
 
     @property
-    def piecewise_constant(self) -> bool:
-        return False
+    def breakpoints(self) -> tuple[float, ...]:
+        edges = {start + corner for start in self._starts for corner in self._corners}
+        edges = sorted(edges | {self.echo_time})
+        # back to back, an end and a start may differ by rounding
+        apart = np.diff(edges) > ROUNDING * self.echo_time
+        return (0.0, *(time for time, new in zip(edges[1:], apart, strict=True) if new))
 
-    @property
-    def antisymmetric(self) -> bool:
-        return self.echo_time == self._pulse_end
+    def __call__(self, t):
+        t, length = np.asarray(t, dtype=float), self._corners[-1]
+        return self._sum([np.where((t >= start) & (t < start + length), self._lobe(t - start), 0.0)
+                          for start in self._starts])
 
-    @property
-    def symmetric(self) -> bool:
-        return False
+    def integral(self, t):
+        """F(t) in ms, in closed form."""
+        t, length = np.asarray(t, dtype=float), self._corners[-1]
+        # by its end a pulse has its whole area, whatever rounding says
+        return self._sum([self._lobe_integral(np.where(
+            t < start + length, np.clip(t - start, 0.0, length), length))
+            for start in self._starts])
+
+    def _describe(self, kind: str = "", more: str = "") -> str:
+        return (f"{self.name}{kind}, delta {self.delta:g} ms, Delta {self.Delta:g} ms{more}, "
+                f"TE {self.echo_time:g} ms")
+
+    def describe(self) -> str:
+        """One line for a person."""
+        return self._describe()
 
 
 @dataclass(frozen=True)
-class PGSE(TwoPulses):
+class PGSE(Pulses):
     """Pulsed-gradient spin echo: two rectangular pulses (Stejskal & Tanner 1965).
 
     f = +1 on [0, delta], -1 on [Delta, Delta + delta], else 0.
@@ -94,48 +131,16 @@ class PGSE(TwoPulses):
 
     def __post_init__(self) -> None:
         delta, big_delta = pair_times(self.delta, self.Delta)
-        echo_time = echo_time_after(big_delta + delta, self.echo_time, "Delta + delta")
-        set_fields(self, delta=delta, Delta=big_delta, echo_time=echo_time)
-        self.check_refocused()
-
-    @property
-    def breakpoints(self) -> tuple[float, ...]:
-        # as a set: without a gap or dead time two of them coincide
-        return tuple(sorted({0.0, self.delta, self.Delta, self._pulse_end, self.echo_time}))
-
-    @property
-    def piecewise_constant(self) -> bool:
-        return True
-
-    def __call__(self, t):
-        t = np.asarray(t, dtype=float)
-        return box(t, 0.0, self.delta) - box(t, self.Delta, self._pulse_end)
-
-    def integral(self, t):
-        """F(t) in ms, in closed form."""
-        t = np.asarray(t, dtype=float)
-        # taken as a ratio, both pulses have exactly the same area
-        first = np.clip(t / self.delta, 0.0, 1.0)
-        second = np.clip((t - self.Delta) / (self._pulse_end - self.Delta), 0.0, 1.0)
-        return self.delta * (first - second)
-
-    @property
-    def b_factor_closed_form(self) -> float:
-        """delta^2 (Delta - delta/3) in ms^3 (Stejskal & Tanner 1965)."""
-        return self.delta**2 * (self.Delta - self.delta / 3.0)
+        self._finish("Delta + delta", delta=delta, Delta=big_delta)
 
     @property
     def diffusion_time(self) -> float:
         """Delta - delta/3 in ms."""
         return self.Delta - self.delta / 3.0
 
-    def describe(self) -> str:
-        """One line for a person."""
-        return f"PGSE, delta {self.delta:g} ms, Delta {self.Delta:g} ms, TE {self.echo_time:g} ms"
-
 
 @dataclass(frozen=True)
-class DoublePGSE(Waveform):
+class DoublePGSE(Pulses):
     """Double PGSE (double diffusion encoding): two pairs of rectangular pulses.
 
     With d1 and d2 the directions of the pairs (both the row's direction unless given) and s = +1
@@ -162,8 +167,6 @@ class DoublePGSE(Waveform):
         InputError: A time is out of range, or a direction is not a unit vector to 1e-6.
     """
 
-    delta: float
-    Delta: float
     mixing_time: float
     parallel: bool = True
     directions: tuple[tuple[float, ...], ...] | None = None
@@ -185,17 +188,9 @@ class DoublePGSE(Waveform):
             raise InputError(
                 f"parallel = {self.parallel!r}: expected True (or 1) or False (or -1)"
             )
-        set_fields(
-            self,
-            delta=delta,
-            Delta=big_delta,
-            mixing_time=mixing_time,
-            parallel=self.parallel in (True, 1),
-            directions=self._unit_vectors(),
-        )
-        what = "2 Delta + mixing_time + delta"
-        set_fields(self, echo_time=echo_time_after(self._pulse_end, self.echo_time, what))
-        self.check_refocused()
+        self._finish("2 Delta + mixing_time + delta", delta=delta, Delta=big_delta,
+                     mixing_time=mixing_time, parallel=self.parallel in (True, 1),
+                     directions=self._unit_vectors())
 
     def _unit_vectors(self) -> tuple[tuple[float, ...], ...] | None:
         if self.directions is None:
@@ -222,37 +217,11 @@ class DoublePGSE(Waveform):
         return 0.0, self.Delta, third, third + self.Delta
 
     @property
-    def _pulse_end(self) -> float:
-        return self._starts[3] + self.delta
-
-    @property
     def _sign(self) -> float:
         return 1.0 if self.parallel else -1.0
 
-    @property
-    def breakpoints(self) -> tuple[float, ...]:
-        edges = {time for start in self._starts for time in (start, start + self.delta)}
-        edges = sorted(edges | {self.echo_time})
-        # back to back, an end and a start may differ by rounding
-        apart = np.diff(edges) > ROUNDING * self.echo_time
-        return (0.0, *(time for time, new in zip(edges[1:], apart, strict=True) if new))
-
-    @property
-    def piecewise_constant(self) -> bool:
-        return True
-
-    def __call__(self, t):
-        t = np.asarray(t, dtype=float)
-        return self._both_pairs([box(t, s, s + self.delta) for s in self._starts])
-
-    def integral(self, t):
-        """F(t) in ms, in closed form."""
-        t = np.asarray(t, dtype=float)
-        return self._both_pairs(
-            [self.delta * np.clip((t - s) / self.delta, 0.0, 1.0) for s in self._starts])
-
-    def _both_pairs(self, pulses: list[np.ndarray]) -> np.ndarray:
-        """The sum of four pulses with their signs, along their directions if there are any."""
+    def _sum(self, pulses: list[np.ndarray]) -> np.ndarray:
+        """Four pulses with their signs, along their directions if there are any."""
         first, second = pulses[0] - pulses[1], self._sign * (pulses[2] - pulses[3])
         if self.directions is None:
             return first + second
@@ -267,15 +236,6 @@ class DoublePGSE(Waveform):
         return float(np.max(np.linalg.norm(f, axis=1)))
 
     @property
-    def b_factor_closed_form(self) -> float:
-        """2 delta^2 (Delta - delta/3) in ms^3; s d1.d2 (delta - mixing_time)^3 / 3 more, where the
-        second and third pulses overlap."""
-        cosine = 1.0 if self.directions is None else _cosine(*self.directions)
-        overlap = max(self.delta - self.mixing_time, 0.0)
-        both = 2.0 * self.delta**2 * (self.Delta - self.delta / 3.0)
-        return both + self._sign * cosine * overlap**3 / 3.0
-
-    @property
     def diffusion_time(self) -> float:
         """Delta - delta/3 in ms, that of each pair."""
         return self.Delta - self.delta / 3.0
@@ -286,14 +246,11 @@ class DoublePGSE(Waveform):
         if self.directions is not None:
             cosine = self._sign * _cosine(*self.directions)
             kind = f"angle {np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0))):.4g} degrees"
-        return (
-            f"DoublePGSE, {kind}, delta {self.delta:g} ms, Delta {self.Delta:g} ms, "
-            f"mixing time {self.mixing_time:g} ms, TE {self.echo_time:g} ms"
-        )
+        return self._describe(f", {kind}", f", mixing time {self.mixing_time:g} ms")
 
 
 @dataclass(frozen=True)
-class TrapezoidPGSE(TwoPulses):
+class TrapezoidPGSE(Pulses):
     """PGSE whose pulses have ramps.
 
     A pulse rises from 0 to 1 in ``ramp``, is 1 until ``delta`` and falls to 0 at delta + ramp, so
@@ -315,6 +272,7 @@ class TrapezoidPGSE(TwoPulses):
     echo_time: float = None  # type: ignore[assignment]  # a number once it is made
 
     name: ClassVar[str] = "TrapezoidPGSE"
+    piecewise_constant = False
 
     def __post_init__(self) -> None:
         ramp = positive("ramp", self.ramp)
@@ -323,45 +281,24 @@ class TrapezoidPGSE(TwoPulses):
             ramp = delta
         if ramp > delta:
             raise InputError(f"ramp = {ramp:g} ms: expected at most delta = {delta:g} ms")
-        end = big_delta + (delta + ramp)
-        echo_time = echo_time_after(end, self.echo_time, "Delta + delta + ramp")
-        set_fields(self, delta=delta, Delta=big_delta, ramp=ramp, echo_time=echo_time)
-        self.check_refocused()
+        self._finish("Delta + delta + ramp", delta=delta, Delta=big_delta, ramp=ramp)
 
     @property
-    def _length(self) -> float:
-        return self.delta + self.ramp
+    def _corners(self) -> tuple[float, ...]:
+        return 0.0, self.ramp, self.delta, self.delta + self.ramp
 
-    @property
-    def breakpoints(self) -> tuple[float, ...]:
-        corners = (0.0, self.ramp, self.delta, self._length)
-        second = {self.Delta + time for time in corners}
-        return tuple(sorted({*corners, *second, self.echo_time}))
-
-    def __call__(self, t):
-        t = np.asarray(t, dtype=float)
+    def _lobe(self, t):
         # a minimum rather than interpolation, so that the flat top is exactly 1
-        rise = [(t - start) / self.ramp for start in (0.0, self.Delta)]
-        fall = [(start + self._length - t) / self.ramp for start in (0.0, self.Delta)]
-        first, second = (
-            np.clip(np.minimum(up, down), 0.0, 1.0) for up, down in zip(rise, fall, strict=True)
-        )
-        return first - second
+        fall = (self.delta + self.ramp - t) / self.ramp
+        return np.clip(np.minimum(t / self.ramp, fall), 0.0, 1.0)
 
-    @property
-    def b_factor_closed_form(self) -> float:
-        """delta^2 (Delta - delta/3) + ramp^3/30 - delta ramp^2/6 in ms^3."""
-        square = self.delta**2 * (self.Delta - self.delta / 3.0)
-        return square + self.ramp**3 / 30.0 - self.delta * self.ramp**2 / 6.0
+    def _lobe_integral(self, t):
+        def rise(s):
+            return np.clip(s, 0.0, self.ramp) ** 2 / (2.0 * self.ramp) + np.maximum(
+                s - self.ramp, 0.0)
 
-    @property
-    def diffusion_time(self) -> float:
-        """b_factor / delta^2 in ms; Delta - delta/3 for short ramps."""
-        return self.b_factor_closed_form / self.delta**2
+        return rise(t) - rise(t - self.delta)
 
     def describe(self) -> str:
         """One line for a person."""
-        return (
-            f"TrapezoidPGSE, delta {self.delta:g} ms, Delta {self.Delta:g} ms, "
-            f"ramp {self.ramp:g} ms, TE {self.echo_time:g} ms"
-        )
+        return self._describe(more=f", ramp {self.ramp:g} ms")

@@ -118,14 +118,6 @@ class _Samples(Waveform):
         return not np.any((np.diff(times) > 0.0) & changes)
 
     @cached_property
-    def antisymmetric(self) -> bool:
-        return self._mirror(-1.0)
-
-    @cached_property
-    def symmetric(self) -> bool:
-        return self._mirror(1.0)
-
-    @cached_property
     def peak(self) -> float:
         """Largest |f|."""
         values = np.asarray(self.values)
@@ -266,9 +258,7 @@ class SampledGradient(_Samples):
 
     name: ClassVar[str] = "SampledGradient"
 
-    @property
-    def vector(self) -> bool:
-        return True
+    vector = True
 
     def rotated(self, rotation) -> SampledGradient:
         """The waveform turned by an orthogonal matrix R, shape (3, 3): R f(t).

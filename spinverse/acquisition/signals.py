@@ -12,7 +12,7 @@ from spinverse.errors import InputError
 UM3 = "um^3"  # times density: what is integrated over the mesh
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Signals:
     """Measured or simulated signals. Rows are counted from 0.
 
@@ -26,6 +26,8 @@ class Signals:
         mesh_error: the same of the mesh, which comes on top; nan where it was not asked for.
         unit: what values are in, `UM3` if they are a simulation's; "" if it is not known, as of
             every scanner.
+        unweighted: |S(b=0)| of each row, shape (N,), nan where it is not known: what a simulator
+            knows without measurements at b = 0. Those come first where there are some.
 
     Raises:
         InputError: Another number of values than of measurements, or a value that is not finite.
@@ -35,6 +37,7 @@ class Signals:
     values: np.ndarray
     estimated_error: float = np.nan
     unit: str = ""
+    unweighted: np.ndarray | None = None
     mesh_error: float = np.nan
 
     def __post_init__(self) -> None:
@@ -53,6 +56,11 @@ class Signals:
             raise InputError(f"values: row {row}, column {column} is {value}, expected a number")
         values.setflags(write=False)
         object.__setattr__(self, "values", values)
+
+    def __repr__(self) -> str:
+        low, high = self.magnitude.min(), self.magnitude.max()
+        return (f"Signals({len(self)} of {self.acquisition!r}, magnitudes {low:.4g} to {high:.4g}"
+                f"{f' {self.unit}' if self.unit else ''})")
 
     def __len__(self) -> int:
         return self.values.size
@@ -81,7 +89,14 @@ class Signals:
         mean = np.zeros(len(self.acquisition.waveforms))
         for k in np.unique(self.acquisition.waveform_index):
             waveform = self.acquisition.waveforms[k]
-            mean[k] = np.mean(self.magnitude[self.acquisition.reference_rows(k)])
+            known = np.empty(0) if self.unweighted is None else \
+                self.unweighted[self.acquisition.waveform_index == k]
+            try:
+                mean[k] = np.mean(self.magnitude[self.acquisition.reference_rows(k)])
+            except InputError:
+                if not np.isfinite(known).any():
+                    raise
+                mean[k] = np.nanmean(known)
             if mean[k] == 0.0:
                 raise InputError(f"normalised: {waveform.describe()} has zero signal at b = 0")
         return mean[self.acquisition.waveform_index]
@@ -94,4 +109,5 @@ class Signals:
     def select(self, rows) -> Signals:
         """The rows that a mask (N,), a slice or indices choose, in that order."""
         rows = self.acquisition.row_numbers(rows)
-        return replace(self, acquisition=self.acquisition.select(rows), values=self.values[rows])
+        return replace(self, acquisition=self.acquisition.select(rows), values=self.values[rows],
+                       unweighted=None if self.unweighted is None else self.unweighted[rows])

@@ -24,7 +24,7 @@ from spinverse.units import (
 UNIT_TOLERANCE = 1e-6
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Acquisition:
     """Measurements, one a row. Rows are counted from 0.
 
@@ -361,6 +361,19 @@ class Acquisition:
             )
         return rows
 
+    def with_unweighted(self) -> Acquisition:
+        """Itself, then a row with b = 0 for each echo time without `reference_rows`."""
+        there, lacking = list(self.echo_time[self.b == 0.0]), []
+        for k, waveform in enumerate(self.waveforms):
+            if not np.isclose(there, waveform.echo_time, rtol=1e-9, atol=0.0).any():
+                there.append(waveform.echo_time)
+                lacking.append(k)
+        return Acquisition(
+            np.append(self.b, np.zeros(len(lacking))),
+            np.concatenate([self.directions, np.tile([1.0, 0.0, 0.0], (len(lacking), 1))]),
+            np.append(self.waveform_index, np.array(lacking, int)), self.waveforms,
+        )
+
     def row_numbers(self, rows) -> np.ndarray:
         """A mask (N,), a slice or indices as an array of row numbers.
 
@@ -377,6 +390,12 @@ class Acquisition:
 
     def __len__(self) -> int:
         return self.b.size
+
+    def __repr__(self) -> str:
+        return f"Acquisition({len(self)} measurements, {len(self.waveforms)} waveforms)"
+
+    def __str__(self) -> str:
+        return "\n".join(description.lines(self, most=4))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Acquisition):

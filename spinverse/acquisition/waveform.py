@@ -134,12 +134,12 @@ class Waveform(ABC):
         Shape: that of ``t``, with an axis of 3 behind it for a vector waveform.
         """
 
-    @property
+    @cached_property
     def antisymmetric(self) -> bool:
         """Whether f(TE - t) = -f(t) for all t (jumps aside)."""
         return self._mirror(-1.0)
 
-    @property
+    @cached_property
     def symmetric(self) -> bool:
         """Whether f(TE - t) = f(t) for all t (jumps aside)."""
         return self._mirror(1.0)
@@ -210,12 +210,6 @@ class Waveform(ABC):
             if vector.shape != (3,) or not np.all(np.isfinite(vector)):
                 raise InputError(f"direction: {direction!r}, expected three numbers")
             return self.b_factor * np.outer(vector, vector)
-
-        return self._b_tensor.copy()
-
-    @cached_property
-    def _b_tensor(self) -> np.ndarray:
-        """int F F^T dt of a vector waveform."""
 
         def product(t):
             F = self.integral(t)

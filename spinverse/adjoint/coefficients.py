@@ -207,7 +207,7 @@ class CoefficientFunctional(ReducedFunctional):
 
     def __init__(self, functional, handles: list[_Handle], controls: list, tape, engine):
         controls = [Control(control) for control in controls]
-        super().__init__(functional, controls if len(controls) > 1 else controls[0], tape=tape)
+        super().__init__(functional, controls, tape=tape)
         self.engine, self._handles = engine, handles
         self.names = [handle.name for handle in handles]
 
@@ -259,7 +259,7 @@ def reduced_functional(tissue: Tissue, acquisition: Acquisition, loss, controls,
         acquisition: the measurements.
         loss: measured signals, `Signals` or ``(N,)`` complex, for `SquaredDifference` over the
             magnetisation at the start; or any loss of complex signals with ``value(S)`` and
-            ``pull_back(S, adjoint)``, such as those of `spinverse.inversion.misfit`.
+            ``pull_back(S, adjoint)``, such as those of `spinverse.inversion.likelihood`.
         controls: names of coefficients: those of ``extra_coefficients``, "D" (diffusivity), "R2"
             (1/T2) and "kappa" (permeability); or a mapping of names to `Number` and `Values`.
             Constants are one control of their size; of other coefficients all entries are, unless
@@ -270,8 +270,8 @@ def reduced_functional(tissue: Tissue, acquisition: Acquisition, loss, controls,
             as many as the tolerance asks for, make as good as exact.
 
     Returns:
-        J, taped at the coefficients as they are: ``J(values)``, ``J.derivative()``,
-        ``J.physical(values)``; `pyadjoint.minimize(J)` and TAO take it.
+        J, taped at the coefficients as they are: ``J(values)``, ``J.derivative()`` (a list, one for
+        each control), ``J.physical(values)``; `pyadjoint.minimize(J)` and TAO take it.
 
     Raises:
         InputError: an argument that makes no sense.

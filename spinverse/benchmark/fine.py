@@ -16,12 +16,13 @@ from ..mesh import gmsh_model
 from ..mesh.checks import cell_volumes, facets_of
 from ..mesh.data import MeshData
 from ..mesh.grids import oriented
-from .targets import Target, largest
+from .targets import Target, labelled
 
 SIZE = 1.7  # um
 _SNAP = 0.3  # of an edge: how far a vertex moves to lie on a surface
 _NEAR = 0.05  # of an edge: crossings this near its end are taken to be there
 _KEPT = 0.25  # of its volume that a tetrahedron keeps when a vertex moves
+_STEP = 1e-4  # um, of differences
 
 Level = Callable[[np.ndarray], np.ndarray]
 
@@ -29,11 +30,7 @@ Level = Callable[[np.ndarray], np.ndarray]
 def mesh(target: Target, size: float = SIZE) -> MeshData:
     """The compartments of a target with their smooth surfaces, in the body of its grid.
 
-    Tags and interface facets are as in `targets.on_grid`.
-
-    Args:
-        target: with the shapes of its compartments.
-        size: edge length, um.
+    Tags and interface facets are as in `targets.on_grid`; ``size`` is the edge length, um.
 
     Raises:
         InputError: a target whose true shape is not known.
@@ -47,18 +44,7 @@ def mesh(target: Target, size: float = SIZE) -> MeshData:
 
 
 def body(data: MeshData, size: float) -> tuple[np.ndarray, np.ndarray]:
-    """The body that a mesh fills, meshed by gmsh from its outer facets alone.
-
-    Args:
-        data: the mesh.
-        size: edge length, um.
-
-    Returns:
-        points ``(Nv, 3)`` um and tets ``(Nt, 4)``.
-
-    Raises:
-        InputError: gmsh is not installed; SolverError: it failed.
-    """
+    """The body that a mesh fills, meshed by gmsh from its outer facets alone: points (um), tets."""
     facets, pairs = facets_of(data.cells, data.name)
     faces = facets[pairs[:, 1] < 0]
     with gmsh_model.model("fine target", size) as gmsh:
@@ -83,26 +69,15 @@ def body(data: MeshData, size: float) -> tuple[np.ndarray, np.ndarray]:
 def cut(name: str, points: np.ndarray, tets: np.ndarray, levels: Sequence[Level]) -> MeshData:
     """Cut surfaces into a mesh; each compartment is its largest connected part.
 
-    Args:
-        name: of the mesh.
-        points, tets: the mesh; positively oriented.
-        levels: of each compartment, negative inside; the first that is negative has a point.
+    ``levels`` of the compartments are negative inside; the first that is negative has a point.
 
     Raises:
         InputError: a compartment without any tetrahedron.
     """
     for function in levels:
         points, tets = _cut_one(points, tets, function)
-    facets, pairs = facets_of(tets, name)
-    tags = np.zeros(len(tets), np.int32)
-    for number, function in enumerate(levels, 1):
-        inside = (tags == 0) & _inside(points, tets, function)
-        if not inside.any():
-            raise InputError(f"target {name}: compartment {number} holds no tetrahedron of the "
-                             "fine mesh, expected a larger shape")
-        tags[largest(inside, pairs)] = number
-    sides = np.where(pairs < 0, 0, tags[pairs])
-    return MeshData(points, tets, tags, facets[sides[:, 0] != sides[:, 1]], name=name).check()
+    return labelled(name, points, tets, (_inside(points, tets, function) for function in levels),
+                    "tetrahedron of the fine mesh, expected a larger shape")
 
 
 def _inside(points: np.ndarray, tets: np.ndarray, function: Level) -> np.ndarray:
@@ -149,7 +124,8 @@ def _snap(points: np.ndarray, tets: np.ndarray, values: np.ndarray, edges: np.nd
     near = np.flatnonzero(~fixed & (np.abs(values) < 2 * _SNAP * length))
     goal = points[near]
     for _ in range(4):  # Newton along the gradient
-        slope = _gradient(goal, function)
+        slope = np.stack([(function(goal + d) - function(goal - d)) / (2 * _STEP)
+                          for d in _STEP * np.eye(3)], axis=1)
         goal = goal - slope * (function(goal) / np.maximum((slope**2).sum(axis=1), 1e-12))[:, None]
     step = np.linalg.norm(goal - points[near], axis=1)
     good = (step < _SNAP * length[near]) & (np.abs(function(goal)) < 1e-6)
@@ -168,11 +144,6 @@ def _snap(points: np.ndarray, tets: np.ndarray, values: np.ndarray, edges: np.nd
     values[near] = 0.0
 
 
-def _gradient(x: np.ndarray, function: Level, step: float = 1e-4) -> np.ndarray:
-    offsets = step * np.eye(3)
-    return np.stack([(function(x + d) - function(x - d)) / (2 * step) for d in offsets], axis=1)
-
-
 def _crossings(a: np.ndarray, b: np.ndarray, function: Level) -> np.ndarray:
     """Where edges from ``a`` to ``b`` cross the surface, as a share of the edge, by bisection."""
     low, high = np.zeros(len(a)), np.ones(len(a))
@@ -186,7 +157,7 @@ def _crossings(a: np.ndarray, b: np.ndarray, function: Level) -> np.ndarray:
 
 def _split(tets: np.ndarray, edges: np.ndarray, first: int) -> np.ndarray:
     """Split edges one after another, with all tetrahedra around each; new vertices from first."""
-    cells = [list(map(int, row)) for row in tets]
+    cells = tets.tolist()
     around: dict[int, set[int]] = {}
     for number, row in enumerate(cells):
         for v in row:

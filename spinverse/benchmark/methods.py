@@ -12,6 +12,7 @@ from ..config.reading import checked, yaml_of
 from ..errors import InputError
 from ..inversion import Shapes
 from ..inversion.stages import PRESETS
+from .targets import check_names
 
 #: Keys of a run file that the benchmark writes itself.
 TAKEN = ("mesh", "signals", "acquisition")
@@ -21,24 +22,16 @@ _INTERFACES = {"published": {"rule": "threshold", "cut_um_per_ms": 1.0}}
 
 @dataclass(frozen=True)
 class Method:
-    """A way to reconstruct.
-
-    Attributes:
-        name: of its folders and rows.
-        keys: of the run file: ``stages`` and whatever else the method says.
-    """
+    """A way to reconstruct: ``stages`` of a run file, and whatever other keys it says."""
 
     name: str
     keys: dict
 
     def run_file(self, mesh: str, signals: str, boundary: str,
                  normalisation: str = "measured", seed: int = 0) -> dict:
-        """The run file of ``spinverse reconstruct``.
+        """The run file of ``spinverse reconstruct``, with paths as they should stand in it.
 
-        Args:
-            mesh, signals: paths as they should stand in it.
-            boundary, normalisation: as in a run file.
-            seed: added to the seeds of searches; 0 leaves the method as it is.
+        ``seed`` is added to the seeds of searches; 0 leaves the method as it is.
         """
         tissue = {**self.keys.get("tissue", {}), "boundary": boundary}
         content = {"mesh": {"file": mesh},
@@ -75,11 +68,7 @@ def find(words: Sequence[str]) -> list[Method]:
         InputError: a word that is neither, a file that is no such thing, two of one name.
     """
     found = [_one(word) for word in words]
-    names = [method.name for method in found]
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"method {name}: named {names.count(name)} times, expected "
-                             "different names")
+    check_names("method", found)
     for method, word in zip(found, words, strict=True):
         data = method.run_file("grid.npz", "signals.npz", "reflecting")
         checked(ReconstructConfig, data, Path("."), f"method {word}")

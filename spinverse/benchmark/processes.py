@@ -24,7 +24,6 @@ class Outcome:
 
     Attributes:
         code: exit code, negative: the signal.
-        seconds: by the clock.
         cpu_seconds: of processors, with its children.
         peak_mb: largest resident memory, MiB.
         ended: "" if by itself, else "time limit" or "interrupted".
@@ -50,13 +49,9 @@ def environment() -> dict[str, str]:
 
 def spinverse(words: Sequence[str], folder: Path, limit: float = float("inf"),
               stop: threading.Event | None = None) -> Outcome:
-    """Run the command ``spinverse``; what it says is appended to ``log.txt``.
+    """Run the command ``spinverse`` in a folder; what it says is appended to ``log.txt``.
 
-    Args:
-        words: its arguments.
-        folder: to run it in.
-        limit: s, after which it is ended.
-        stop: ends it when set.
+    It is ended after ``limit`` s, or when ``stop`` is set.
     """
     with (folder / "log.txt").open("ab") as log, (folder / "errors.txt").open("w+b") as errors:
         began = time.monotonic()

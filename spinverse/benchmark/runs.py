@@ -20,12 +20,14 @@ import os
 import shutil
 import threading
 import time
+import zlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import yaml
 
+from ..acquisition import Signals
 from ..acquisition.io import read_signals, write_signals
 from ..errors import InputError, SolverError
 from ..interface.metrics import compare
@@ -34,7 +36,6 @@ from ..mesh.data import MeshData
 from ..mesh.readers import write_npz
 from ..report import folder as run_folder
 from . import fine
-from .measured import ACQUISITIONS, add_noise
 from .methods import Method
 from .processes import Outcome, spinverse
 from .targets import Target
@@ -43,6 +44,14 @@ WALL, ELSEWHERE = 0.01, 100.0  # um/ms: 1e-5 and 0.1 m/s, as published
 DIFFUSIVITY = 2.0  # um^2/ms
 #: Of the targets' signals; the surface of a fine mesh leaves more than its modes do.
 TOLERANCES = {"grid": 1e-5, "fine": 1e-4}
+_PUBLISHED = {"pgse": {"b_s_per_mm2": [0, 1000, 2000, 3000, 4000, 5000], "directions": 30,
+                       "delta_ms": [5, 10, 10], "Delta_ms": [6, 20, 60]}}
+_RICH = {"pgse": {"b_s_per_mm2": [0, 1000, 2000, 3000, 4000, 5000, 10000, 20000, 40000],
+                  "directions": 60, "delta_ms": [5, 5, 10, 10, 10],
+                  "Delta_ms": [6, 20, 20, 60, 120]}}
+#: Sections of a run file. ``published``: 540 measurements of three sequences, b to 5000 s/mm^2;
+#: ``rich``: 2700 of five, b to 40,000 s/mm^2 (gradients up to 2.3 T/m).
+ACQUISITIONS = {"published": _PUBLISHED, "rich": _RICH}
 BOUNDARIES = ("absorbing", "reflecting")
 TARGET_MESHES = ("grid", "fine")
 DONE, FAILED, LIMIT, RUNNING, INTERRUPTED = "ok", "failed", "time limit", "running", "interrupted"
@@ -50,14 +59,10 @@ DONE, FAILED, LIMIT, RUNNING, INTERRUPTED = "ok", "failed", "time limit", "runni
 
 @dataclass(frozen=True)
 class Data:
-    """What signals are of.
+    """What signals are of, with an acquisition of `ACQUISITIONS`.
 
-    Attributes:
-        target: name.
-        boundary: "absorbing" or "reflecting".
-        acquisition: a name of `measured.ACQUISITIONS`.
-        target_mesh: "grid": simulated on the mesh of the reconstruction; "fine": the true shape
-            on a mesh of its own.
+    ``target_mesh`` "grid": simulated on the mesh of the reconstruction; "fine": the true shape on a
+    mesh of its own.
     """
 
     target: str
@@ -88,13 +93,9 @@ class Data:
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the table.
+    """One row of the table; SNR is at b = 0, inf without noise.
 
-    Attributes:
-        data: what the signals are of.
-        snr: at b = 0, inf without noise.
-        seed: of the noise, and added to those of a method.
-        method: name.
+    ``seed`` is of the noise, and added to those of a method.
     """
 
     data: Data
@@ -114,11 +115,7 @@ class Case:
 
 
 class Bench:
-    """The folder of a benchmark. One at a time may work in it.
-
-    Args:
-        root: the folder.
-    """
+    """The folder of a benchmark. One at a time may work in it."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -207,7 +204,6 @@ class Bench:
         """Run a case, unless it is done; what is unfinished goes on.
 
         Args:
-            case, method: what to run.
             limit: s of the clock for the run, earlier parts included.
             force: run what is done as well, anew.
             stop: interrupts it when set.
@@ -230,7 +226,8 @@ class Bench:
             return "done before"
         spent = known.get("seconds", 0.0)
         if known.get("status") == RUNNING:  # the benchmark itself was ended
-            spent += max(0.0, _last_change(place / "found") - known["started"])
+            changes = [path.stat().st_mtime for path in (place / "found").rglob("*")]
+            spent += max([0.0, *(change - known["started"] for change in changes)])
         if known.get("status") == LIMIT and spent >= limit:
             return LIMIT
         place.mkdir(parents=True, exist_ok=True)
@@ -243,15 +240,17 @@ class Bench:
         outcome = self._run(place, limit - spent, stop)
         state |= {"seconds": spent + outcome.seconds,
                   "cpu_seconds": state["cpu_seconds"] + outcome.cpu_seconds,
-                  "peak_mb": max(state["peak_mb"], outcome.peak_mb),
-                  "status": _status(outcome, place)}
-        if state["status"] == FAILED:
-            state["message"] = outcome.message or f"exit code {outcome.code}"
-        if state["status"] == DONE:
+                  "peak_mb": max(state["peak_mb"], outcome.peak_mb)}
+        if outcome.code == 0 and (place / "found" / run_folder.SUMMARY).is_file():
+            state["status"] = DONE
             try:
                 self.measure(case)
             except Exception as error:  # noqa: BLE001 - a run that cannot be judged has failed
                 state |= {"status": FAILED, "message": f"metrics: {error}"}
+        elif outcome.ended:
+            state["status"] = {"time limit": LIMIT, "interrupted": INTERRUPTED}[outcome.ended]
+        else:
+            state |= {"status": FAILED, "message": outcome.message or f"exit code {outcome.code}"}
         self._save(place, state)
         return state["status"]
 
@@ -328,11 +327,19 @@ def _permeability(data: Data) -> dict:
     return found | ({"outer_um_per_ms": ELSEWHERE} if data.boundary == "absorbing" else {})
 
 
-def _status(outcome: Outcome, place: Path) -> str:
-    if outcome.code == 0 and (place / "found" / run_folder.SUMMARY).is_file():
-        return DONE
-    return {"time limit": LIMIT, "interrupted": INTERRUPTED}.get(outcome.ended, FAILED)
+def add_noise(signals: Signals, snr: float, seed: int, name: str) -> Signals:
+    """Magnitudes with Rician noise: |S + e1 + i e2|, normal e1, e2 of deviation |S(b=0)| / snr.
 
+    S(b=0) is that of the row's own sequence; inf is for no noise. Data sets of different names have
+    different noise.
 
-def _last_change(place: Path) -> float:
-    return max((path.stat().st_mtime for path in place.rglob("*")), default=0.0)
+    Raises:
+        InputError: ``snr`` is not positive.
+    """
+    if not snr > 0:
+        raise InputError(f"snr: {snr:g}, expected a positive number or inf")
+    if np.isinf(snr):
+        return replace(signals, values=signals.magnitude)
+    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    e1, e2 = rng.normal(size=(2, len(signals))) * signals.reference / snr
+    return replace(signals, values=np.abs(signals.values + e1 + 1j * e2))

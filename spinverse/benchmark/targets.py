@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -22,20 +23,16 @@ from ..mesh.connected import cell_regions
 from ..mesh.data import MeshData
 from ..mesh.grids import bcc
 from ..mesh.shapes import Ball, BentTube, Cylinder, Torus
-from .blob import Blob
 
 SIDE, CUBES = 80.0 / 3.0, 4  # um, and along each side, as in the published benchmark
 
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """A mesh with its membrane.
+    """A mesh with its membrane: its ``interface_facets`` are the truth.
 
-    Attributes:
-        name: of its folders and rows.
-        data: the grid; its ``interface_facets`` are the truth.
-        shapes: of the compartments, the first that holds a point has it; empty where only the
-            facets are known.
+    ``shapes`` are those of the compartments, the first that holds a point has it; none where only
+    the facets are known.
     """
 
     name: str
@@ -43,59 +40,87 @@ class Target:
     shapes: tuple = ()
 
 
-def grid(side: float = SIDE, cubes: int = CUBES) -> tuple[np.ndarray, np.ndarray]:
-    """The published benchmark's kind of grid: points ``(Nv, 3)`` um and tets ``(Nt, 4)``.
-
-    Args:
-        side: of the cube, um; it is centred at the origin.
-        cubes: along each side.
-    """
-    points, tets = bcc(np.linspace(-side / 2, side / 2, cubes + 1))
-    tets = tets[(tets >= (cubes + 1) ** 3).sum(axis=1) == 2]  # two cube centres: no pyramid
+def grid() -> tuple[np.ndarray, np.ndarray]:
+    """The grid of our own targets, centred at the origin: points (um) and tets."""
+    points, tets = bcc(np.linspace(-SIDE / 2, SIDE / 2, CUBES + 1))
+    tets = tets[(tets >= (CUBES + 1) ** 3).sum(axis=1) == 2]  # two cube centres: no pyramid
     used, tets = np.unique(tets, return_inverse=True)
     return points[used], tets.reshape(-1, 4)
 
 
-def on_grid(name: str, shapes: Sequence, side: float = SIDE, cubes: int = CUBES) -> Target:
+def on_grid(name: str, shapes: Sequence) -> Target:
     """Compartments on the grid, each the largest connected part of the cells in its shape.
 
     Cell tags are 1, 2, ... in the order of ``shapes``, and 0 outside. Interface facets separate
     different tags; the outer facets of cells that are not outside are among them.
 
-    Args:
-        name: of the target.
-        shapes: have ``contains(points (n, 3)) -> (n,) bool``.
-        side, cubes: as in `grid`.
-
     Raises:
         InputError: a shape that holds no centroid.
     """
-    points, tets = grid(side, cubes)
+    points, tets = grid()
     centroids = points[tets].mean(axis=1)
-    facets, pairs = facets_of(tets, name)
-    tags = np.zeros(len(tets), np.int32)
-    for number, shape in enumerate(shapes, 1):
-        inside = (tags == 0) & shape.contains(centroids)
-        if not inside.any():
-            raise InputError(f"target {name}: compartment {number} holds no centroid of the "
-                             f"{len(tets)} cells, expected at least one")
-        tags[largest(inside, pairs)] = number
-    sides = np.where(pairs < 0, 0, tags[pairs])
-    walls = facets[sides[:, 0] != sides[:, 1]]
-    data = MeshData(points, tets, tags, walls, name=name).check()
+    data = labelled(name, points, tets, (shape.contains(centroids) for shape in shapes),
+                    f"centroid of the {len(tets)} cells, expected at least one")
     return Target(name, data, tuple(shapes))
 
 
-def largest(inside: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """The cells of the largest part of ``inside (Nt,)`` bool that is connected through facets.
+def labelled(name: str, points: np.ndarray, tets: np.ndarray, insides: Iterable[np.ndarray],
+             what: str) -> MeshData:
+    """A mesh with compartments: the largest connected part of what is inside, the first counts.
 
     Args:
-        inside: at least one cell.
-        pairs: ``(Nf, 2)`` cells of every facet, -1 outside.
+        insides: ``(Nt,)`` bool of each compartment.
+        what: it may not lack, for the InputError.
     """
-    label = cell_regions(len(inside), pairs, ~inside[pairs].all(axis=1))
-    counts = np.bincount(label[inside])
-    return np.flatnonzero(inside & (label == counts.argmax()))
+    facets, pairs = facets_of(tets, name)
+    tags = np.zeros(len(tets), np.int32)
+    for number, inside in enumerate(insides, 1):
+        inside = inside & (tags == 0)
+        if not inside.any():
+            raise InputError(f"target {name}: compartment {number} holds no {what}")
+        label = cell_regions(len(tets), pairs, ~inside[pairs].all(axis=1))
+        tags[inside & (label == np.bincount(label[inside]).argmax())] = number
+    sides = np.where(pairs < 0, 0, tags[pairs])
+    walls = facets[sides[:, 0] != sides[:, 1]]
+    return MeshData(points, tets, tags, walls, name=name).check()
+
+
+@dataclass(frozen=True)
+class Blob:
+    """Where a ball's signed distance plus a random sum of plane waves is negative, um.
+
+    ``amplitude`` is the standard deviation of the waves, ``wavelength`` the shortest; the longest
+    is twice as long.
+    """
+
+    seed: int
+    radius: float = 9.0
+    amplitude: float = 2.5
+    wavelength: float = 14.0
+    waves: int = 24
+
+    @cached_property
+    def _modes(self) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng([5, self.seed])
+        k = rng.normal(size=(self.waves, 3))
+        k *= (2 * np.pi / (self.wavelength * rng.uniform(1.0, 2.0, self.waves))
+              / np.linalg.norm(k, axis=1))[:, None]
+        return k, rng.uniform(0.0, 2 * np.pi, self.waves)
+
+    def level(self, points: np.ndarray) -> np.ndarray:
+        """The function at ``points (n, 3)`` um, ``(n,)`` um, negative inside."""
+        k, phase = self._modes
+        points = np.asarray(points, float)
+        waves = np.cos(points @ k.T + phase).sum(axis=1) * np.sqrt(2.0 / self.waves)
+        return np.linalg.norm(points, axis=1) - self.radius + self.amplitude * waves
+
+    def contains(self, points: np.ndarray) -> np.ndarray:
+        """Which of ``points (n, 3)`` um are inside, ``(n,)`` bool."""
+        return self.level(points) < 0
+
+    def describe(self) -> str:
+        """One line for reports."""
+        return f"blob {self.seed} about a ball of radius {self.radius:g} um"
 
 
 # ---- our own --------------------------------------------------------------------------------
@@ -222,12 +247,17 @@ def find(words: Sequence[str]) -> list[Target]:
             found.append(from_file(path))
         else:
             found.append(own(word))
-    names = [target.name for target in found]
+    check_names("target", found)
+    return found
+
+
+def check_names(kind: str, things: Sequence) -> None:
+    """Raise InputError if two of them have one name."""
+    names = [thing.name for thing in things]
     for name in names:
         if names.count(name) > 1:
-            raise InputError(f"target {name}: named {names.count(name)} times, expected "
+            raise InputError(f"{kind} {name}: named {names.count(name)} times, expected "
                              "different names")
-    return found
 
 
 def _has_membrane(path: Path) -> bool:

@@ -1,5 +1,5 @@
 """The commands of ``spinverse``, a module each.
 
-A module has ``add_arguments(parser)`` and ``run(arguments, comm)``; ``needs_output(arguments)``
-where it may run without ``-o``; ``HELP``, a few words.
+A module has ``add_arguments(parser)`` and ``run(arguments, comm)``; ``HELP``, a few words;
+``NEEDS_OUTPUT = False`` where it runs without ``-o``, as all do that are given ``--dry-run``.
 """

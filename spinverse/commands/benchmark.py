@@ -14,9 +14,8 @@ from pathlib import Path
 
 from mpi4py import MPI
 
-from ..benchmark import methods, table, targets
-from ..benchmark.measured import ACQUISITIONS
-from ..benchmark.runs import BOUNDARIES, DONE, TARGET_MESHES, Bench, Case, Data, case_of
+from ..benchmark import methods, runs, table, targets
+from ..benchmark.runs import Bench, Case, Data
 from ..errors import InputError, SpinverseError, one_line
 from ..report.screen import Screen
 from . import interruption
@@ -38,16 +37,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         ".npz files (default own)")
     parser.add_argument("--methods", nargs="+", metavar="NAME|FILE", default=["default"],
                         help="presets, or YAML files with a list of stages (default default)")
-    parser.add_argument("--boundary", nargs="+", choices=BOUNDARIES, default=["absorbing"],
+    parser.add_argument("--boundary", nargs="+", choices=runs.BOUNDARIES, default=["absorbing"],
                         help="outer boundary (default absorbing, as published)")
     parser.add_argument("--snr", nargs="+", type=float, metavar="SNR", default=[float("inf")],
                         help="at b = 0, Rician noise; inf for none (default inf)")
     parser.add_argument("--seed", nargs="+", type=int, metavar="N", default=[0],
                         help="of the noise and of searches (default 0)")
-    parser.add_argument("--acquisition", choices=tuple(ACQUISITIONS), default="published",
+    parser.add_argument("--acquisition", choices=tuple(runs.ACQUISITIONS), default="published",
                         help="published: b to 5000, 30 directions, three sequences; rich: b to "
                         "40000, 60 directions, five (default published)")
-    parser.add_argument("--target-mesh", choices=TARGET_MESHES, default="grid",
+    parser.add_argument("--target-mesh", choices=runs.TARGET_MESHES, default="grid",
                         help="fine: signals of the true, smooth shape on a mesh of its own; our "
                         "own targets only (default grid: that of the reconstruction)")
     parser.add_argument("--jobs", type=int, metavar="N",
@@ -62,8 +61,7 @@ def run(arguments, comm: MPI.Comm) -> None:
     """Run the cases that are not done, write the table.
 
     Raises:
-        InputError: bad input.
-        RunsFailed: some runs did not end well; the table says which.
+        InputError: bad input; RunsFailed: some runs did not end well, the table says which.
     """
     screen, out = Screen(comm, arguments.quiet), arguments.output
     if comm.size > 1:
@@ -100,7 +98,7 @@ def run(arguments, comm: MPI.Comm) -> None:
             rows = _run(bench, screen, arguments, jobs, data, cases)
     if not screen.quiet and rows:
         print(table.markdown(rows))
-    bad = [row for row in rows if row["status"] != DONE]
+    bad = [row for row in rows if row["status"] != runs.DONE]
     screen.say(f"results in {out}")
     if bad:
         raise RunsFailed(f"{len(bad)} of {len(rows)} runs did not end well; "
@@ -150,7 +148,7 @@ def _run(bench: Bench, screen: Screen, arguments, jobs: int, data: list[Data],
 
 
 def _words(row: dict, status: str) -> str:
-    if row["status"] != DONE:
+    if row["status"] != runs.DONE:
         return f"{row['status']} {one_line(row['message']) if row['message'] else ''}".rstrip()
     figures = ", ".join(f"{name} {'-' if row[key] is None else format(row[key], form)}"
                         for name, key, form in (
@@ -162,8 +160,8 @@ def _words(row: dict, status: str) -> str:
 def _collect(bench: Bench) -> list[dict]:
     for path in (bench.root / "runs").glob("*/*/*/*/run.json"):
         state = bench.state(path.parent)
-        if state.get("status") == DONE:
-            bench.measure(case_of(state))
+        if state.get("status") == runs.DONE:
+            bench.measure(runs.case_of(state))
     rows = table.collect(bench)
     table.write(bench.root, rows)
     return rows

@@ -13,6 +13,7 @@ from ..config.arguments import keys_of
 from ..errors import InputError
 from ..report.screen import Screen
 
+NEEDS_OUTPUT = False
 HELP = "print a run file to begin with, or the keys of a mesh builder"
 EXAMPLES = ("simulate", "reconstruct")
 
@@ -23,11 +24,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help=f"a commented run file that runs: {' or '.join(EXAMPLES)}")
     parser.add_argument("--builder", metavar="NAME", nargs="?", const="",
                         help="the keys of a mesh builder; without NAME all builders")
-
-
-def needs_output(arguments) -> bool:
-    """Whether -o must be there."""
-    return False
 
 
 def run(arguments, comm: MPI.Comm) -> None:
@@ -45,16 +41,13 @@ def run(arguments, comm: MPI.Comm) -> None:
         screen.say(text.read_text(encoding="utf-8").rstrip())
     elif not arguments.builder:
         for name, function in config.BUILDERS.items():
-            screen.say(f"{name:17} {_first_line(function)}")
+            first = (inspect.getdoc(function) or "").partition("\n\n")[0].replace("\n", " ")
+            screen.say(f"{name:17} {first}")
     elif arguments.builder in config.BUILDERS:
         screen.say(*_keys(arguments.builder))
     else:
         raise InputError(f"--builder {arguments.builder}: expected one of "
                          f"{', '.join(config.BUILDERS)}")
-
-
-def _first_line(function) -> str:
-    return (inspect.getdoc(function) or "").partition("\n\n")[0].replace("\n", " ")
 
 
 def _keys(name: str) -> list[str]:

@@ -18,13 +18,9 @@ from ..units import b_to_internal, describe_range
 
 @dataclass(frozen=True)
 class Derived:
-    """One quantity.
+    """One quantity: what quantities.json and the screen say, and the warnings of its computation.
 
-    Attributes:
-        values: what quantities.json says.
-        lines: what the screen says.
-        warnings: of its computation.
-        failed: whether there is none; the values say why.
+    Where it ``failed``, the values say why.
     """
 
     values: dict
@@ -121,9 +117,10 @@ def _adc(fit: q.ADCFit, table: Acquisition) -> tuple[dict, list[str]]:
     lines = []
     for w in np.unique(fit.waveform_index):
         rows = fit.waveform_index == w
+        axes = f" ({rows.sum()} axes)" if rows.sum() > 1 else ""
         lines.append(f"{table.waveforms[w].describe()}: ADC "
                      f"{describe_range(fit.adc[rows])} um^2/ms, kurtosis "
-                     f"{describe_range(fit.kurtosis[rows])}{_axes(rows.sum())}")
+                     f"{describe_range(fit.kurtosis[rows])}{axes}")
     return {"fits": fits}, lines
 
 
@@ -224,7 +221,3 @@ _OF_TISSUE: dict[str, Callable] = {
     "short_time": _effective("the next term about"),
     "karger": _karger, "compartments": _compartments, "exchange_times": _exchange_times,
     "mass_balance": _mass_balance}
-
-
-def _axes(count: int) -> str:
-    return f" ({count} axes)" if count > 1 else ""

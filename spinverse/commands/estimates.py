@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from mpi4py import MPI
 
+from .. import units
 from ..acquisition import Acquisition
 from ..config import KnownTissue, ReconstructConfig, SimulateConfig
 from ..engines.basis.parts import Parts
@@ -25,14 +26,6 @@ from ..extra_terms import has
 from ..inversion import GaussNewton, Shapes, Stage
 from ..mesh import Mesh
 from ..report.mesh_facts import MeshFacts
-from ..units import (
-    b_to_si,
-    describe_range,
-    diffusivity_from_internal,
-    gradient_to_si,
-    length_from_internal,
-    time_from_internal,
-)
 
 _PROCESS = 300.0  # MiB of a rank that has done nothing yet
 _START = 5.0  # s to load, compile forms, write files and figures
@@ -46,26 +39,25 @@ _RAISED = 2.5  # from one try to the next; the engine's steps are 1.6 to 3
 
 def in_words(tissue: KnownTissue, facts: MeshFacts, acquisition: Acquisition) -> list[str]:
     """How far magnetisation moves in how much time on which mesh; the same values in SI units."""
-    D = _largest(tissue.diffusivity_um2_per_ms)
-    times = acquisition.diffusion_time
+    D, T2 = _largest(tissue.diffusivity_um2_per_ms), _largest(tissue.T2_ms)
     echo = np.array([waveform.echo_time for waveform in acquisition.waveforms])
-    longest = float(np.nanmax(times, initial=0.0)) or echo.max()
-    moved = np.sqrt(2 * D * longest)
+    longest = float(np.nanmax(acquisition.diffusion_time, initial=0.0)) or echo.max()
     pulses = acquisition.delta[np.isfinite(acquisition.delta)]
-    lines = [f"in words: along an axis magnetisation that nothing hinders moves {moved:.3g} um in "
-             f"the longest diffusion time, {longest:.4g} ms; the mesh has edges of "
-             f"{facts.edges[1]:.3g} um"]
-    T2 = _largest(tissue.T2_ms)
     strongest = np.max(acquisition.gradient_strength_mT_m, initial=0.0)
-    lines.append(
-        f"in SI: diffusivity {diffusivity_from_internal(D):.4g} m^2/s; T2 "
-        + ("none" if not np.isfinite(T2) else f"{time_from_internal(T2):.4g} s")
-        + f"; mesh edges {length_from_internal(facts.edges[1]):.3g} m; b up to "
-        f"{b_to_si(acquisition.b.max()):.4g} s/m^2; gradients up to {gradient_to_si(strongest):.4g}"
-        " T/m; "
-        + (f"delta {describe_range(time_from_internal(pulses))} s; " if len(pulses) else "")
-        + f"TE {describe_range(time_from_internal(echo))} s")
-    return lines
+    return [
+        f"in words: along an axis magnetisation that nothing hinders moves "
+        f"{np.sqrt(2 * D * longest):.3g} um in the longest diffusion time, {longest:.4g} ms; the "
+        f"mesh has edges of {facts.edges[1]:.3g} um",
+        f"in SI: diffusivity {units.diffusivity_from_internal(D):.4g} m^2/s; T2 "
+        + ("none" if not np.isfinite(T2) else f"{units.time_from_internal(T2):.4g} s")
+        + f"; mesh edges {units.length_from_internal(facts.edges[1]):.3g} m; b up to "
+        f"{units.b_to_si(acquisition.b.max()):.4g} s/m^2; gradients up to "
+        f"{units.gradient_to_si(strongest):.4g} T/m; "
+        + (f"delta {_seconds(pulses)}; " if len(pulses) else "") + f"TE {_seconds(echo)}"]
+
+
+def _seconds(times: np.ndarray) -> str:
+    return f"{units.describe_range(units.time_from_internal(times))} s"
 
 
 @dataclass(frozen=True)
@@ -235,12 +227,12 @@ def _largest(value) -> float:
     return max(float(np.max(np.abs(v))) for v in values)
 
 
-def _round(value: float, digits: int = 1) -> float:
-    return float(f"{value:.{digits}g}")
-
-
 def _duration(seconds: float) -> str:
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
             return f"{_round(seconds / size):g} {unit}"
     return f"{max(1.0, _round(seconds)):g} s"
+
+
+def _round(value: float, digits: int = 1) -> float:
+    return float(f"{value:.{digits}g}")

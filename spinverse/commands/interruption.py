@@ -15,14 +15,13 @@ from contextlib import contextmanager
 CODE = 75
 BY_HAND = 130  # the same after Ctrl-C, as shells have it
 ASKING = (signal.SIGTERM, signal.SIGUSR1)
+#: s, from SIGTERM to the next place where a run can go on later; then it ends where it is. Batch
+#: systems kill after 30 s (Slurm's KillWait). Who sends another signal can wait for longer.
+GRACE = 10.0
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was asked to end.
-
-    Attributes:
-        by: name of the signal.
-    """
+    """The run was asked to end by a signal of the name ``by``."""
 
     def __init__(self, by: str, message: str = ""):
         super().__init__(message or f"stopped by {by}")
@@ -39,6 +38,10 @@ class Note:
 
     by = ""
 
+    def heeded(self) -> None:
+        """The run is where it can end."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
 
 @contextmanager
 def at_once(numbers=ASKING):
@@ -54,17 +57,26 @@ def at_once(numbers=ASKING):
 def noted():
     """Within the block they are written down in the `Note` that it gives; a second Ctrl-C raises.
 
-    A process that ignores a signal, as nohup makes it, goes on ignoring it.
+    So does a solve that is still going on `GRACE` seconds after SIGTERM. A process that ignores a
+    signal, as nohup makes it, goes on ignoring it.
     """
     note = Note()
 
     def writes(number, frame):
+        if number == signal.SIGALRM:
+            raise Interrupted(note.by, f"stopped by {note.by} in the middle of a solve; --resume "
+                              "goes on from the last checkpoint, if there is one")
         if number == signal.SIGINT and note.by:
             raise KeyboardInterrupt
         note.by = signal.Signals(number).name
+        if number == signal.SIGTERM:
+            signal.setitimer(signal.ITIMER_REAL, GRACE)
 
-    with _handled((*ASKING, signal.SIGINT), writes):
-        yield note
+    with _handled((*ASKING, signal.SIGINT, signal.SIGALRM), writes):
+        try:
+            yield note
+        finally:
+            note.heeded()
 
 
 @contextmanager

@@ -12,39 +12,16 @@ from .. import config
 from ..acquisition import Signals
 from ..acquisition.io import read_signals
 from ..config.physics import in_keys
-from ..errors import InputError, on_root
+from ..errors import InputError, on_root, warn_caller
 from ..inversion import InverseProblem, Ledger, Reconstruction, Shapes, Stage, State
 from ..inversion.clock import Clock
 from ..inversion.reconstruct import solve, stages_for
 from ..mesh import Mesh
 from ..report import folder
-from ..report.screen import (
-    Screen,
-    count,
-    describe_engine,
-    describe_extra_terms,
-    describe_result,
-    describe_stage,
-    describe_tissue,
-    describe_unknown,
-    versions,
-)
+from ..report import screen as terminal
 from ..units import describe_permeability
-from . import estimates, interruption
+from . import estimates, interruption, shared
 from .checkpoints import Checkpoints
-from .shared import (
-    MESH,
-    add_config,
-    everywhere,
-    hashes,
-    make_mesh,
-    named,
-    plot,
-    read_acquisition,
-    summary,
-    understood,
-    write_mesh,
-)
 
 HELP = "membranes from signals"
 CHECKPOINT_EVERY = 20  # iterations; and after each stage
@@ -52,17 +29,12 @@ CHECKPOINT_EVERY = 20  # iterations; and after each stage
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this command."""
-    add_config(parser)
+    parser.add_argument("config", type=Path, metavar="CONFIG.yaml", help="the run file")
     parser.add_argument("--resume", action="store_true",
                         help="go on from the checkpoint in DIR, if there is one")
     parser.add_argument("--dry-run", action="store_true",
                         help="say what was understood and what it will take, reconstruct nothing; "
                         "needs no -o")
-
-
-def needs_output(arguments) -> bool:
-    """Whether -o must be there."""
-    return not arguments.dry_run
 
 
 def run(arguments, comm: MPI.Comm) -> None:
@@ -71,16 +43,17 @@ def run(arguments, comm: MPI.Comm) -> None:
     Raises:
         InputError: bad input; SolverError: a solver failed; Interrupted: a signal ended it.
     """
-    screen, clock, out = Screen(comm, arguments.quiet), Clock(), arguments.output
+    screen, clock, out = terminal.Screen(comm, arguments.quiet), Clock(), arguments.output
     if arguments.dry_run and arguments.resume:
         raise InputError("--dry-run: expected without --resume")
     if not arguments.dry_run:
         on_root(comm, folder.check_output, out, arguments.force, arguments.resume)
     with screen.held_warnings(), clock("read inputs"):
-        run = everywhere(comm, config.read, arguments.config, config.ReconstructConfig)
+        run = shared.everywhere(comm, config.read, arguments.config, config.ReconstructConfig)
         signals = _read_signals(run, comm, arguments.config)
-        with named(str(arguments.config)):
-            mesh, made = make_mesh(run.mesh, comm, out / MESH if arguments.resume else None)
+        with shared.named(str(arguments.config)):
+            stored = out / shared.MESH if arguments.resume else None
+            mesh, made = shared.make_mesh(run.mesh, comm, stored)
             if mesh.dim != 3:
                 raise InputError(f"mesh: {mesh.name} has dimension {mesh.dim}, expected "
                                  "tetrahedra: membranes are found as surfaces")
@@ -94,28 +67,32 @@ def run(arguments, comm: MPI.Comm) -> None:
                                     else run.stage_list())
                 for stage in stages:
                     stage.check(problem)
-        inputs = everywhere(comm, hashes, config=arguments.config, mesh=run.mesh.source,
-                            signals=run.signals.file,
-                            extra_terms=run.extra_terms and run.extra_terms.file)
+        inputs = shared.everywhere(
+            comm, shared.hashes, config=arguments.config, mesh=run.mesh.source,
+            signals=run.signals.file, extra_terms=run.extra_terms and run.extra_terms.file,
+            **shared.acquisition_files(run.acquisition or ()))
         sums = {name: item["sha256"] for name, item in inputs.items() if name != "config"}
+        # a mesh that is made has no file: with other arguments its facets are others
+        sums["the section mesh"] = folder.sha256_of(
+            run.mesh.model_dump(exclude={"file", "surface", "labels"}))
         found, history = _resume(arguments, comm, mesh, stages, sums)
         first, done = (found.stage, found.iteration) if found is not None else (0, 0)
         rest, state, memory = stages[first:], problem.state(run.tissue.start_um_per_ms), None
         if found is not None:
             state, memory = _state(mesh, found, state), found.memory
     tissue = run.tissue
-    screen.say(versions(comm))
-    facts = understood(screen, run, mesh, signals.acquisition)
-    screen.say(*describe_tissue(tissue),
+    screen.say(terminal.versions(comm))
+    facts = shared.understood(screen, run, mesh, signals.acquisition)
+    screen.say(*terminal.describe_tissue(tissue),
                f"unknown permeability: {describe_permeability(low)} to "
                f"{describe_permeability(high)}, start "
                f"{describe_permeability(tissue.start_um_per_ms)}",
-               *describe_extra_terms(run.extra_terms),
-               *describe_unknown(problem.unknown),
+               *terminal.describe_extra_terms(run.extra_terms),
+               *terminal.describe_unknown(problem.unknown),
                problem.likelihood.describe(),
                *(f"acquisition: {line}" for line in signals.acquisition.describe()),
-               describe_engine(run),
-               *(describe_stage(i, stage) for i, stage in enumerate(stages)))
+               terminal.describe_engine(run),
+               *(terminal.describe_stage(i, stage) for i, stage in enumerate(stages)))
     if found is not None and found.note:
         screen.say(found.note)
     if arguments.resume:
@@ -134,7 +111,7 @@ def run(arguments, comm: MPI.Comm) -> None:
         on_root(comm, folder.make, out)
     try:
         if fresh:
-            on_root(comm, write_mesh, out, made)
+            on_root(comm, shared.write_mesh, out, made)
         priors = list(dict.fromkeys(prior for stage in stages if isinstance(stage, Stage)
                                     for prior in stage.priors))
         log = on_root(comm, folder.History, out / folder.HISTORY, priors, history)
@@ -151,7 +128,7 @@ def run(arguments, comm: MPI.Comm) -> None:
                     log.add(item)
                 screen.iteration(item, count_done[0])
                 if item.phase:
-                    checkpoints.within_part(item.stage)
+                    checkpoints.within_part(item)
 
             with clock("reconstruct"), screen.progress_bar(iterations, count_done[0]):
                 result = solve(problem, rest, state, Ledger(progress, checkpoints, memory))
@@ -164,30 +141,34 @@ def run(arguments, comm: MPI.Comm) -> None:
 
 
 def _read_signals(run: config.ReconstructConfig, comm: MPI.Comm, name) -> Signals:
-    expected = None
-    if run.acquisition is not None:
-        expected = read_acquisition(run.acquisition, comm, name)
+    expected = None if run.acquisition is None else shared.read_acquisition(
+        run.acquisition, comm, name)
 
     def read() -> Signals:
-        signals = read_signals(run.signals.file, expected)
-        folder.check_rows(run.signals.file)
-        with named(str(run.signals.file)):
+        signals = read_signals(run.signals.file, expected, run.signals.voxel)
+        if expected is None:
+            try:
+                folder.check_rows(run.signals.file)
+            except InputError as error:
+                warn_caller(f"{error}; taken for a filtered copy")
+        with shared.named(str(run.signals.file)):
+            for waveform in range(len(signals.acquisition.waveforms)):
+                signals.acquisition.reference_rows(waveform)  # stages need them
             signals.normalised  # noqa: B018 - raises where there is nothing to divide by
         return signals
 
-    return everywhere(comm, read)
+    return shared.everywhere(comm, read)
 
 
 def _resume(arguments, comm: MPI.Comm, mesh: Mesh, stages: list[Stage | Shapes],
             sums: dict) -> tuple[folder.Checkpoint | None, list[dict]]:
     """The checkpoint to go on from, if there is one, and the history up to it."""
-    if not arguments.resume:
-        return None, []
     names = [stage.name for stage in stages]
-    found = folder.load_checkpoint(arguments.output, names, sums, comm)
+    found = folder.load_checkpoint(arguments.output, names, sums, comm) if arguments.resume \
+        else None
     if found is None:
         return None, []
-    history = everywhere(comm, folder.read_history, arguments.output / folder.HISTORY)
+    history = shared.everywhere(comm, folder.read_history, arguments.output / folder.HISTORY)
     return found, [row for row in history if row["stage"] in names
                    and (names.index(row["stage"]), row["iteration"]) <= (
                        (found.stage, found.iteration) if found.iteration
@@ -227,14 +208,14 @@ def _write_results(arguments, run, comm, screen, clock, inputs, signals, result,
     mesh, out = result.mesh, arguments.output
     with clock("interface"):
         found, labels, rule = _found(run.interface, result)
-        truth_known = count(mesh, mesh.interface > 0) > 0
+        truth_known = terminal.count(mesh, mesh.interface > 0) > 0
         figures = metrics(mesh, found, result.permeability, result.unknown,
                           run.tissue.boundary) if truth_known else None
-        number = count(mesh, found)
+        number = terminal.count(mesh, found)
     scale = signals.reference
     with clock("uncertainty"):
         known = uncertainty(result.problem, result.permeability, result.theta)
-        determined = count(mesh, known.determined & found)
+        determined = terminal.count(mesh, known.determined & found)
     with clock("write results"):
         export.write_permeability(out / "permeability.npz", mesh, result.permeability, known,
                                   membrane=found)
@@ -245,7 +226,6 @@ def _write_results(arguments, run, comm, screen, clock, inputs, signals, result,
         shown = mesh.gather_facets(mesh.facet_corners, result.permeability, found,
                                    mesh.interface > 0, known.evidence,
                                    where=found | (mesh.interface > 0))
-        notes: list[str] = []
 
         def write() -> list[str]:
             predicted = result.predicted.magnitude / scale
@@ -253,19 +233,17 @@ def _write_results(arguments, run, comm, screen, clock, inputs, signals, result,
                                measured_normalised=signals.normalised,
                                predicted_normalised=predicted)
             _, corners, permeability, facets, true, evidence = shown
-            notes.extend(plot(out, "signals", signals.acquisition, predicted,
-                               signals.normalised))
-            if log.rows:
-                notes.extend(plot(out, "losses", log.rows))
-            notes.extend(plot(out, "interface", corners, permeability, facets,
-                               true if truth_known else None, mesh.bounds, evidence,
-                               known.level))
-            return notes
+            losses = shared.plot(out, "losses", log.rows) if log.rows else []
+            return [*shared.plot(out, "signals", signals.acquisition, predicted,
+                                 signals.normalised), *losses,
+                    *shared.plot(out, "interface", corners, permeability, facets,
+                                 true if truth_known else None, mesh.bounds, evidence,
+                                 known.level)]
 
         mesh.bounds  # noqa: B018 - collective at its first use
-        notes = everywhere(comm, write)
+        notes = shared.everywhere(comm, write)
     clock.seconds |= {f"reconstruct: {key}": value for key, value in result.seconds.items()}
-    content = summary(arguments, run, comm, inputs, clock)
+    content = shared.summary(arguments, run, comm, inputs, clock)
     loss = log.rows[-1]["loss"] if log is not None and log.rows else None
     content |= {"final_loss": loss, "data_misfit": result.data_misfit, "modes": result.modes,
                 "evaluations": result.evaluations, "stage_endings": result.endings,
@@ -273,13 +251,11 @@ def _write_results(arguments, run, comm, screen, clock, inputs, signals, result,
                 "interface": {**rule, "facets": number}, "metrics": figures,
                 "uncertainty": {"sigma": known.sigma, "determined": determined,
                                 "directions": int((known.spectrum > 1).sum())}}
-    on_root(comm, folder.write_summary, out, content)
+    on_root(comm, folder.write_json, out / folder.SUMMARY, content)
     screen.say(*notes, *(f"stage {name}: {why}" for name, why in result.endings.items()),
                *(f"{name}: {value:.5g}" for name, value in result.theta.items()),
-               *describe_result(result, rule, number, figures), *_picture(out),
-               f"results in {out}")
-
-
-def _picture(out: Path) -> list[str]:
+               *terminal.describe_result(result, rule, number, figures))
     picture = out / "figures" / "interface.png"
-    return [f"picture in {picture}"] if picture.is_file() else []
+    if picture.is_file():
+        screen.say(f"picture in {picture}")
+    screen.say(f"results in {out}")

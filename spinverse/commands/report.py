@@ -11,6 +11,7 @@ from ..errors import InputError
 from ..report.screen import Screen
 from .shared import everywhere
 
+NEEDS_OUTPUT = False
 HELP = "a page with figures of a simulation's or reconstruction's folder"
 
 
@@ -21,11 +22,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="the mesh of the run, where it is no longer where it was")
     parser.add_argument("--png", action="store_true",
                         help="also write the figures as DIR/figures/*.png")
-
-
-def needs_output(arguments) -> bool:
-    """Whether -o must be there."""
-    return False
 
 
 def run(arguments, comm: MPI.Comm) -> None:
@@ -41,14 +37,14 @@ def run(arguments, comm: MPI.Comm) -> None:
                          "expected no -o")
 
     def write() -> tuple[Path, int, list[Path]]:
-        from ..report import figures, html
+        from ..report import html, plots_cells
         from ..report.html_run import read_run
 
         found, pictures = read_run(arguments.folder, arguments.mesh), []
         try:
             page = html.write_page(found)
             if arguments.png:
-                pictures = figures.write_all(found)
+                pictures = plots_cells.write_all(found)
             return page, page.stat().st_size, pictures
         except OSError as error:
             raise InputError(f"{arguments.folder}: cannot be written to ({error.strerror}), "

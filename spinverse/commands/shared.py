@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import resource
 from contextlib import contextmanager
@@ -20,16 +19,11 @@ from ..inversion.clock import Clock
 from ..mesh import Mesh, MeshData, readers, write_npz
 from ..report import folder
 from ..report.mesh_facts import MeshFacts
-from ..report.screen import Screen, count, describe_mesh
+from ..report.screen import Screen, describe_mesh
 from ..tissue import Permeability
 from ..units import describe_permeability
 
 MESH = "mesh.npz"  # in a run's folder, if the mesh was made
-
-
-def add_config(parser: argparse.ArgumentParser) -> None:
-    """The run file as the first argument."""
-    parser.add_argument("config", type=Path, metavar="CONFIG.yaml", help="the run file")
 
 
 def everywhere(comm: MPI.Comm, function, *args, **kwargs):
@@ -70,21 +64,12 @@ def permeability(tissue: config.TissueSection, mesh: Mesh) -> Permeability:
     if outer and not absorbing:
         raise InputError(f"permeability: outer facets have {describe_permeability(outer)} with "
                          "boundary reflecting, expected boundary: absorbing")
-    membrane = section.value("membrane", None)
-    # where the outer boundary reflects, the part of a membrane on it needs no value
-    known = count(mesh, (mesh.interface > 0) & (~mesh.outer | absorbing))
-    if known and membrane is None:
-        raise InputError("permeability.membrane_m_per_s: missing, expected a value for the "
-                         f"{known} known interface facets of the mesh")
-    if membrane is not None and not known:
-        outside = count(mesh, mesh.interface > 0)
-        raise InputError("permeability: a value for the membrane, but " + (
-            f"its {outside} facets are all on the outer boundary, which reflects; expected none, "
-            "or boundary: absorbing" if outside else
-            "the mesh has no interface facets (of gmsh: a physical group of surfaces), "
-            "expected elsewhere_m_per_s alone"))
-    return Permeability.on(mesh, 0.0 if membrane is None else membrane,
-                           section.value("elsewhere", np.inf), outer)
+    try:
+        return Permeability.on(mesh, section.value("membrane", None),
+                               section.value("elsewhere", np.inf), outer)
+    except InputError as error:  # in the words of run files
+        said = str(error).replace("permeability.membrane:", "permeability.membrane_m_per_s:")
+        raise InputError(said.replace("elsewhere alone", "elsewhere_m_per_s alone")) from None
 
 
 def make_mesh(section: config.MeshSection, comm: MPI.Comm,
@@ -114,15 +99,13 @@ def hashes(**paths: Path | None) -> dict[str, dict]:
             for name, path in paths.items() if path is not None}
 
 
-def acquisition_files(sections: tuple[config.AcquisitionSection, ...]) -> dict[str, Path]:
+def acquisition_files(
+        sections: tuple[config.AcquisitionSection, ...]) -> dict[str, Path | None]:
     """The files of an acquisition by name, for `hashes`."""
-    files: dict[str, Path] = {}
+    files: dict[str, Path | None] = {}
     for number, section in enumerate(sections):
         mark = f" {number}" if len(sections) > 1 else ""
-        if section.file is not None:
-            files |= {f"acquisition{mark}": section.file}
-        if section.bvec is not None:
-            files |= {f"bvec{mark}": section.bvec}
+        files |= {f"acquisition{mark}": section.file, f"bvec{mark}": section.bvec}
     return files
 
 
@@ -131,10 +114,8 @@ def understood(screen: Screen, run, mesh: Mesh, acquisition: Acquisition) -> Mes
     facts = MeshFacts.of(mesh)
     parts = facts.describe_parts(mesh.dim)
     screen.say(*describe_mesh(mesh), facts.describe(mesh.dim))
-    if parts and run.mesh.file is not None:  # of others it is known that they are several
-        screen.warn(parts)
-    elif parts:
-        screen.say(parts)
+    if parts:  # of meshes that are of no file it is known that they are several
+        (screen.say if run.mesh.file is None else screen.warn)(parts)
     warnings = plausible.of_tissue(run.tissue) + plausible.of_acquisition(acquisition)
     # a time or diffusivity that is wrong makes any mesh look wrong
     warnings = list(dict.fromkeys(warnings))  # tags may share a value

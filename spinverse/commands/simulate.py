@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 from mpi4py import MPI
@@ -10,39 +11,16 @@ from mpi4py import MPI
 from .. import config
 from ..acquisition import Acquisition, Signals
 from ..acquisition.io import write_signals
-from ..acquisition.signals import UM3
 from ..config.physics import in_keys
 from ..errors import InputError, SolverError, on_root
 from ..inversion.clock import Clock
 from ..mesh import Mesh
 from ..problem import BlochTorrey
 from ..report import folder
-from ..report.screen import (
-    Screen,
-    describe_accuracy,
-    describe_engine,
-    describe_extra_terms,
-    describe_known_permeability,
-    describe_tissue,
-    versions,
-)
-from ..simulate import LARGE, degree_for, estimated_mesh_error, make_engine
+from ..report import screen as terminal
+from ..simulate import LARGE, degree_for, make_engine, signals_of
 from ..tissue import Tissue
-from . import derived, estimates
-from .shared import (
-    acquisition_files,
-    add_config,
-    everywhere,
-    hashes,
-    make_mesh,
-    named,
-    permeability,
-    plot,
-    read_acquisition,
-    summary,
-    understood,
-    write_mesh,
-)
+from . import derived, estimates, shared
 
 HELP = "signals of a mesh with membranes"
 COMPLEX = 1e-3  # imaginary part over the largest signal from which phases are worth a figure
@@ -50,14 +28,9 @@ COMPLEX = 1e-3  # imaginary part over the largest signal from which phases are w
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this command."""
-    add_config(parser)
+    parser.add_argument("config", type=Path, metavar="CONFIG.yaml", help="the run file")
     parser.add_argument("--dry-run", action="store_true",
                         help="say what was understood, simulate nothing; needs no -o")
-
-
-def needs_output(arguments) -> bool:
-    """Whether -o must be there."""
-    return not arguments.dry_run
 
 
 def run(arguments, comm: MPI.Comm) -> None:
@@ -66,40 +39,40 @@ def run(arguments, comm: MPI.Comm) -> None:
     Raises:
         InputError: bad input; SolverError: a solver failed, or, when all else is written, a fit.
     """
-    screen, clock, out = Screen(comm, arguments.quiet), Clock(), arguments.output
+    screen, clock, out = terminal.Screen(comm, arguments.quiet), Clock(), arguments.output
     if out is not None and not arguments.dry_run:
         on_root(comm, folder.check_output, out, arguments.force)
     name = arguments.config
     with screen.held_warnings(), clock("read inputs"):
-        run = everywhere(comm, config.read, name, config.SimulateConfig)
-        with named(str(name)):
+        run = shared.everywhere(comm, config.read, name, config.SimulateConfig)
+        with shared.named(str(name)):
             extra = run.extra_arguments(comm)
-        acquisition = read_acquisition(run.acquisition, comm, name)
-        with named(str(name)):
-            mesh, made = make_mesh(run.mesh, comm)
-        with named(f"{name}: tissue"):
+        acquisition = shared.read_acquisition(run.acquisition, comm, name)
+        with shared.named(str(name)):
+            mesh, made = shared.make_mesh(run.mesh, comm)
+        with shared.named(f"{name}: tissue"):
             tissue = _tissue(run, mesh)
-        with named(f"{name}: quantities"):
+        with shared.named(f"{name}: quantities"):
             derived.check(run.quantities, acquisition)
-        inputs = everywhere(comm, hashes, config=name, mesh=run.mesh.source,
-                            permeability=run.tissue.permeability.file,
-                            extra_terms=run.extra_terms and run.extra_terms.file,
-                            **acquisition_files(run.acquisition))
-    screen.say(versions(comm))
-    facts = understood(screen, run, mesh, acquisition)
-    screen.say(*describe_tissue(run.tissue),
-               describe_known_permeability(run.tissue.permeability),
-               *describe_extra_terms(run.extra_terms),
+        inputs = shared.everywhere(comm, shared.hashes, config=name, mesh=run.mesh.source,
+                                   permeability=run.tissue.permeability.file,
+                                   extra_terms=run.extra_terms and run.extra_terms.file,
+                                   **shared.acquisition_files(run.acquisition))
+    screen.say(terminal.versions(comm))
+    facts = shared.understood(screen, run, mesh, acquisition)
+    screen.say(*terminal.describe_tissue(run.tissue),
+               terminal.describe_known_permeability(run.tissue.permeability),
+               *terminal.describe_extra_terms(run.extra_terms),
                *(f"acquisition: {line}" for line in acquisition.describe()))
-    with screen.held_warnings(), clock("set-up"), named(str(name)), in_keys():
+    with screen.held_warnings(), clock("set-up"), shared.named(str(name)), in_keys():
         problem = BlochTorrey(tissue, degree_for(tissue, acquisition, run.degree), **extra)
-        engine = make_engine(problem, acquisition, run.engine, run.modes, run.tolerance,
-                             run.time_step_ms)
-    screen.say(f"{describe_engine(run)}; polynomial degree {problem.degree}, "
+        engine = make_engine(problem, acquisition.with_unweighted(), run.engine, run.modes,
+                             run.tolerance, run.time_step_ms)
+    screen.say(f"{terminal.describe_engine(run)}; polynomial degree {problem.degree}, "
                f"{problem.num_unknowns} unknowns")
     if run.quantities:
         screen.say(f"quantities: {', '.join(run.quantities)}")
-    with named(str(name)), in_keys():
+    with shared.named(str(name)), in_keys():
         estimate = estimates.of_simulation(run, engine)
     if arguments.dry_run:
         screen.say(*estimates.in_words(run.tissue, facts, acquisition), *estimate.lines)
@@ -107,17 +80,16 @@ def run(arguments, comm: MPI.Comm) -> None:
         return
     screen.say(*estimate.at_start)
     found: dict[str, derived.Derived] = {}
-    with clock("quantities"), named(f"{name}: quantities"):
+    with clock("quantities"), shared.named(f"{name}: quantities"):
         found |= derived.of_tissue(run.quantities, problem, acquisition)
-    with clock("signals"), named(str(name)), in_keys(), screen.working() as engine.progress:
-        signals = Signals(acquisition, engine.signals(), engine.estimated_error, UM3)
-    with clock("error of the mesh"), named(str(name)):
-        error = estimated_mesh_error(engine) if run.mesh_error else np.nan
+    with clock("signals"), shared.named(str(name)), in_keys(), screen.working() as engine.progress:
+        signals = signals_of(engine, acquisition, run.mesh_error)
+    error = signals.mesh_error
     with clock("quantities"):
         found |= derived.of_signals(run.quantities, signals)
     found = {key: found[key] for key in run.quantities}
-    accuracy, words = describe_accuracy(run, engine)
-    content = summary(arguments, run, comm, inputs, clock)
+    accuracy, words = terminal.describe_accuracy(run, engine)
+    content = shared.summary(arguments, run, comm, inputs, clock)
     content |= {"measurements": len(signals), "unknowns": problem.num_unknowns, **accuracy}
     if np.isfinite(error):
         content["mesh_error"] = error
@@ -132,15 +104,15 @@ def run(arguments, comm: MPI.Comm) -> None:
                                gradient_mT_per_m=acquisition.gradient_strength_mT_m,
                                diffusion_time_ms=acquisition.diffusion_time)
             write_signals(partial / "signals.npz", signals)
-            write_mesh(partial, made)
+            shared.write_mesh(partial, made)
             notes = _figures(partial, acquisition, signals)
             if found:
                 folder.write_json(partial / "quantities.json", derived.document(found))
-            folder.write_summary(partial, content)
+            folder.write_json(partial / folder.SUMMARY, content)
         return notes
 
     with clock("write results"):
-        notes = everywhere(comm, write)
+        notes = shared.everywhere(comm, write)
     for item in found.values():
         screen.warn(*item.warnings)
     screen.say(*notes, words, *(line for item in found.values() for line in item.lines),
@@ -156,7 +128,7 @@ def _tissue(run: config.SimulateConfig, mesh: Mesh) -> Tissue:
     section = run.tissue
     try:
         return Tissue(mesh, section.diffusivity_um2_per_ms, section.T2_ms, section.density,
-                      permeability(section, mesh), section.interface, section.periodic)
+                      shared.permeability(section, mesh), section.interface, section.periodic)
     except InputError as error:
         if str(error).startswith("periodic: axis") and run.mesh.could_be_periodic:
             raise InputError(f"{error}; mesh.periodic: true makes it so") from None
@@ -174,5 +146,5 @@ def _figures(partial, acquisition: Acquisition, signals: Signals) -> list[str]:
         notes.append(f"{error}; the figure is relative to the largest signal")
     if np.abs(signals.values.imag).max() > COMPLEX * largest:
         notes.append("the signals are complex: phases in figures/phases.png")
-        notes += plot(partial, "phases", acquisition, signals.values)
-    return [*dict.fromkeys([*notes, *plot(partial, "signals", acquisition, values)])]
+        notes += shared.plot(partial, "phases", acquisition, signals.values)
+    return [*dict.fromkeys([*notes, *shared.plot(partial, "signals", acquisition, values)])]

@@ -11,8 +11,7 @@ from ..report.screen import Screen, versions
 from ..validation import table
 from ..validation.families import FAMILIES, choose_families, validate
 from ..validation.rows import TargetMissed, verdicts
-from ..validation.settings import BOTH, Settings
-from ..validation.solve import ENGINES
+from ..validation.solve import BOTH, ENGINES, Settings
 
 HELP = "both engines against independent reference values, as one table"
 
@@ -70,7 +69,7 @@ def run(arguments: argparse.Namespace, comm) -> None:
     def write() -> None:
         with folder.appearing(out) as partial:
             table.write(partial, rows)
-            folder.write_summary(partial, summary)
+            folder.write_json(partial / folder.SUMMARY, summary)
 
     on_root(comm, write)
     if not screen.quiet:

@@ -6,23 +6,13 @@ checked by the rooms that use them. Paths are relative to the folder of the run 
 
 from .acquisition import AcquisitionSection, read_table
 from .mesh import BUILDERS, MeshSection
-from .physics import ExtraTermsSection, UnknownSection
-from .quantities import QUANTITIES
+from .physics import ExtraTermsSection
 from .reading import read
-from .runs import (
-    VERSION,
-    CheckpointSection,
-    InterfaceSection,
-    ReconstructConfig,
-    SignalsSection,
-    SimulateConfig,
-)
-from .stages import StageSection
-from .tissue import KnownTissue, PermeabilitySection, TissueSection, UnknownTissue
+from .runs import VERSION, InterfaceSection, ReconstructConfig, SimulateConfig
+from .tissue import KnownTissue, PermeabilitySection, TissueSection
 
 __all__ = [
-    "BUILDERS", "QUANTITIES", "VERSION", "AcquisitionSection", "CheckpointSection",
-    "ExtraTermsSection", "InterfaceSection", "KnownTissue", "MeshSection", "PermeabilitySection",
-    "ReconstructConfig", "SignalsSection", "SimulateConfig", "StageSection", "TissueSection",
-    "UnknownSection", "UnknownTissue", "read", "read_table",
+    "BUILDERS", "VERSION", "AcquisitionSection", "ExtraTermsSection", "InterfaceSection",
+    "KnownTissue", "MeshSection", "PermeabilitySection", "ReconstructConfig", "SimulateConfig",
+    "TissueSection", "read", "read_table",
 ]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
@@ -40,8 +40,9 @@ def _flags(value):
 
 
 class _Sequence(Section):
-    """Strengths and directions; the sequence is what classes derived from this add."""
+    """Strengths and directions; classes derived from this add what their ``make`` takes."""
 
+    make: ClassVar[Callable]
     b_s_per_mm2: NumberOrList | None = None
     gradient_mT_per_m: NumberOrList | None = None
     directions: Directions | None = None
@@ -73,51 +74,41 @@ class _Sequence(Section):
                            one.waveform_index[rows.ravel()], one.waveforms)
 
     def _with(self, b, directions) -> Acquisition:
-        raise NotImplementedError
+        own = {key.removesuffix("_ms"): _vectors(value) for key, value in self
+               if key == "echo_time_ms" or key not in _Sequence.model_fields}
+        return self.make(b, directions, **own)
 
 
 class PGSESection(_Sequence):
+    make = Acquisition.pgse
     delta_ms: PulseLength
     Delta_ms: Separation
 
-    def _with(self, b, directions):
-        return Acquisition.pgse(b, directions, self.delta_ms, self.Delta_ms, self.echo_time_ms)
-
 
 class TrapezoidSection(_Sequence):
+    make = Acquisition.trapezoid
     delta_ms: PulseLength
     Delta_ms: Separation
     ramp_ms: Annotated[NumberOrList, Field(description="the time of a rise or fall in ms")]
 
-    def _with(self, b, directions):
-        return Acquisition.trapezoid(b, directions, self.delta_ms, self.Delta_ms, self.ramp_ms,
-                                     self.echo_time_ms)
-
 
 class OGSESection(_Sequence):
+    make = Acquisition.ogse
     delta_ms: PulseLength
     Delta_ms: Separation
     periods: Annotated[NumberOrList, Field(
         description="how many periods a pulse has, a whole number or several")]
     kind: Literal["cos", "sin"] = "cos"
 
-    def _with(self, b, directions):
-        return Acquisition.ogse(b, directions, self.delta_ms, self.Delta_ms, self.periods,
-                                self.kind, self.echo_time_ms)
-
 
 class DoublePGSESection(_Sequence):
+    make = Acquisition.double_pgse
     delta_ms: PulseLength
     Delta_ms: Separation
     mixing_time_ms: Annotated[NumberOrList, Field(
         description="the time from the start of the second pulse to that of the third in ms")]
     parallel: Annotated[Any, BeforeValidator(_flags)] = True
     second_directions: Directions | None = None
-
-    def _with(self, b, directions):
-        return Acquisition.double_pgse(
-            b, directions, self.delta_ms, self.Delta_ms, self.mixing_time_ms, self.parallel,
-            _vectors(self.second_directions), self.echo_time_ms)
 
     @model_validator(mode="after")
     def _vectors_only(self):
@@ -215,30 +206,24 @@ class AcquisitionSection(Section):
         if self.file is None:
             return getattr(self, self.kind).table()
         try:
-            found = read_acquisition(self.file, self.bvec, delta=self.delta_ms,
-                                     Delta=self.Delta_ms, echo_time=self.echo_time_ms)
+            return read_acquisition(self.file, self.bvec, delta=self.delta_ms,
+                                    Delta=self.Delta_ms, echo_time=self.echo_time_ms,
+                                    b0_threshold=self.b0_up_to_s_per_mm2 or 0.0)
         except InputError as error:
             if ": missing" in str(error) and None in (self.delta_ms, self.Delta_ms):
                 raise InputError(f"{error}; they are the keys delta_ms, Delta_ms and "
                                  "echo_time_ms beside file") from None
             raise
-        if self.b0_up_to_s_per_mm2 is None:
-            return found
-        # scanners write small b-values where they mean none
-        b = np.where(found.b <= self.b0_up_to_s_per_mm2, 0.0, found.b)
-        return Acquisition(b, found.directions, found.waveform_index, found.waveforms)
 
 
 def _vectors(directions):
     return table_of(directions) if isinstance(directions, Path) else directions
 
 
-def _as_list(value):
-    return value if isinstance(value, list) and value else [value]
-
-
-Acquisitions = Annotated[tuple[AcquisitionSection, ...], BeforeValidator(_as_list),
-                         Field(description="a sequence, as pgse: {...}, a file, or a list of them")]
+Acquisitions = Annotated[
+    tuple[AcquisitionSection, ...],
+    BeforeValidator(lambda value: value if isinstance(value, list) and value else [value]),
+    Field(description="a sequence, as pgse: {...}, a file, or a list of them")]
 
 
 def read_table(sections: Sequence[AcquisitionSection]) -> Acquisition:

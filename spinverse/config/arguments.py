@@ -20,12 +20,7 @@ UNITS = {
 
 
 def keys_of(function: Callable, leave_out=()) -> dict[str, inspect.Parameter]:
-    """The keys that a function's arguments have in a run file, with their parameters.
-
-    Args:
-        function: a builder, a shape, a derived quantity.
-        leave_out: names of arguments that have no key.
-    """
+    """The keys that a function's arguments have in a run file, with their parameters."""
     return {name + UNITS.get(name, ""): parameter
             for name, parameter in inspect.signature(function).parameters.items()
             if name not in leave_out}
@@ -36,8 +31,7 @@ def arguments_of(function: Callable, given: Mapping, leave_out=(), optional=(),
     """The keys of a run file as arguments of a function, without their units.
 
     Args:
-        function, leave_out: as in `keys_of`.
-        given: keys and values of the run file.
+        leave_out: names of arguments that have no key.
         optional: names of arguments that may be missing though they have no default.
         where: what comes before the key in messages, with its dot.
 
@@ -68,10 +62,15 @@ def unknown(key: str, known: list[str]) -> str:
                               else f"expected one of {', '.join(known)}")
 
 
+def nearest(name: str, known: list[str]) -> str:
+    """What is said of an unknown name: the nearest known one, or all of them."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
+
+
 def _without_unit(key: str) -> str:
-    return next((key.removesuffix(unit) for unit in sorted(set(UNITS.values()), key=len,
-                                                           reverse=True)
-                 if key.endswith(unit)), key)
+    units = sorted(set(UNITS.values()), key=len, reverse=True)
+    return next((key.removesuffix(unit) for unit in units if key.endswith(unit)), key)
 
 
 def chosen(value, known, kind: str) -> str:

@@ -24,7 +24,6 @@ BUILDERS: dict[str, Callable] = {
         mesh.packed_cylinders, mesh.packed_spheres, mesh.tagged_grid)}
 SHAPES = {"ball": mesh.Ball, "cylinder": mesh.Cylinder, "bent_tube": mesh.BentTube,
           "torus": mesh.Torus}
-KINDS = {"surface": "a surface", "labels": "an image"}
 SOURCES = ("file", "builder", "surface", "labels")
 
 
@@ -46,9 +45,10 @@ class MeshSection(Section):
             raise KeyProblem("repair", "expected it beside file or surface only")
         if self.file is not None:
             name = self.file.name.lower()
-            for kind, suffixes in (("surface", SUFFIXES), ("labels", (".npy", ".nii", ".nii.gz"))):
+            for kind, what, suffixes in (("surface", "a surface", SUFFIXES),
+                                         ("labels", "an image", (".npy", ".nii", ".nii.gz"))):
                 if name.endswith(suffixes):
-                    raise KeyProblem("file", f"{self.file} holds {KINDS[kind]}, expected it as "
+                    raise KeyProblem("file", f"{self.file} holds {what}, expected it as "
                                      f"mesh.{kind}")
             for key in self._extra:
                 raise KeyProblem(key, unknown(key, [*SOURCES, "repair"]))
@@ -75,7 +75,16 @@ class MeshSection(Section):
         """
         if self.file is not None:
             return readers.read(self.file, repair=bool(self.repair))
-        return self._made()
+        arguments = self._arguments()
+        try:
+            if self.builder == "tagged_grid":
+                kind, values = arguments["shape"]
+                arguments["shape"] = kind(**values)
+            return self._function()[0](**arguments)
+        except InputError as error:
+            raise InputError(f"mesh: {error}") from None
+        except (TypeError, ValueError) as error:
+            raise InputError(f"mesh: {self.builder or 'surface or labels'}: {error}") from None
 
     @property
     def _extra(self) -> dict:
@@ -103,19 +112,6 @@ class MeshSection(Section):
         elif self.source is not None:
             arguments[first] = self.source
         return arguments
-
-    def _made(self) -> mesh.MeshData:
-        arguments = self._arguments()
-        try:
-            if self.builder == "tagged_grid":
-                kind, values = arguments["shape"]
-                arguments["shape"] = kind(**values)
-            return self._function()[0](**arguments)
-        except (TypeError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise InputError(f"mesh: {error}") from None
-            raise InputError(f"mesh: {self.builder or 'surface or labels'}: {error}") from None
-
 
 def _shape(value) -> tuple[type, dict]:
     """Class and arguments of the shape that a grid is tagged by."""

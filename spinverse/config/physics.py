@@ -7,26 +7,25 @@ code but what that text asks for; the folder of the file is not searched for mod
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
-import importlib.util
 import keyword
 import math
 import sys
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
 
 from ..errors import InputError, on_all, on_root
 from ..extra_terms import Unsuitable, check_function
 from ..inversion.parameters import KINDS, Unknown
+from .arguments import nearest
 from .values import FilePath, KeyProblem, Number, Section, is_number
 
 _KINDS = ("expected a finite number, a vector, a tensor as rows of up to 3, or {cell tag: value} "
@@ -46,30 +45,20 @@ def _constant(value):
         return float(value)
     if not (isinstance(value, list) and 0 < len(value) <= 3):
         return None
-    if all(map(_is_finite, value)):
-        return [float(v) for v in value]
-    if all(isinstance(row, list) and 0 < len(row) <= 3 and all(map(_is_finite, row))
-           for row in value) and len({len(row) for row in value}) == 1:
-        return [[float(v) for v in row] for row in value]
-    return None
+    entries = [_constant(entry) for entry in value]
+    return entries if _alike(entries) and np.ndim(entries) <= 2 else None
 
 
-def _shape(value) -> tuple[int, ...]:
-    return (len(value), *_shape(value[0])) if isinstance(value, list) else ()
+def _alike(constants: list) -> bool:
+    return None not in constants and len({np.shape(each) for each in constants}) == 1
 
 
 def _coefficient(value):
-    if not isinstance(value, Mapping):
-        found = _constant(value)
-    else:
-        found = {tag: _constant(entry) for tag, entry in value.items()}
-        entries = list(found.values())
-        if not entries or None in entries or len({_shape(entry) for entry in entries}) > 1 \
-                or not all(type(tag) is int for tag in found):
-            found = None
-    if found is None:
+    by_tag = value if isinstance(value, Mapping) else {0: value}
+    found = {tag: _constant(entry) for tag, entry in by_tag.items()}
+    if not _alike(list(found.values())) or not all(type(tag) is int for tag in found):
         raise ValueError(_KINDS)
-    return found
+    return found if by_tag is value else found[0]
 
 
 def _by_name(value):
@@ -100,12 +89,8 @@ def _times(value):
 class ExtraTermsSection(Section):
     """A term of the weak form: a function of a Python file, and what it is made of.
 
-    Attributes:
-        file: the Python file.
-        function: its function ``(m, v, t, coefficients)`` that returns a UFL form.
-        coefficients: what it finds as ``coefficients[name]``, in um, ms and rad: numbers, vectors
-            and tensors as lists, or ``{cell tag: value}``.
-        breakpoints_ms: times at which the term jumps.
+    ``coefficients`` are in um, ms and rad: numbers, vectors and tensors as lists, or ``{cell tag:
+    value}``; at ``breakpoints_ms`` the term jumps.
     """
 
     file: Annotated[FilePath, Field(description="a Python file with the function")]
@@ -123,12 +108,6 @@ class ExtraTermsSection(Section):
 
     def arguments(self, comm) -> dict[str, Any]:
         """Run the code of the file; what `BlochTorrey` and `simulate` take. Collective.
-
-        Args:
-            comm: communicator of the ranks that need the function.
-
-        Returns:
-            ``extra_terms``, ``extra_coefficients`` (plain values) and ``extra_breakpoints`` (ms).
 
         Raises:
             InputError: no such file, code that fails, no such function in it, or one that cannot
@@ -178,28 +157,14 @@ class ExtraTermsSection(Section):
         return guarded
 
 
-class _OfText(SourceFileLoader):
-    """Loads a text that was read before, and leaves nothing beside its file."""
-
-    def __init__(self, name: str, path: Path, source: bytes):
-        super().__init__(name, str(path))
-        self._source = source
-
-    def get_data(self, path) -> bytes:
-        return self._source
-
-    def path_stats(self, path):
-        raise OSError("not asked for: no compiled code is kept")
-
-
 def _run(path: Path, source: bytes) -> ModuleType:
     """The module of a text, under a name that no other module can have."""
     name = f"spinverse run file {path} {hashlib.sha256(source).hexdigest()}"
-    spec = importlib.util.spec_from_file_location(name, path, loader=_OfText(name, path, source))
-    module = importlib.util.module_from_spec(spec)
+    module = ModuleType(name)
+    module.__file__ = str(path)
     sys.modules[name] = module  # dataclasses look for their module there
     try:
-        spec.loader.exec_module(module)
+        exec(compile(source, path, "exec", dont_inherit=True), vars(module))
     except BaseException:
         del sys.modules[name]
         raise
@@ -228,10 +193,7 @@ def _instead(name: str, module: ModuleType) -> str:
     """The nearest name of a function in a module, or all of them."""
     known = [key for key, value in vars(module).items() if callable(value)
              and getattr(value, "__module__", None) == module.__name__]
-    near = difflib.get_close_matches(name, known, n=1)
-    if near:
-        return f"did you mean {near[0]}?"
-    return f"expected one of {', '.join(known)}" if known else "which has none"
+    return nearest(name, known) if known else "which has none"
 
 
 @contextmanager
@@ -289,10 +251,8 @@ def check_unknown(unknown: Mapping[str, UnknownSection],
     own = {} if extra_terms is None else extra_terms.coefficients
     for name in unknown:
         if name not in {**own, **KINDS}:
-            near = difflib.get_close_matches(name, [*own, *KINDS], n=1)
-            raise InputError(f"unknown.{name}: no coefficient of extra_terms, " + (
-                f"did you mean {near[0]}?" if near else
-                f"expected one of {', '.join([*own, *KINDS])}"))
+            raise InputError(f"unknown.{name}: no coefficient of extra_terms, "
+                             + nearest(name, [*own, *KINDS]))
         if not isinstance(own.get(name, 0.0), float):
             raise InputError(f"unknown.{name}: extra_terms.coefficients.{name} is {own[name]}, "
                              "expected a single number there")

@@ -10,15 +10,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from .. import units
 from ..acquisition import Acquisition
-from ..units import (
-    b_to_si,
-    diffusivity_from_internal,
-    gradient_to_si,
-    length_from_internal,
-    permeability_from_internal,
-    time_from_internal,
-)
 from .tissue import KnownTissue, PermeabilitySection, TissueSection
 
 DIFFUSIVITY = 0.01, 20.0  # um^2/ms, of anything that MRI sees
@@ -38,13 +31,14 @@ def of_tissue(tissue: KnownTissue) -> list[str]:
             else float(value)
         if 0 < size < DIFFUSIVITY[0] or size > DIFFUSIVITY[1]:
             said = (f"tissue.diffusivity_um2_per_ms: {size:g} um^2/ms is "
-                    f"{diffusivity_from_internal(size):g} m^2/s")
+                    f"{units.diffusivity_from_internal(size):g} m^2/s")
             meant = {"m^2/s": 1e9, "mm^2/s": 1e3, "um^2/s": 1e-3}
             found.append(f"{said}; water has 2 to 3 um^2/ms{_if_in(size, meant, DIFFUSIVITY)}")
     for value in _values(tissue.T2_ms):
         if 0 < value < RELAXATION[0] or RELAXATION[1] < value < np.inf:
-            found.append(f"tissue.T2_ms: {value:g} ms is {time_from_internal(value):g} s; tissue "
-                         f"has 10 to 3000 ms{_if_in(value, {'s': 1e3, 'us': 1e-3}, RELAXATION)}")
+            found.append(f"tissue.T2_ms: {value:g} ms is {units.time_from_internal(value):g} s; "
+                         "tissue has 10 to 3000 ms"
+                         + _if_in(value, {"s": 1e3, "us": 1e-3}, RELAXATION))
     if isinstance(tissue, TissueSection):
         found += _of_membranes(tissue.permeability)
     return found
@@ -57,8 +51,8 @@ def _of_membranes(section: PermeabilitySection) -> list[str]:
         if value is not None and (0 < value < MEMBRANE[0] or MEMBRANE[1] <= value < np.inf):
             meant = {"um/ms": 1e-3} if key == "membrane_m_per_s" else {"m/s": 1e3}
             found.append(f"tissue.permeability.{key}: {value:g} um/ms is "
-                         f"{permeability_from_internal(value):g} m/s; membranes of cells have 1e-7 "
-                         f"to 1e-3 m/s{_if_in(value, meant, MEMBRANE)}")
+                         f"{units.permeability_from_internal(value):g} m/s; membranes of cells "
+                         f"have 1e-7 to 1e-3 m/s{_if_in(value, meant, MEMBRANE)}")
     return found
 
 
@@ -66,7 +60,7 @@ def of_acquisition(acquisition: Acquisition) -> list[str]:
     """Warnings about b-values, times and gradients."""
     found, b = [], float(acquisition.b.max())
     if 0 < b < LARGEST_B[0] or b > LARGEST_B[1]:
-        said = f"acquisition: the largest b is {b:g} s/mm^2, that is {b_to_si(b):g} s/m^2"
+        said = f"acquisition: the largest b is {b:g} s/mm^2, that is {units.b_to_si(b):g} s/m^2"
         what = "no signal falls by more than 1 or 2 %" if b < LARGEST_B[0] else \
             "more than scanners reach"
         meant = {"ms/um^2": 1e3, "s/m^2": 1e-6, "s/cm^2": 1e-2}
@@ -77,29 +71,25 @@ def of_acquisition(acquisition: Acquisition) -> list[str]:
         if not ECHO_TIME[0] <= time <= ECHO_TIME[1]:
             strange = True
             found.append(f"acquisition: {waveform.name} with TE {time:g} ms, that is "
-                         f"{time_from_internal(time):g} s"
+                         f"{units.time_from_internal(time):g} s"
                          + _if_in(time, {"s": 1e3, "us": 1e-3}, ECHO_TIME))
     strongest = float(np.max(acquisition.gradient_strength_mT_m, initial=0.0))
     if strongest > GRADIENT and not strange and b <= LARGEST_B[1]:
         found.append(f"acquisition: gradients of {strongest:.3g} mT/m, that is "
-                     f"{gradient_to_si(strongest):.3g} T/m, more than magnets have (a pulse "
+                     f"{units.gradient_to_si(strongest):.3g} T/m, more than magnets have (a pulse "
                      "length in s?)")
     return found
 
 
 def of_mesh(edge: float, tissue: KnownTissue, acquisition: Acquisition) -> list[str]:
-    """A warning about a mesh that is too coarse to be in um.
-
-    Args:
-        edge: median length of the edges, um.
-    """
+    """A warning about a mesh whose median ``edge``, um, is too coarse to be in um."""
     D = max((float(np.max(np.abs(value))) for value in _values(tissue.diffusivity_um2_per_ms)),
             default=0.0)
     longest = max(waveform.echo_time for waveform in acquisition.waveforms)
     length = float(np.sqrt(2 * D * longest))
     if 0 < EDGES * length < edge:
-        return [f"mesh: edges of {edge:.3g} um, that is {length_from_internal(edge):.3g} m, where "
-                f"magnetisation diffuses {length:.3g} um in {longest:g} ms (a mesh in nm?)"]
+        return [f"mesh: edges of {edge:.3g} um, that is {units.length_from_internal(edge):.3g} m, "
+                f"where magnetisation diffuses {length:.3g} um in {longest:g} ms (a mesh in nm?)"]
     return []
 
 
@@ -107,9 +97,9 @@ def _values(given) -> list:
     return list(given.values()) if isinstance(given, Mapping) else [given]
 
 
-def _if_in(value: float, units: Mapping[str, float], usual: tuple[float, float]) -> str:
+def _if_in(value: float, others: Mapping[str, float], usual: tuple[float, float]) -> str:
     """Which other unit makes the value usual, in words."""
-    for unit, factor in units.items():
+    for unit, factor in others.items():
         if usual[0] <= value * factor <= usual[1]:
             return f" (given in {unit}? then it would be {value * factor:g} here)"
     return ""

@@ -24,7 +24,7 @@ ONLY_IN = {"SimulateConfig": {"signals": "reconstruct", "stages": "reconstruct",
 _UNKNOWN_KEY = ("extra_forbidden", "invalid_key")  # of pydantic; the second is no text
 
 
-class _Loader(yaml.SafeLoader):
+class Loader(yaml.SafeLoader):
     """YAML whose 1e-5 is a number, and in which a key that appears twice is an error."""
 
     def construct_mapping(self, node, deep=False):
@@ -38,28 +38,19 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float",
+Loader.add_implicit_resolver("tag:yaml.org,2002:float",
                               re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
                               list("-+.0123456789"))
 
 
-def load_yaml(text: str):
-    """The content of a YAML text, as run files are read: `_Loader` says how it differs.
-
-    Raises:
-        yaml.YAMLError: it is no YAML, or a key appears twice.
-    """
-    return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-
-
 def yaml_of(path: Path, where: str):
-    """The content of a YAML file.
+    """The content of a YAML file, read as `Loader` says.
 
     Raises:
         InputError: it cannot be read or is no YAML; ``where`` comes first.
     """
     try:
-        return load_yaml(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), Loader)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise InputError(f"{where}: not YAML: {one_line(error)}") from None
 
@@ -80,10 +71,6 @@ def checked(model: type[Run], data: Mapping, folder: Path, where: str) -> Run:
 
 def read(path: str | Path, model: type[Run]) -> Run:
     """Read a run file.
-
-    Args:
-        path: a YAML file.
-        model: `SimulateConfig` or `ReconstructConfig`.
 
     Raises:
         InputError: in one line: the file, the key, the value, and what was expected.

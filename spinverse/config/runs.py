@@ -25,6 +25,7 @@ VERSION = 1
 
 class SignalsSection(Section):
     file: FilePath
+    voxel: Annotated[list[int], Field(min_length=3, max_length=3)] | None = None
     normalisation: Literal["auto", "measured", "own"] = "auto"
     noise: Annotated[Number, Field(ge=0)] | None = None
     noise_model: Literal["rician", "gaussian"] = "rician"
@@ -45,7 +46,7 @@ class CheckpointSection(Section):
     """When checkpoints are written, besides those after each stage."""
 
     every_iterations: Annotated[int, Field(ge=1)] | None = None
-    every_s: Positive = 600.0
+    every_s: Positive = 60.0
 
 
 class Run(Section):
@@ -92,18 +93,13 @@ class SimulateConfig(Run):
     quantities: Annotated[dict[str, dict[str, Any]], BeforeValidator(requests)] = {}
 
     @model_validator(mode="after")
-    def _no_walls(self):
-        for name in self.quantities if self.tissue.periodic else ():
-            if name not in FROM_SIGNALS:
+    def _known_physics(self):
+        for name in self.quantities:
+            if self.tissue.periodic and name not in FROM_SIGNALS:
                 raise InputError(f"quantities.{name}: with tissue.periodic: "
                                  f"{self.tissue.periodic}, expected {', '.join(FROM_SIGNALS)} "
                                  "there (the others do not know periodic tissues)")
-        return self
-
-    @model_validator(mode="after")
-    def _known_physics(self):
-        for name in self.quantities if self.extra_terms is not None else ():
-            if name not in KNOW_EXTRA_TERMS:
+            if self.extra_terms is not None and name not in KNOW_EXTRA_TERMS:
                 raise InputError(f"quantities.{name}: with extra_terms, expected "
                                  f"{', '.join(KNOW_EXTRA_TERMS)} there (the others do not know "
                                  "extra terms)")

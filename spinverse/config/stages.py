@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
@@ -9,6 +10,8 @@ from pydantic import Field, model_validator
 from ..inversion import TAO, Adam, GaussNewton, Shapes, Stage
 from ..inversion.stages import PRESETS
 from .values import KeyProblem, Number, Positive, Ramp, Section, Sequences, exactly_one
+
+Whole = Annotated[int, Field(ge=1)]
 
 
 class TAOSection(Section):
@@ -19,7 +22,7 @@ class TAOSection(Section):
 class AdamSection(Section):
     learning_rate: Positive = Adam.learning_rate
     warm_up: int = Adam.warm_up
-    cycle: Annotated[int, Field(ge=1)] = Adam.cycle
+    cycle: Whole = Adam.cycle
     final: Number = Adam.final
     clip: Positive = Adam.clip
 
@@ -27,10 +30,13 @@ class AdamSection(Section):
 class GaussNewtonSection(Section):
     damping: Positive = GaussNewton.damping
     least_damping: Positive = GaussNewton.least_damping
-    tries: Annotated[int, Field(ge=1)] = GaussNewton.tries
+    tries: Whole = GaussNewton.tries
     longest_step: Positive = GaussNewton.longest_step
     tolerance: Positive = GaussNewton.tolerance
     least_gain: Positive = GaussNewton.least_gain
+
+
+OPTIMISERS: dict[str, Callable] = {"tao": TAO, "adam": Adam, "gauss_newton": GaussNewton}
 
 
 class OptimiserSection(Section):
@@ -40,16 +46,21 @@ class OptimiserSection(Section):
 
     @model_validator(mode="after")
     def _one(self):
-        exactly_one(self, ("tao", "adam", "gauss_newton"))
+        exactly_one(self, tuple(OPTIMISERS))
         return self
+
+    def optimiser(self) -> TAO | Adam | GaussNewton:
+        """The one that is there."""
+        name = exactly_one(self, tuple(OPTIMISERS))
+        return OPTIMISERS[name](**getattr(self, name).model_dump())
 
 
 class ShapesSection(Section):
-    cells: Annotated[int, Field(ge=1)] = Shapes.cells
-    ellipsoids: Annotated[int, Field(ge=1)] = Shapes.ellipsoids
-    candidates: Annotated[int, Field(ge=1)] = Shapes.candidates
-    rounds: Annotated[int, Field(ge=1)] = Shapes.rounds
-    budget: Annotated[int, Field(ge=1)] = Shapes.budget
+    cells: Whole = Shapes.cells
+    ellipsoids: Whole = Shapes.ellipsoids
+    candidates: Whole = Shapes.candidates
+    rounds: Whole = Shapes.rounds
+    budget: Whole = Shapes.budget
     stop_at: Number = Shapes.stop_at
     seed: Annotated[int, Field(ge=0)] = Shapes.seed
 
@@ -57,7 +68,7 @@ class ShapesSection(Section):
 class StageSection(Section):
     name: str
     shapes: ShapesSection | None = None
-    iterations: Annotated[int, Field(ge=1)] = Stage.iterations
+    iterations: Whole = Stage.iterations
     sequences: Sequences = Stage.sequences
     b_max_s_per_mm2: Positive = Stage.b_max
     weights: tuple[Number, ...] = Stage.weights
@@ -66,10 +77,10 @@ class StageSection(Section):
     optimiser: OptimiserSection | None = None
     misfit_weight: Positive = Stage.misfit_weight
     stop_at: Number = Stage.stop_at
-    every: Annotated[int, Field(ge=1)] = Stage.every
+    every: Whole = Stage.every
     restart_um_per_ms: Positive | None = Stage.restart
     skip_below: Number = Stage.skip_below
-    patience: Annotated[int, Field(ge=1)] = Stage.patience
+    patience: Whole = Stage.patience
 
     @model_validator(mode="after")
     def _one_kind(self):
@@ -82,25 +93,14 @@ class StageSection(Section):
         """The stage, or the InputError that it raises."""
         if self.shapes is not None:
             return Shapes(self.name, **self.shapes.model_dump())
-        optimiser = TAO()
-        if self.optimiser is not None and self.optimiser.tao is not None:
-            optimiser = TAO(**self.optimiser.tao.model_dump())
-        elif self.optimiser is not None and self.optimiser.adam is not None:
-            optimiser = Adam(**self.optimiser.adam.model_dump())
-        elif self.optimiser is not None:
-            optimiser = GaussNewton(**self.optimiser.gauss_newton.model_dump())
-        rest = {key: getattr(self, key) for key in (
-            "name", "iterations", "sequences", "weights", "control", "priors", "misfit_weight",
-            "stop_at", "every", "skip_below", "patience")}
+        other = {"shapes", "b_max_s_per_mm2", "restart_um_per_ms", "optimiser"}
         return Stage(b_max=self.b_max_s_per_mm2, restart=self.restart_um_per_ms,
-                     optimiser=optimiser, **rest)
+                     optimiser=self.optimiser.optimiser() if self.optimiser else TAO(),
+                     **self.model_dump(exclude=other))
 
 
 def stages_value(value):
     """A validator: the name of a preset or a list of stages."""
-    if isinstance(value, str):
-        if value not in PRESETS:
-            raise ValueError(f"expected one of {', '.join(PRESETS)}, or a list of stages")
-    elif not isinstance(value, list) or not value:
-        raise ValueError(f"expected one of {', '.join(PRESETS)}, or a list of stages")
-    return value
+    if value in PRESETS if isinstance(value, str) else isinstance(value, list) and value:
+        return value
+    raise ValueError(f"expected one of {', '.join(PRESETS)}, or a list of stages")

@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, model_validator
 
 from ..errors import InputError
 from ..units import permeability_to_internal
-from .values import (
-    FilePath,
-    Number,
-    PerCell,
-    Positive,
-    Section,
-    TensorPerCell,
-    by_tag,
-    is_number,
-)
+from .values import FilePath, Number, PerCell, Positive, Section, TensorPerCell
 
 
 def _axes(value):
@@ -34,8 +25,8 @@ class PermeabilitySection(Section):
     """Values for the known membrane, the other interior facets and the outer facets, or a file."""
 
     file: FilePath | None = None
-    membrane_m_per_s: Annotated[Any, by_tag("a number", is_number)] = None
-    membrane_um_per_ms: Annotated[Any, by_tag("a number", is_number)] = None
+    membrane_m_per_s: PerCell | None = None
+    membrane_um_per_ms: PerCell | None = None
     elsewhere_m_per_s: Number | None = None
     elsewhere_um_per_ms: Number | None = None
     outer_m_per_s: Number | None = None

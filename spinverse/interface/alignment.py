@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 from ..errors import on_root
 from ..parallel.statistics import order_statistics, spread_distinct
@@ -65,38 +66,25 @@ class Alignment:
         return self.true_positives / union if union else None
 
 
-def align(lattice: Lattice, found: np.ndarray, true: np.ndarray,
-          most: int = _MAPS) -> Alignment:
+def align(lattice: Lattice, found: np.ndarray, true: np.ndarray) -> Alignment:
     """The best F1 over the lattice's shifts and point reflections. Collective.
 
     Facets that the map moves out of the grid count as false; those that land on the outer
     boundary do not count, as they do not before. Among equal maps the shortest shift is taken,
     without reflection if that does as well. Shifts are found by a vote of pairs of facets. Both
-    sets of facets go to every rank; what they land on is asked of all.
-
-    Args:
-        lattice: of the grid.
-        found: ``(nf,)`` bool; outer facets that are found may land on interior ones.
-        true: ``(nf,)`` bool.
-        most: how many maps are tried; those with the most votes.
+    sets of facets, ``(nf,)`` bool, go to every rank; what they land on is asked of all.
     """
-    return _best(lattice, lattice.everywhere(found)[0], _Truth.of(lattice, true), most)
+    return _best(lattice, lattice.everywhere(found)[0], _Truth.of(lattice, true), _MAPS)
 
 
 def best_f1(lattice: Lattice, kappa: np.ndarray, surface: np.ndarray, true: np.ndarray,
             cut: float | None) -> float | None:
     """The largest aligned F1 of facets at or below a cut of the permeability. Collective.
 
-    Cuts are ``cut`` and, on meshes of at most 20000 facets, 24 of the permeabilities that leave
-    up to four times the true facets: beyond that F1 cannot reach 0.4. On larger meshes a cut
-    with more facets than that counts as it is, without a shift.
-
-    Args:
-        lattice: of the grid.
-        kappa: ``(nf,)`` um/ms.
-        surface: ``(nf,)`` bool, facets that may be found.
-        true: ``(nf,)`` bool.
-        cut: um/ms; None: there is none.
+    Cuts are ``cut`` (um/ms, None: there is none) and, on meshes of at most 20000 facets, 24 of the
+    permeabilities ``kappa (nf,)`` that leave up to four times the true facets: beyond that F1
+    cannot reach 0.4. On larger meshes a cut with more facets than that counts as it is, without a
+    shift. ``surface`` and ``true`` are ``(nf,)`` bool: facets that may be found, and true ones.
     """
     comm = lattice.comm
     values = np.sort(kappa[surface])
@@ -142,13 +130,13 @@ class _Truth:
     centroids: np.ndarray
     here: np.ndarray
     number: int
-    tree: Any
+    tree: cKDTree
 
     @classmethod
     def of(cls, lattice: Lattice, true: np.ndarray) -> _Truth:
         here = np.asarray(true, bool) & ~lattice.outer
         centroids = lattice.everywhere(here)[0]
-        return cls(centroids, here, len(centroids), lattice.tree(here))
+        return cls(centroids, here, len(centroids), cKDTree(lattice.centroids[here]))
 
 
 def _best(lattice: Lattice, source: np.ndarray, truth: _Truth, most: int) -> Alignment:
@@ -160,16 +148,12 @@ def _best(lattice: Lattice, source: np.ndarray, truth: _Truth, most: int) -> Ali
     for (sign, shift), (hits, outer) in zip(maps, counts.tolist(), strict=True):
         x, y, z = (float(v) + 0.0 for v in shift)
         this = Alignment(hits, len(source) - outer, truth.number, (x, y, z), sign < 0)
-        if best is not None and not _better(this, best):
+        gain = (this.f1 or 0.0) - (best.f1 or 0.0 if best else -1.0)
+        if gain < -1e-12 or (gain <= 1e-12 and _length(this) >= _length(best)):
             continue
         if (sign > 0 and not np.any(shift)) or lattice.keeps(sign, shift):
             best = this
     return best
-
-
-def _better(this: Alignment, best: Alignment) -> bool:
-    gain = (this.f1 or 0.0) - (best.f1 or 0.0)
-    return gain > 1e-12 or (gain > -1e-12 and _length(this) < _length(best))
 
 
 def _length(item: Alignment) -> tuple:
@@ -204,14 +188,7 @@ def _votes(goal: np.ndarray, few: np.ndarray, width: float) -> tuple[np.ndarray,
     """Differences of all pairs of points in cubes of a width, cubes in the order of x, y, z.
 
     Axis by axis: the differences themselves take several times the memory of their keys.
-
-    Args:
-        goal: ``(n, 3)`` um.
-        few: ``(m, 3)`` um.
-        width: um.
-
-    Returns:
-        Of each cube with a difference ``goal[i] - few[j]``: the first ``m i + j``, and how many.
+    Of each cube with a difference ``goal[i] - few[j]``: the first ``m i + j``, and how many.
     """
     low = np.round((goal.min(axis=0) - few.max(axis=0)) / width).astype(np.int64)
     high = np.round((goal.max(axis=0) - few.min(axis=0)) / width).astype(np.int64)

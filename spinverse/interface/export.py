@@ -35,7 +35,6 @@ def write_permeability(path: str | Path, mesh: Mesh, permeability: np.ndarray,
 
     Args:
         path: of the file; it appears complete or not at all.
-        mesh: the mesh.
         permeability: ``(nf,)`` of the owned facets, um/ms.
         uncertainty: adds its ``sensitivity``, ``posterior_std`` and ``determined``.
         **extra: further arrays over the owned facets, such as ``membrane``.
@@ -65,7 +64,6 @@ def write_vtu(path: str | Path, mesh: Mesh, fields: Mapping[str, np.ndarray],
 
     Args:
         path: of the ``.vtu`` file.
-        mesh: the mesh.
         fields: arrays over the owned facets, ``(nf,)``; permeabilities in um/ms.
         uncertainty: adds its ``sensitivity``, ``posterior_std`` and ``determined``.
 
@@ -114,7 +112,6 @@ def write_stl(path: str | Path, mesh: Mesh, found: np.ndarray,
 
     Args:
         path: of the file; without any facet it holds no triangle.
-        mesh: the mesh.
         found: ``(nf,)`` bool, the owned facets of the interface.
         labels: ``(owned cells,)`` as `extraction.compartments` gives them. ``None``: the regions
             that the found facets enclose, the largest lowest.
@@ -143,7 +140,6 @@ def write_compartment(path: str | Path, mesh: Mesh, labels: np.ndarray, compartm
 
     Args:
         path: of the file; its suffix says the format.
-        mesh: the mesh.
         labels: ``(owned cells,)``.
         compartment: the label.
 
@@ -174,12 +170,7 @@ def cell_corners(mesh: Mesh) -> np.ndarray:
 def turned(mesh: Mesh, values: np.ndarray) -> np.ndarray:
     """Values of the corners of the owned cells, with those of inverted tetrahedra swapped.
 
-    Args:
-        mesh: the mesh.
-        values: ``(owned cells, d + 1, ...)`` in the order of `cell_corners`; they are changed.
-
-    Returns:
-        The same array, in an order in which all tetrahedra have positive volumes.
+    ``values (owned cells, d + 1, ...)`` in the order of `cell_corners` are changed, and returned.
     """
     x, nodes = mesh.domain.geometry.x, mesh.domain.geometry.dofmaps[0][: mesh.num_owned_cells]
     for begin in range(0, len(nodes) if mesh.dim == 3 else 0, BLOCK):
@@ -207,10 +198,7 @@ def _write_surface(path: Path, mesh: Mesh, found, labels, kind: str) -> None:
 def _in_larger(mesh: Mesh, labels: np.ndarray, sides: np.ndarray) -> np.ndarray:
     """Whether the second of two cells is in the larger set; of equal ones in that which is first.
 
-    Args:
-        mesh: the mesh.
-        labels: of the sets, from `connected_cells`.
-        sides: ``(n, 2)`` local cells.
+    ``labels`` of the sets are from `connected_cells`, ``sides (n, 2)`` are local cells.
     """
     owned = mesh.num_owned_cells
     total = mesh.comm.allreduce(float(mesh.cell_volumes[:owned].sum()))
@@ -235,11 +223,7 @@ def _write_chosen(path: Path, mesh: Mesh, chosen: np.ndarray, sides: np.ndarray,
                   outwards: np.ndarray, kind: str) -> None:
     """Write chosen facets, which every rank turns itself, in the order of their triples.
 
-    Args:
-        path, mesh, kind: of the file.
-        chosen: ``(nf,)`` bool, owned facets.
-        sides: ``(n, 2)`` from `_sides`, of the chosen ones.
-        outwards: ``(n,)`` bool, the normal is to leave the first side.
+    ``sides (n, 2)`` are those of the chosen ones; where ``outwards (n,)`` normals leave the first.
     """
     corners, geometry = sorted_corners(mesh.facet_corners[chosen]), mesh.domain.geometry
     inner = geometry.x[geometry.dofmaps[0][sides[:, 0]]].mean(axis=1)
@@ -251,18 +235,14 @@ def _write_chosen(path: Path, mesh: Mesh, chosen: np.ndarray, sides: np.ndarray,
                           corners)
 
     def write(temporary):
-        _write_triangles(temporary, whole[1], kind)
+        points = whole[1].reshape(-1, 3)
+        number = np.arange(len(points))
+        if kind == "ply":  # facets share points, which are told by their coordinates
+            points, number = np.unique(np.round(points, 9) + 0.0, axis=0, return_inverse=True)
+        meshio.write(temporary, meshio.Mesh(points, [("triangle", number.reshape(-1, 3))]),
+                     file_format=kind, binary=True)
 
     on_root(mesh.comm, replace, path, write)
-
-
-def _write_triangles(path: Path, corners: np.ndarray, kind: str) -> None:
-    if kind == "ply":
-        points, triangles = _shared(corners)
-    else:
-        points, triangles = corners.reshape(-1, 3), np.arange(3 * len(corners)).reshape(-1, 3)
-    meshio.write(path, meshio.Mesh(points, [("triangle", triangles)]), file_format=kind,
-                 binary=True)
 
 
 def _known(uncertainty: Uncertainty | None) -> dict[str, np.ndarray]:
@@ -274,12 +254,7 @@ def _known(uncertainty: Uncertainty | None) -> dict[str, np.ndarray]:
 
 
 def _over(mesh: Mesh, what: str, fields: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Fields of the right length, as arrays, to be brought into the order of the input. Collective.
-
-    Args:
-        mesh: the mesh.
-        what: they are over: "facet" or "cell".
-        fields: by name, one row for each of these that this rank owns.
+    """Fields by name over each owned "facet" or "cell", as arrays. Collective.
 
     Raises:
         InputError: on every rank: an array of another length, of Python objects, or on some ranks
@@ -317,10 +292,3 @@ def _load(path: Path, mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
                          f"{expected}") from None
     raise InputError(f"permeability file {path}: shapes {shapes[0]} and {shapes[1]}, "
                      f"expected {expected}")
-
-
-def _shared(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Points that facets share, and the numbers of theirs; told by coordinates."""
-    flat = np.round(corners.reshape(-1, 3), 9) + 0.0
-    points, number = np.unique(flat, axis=0, return_inverse=True)
-    return points, number.reshape(corners.shape[:2])

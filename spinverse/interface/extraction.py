@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import dolfinx
 import numpy as np
 from mpi4py import MPI
 
@@ -19,6 +18,7 @@ from ..mesh.distributed import Mesh
 from ..parallel.exchange import reduced
 from ..problem import BlochTorrey
 from ..tissue import Tissue
+from ..unknowns import with_ghosts
 from .metrics import MEMBRANE_CUT
 
 # Decades of permeability that `automatic_cut` tells apart (um/ms), and bins in each.
@@ -60,7 +60,6 @@ def by_threshold(mesh: Mesh, permeability: np.ndarray, cut: float = MEMBRANE_CUT
     """Owned facets whose permeability is below a cut.
 
     Args:
-        mesh: the mesh.
         permeability: ``(nf,)`` um/ms.
         cut: um/ms.
 
@@ -83,7 +82,6 @@ def automatic_cut(mesh: Mesh, permeability: np.ndarray, included: np.ndarray) ->
     gap itself is no good rule: a single facet far from all others makes it.
 
     Args:
-        mesh: the mesh.
         permeability: ``(nf,)`` um/ms.
         included: ``(nf,)`` bool, the facets that count.
 
@@ -161,7 +159,6 @@ def between(mesh: Mesh, labels: np.ndarray, boundary_absorbing: bool) -> np.ndar
     """The surfaces of a partition of the cells. Collective.
 
     Args:
-        mesh: the mesh.
         labels: ``(owned cells,)`` 0 outside.
         boundary_absorbing: outer facets of cells that are not outside belong to them.
 
@@ -179,10 +176,8 @@ def between(mesh: Mesh, labels: np.ndarray, boundary_absorbing: bool) -> np.ndar
 def spread_cells(mesh: Mesh, values: np.ndarray) -> np.ndarray:
     """Values of owned cells, followed by those of the ghosts. Collective."""
     index_map = mesh.domain.topology.index_map(mesh.domain.topology.dim)
-    vector = dolfinx.la.vector(index_map, 1, dtype=np.float64)
-    vector.array[: index_map.size_local] = values
-    vector.scatter_forward()
-    return vector.array.astype(np.asarray(values).dtype)
+    values = np.asarray(values)
+    return with_ghosts(index_map, values.astype(float)).astype(values.dtype)
 
 
 def _slow(rates: np.ndarray, share: np.ndarray, absorbing: bool) -> np.ndarray:

@@ -66,21 +66,12 @@ class Lattice:
                               *values)
         return self.comm.bcast(None if whole is None else list(whole[1:]), root=0)
 
-    def tree(self, chosen: np.ndarray) -> cKDTree:
-        """Chosen facets of this rank, ``(nf,)`` bool, as `landings` takes them. Not collective."""
-        return cKDTree(self.centroids[np.asarray(chosen, bool)])
-
     def landings(self, source: np.ndarray, maps: list[tuple[int, np.ndarray]],
                  goal: cKDTree) -> np.ndarray:
-        """How many facets each map takes to facets of ``goal``, and to outer ones.
+        """How many facets each map (sign, shift) takes to facets of ``goal``, and to outer ones.
 
-        Args:
-            source: ``(n, 3)`` centroids of facets, the same on every rank.
-            maps: of ``(sign, shift)``, the same on every rank.
-            goal: this rank's part, from `tree`.
-
-        Returns:
-            ``(len(maps), 2)`` counts over all ranks.
+        Centroids ``source (n, 3)`` and maps are the same on every rank; ``goal`` has centroids of
+        this rank. Gives ``(len(maps), 2)`` counts over all ranks.
         """
         counts = np.zeros((len(maps), 2), dtype=np.int64)
         for k, (sign, shift) in enumerate(maps):

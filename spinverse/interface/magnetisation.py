@@ -130,8 +130,8 @@ def _in_modes(engine: MatrixFormalism, row: int, times: np.ndarray) -> np.ndarra
         if duration is None:
             states.append(modes @ u[:, 0])
             continue
-        g = acquisition.strength[row] * _vector(gradient, acquisition.directions[row])
-        g = g[: problem.mesh.dim]
+        g = np.asarray(gradient) if np.ndim(gradient) else gradient * acquisition.directions[row]
+        g = acquisition.strength[row] * g[: problem.mesh.dim]
         size = float(np.linalg.norm(g))
         if size == 0:
             u = np.exp(-basis.eigenvalues * duration)[:, None] * u
@@ -168,7 +168,3 @@ def _pieces(waveform: Waveform, max_step: float, times: np.ndarray):
             yield h / 2, 2 * (MAGNUS_NEAR * first + MAGNUS_FAR * second)
             yield h / 2, 2 * (MAGNUS_FAR * first + MAGNUS_NEAR * second)
     yield from ((None, None) for _ in waiting)
-
-
-def _vector(value, direction: np.ndarray) -> np.ndarray:
-    return np.asarray(value) if np.ndim(value) else float(value) * direction

@@ -153,20 +153,14 @@ def _pairs_within(comm: MPI.Comm, labels: np.ndarray) -> float:
 class _Facets:
     """The facets of one rank, each on one of ``comm``, and what connects the cells.
 
-    Attributes:
-        comm: the ranks.
-        triples: ``(nf, 3)`` vertices, ascending.
-        corners: ``(nf, 3, 3)`` um.
-        found, included, true, outer: ``(nf,)`` bool.
-        kappa: ``(nf,)`` um/ms.
-        regions: of walls, ``(nf,)`` bool, the set that each owned cell is in; collective.
+    ``regions`` gives for walls, ``(nf,)`` bool, the set that each owned cell is in; collective.
     """
 
     comm: MPI.Comm
-    triples: np.ndarray
-    corners: np.ndarray
-    found: np.ndarray
-    kappa: np.ndarray
+    triples: np.ndarray  # (nf, 3) vertices, ascending
+    corners: np.ndarray  # (nf, 3, 3) um
+    found: np.ndarray  # (nf,) bool, as the others below
+    kappa: np.ndarray  # (nf,) um/ms
     included: np.ndarray
     true: np.ndarray
     outer: np.ndarray

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from mpi4py import MPI
 
-from ..parallel.statistics import total
+from ..parallel.exchange import reduced
 
 
 def ranking(score: np.ndarray, truth: np.ndarray, comm: MPI.Comm = MPI.COMM_SELF) -> dict:
@@ -34,7 +34,7 @@ def ranking(score: np.ndarray, truth: np.ndarray, comm: MPI.Comm = MPI.COMM_SELF
     positive = int(hits.sum())
     # of the others, how many lie below each value, and not above it
     local = np.array([np.searchsorted(others, values, side) for side in ("left", "right")])
-    below, within = total(comm, local)
+    below, within = reduced(comm, local)
     auc = None
     if negative:
         auc = float(1 - float(hits @ (below + within)) / 2 / (positive * negative))

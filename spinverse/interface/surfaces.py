@@ -14,19 +14,17 @@ def sorted_corners(corners: np.ndarray) -> np.ndarray:
     return np.take_along_axis(corners, order[:, :, None], axis=1)
 
 
-def surface_points(corners: np.ndarray, number: int = SAMPLES) -> np.ndarray:
-    """Points uniform by area on triangles, the same every time, ``(number, 3)``.
+def surface_points(corners: np.ndarray) -> np.ndarray:
+    """4096 points uniform by area on triangles ``(n, 3, 3)``, the same every time.
 
-    Args:
-        corners: ``(n, 3, 3)``; the order within a triangle does not matter.
-        number: of points.
+    The order within a triangle does not matter.
     """
     corners = sorted_corners(corners)
     areas = 0.5 * np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0],
                                           corners[:, 2] - corners[:, 0]), axis=1)
     total = np.cumsum(areas)
-    index = np.arange(number)
-    level = (index + 0.5) / number * total[-1]
+    index = np.arange(SAMPLES)
+    level = (index + 0.5) / SAMPLES * total[-1]
     triangle = np.minimum(np.searchsorted(total, level), len(areas) - 1)
     # additive recurrence with the plastic number: low discrepancy in the unit square
     plastic = 1.32471795724474602596

@@ -8,6 +8,7 @@
     shapes        the search for which mesh cells lie inside: hypotheses, models, strategies
     stages        the presets
     reconstruct   runs stages one after the other
+    verdict       whether the data are explained, in words
     uncertainty   what the signals say about each facet
 """
 
@@ -18,6 +19,7 @@ from .parameters import Unknown
 from .problem import InverseProblem
 from .reconstruct import Reconstruction, reconstruct
 from .shapes.stage import Shapes
+from .verdict import Verdict
 
 __all__ = ["TAO", "Adam", "GaussNewton", "InverseProblem", "Ledger", "Progress", "Reconstruction",
-           "Saver", "Shapes", "Stage", "State", "Unknown", "reconstruct", "stages"]
+           "Saver", "Shapes", "Stage", "State", "Unknown", "Verdict", "reconstruct", "stages"]

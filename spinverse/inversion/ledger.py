@@ -53,6 +53,10 @@ class Saver:
                memory: Callable[[], Memory]) -> None:
         """In the middle of a stage; ``memory()`` makes what its optimiser needs to go on."""
 
+    def due(self) -> bool:
+        """Whether it is time to keep a state, where that costs something."""
+        return False
+
     def after(self, stage: int, state: State) -> None:
         """A stage has ended."""
 
@@ -101,6 +105,10 @@ class Ledger:
     def keep(self, iteration: int, state: State, memory: Callable[[], Memory]) -> None:
         """Tell the saver of a state in the middle of the present stage."""
         self.saver.within(self._stage, iteration, state, memory)
+
+    def due(self) -> bool:
+        """Whether the saver waits for a state."""
+        return self.saver.due()
 
     def end(self, stage: str, why: str, state: State) -> None:
         """Close the present stage."""

@@ -143,14 +143,13 @@ class Likelihood:
         return self.sigma**2 * float(np.mean(np.interp(self.measured / self.sigma, mean,
                                                        2 + signal**2 - mean**2)))
 
-    @property
-    def explained(self) -> float:
+    def explained(self, errors: float = 1.0) -> float:
         """The mean-square residual up to which noise explains it, 0 without noise.
 
-        Its variance and one standard error: of the repetitions that it was found with, and of the
-        residuals themselves.
+        Its variance and some standard errors: of the repetitions that it was found with, and of
+        the residuals themselves.
         """
-        return self.floor * (1 + np.sqrt(2 / self.freedom + 2 / len(self)))
+        return self.floor * (1 + errors * np.sqrt(2 / self.freedom + 2 / len(self)))
 
     def describe(self) -> str:
         """One line for people."""

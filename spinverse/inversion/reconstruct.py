@@ -16,6 +16,7 @@ from .ledger import Ledger, Progress, State
 from .problem import InverseProblem
 from .shapes.stage import Shapes
 from .stages import facets, preset
+from .verdict import Verdict, verdict
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +62,11 @@ class Reconstruction:
     def unknown(self) -> np.ndarray:
         """Owned facets that were looked for, ``(nf,)`` bool."""
         return self.problem.unknown_facets
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether it explains the data."""
+        return verdict(self.problem, self.data_misfit)
 
 
 def reconstruct(mesh: Mesh, signals: Signals, stages: Sequence[Stage | Shapes] | str = "default",

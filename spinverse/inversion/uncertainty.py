@@ -27,6 +27,7 @@ from ..engines.modal.jacobian import signal_jacobian
 from ..engines.modal.matrix_formalism import MatrixFormalism
 from ..errors import InputError, on_root
 from .problem import InverseProblem
+from .verdict import verdict
 
 _FEWEST_MODES, _MOST_MODES = 96, 256
 _KEPT = 1e-4  # directions of the data whose signal-to-noise ratio is below this say nothing
@@ -45,7 +46,8 @@ class Uncertainty:
             Gaussian, all facets unknown together; 0 where it is not unknown.
         evidence: by how many standard deviations of the noise the signals notice that the facet
             is toggled when all others answer within their bounds; inf where it is not unknown.
-        determined: bool, evidence of at least `level`.
+        determined: bool, evidence of at least `level`; nothing is where the data are not explained
+            (`verdict`).
         openness: x, from the permeability.
         conductance: c, um/ms, of the medium around the facet; inf where it is not unknown.
         spectrum: ``(N,)`` descending: eigenvalues of p^2 J^T J / sigma^2, as many as there are
@@ -132,10 +134,13 @@ def uncertainty(problem: InverseProblem, permeability: np.ndarray,
     gain = 1.0 / (1.0 + prior_std**2 * values[kept])
     variance = prior_std**2 * (1.0 - prior_std**2 * gain @ reduced**2)
     evidence = _evidence(mesh.comm, reduced, x, unknown, prior_std, level)
+    # fewer modes than final signals have leave a little more
+    left = max(float(np.mean(residual**2)) - (3 * model_error) ** 2, 0.0)
+    told = verdict(problem, left).explained is not False
     return Uncertainty(
         np.sqrt(np.mean(J**2, axis=0)),
         np.where(unknown, np.sqrt(np.maximum(variance, 0.0)), 0.0),
-        evidence, evidence >= level, x, c, prior_std**2 * values, sigma, prior_std, level)
+        evidence, told & (evidence >= level), x, c, prior_std**2 * values, sigma, prior_std, level)
 
 
 def _openness(kappa: np.ndarray, c: np.ndarray, low: float, high: float) -> tuple:

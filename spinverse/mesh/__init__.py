@@ -29,6 +29,7 @@ from .data import MeshData
 from .distributed import Mesh
 from .images import LabelImage, from_labels, interface_pairs, read_labels
 from .in_slabs import read_in_slabs
+from .morphology import neuron_surface
 from .readers import write_msh, write_npz
 from .shapes import Ball, BentTube, Cylinder, Torus
 from .surfaces import Surface, read_surface
@@ -37,9 +38,10 @@ from .tetrahedralise import from_surface
 __all__ = [
     "Ball", "BentTube", "Cylinder", "LabelImage", "Mesh", "MeshData", "RepairWarning", "Surface",
     "Torus", "UnitWarning", "bent_axon", "box", "build", "builders", "cylinders", "disks",
-    "from_labels", "from_surface", "interface_pairs", "intervals", "l_cell", "packed_cylinders",
-    "packed_spheres", "read", "read_in_slabs", "read_labels", "read_surface", "shapes", "slabs",
-    "sphere_in_box", "spheres", "tagged_grid", "torus", "twisted_axons", "write_msh", "write_npz",
+    "from_labels", "from_surface", "interface_pairs", "intervals", "l_cell", "neuron_surface",
+    "packed_cylinders", "packed_spheres", "read", "read_in_slabs", "read_labels", "read_surface",
+    "shapes", "slabs", "sphere_in_box", "spheres", "tagged_grid", "torus", "twisted_axons",
+    "write_msh", "write_npz",
 ]
 
 

@@ -39,15 +39,19 @@ def number(owner: str, key: str, value, low: float = -np.inf, high: float = np.i
     Raises:
         InputError: anything else; the line names ``owner`` and ``key``.
     """
-    try:
-        result = float(value)
-    except (TypeError, ValueError):
-        result = np.nan
+    result = _float(value)
     if not isfinite(result) or not low <= result <= high:
         bounds = "" if low == -np.inf else f" of at least {low:g}" if high == np.inf \
             else f" from {low:g} to {high:g}"
         raise InputError(f"{owner}: {key} is {shown(value)}, expected a number{bounds}")
     return result
+
+
+def _float(value) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return np.nan
 
 
 def positive(owner: str, key: str, value, infinite: bool = False) -> float:
@@ -56,10 +60,7 @@ def positive(owner: str, key: str, value, infinite: bool = False) -> float:
     Raises:
         InputError: anything else; the line names ``owner`` and ``key``.
     """
-    try:
-        result = float(value)
-    except (TypeError, ValueError):
-        result = -1.0
+    result = _float(value)
     if not result > 0 or not (infinite or isfinite(result)):
         raise InputError(f"{owner}: {key} is {shown(value)}, expected a positive length in um")
     return result

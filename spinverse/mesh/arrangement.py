@@ -51,6 +51,13 @@ class Arrangement:
     def dim(self) -> int:
         return self.centres.shape[1]
 
+    def images(self, margin: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        """Centres of the cells and the cell of each; in a periodic box also of their images that
+        reach into it, or into ``margin`` um around it."""
+        if not self.periodic:
+            return self.centres, np.arange(len(self.centres))
+        return images(self.centres, self.radii[:, -1], self.lengths, margin)
+
     def tags(self, owner: np.ndarray, layer: np.ndarray, how: str) -> np.ndarray:
         """Cell tags: ``layer + 1`` (common) or the same plus ``layers`` times the owner (each).
 
@@ -80,10 +87,7 @@ def mesh(cells: Arrangement, size: float):
     """
     name, dim = cells.name, cells.dim
     outer = cells.radii[:, -1]
-    if cells.periodic:
-        centres, owners = images(cells.centres, outer, cells.lengths)
-    else:
-        centres, owners = cells.centres, np.arange(len(outer))
+    centres, owners = cells.images()
     target, smallest = _target(cells, size)
     ball = {2: pi, 3: 4 / 3 * pi}[dim]
     total = np.prod(cells.lengths) if cells.ecs == "box" else \
@@ -134,8 +138,7 @@ def match(cells: Arrangement, size: float, points: np.ndarray, simplices: np.nda
     dim = cells.dim
     count, layers = cells.radii.shape
     outer = cells.radii[:, -1]
-    centres, owners = images(cells.centres, outer, cells.lengths) if cells.periodic \
-        else (cells.centres, np.arange(count))
+    centres, owners = cells.images()
     wanted = {2: pi, 3: 4 / 3 * pi}[dim] * cells.radii**dim
     inside = owner >= 0
     region = owner[inside] * layers + layer[inside]
@@ -144,7 +147,7 @@ def match(cells: Arrangement, size: float, points: np.ndarray, simplices: np.nda
     offset = points[:, :dim] - centres[near]
     r = np.linalg.norm(offset, axis=1)
     unit = np.divide(offset, r[:, None], out=np.zeros_like(offset), where=r[:, None] > 0)
-    fade = outer + _clear(cells, *_around(cells, size)) / 2
+    fade = outer + _clear(cells, *cells.images(size / GROWTH)) / 2
     target, _ = _target(cells, size)
     weight = np.array([target(p) for p in points])**2
     on_surface = np.abs(r - outer[nearest]) < 1e-6 * outer[nearest]
@@ -261,16 +264,10 @@ def _clear(cells: Arrangement, centres, owners) -> np.ndarray:
     return clear
 
 
-def _around(cells: Arrangement, size: float) -> tuple[np.ndarray, np.ndarray]:
-    """Centres and owners of all cells that the sizes in the box depend on."""
-    if not cells.periodic:
-        return cells.centres, np.arange(len(cells.centres))
-    return images(cells.centres, cells.radii[:, -1], cells.lengths, margin=size / GROWTH)
-
-
 def _target(cells: Arrangement, size: float):
     """The edge length as a function of the point, and the smallest that it takes."""
-    centres, owners = _around(cells, size)
+    # all that the sizes in the box depend on
+    centres, owners = cells.images(margin=size / GROWTH)
     outer, dim = cells.radii[owners, -1], cells.dim
     inner = cells.radii[owners, 0]
     finest = np.minimum(size, 2 * pi * inner / EDGES_A_CIRCLE)
@@ -308,8 +305,6 @@ def _target(cells: Arrangement, size: float):
 
 def _nearest(points: np.ndarray, centres: np.ndarray, radii: np.ndarray) -> np.ndarray:
     """The cell whose surface each point is nearest to (or deepest inside), ``(n,)``."""
-    if len(centres) == 1:
-        return np.zeros(len(points), np.int64)
     # power-free: distance minus radius, chunked as there may be many of both
     found = np.empty(len(points), np.int64)
     for start in range(0, len(points), 4096):

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import warnings
+from itertools import combinations
 from math import factorial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.spatial import cKDTree
 
-from spinverse.errors import InputError
+from spinverse.errors import InputError, warn_caller
 
 if TYPE_CHECKING:
     from spinverse.mesh.data import MeshData
 
 FLAT = 1e-10  # |6 V| / (longest edge)^3 of a tet that counts as flat; a regular one has 0.71
 COINCIDENT = 1e-9  # of the box diagonal
-ON_FACET = 1e-6  # of the facet's longest edge, and in barycentric coordinates
+ON_FACET = 1e-6  # in barycentric coordinates
 _CELLS = {3: "tet", 2: "triangle", 1: "interval"}  # by dimension
+QUALITY = 0.05  # radius ratio below which a cell is warned of
 SMALLEST, LARGEST = 0.1, 1e5  # um, box diagonals that look like micrometres
 
 
@@ -103,7 +104,8 @@ def find_facets(facets: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 def quality(data: MeshData) -> np.ndarray:
     """Radius ratio d r_in / r_circ of each cell, ``(Nt,)``: 1 regular, 0 flat (intervals: 1)."""
-    return radius_ratios(data.points, data.cells)
+    parts = np.array_split(data.cells, len(data.cells) // 100000 + 1)  # bounds the memory
+    return np.concatenate([radius_ratios(data.points, part) for part in parts])
 
 
 def radius_ratios(points: np.ndarray, cells: np.ndarray) -> np.ndarray:
@@ -135,12 +137,14 @@ def check_mesh(data: MeshData) -> None:
     cells (``|d! V|`` at most 1e-10 of the d-th power of the cell's own longest edge, so the test
     knows no unit and no mesh size); no volume; inverted cells; vertices of no cell; coincident
     vertices (1e-9 of the box diagonal); a facet of more than two cells; hanging nodes and
-    mismatched diagonals on the boundary; interface facets that are no facets, or given twice.
+    mismatched diagonals on the boundary; cells that overlap; interface facets that are no
+    facets, or given twice.
 
     Raises:
         InputError: in one line, with the mesh's name, the entity and what was expected.
 
     Warns:
+        UserWarning: a radius ratio is below 0.05.
         UnitWarning: the box diagonal is below 0.1 um or above 1e5 um.
     """
     where = f"mesh '{data.name}'"
@@ -148,13 +152,19 @@ def check_mesh(data: MeshData) -> None:
     _check_cells(data, where)
     _check_vertices(data, where, diagonal)
     facets, pairs = facets_of(data.cells, data.name)
-    if data.dim > 1:
-        _check_boundary(data.points, facets[pairs[:, 1] < 0], where)
+    _check_sides(data, facets, pairs, where)
+    _check_boundary(data, facets[pairs[:, 1] < 0], where)
     _check_interface(data, facets, where)
+    ratios = quality(data)
+    if (flat := np.count_nonzero(ratios < QUALITY)):
+        warn_caller(f"{where}: {flat} of {len(ratios)} {_CELLS[data.dim]}s are nearly flat, the "
+                    f"lowest radius ratio is {ratios.min():.2g} (1: regular), expected "
+                    f"{QUALITY:g} at least: signals lose accuracy and solvers time there (try "
+                    "another size, or the mesher's optimisation)")
     if not SMALLEST <= diagonal <= LARGEST:
-        warnings.warn(f"{where}: box diagonal is {diagonal:.3g} um, expected "
-                      f"{SMALLEST:g} to {LARGEST:g} um (mesh in metres or millimetres?)",
-                      UnitWarning, stacklevel=3)
+        warn_caller(f"{where}: box diagonal is {diagonal:.3g} um, expected "
+                    f"{SMALLEST:g} to {LARGEST:g} um (mesh in metres or millimetres?)",
+                    UnitWarning)
 
 
 def _check_arrays(data: MeshData, where: str) -> float:
@@ -162,8 +172,7 @@ def _check_arrays(data: MeshData, where: str) -> float:
     if not len(cells):
         raise InputError(f"{where}: holds no tetrahedra, expected at least one")
     bad = ~np.isfinite(points).all(axis=1)
-    if bad.any():
-        first = bad.argmax()
+    for first in np.flatnonzero(bad)[:1]:
         raise InputError(f"{where}: point {first} is {_vector(points[first])} "
                          f"({bad.sum()} such), expected finite coordinates")
     off = np.abs(points[:, data.dim:]).max(axis=1, initial=0.0)
@@ -174,8 +183,7 @@ def _check_arrays(data: MeshData, where: str) -> float:
                          f"{_CELLS[data.dim]}s")
     for key, rows in ((_CELLS[data.dim], cells), ("interface facet", data.interface_facets)):
         bad = ((rows < 0) | (rows >= len(points))).any(axis=1)
-        if bad.any():
-            first = bad.argmax()
+        for first in np.flatnonzero(bad)[:1]:
             raise InputError(f"{where}: {key} {first} has vertices {_triple(rows[first])} "
                              f"({bad.sum()} such), expected 0 to {len(points) - 1}")
     return float(np.linalg.norm(np.ptp(points, axis=0)))
@@ -185,8 +193,7 @@ def _check_cells(data: MeshData, where: str) -> None:
     cells, kind, dim = data.cells, _CELLS[data.dim], data.dim
     ascending = np.sort(cells, axis=1)
     bad = (ascending[:, 1:] == ascending[:, :-1]).any(axis=1)
-    if bad.any():
-        first = bad.argmax()
+    for first in np.flatnonzero(bad)[:1]:
         raise InputError(f"{where}: {kind} {first} repeats a vertex, {_triple(cells[first])} "
                          f"({bad.sum()} such), expected {dim + 1} different ones")
     twins = _first_twins(ascending)
@@ -198,8 +205,7 @@ def _check_cells(data: MeshData, where: str) -> None:
     i, j = np.triu_indices(dim + 1, 1)
     longest = np.linalg.norm(corners[:, i] - corners[:, j], axis=2).max(axis=1)
     bad = factorial(dim) * np.abs(volumes) <= FLAT * longest**dim
-    if bad.any():
-        first = bad.argmax()
+    for first in np.flatnonzero(bad)[:1]:
         raise InputError(f"{where}: {bad.sum()} of {len(cells)} {kind}s have no volume, first "
                          f"{kind} {first} with {volumes[first]:.3g} um^{dim}, "
                          f"expected {factorial(dim)} V > {FLAT:g} of its longest edge to the "
@@ -207,8 +213,7 @@ def _check_cells(data: MeshData, where: str) -> None:
     if not np.abs(volumes).sum() > 0:
         raise InputError(f"{where}: total volume is 0, expected a positive one")
     bad = volumes < 0
-    if bad.any():
-        first = bad.argmax()
+    for first in np.flatnonzero(bad)[:1]:
         raise InputError(f"{where}: {bad.sum()} of {len(cells)} {kind}s are inverted, first {kind} "
                          f"{first} with volume {volumes[first]:.6g} um^{dim}, expected positive "
                          "orientation (read with repair=True swaps two vertices)")
@@ -230,66 +235,103 @@ def _check_vertices(data: MeshData, where: str, diagonal: float) -> None:
                          "um between vertices")
 
 
-def _check_boundary(points: np.ndarray, boundary: np.ndarray, where: str) -> None:
-    """Nothing of the mesh may lie on a boundary facet except its own vertices.
+def _near(corners: np.ndarray, places: np.ndarray):
+    """Yield pairs (i, j) where place j is in the ball around the ``corners (n, m, 3)`` of i."""
+    tree, middle = cKDTree(places), corners.mean(axis=1)
+    radius = np.linalg.norm(corners - middle[:, None], axis=2).max(axis=1) * (1 + ON_FACET)
+    size = np.frexp(radius)[1]  # by powers of two, that a large one does not widen the search
+    for power in np.unique(size):
+        rows = np.flatnonzero(size == power)
+        for part in np.array_split(rows, len(rows) // 100000 + 1):  # bounds the memory
+            pairs = cKDTree(middle[part]).sparse_distance_matrix(
+                tree, 2.0**power, output_type="ndarray")
+            i = part[pairs["i"]]
+            near = pairs["v"] <= radius[i]
+            yield i[near], pairs["j"][near]
 
-    Centroids of the other boundary facets are tried besides the vertices: where two sides
-    split the same quadrilateral along different diagonals no vertex gives it away.
+
+def places_in_cells(points: np.ndarray, cells: np.ndarray, places: np.ndarray,
+                    margin: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Triples (cell, place, weights) where a place is in a cell that is not flat.
+
+    Args:
+        points, cells: as for `cell_volumes`.
+        places: ``(n, 3)`` um.
+        margin: what all barycentric coordinates, the weights ``(d + 1,)``, exceed.
     """
-    corners = points[boundary]
-    centroids = corners.mean(axis=1)
-    facet, vertex = _on_facets(corners, points)
-    other = (boundary[facet] != vertex[:, None]).all(axis=1)
-    if other.any():
-        first = np.lexsort((facet[other], vertex[other]))[0]
-        f, v = facet[other][first], vertex[other][first]
-        raise InputError(f"{where}: vertex {v} lies on boundary facet {_triple(boundary[f])} "
-                         f"({other.sum()} such), expected a conforming mesh without hanging "
-                         "nodes")
-    facet, twin = _on_facets(corners, centroids)
-    other = facet != twin
-    if other.any():
-        f, g = facet[other][0], twin[other][0]
-        raise InputError(f"{where}: boundary facets {_triple(boundary[f])} and "
-                         f"{_triple(boundary[g])} overlap ({other.sum()} such), expected a "
-                         "conforming mesh")
+    dim = cells.shape[1] - 1
+    found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, dim + 1)))]
+    for cell, place in _near(points[cells], places):
+        hit, which = np.unique(cell, return_inverse=True)
+        corners = points[cells[hit]][..., :dim]
+        inverse = np.linalg.inv(corners[:, 1:] - corners[:, :1])
+        offset = places[place, :dim] - corners[which, 0]
+        weights = np.einsum("ni,nij->nj", offset, inverse[which])
+        weights = np.column_stack([1 - weights.sum(axis=1), weights])
+        inside = weights.min(axis=1) > margin
+        found.append((cell[inside], place[inside], weights[inside]))
+    holders, held, shares = (np.concatenate(x) for x in zip(*found, strict=True))
+    return holders, held, shares
 
 
-def _on_facets(corners: np.ndarray, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs (facet, candidate) with the candidate point in the closed facet."""
-    if corners.shape[1] == 2:  # an edge in the plane z = 0, as a triangle with a corner above
-        above = corners.mean(axis=1) + [0.0, 0.0, np.ptp(corners.reshape(-1, 3), axis=0).max()]
-        corners = np.concatenate([corners, above[:, None]], axis=1)
-    tree = cKDTree(candidates)
-    found = []
-    for start in range(0, len(corners), 20000):  # bounds the memory
-        part = corners[start:start + 20000]
-        middle = part.mean(axis=1)
-        radius = np.linalg.norm(part - middle[:, None], axis=2).max(axis=1) * (1 + ON_FACET)
-        lists = tree.query_ball_point(middle, radius)
-        facet = np.repeat(np.arange(len(part)), [len(x) for x in lists])
-        candidate = np.fromiter((i for x in lists for i in x), np.int64, len(facet))
-        a, b, c = (part[facet, i] for i in range(3))
-        p = candidates[candidate] - a
-        u, v = b - a, c - a
-        normal = np.cross(u, v)
-        square = np.einsum("ij,ij->i", normal, normal)
-        height = np.abs(np.einsum("ij,ij->i", normal, p)) / np.sqrt(square)
-        beta = np.einsum("ij,ij->i", np.cross(p, v), normal) / square
-        gamma = np.einsum("ij,ij->i", np.cross(u, p), normal) / square
-        longest = np.sqrt(np.max([(x * x).sum(axis=1) for x in (u, v, u - v)], axis=0))
-        inside = np.minimum(np.minimum(beta, gamma), 1 - beta - gamma) > -ON_FACET
-        on = inside & (height < ON_FACET * longest)
-        found.append((facet[on] + start, candidate[on]))
-    facets, hits = (np.concatenate(x) for x in zip(*found, strict=True))
-    return facets, hits
+def _check_sides(data: MeshData, facets: np.ndarray, pairs: np.ndarray, where: str) -> None:
+    """Neighbours lie on the two sides of their facet."""
+    cells, inner, kind = data.cells, pairs[:, 1] >= 0, _CELLS[data.dim]
+    opposite = cells[pairs[inner]].sum(axis=2) - facets[inner].sum(axis=1)[:, None]
+    # the facet as the boundary of either: even or odd permutations of its ascending vertices
+    odd = np.sum([cells[:, i] > cells[:, j] for i, j in combinations(range(data.dim + 1), 2)],
+                 axis=0)
+    side = [(odd[pairs[inner, k]] + (facets[inner] < opposite[:, k:k + 1]).sum(axis=1)) % 2
+            for k in (0, 1)]
+    bad = side[0] == side[1]
+    for first in np.flatnonzero(bad)[:1]:
+        i, j = pairs[inner][first]
+        raise InputError(f"{where}: {kind}s {i} and {j} overlap, on the same side of their facet "
+                         f"{_triple(facets[inner][first])} ({bad.sum()} such), expected one on "
+                         "each side")
+
+
+def _check_boundary(data: MeshData, boundary: np.ndarray, where: str) -> None:
+    """Nothing of the boundary may lie in or on a cell but on its own ones.
+
+    Vertices, middles of edges and of facets are looked at. Where two sides split the same
+    quadrilateral along different diagonals no vertex gives it away. And as the number of cells
+    that a point is in changes at the boundary only, nowhere else can cells overlap.
+    """
+    points, cells, dim, kind = data.points, data.cells, data.dim, _CELLS[data.dim]
+    rows = [np.unique(np.concatenate([boundary[:, list(chosen)] for chosen in
+                                      combinations(range(dim), count)]), axis=0)
+            for count in range(1, dim + 1)]
+    places = np.concatenate([points[row].mean(axis=1) for row in rows])
+    holders, held, weights = places_in_cells(points, cells, places, -ON_FACET)
+    for k, row in ((0, rows[0]), (dim - 1, rows[-1])) if dim > 1 else ():
+        # on a cell's facet, and of no facet of the cell
+        place = held - sum(map(len, rows[:k]))
+        on = np.flatnonzero((place >= 0) & (place < len(row)) & (weights.min(axis=1) < ON_FACET))
+        own = (row[place[on]][:, :, None] == cells[holders[on]][:, None]).any(axis=2).all(axis=1)
+        on = on[~own]
+        if not len(on):
+            continue
+        first = on[np.lexsort((holders[on], place[on]))[0]]
+        facet = _triple(np.sort(np.delete(cells[holders[first]], weights[first].argmin())))
+        other = row[place[first]]
+        raise InputError(f"{where}: " + (
+            f"vertex {other[0]} lies on boundary facet {facet} ({len(on)} such), expected a "
+            "conforming mesh without hanging nodes" if k == 0 else
+            f"boundary facets {_triple(other)} and {facet} overlap ({len(on)} such), expected a "
+            "conforming mesh"))
+    inside = np.flatnonzero(weights.min(axis=1) > ON_FACET)
+    for first in inside[np.argsort(holders[inside], kind="stable")][:1]:
+        raise InputError(f"{where}: cells overlap: {kind} {holders[first]} holds "
+                         f"{_vector(places[held[first]])} of the boundary of others "
+                         f"({len(np.unique(holders[inside]))} such {kind}s), expected cells that "
+                         "share no more than facets (in gmsh: fragment the volumes before meshing)")
 
 
 def _check_interface(data: MeshData, facets: np.ndarray, where: str) -> None:
     triples = data.interface_facets
     bad = find_facets(facets, triples) < 0
-    if bad.any():
-        first = bad.argmax()
+    for first in np.flatnonzero(bad)[:1]:
         raise InputError(f"{where}: interface facet {first} {_triple(triples[first])} is no "
                          f"facet of the mesh ({bad.sum()} such), expected the vertices of one")
     twins = _first_twins(triples)

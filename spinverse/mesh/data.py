@@ -12,8 +12,10 @@ from spinverse.mesh import checks
 
 CELLS = {3: "tets", 2: "triangles", 1: "intervals"}  # names of cells, by dimension; npz keys
 
+MOST = 6  # tags that a line names
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class MeshData:
     """A simplex mesh in plain arrays, in the numbering of its file or builder.
 
@@ -77,6 +79,16 @@ class MeshData:
         """3 for tetrahedra, 2 for triangles, 1 for intervals."""
         return self.cells.shape[1] - 1
 
+    def __repr__(self) -> str:
+        return (f"MeshData({self.name!r}, {CELLS[self.dim]}={len(self.cells)}, "
+                f"interface_facets={len(self.interface_facets)})")
+
+    def __str__(self) -> str:
+        return "\n".join([
+            f"mesh '{self.name}': {len(self.cells)} {CELLS[self.dim]}, {len(self.points)} vertices",
+            *tags_in_words(self.points, np.abs(checks.cell_volumes(self.points, self.cells)),
+                           self.cell_tags, self.interface_tags)])
+
     def check(self) -> MeshData:
         """Check geometry and conformity (see :func:`checks.check_mesh`); returns itself.
 
@@ -85,6 +97,21 @@ class MeshData:
         """
         checks.check_mesh(self)
         return self
+
+
+def tags_in_words(points: np.ndarray, volumes: np.ndarray, cell_tags: np.ndarray,
+                  interface_tags: np.ndarray) -> list[str]:
+    """Lines about the extent of a mesh, its cell tags and its interface tags."""
+    sides = " x ".join(f"{side:.4g}" for side in np.ptp(points, axis=0) if side > 0)
+    share = {tag: 100 * volumes[cell_tags == tag].sum() / volumes.sum()
+             for tag in np.unique(cell_tags)}
+    cells = [f"{tag} ({percent:.3g} %)" for tag, percent in share.items()]
+    facets = [f"{tag} ({np.count_nonzero(interface_tags == tag)} facets)"
+              for tag in np.unique(interface_tags)]
+    return [f"{sides} um", *(f"{name}: {', '.join(words[:MOST])}"
+                             + (f" and {len(words) - MOST} more" if len(words) > MOST else "")
+                             for name, words in (("cell tags", cells),
+                                                 ("interface tags", facets or ["none"])))]
 
 
 def _width(cells) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from math import factorial
+from pathlib import Path
 from typing import Any
 
 import basix.ufl
@@ -12,9 +13,11 @@ import numpy as np
 from dolfinx.mesh import CellType, GhostMode
 from mpi4py import MPI
 
-from ..errors import on_root
+from ..errors import InputError, on_all, on_root
 from ..parallel.exchange import Ranges, gather_chosen, reduced, scatter
-from .data import MeshData
+from ..parallel.npz import Rows, write_npz
+from .checks import find_facets
+from .data import CELLS, MeshData, tags_in_words
 from .ordered import FacetRows, FacetSlabs, Slabs
 
 _CELL_TYPES = {1: CellType.interval, 2: CellType.triangle, 3: CellType.tetrahedron}
@@ -211,14 +214,9 @@ class Mesh:
         Returns:
             ``(n,)`` index of the owned facet, -1 where the facet is not owned here.
         """
-        triples = np.sort(np.asarray(triples, dtype=np.int64).reshape(-1, self.dim), axis=1)
-        keys, wanted = _rows(self.facet_vertices), _rows(triples)
-        order = np.argsort(keys)
-        if not len(keys):
-            return np.full(len(wanted), -1)
-        place = np.minimum(np.searchsorted(keys, wanted, sorter=order), len(keys) - 1)
-        found = order[place]
-        return np.where(keys[found] == wanted, found, -1)
+        order = np.lexsort(self.facet_vertices.T[::-1])
+        place = find_facets(self.facet_vertices[order], triples)
+        return np.where(place < 0, -1, np.append(order, -1)[place])
 
     def facet_function(self, values: np.ndarray, name: str = "permeability"):
         """A DG0 function on the facet submesh from values of the owned facets, ``(nf,)``."""
@@ -269,7 +267,11 @@ class Mesh:
         Raises:
             InputError: if a facet of the mesh has no row on any rank.
         """
-        return self.facet_slabs.rows_of(triples).require_all(what)
+        rows = self.facet_slabs.rows_of(triples)
+        if rows.missing:
+            raise InputError(f"{what}: {rows.missing} of the mesh's {self.facet_slabs.total} "
+                             "facets have no value; expected one row for every vertex triple")
+        return rows
 
     def scatter_facets(self, triples: np.ndarray, values: np.ndarray, what: str) -> np.ndarray:
         """Values of the owned facets from rows on any ranks, see `facet_rows`. Collective.
@@ -279,12 +281,46 @@ class Mesh:
         """
         return self.facet_rows(triples, what).values(values)
 
+    def save(self, path: str | Path) -> None:
+        """Write the mesh as ``.npz``, as `spinverse.mesh.read` takes it. Collective.
+
+        Cells are in the order of the input, with their tags; vertices too, without those that no
+        cell has. Interface facets have their tags.
+
+        Args:
+            path: of the file, which appears complete or not at all.
+
+        Raises:
+            InputError: on every rank: another suffix, or no such folder.
+        """
+        path = on_all(self.comm, _target, path)
+        nodes = dolfinx.mesh.entities_to_geometry(self.domain, self.dim - 1, self.facet_entities)
+        facets = self.facet_slabs.collect(np.sort(self.input_nodes[nodes], axis=1))
+        tags = self.facet_slabs.collect(self.interface)
+        owned, cells = self.domain.geometry.index_map().size_local, self.num_owned_cells
+        write_npz(self.comm, path, {
+            "points": Rows(self.node_slabs.collect(self.domain.geometry.x[:owned])),
+            CELLS[self.dim]: Rows(self.cell_slabs.collect(
+                self.input_nodes[self.domain.geometry.dofmaps[0][:cells]])),
+            "cell_tags": Rows(self.cell_slabs.collect(self.cell_tags[:cells])),
+            "interface_facets": Rows(facets[tags != 0]),
+            "interface_tags": Rows(tags[tags != 0])})
+
     def __repr__(self) -> str:
         return f"Mesh({self.name!r}, cells={self.num_cells}, facets={self.num_facets})"
 
+    def __str__(self) -> str:
+        # not collective, as one rank alone may print
+        words = f"mesh '{self.name}': {self.num_cells} {CELLS[self.dim]}, {self.num_facets} facets"
+        if self.comm.size > 1:
+            return f"{words}, on {self.comm.size} ranks"
+        return "\n".join([words, *tags_in_words(self.domain.geometry.x, self.cell_volumes,
+                                                self.cell_tags, self.interface[self.interface != 0])
+                          ])
 
-def _rows(triples: np.ndarray) -> np.ndarray:
-    """Rows of an integer array as comparable scalars."""
-    triples = np.ascontiguousarray(triples, dtype=np.int64)
-    kind = [(f"v{i}", np.int64) for i in range(triples.shape[1])]
-    return triples.view(kind).reshape(-1)
+
+def _target(path: str | Path) -> Path:
+    path = Path(path)
+    if path.suffix.lower() != ".npz" or not path.parent.is_dir():
+        raise InputError(f"mesh file '{path}': expected the suffix .npz and a folder that is there")
+    return path

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.ndimage import binary_dilation
 
-from spinverse.errors import InputError, one_line
+from spinverse.errors import InputError, one_line, warn_caller
 from spinverse.mesh.arguments import affordable, lengths, positive, shown
-from spinverse.mesh.checks import UnitWarning, facets_of
+from spinverse.mesh.checks import UnitWarning, facets_of, find_facets
 from spinverse.mesh.data import MeshData
 from spinverse.mesh.grids import kuhn_steps
 from spinverse.mesh.smoothing import smoothed
@@ -135,6 +135,8 @@ def from_labels(image, voxel_size=None, size: float | None = None, smooth: int =
         image = coarsened(image, positive(owner, "size", size))
     labels, step = image.labels, image.voxel_size
     meshed = np.ones(labels.shape, bool) if background else labels > 0
+    if smooth:  # with the voxels around, whose tets keep cells apart that nearly touch
+        meshed = binary_dilation(meshed, np.ones((3, 3, 3)))
     where = f"label image '{image.name}'"
     if not (labels > 0).any():
         raise InputError(f"{where}: holds label 0 only, expected at least one cell")
@@ -146,6 +148,10 @@ def from_labels(image, voxel_size=None, size: float | None = None, smooth: int =
     if smooth:
         points = smoothed(points, tets, interface, int(smooth), np.zeros(3),
                           np.array(labels.shape) * step)
+    if not background:
+        used, numbers = np.unique(tets[tags > 0], return_inverse=True)
+        points, tets, tags = points[used], numbers.reshape(-1, 4), tags[tags > 0]
+        interface = np.searchsorted(used, interface)
     size_text = " x ".join(f"{v:.6g}" for v in step)
     return MeshData(points, tets, tags, interface, interface_tags,
                     name=f"{image.name} (voxels of {size_text} um)").check()
@@ -154,15 +160,11 @@ def from_labels(image, voxel_size=None, size: float | None = None, smooth: int =
 def interface_pairs(data: MeshData) -> dict[int, tuple[int, int]]:
     """The two cell tags on the sides of each interface tag, the lower first; 0: nothing."""
     facets, pairs = facets_of(data.cells, data.name)
-    order = np.lexsort(facets.T[::-1])
-    lookup = {tuple(row): k for row, k in zip(facets[order].tolist(), order, strict=True)}
-    found = {}
-    for tag in np.unique(data.interface_tags):
-        row = data.interface_facets[(data.interface_tags == tag).argmax()]
-        sides = pairs[lookup[tuple(row.tolist())]]
-        both = [0 if side < 0 else int(data.cell_tags[side]) for side in sides]
-        found[int(tag)] = (min(both), max(both))
-    return found
+    tags, first = np.unique(data.interface_tags, return_index=True)
+    sides = pairs[find_facets(facets, data.interface_facets[first])]
+    both = np.sort(np.where(sides < 0, 0, data.cell_tags[sides]), axis=1)
+    return {tag: (low, high) for tag, (low, high) in
+            zip(tags.tolist(), both.tolist(), strict=True)}
 
 
 def coarsened(image: LabelImage, size: float) -> LabelImage:
@@ -250,7 +252,7 @@ def _nifti(path: Path, where: str, warn: bool):
         labels = labels[..., 0]
     size = np.round(zooms * UM_PER_UNIT[unit], 9)
     if unit == "unknown" and warn:
-        warnings.warn(f"{where}: the header names no unit of length, millimetres are taken: "
-                      f"voxels of {' x '.join(f'{v:.6g}' for v in size)} um (voxel_size says "
-                      "otherwise)", UnitWarning, stacklevel=4)
+        warn_caller(f"{where}: the header names no unit of length, millimetres are taken: "
+                    f"voxels of {' x '.join(f'{v:.6g}' for v in size)} um (voxel_size says "
+                    "otherwise)", UnitWarning)
     return labels, size if len(size) == 3 else None

@@ -23,8 +23,8 @@ def read_in_slabs(path: str | Path, comm: MPI.Comm | None = None) -> Mesh:
 
     The file is as for `spinverse.mesh.read`. Coordinates, vertex numbers, volumes and orientation
     of cells, unused vertices and interface facets are checked. What only a look at the whole mesh
-    shows is not: cells that are there twice, vertices that coincide, hanging nodes. `read` looks
-    for them on rank 0.
+    shows is not: cells that are there twice or overlap, vertices that coincide, hanging nodes.
+    `read` looks for them on rank 0.
 
     Args:
         path: of the file.
@@ -65,30 +65,26 @@ def _arrays(file: NpzReader, path: Path) -> tuple:
     count, number = file.shape("points")[0], file.shape(key)[0]
     facets = file.shape("interface_facets")[0] if "interface_facets" in file.names else 0
 
-    def rows(name: str, shape: tuple, words: str) -> np.ndarray | None:
-        if name not in file.names:
-            return None
+    def rows(name: str, shape: tuple, kind: type = np.int64) -> np.ndarray:
         if file.shape(name) != shape:
             raise InputError(f"mesh file '{path}': {name} has shape {file.shape(name)}, expected "
                              f"{shape}")
         array = file.rows(name)
-        if array.dtype.kind not in ("iuf" if words == "real numbers" else "iu"):
+        kinds, words = ("iu", "integers") if kind is np.int64 else ("iuf", "real numbers")
+        if array.dtype.kind not in kinds:
             raise InputError(f"mesh file '{path}': {name} has type {array.dtype}, expected {words}")
-        return array
+        return array.astype(kind, copy=False)
 
-    points = rows("points", (count, 3), "real numbers")
-    cells = rows(key, (number, dim + 1), "integers")
-    tags = rows("cell_tags", (number,), "integers")
-    triples = rows("interface_facets", (facets, dim), "integers") if facets else None
-    triple_tags = rows("interface_tags", (facets,), "integers") if facets else None
+    def tags(name: str, length: int, here: int) -> np.ndarray:
+        given = name in file.names
+        return rows(name, (length,)).astype(np.int32) if given else np.ones(here, np.int32)
+
     here = Ranges(file.comm, number)
-    tags = np.ones(here.stop - here.start, np.int32) if tags is None else tags.astype(np.int32)
-    triples = np.empty((0, dim), np.int64) if triples is None else triples.astype(np.int64)
-    triple_tags = np.ones(len(triples), np.int32) if triple_tags is None \
-        else triple_tags.astype(np.int32)
-    assert points is not None and cells is not None
-    return (points.astype(np.float64, copy=False), cells.astype(np.int64, copy=False), tags,
-            triples, triple_tags, count, facets)
+    triples = rows("interface_facets", (facets, dim)) if facets else np.empty((0, dim), np.int64)
+    triple_tags = tags("interface_tags", facets, len(triples)) if facets \
+        else np.empty(0, np.int32)
+    return (rows("points", (count, 3), np.float64), rows(key, (number, dim + 1)),
+            tags("cell_tags", number, here.stop - here.start), triples, triple_tags, count, facets)
 
 
 def _check(comm: MPI.Comm, path: Path, points: np.ndarray, cells: np.ndarray, count: int) -> None:

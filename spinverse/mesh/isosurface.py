@@ -30,7 +30,7 @@ def layer(surface: Surface, gap: float) -> Surface:
                          f"{least:.3g} um for a layer around a cell of this extent")
     axes = [a + step * np.arange(n) for a, n in zip(low, shape, strict=True)]
     nodes = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
-    tree = cKDTree(_samples(surface, step / 2))
+    tree = cKDTree(samples(surface, step / 2))
     distance, _ = tree.query(nodes, distance_upper_bound=gap + 2 * step)
     distance = np.minimum(distance, gap + 2 * step).reshape(shape)
     found = isosurface(distance, gap, low, step, f"layer around {surface.name}")
@@ -104,7 +104,7 @@ def _cut(tets: np.ndarray, below: np.ndarray) -> list[np.ndarray]:
     return found
 
 
-def _samples(surface: Surface, spacing: float) -> np.ndarray:
+def samples(surface: Surface, spacing: float) -> np.ndarray:
     """Points on the triangles, no farther apart than about ``spacing`` um."""
     corners = surface.corners
     longest = np.linalg.norm(corners - corners[:, [1, 2, 0]], axis=2).max(axis=1)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 from mpi4py import MPI
 
-from ..errors import InputError
 from ..parallel.exchange import Ranges, Route
 from .checks import find_facets
 
@@ -100,17 +99,6 @@ class FacetRows:
         self._slabs, self._route = slabs, Route(slabs.comm, slabs.holder(triples))
         self._row = _places(self._route.forward(triples), slabs.keys)
         self.missing = slabs.comm.allreduce(int(np.count_nonzero(self._row < 0)))
-
-    def require_all(self, what: str) -> FacetRows:
-        """Itself, if every facet has a row.
-
-        Raises:
-            InputError: on every rank, with ``what`` in front.
-        """
-        if self.missing:
-            raise InputError(f"{what}: {self.missing} of the mesh's {self._slabs.total} facets "
-                             "have no value; expected one row for every vertex triple")
-        return self
 
     def values(self, rows: np.ndarray, default=0) -> np.ndarray:
         """Values of the owned facets, ``(nf, ...)``, from those of this rank's rows. Collective."""

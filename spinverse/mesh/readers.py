@@ -5,15 +5,15 @@ from __future__ import annotations
 import io
 import re
 import tempfile
-import warnings
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import meshio
 import numpy as np
 
-from spinverse.errors import InputError, one_line
+from spinverse.errors import InputError, one_line, warn_caller
 from spinverse.mesh.checks import RepairWarning, cell_volumes, facets_of, find_facets
 from spinverse.mesh.data import CELLS, MeshData
 from spinverse.mesh.tetgen import read_tetgen
@@ -112,14 +112,21 @@ def _read_npz(path: Path) -> MeshData:
 
 
 def _read_msh(path: Path) -> MeshData:
+    content = path.read_bytes()
+    if b"$PartitionedEntities" in content:
+        raise InputError(f"mesh file '{path}': is cut into partitions, expected a whole mesh (save "
+                         "it after gmsh.model.mesh.unpartition(); spinverse partitions by itself)")
     try:
         # meshio prints remarks of its own; the named format keeps it from sys.exit on errors
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            mesh = _parse_msh(path)
+            mesh = _parse_msh(path, content)
+        groups = _groups(content)
     except Exception as error:  # the parser raises whatever the bytes lead to
         expected = "format 2.2 or 4.x"
         if "'gmsh:physical'" in str(error):  # meshio cannot read a mixture in 4.x
             expected = "cells in physical groups only (save with Mesh.SaveAll = 0)"
+        if "parametric" in str(error):
+            expected = "vertices without parametric coordinates (Mesh.SaveParametric = 0)"
         raise InputError(f"mesh file '{path}': cannot be read as gmsh .msh "
                          f"({one_line(error)[:200]}), expected {expected}") from None
     physical = mesh.cell_data.get("gmsh:physical", [np.zeros(len(b.data), int)
@@ -130,14 +137,61 @@ def _read_msh(path: Path) -> MeshData:
         raise InputError(f"mesh file '{path}': holds no tetrahedra (it holds "
                          f"{', '.join(others) or 'nothing'}), expected linear ones, or triangles "
                          "in the plane z = 0, or intervals on the x axis")
-    cells, cell_tags = _blocks(mesh, physical, GMSH[dim], dim + 1)
-    facets, facet_tags = _blocks(mesh, physical, GMSH[dim - 1], dim)
+    cells, cell_tags = _blocks(mesh, physical, dim, groups)
+    facets, facet_tags = _blocks(mesh, physical, dim - 1, groups)
+    _in_one_group(path, CELLS[dim][:-1], cells, cell_tags)
     if not cell_tags.any():
         cell_tags = None
+        if b"$PhysicalNames" in content:
+            warn_caller(f"mesh file '{path}': names physical groups, but no cell is in one, so "
+                        "that all have tag 1 (save with Mesh.SaveAll = 0)")
     tagged = facet_tags != 0
-    data = MeshData(mesh.points, cells, cell_tags, facets[tagged], facet_tags[tagged],
-                    name=path.name)
-    return _used_only(_membranes_only(data))
+    data = _membranes_only(MeshData(mesh.points, cells, cell_tags, facets[tagged],
+                                    facet_tags[tagged], name=path.name))
+    _in_one_group(path, "interface facet", data.interface_facets, data.interface_tags)
+    return _used_only(data)
+
+
+def _in_one_group(path: Path, kind: str, rows: np.ndarray, tags: np.ndarray) -> None:
+    """Refuse cells or facets that are there twice, with different tags: which one would count?"""
+    _, place = np.unique(np.sort(rows, axis=1), axis=0, return_inverse=True)
+    order = np.lexsort((tags, place.ravel()))
+    twice = (np.diff(place.ravel()[order]) == 0) & (np.diff(tags[order]) != 0)
+    for first in np.flatnonzero(twice)[:1]:
+        low, high = tags[order[first:first + 2]]
+        raise InputError(f"mesh file '{path}': {twice.sum()} {kind}s are in several physical "
+                         f"groups, first those {low} and {high} have one in common; expected each "
+                         "in one group")
+
+
+def _groups(content: bytes) -> dict[tuple[int, int], list[int]]:
+    """Physical groups of each gmsh entity (dimension, number) in format 4.x; meshio has the first.
+    """
+    version, kind, width = content.split(b"\n", 2)[1].split()[:3]
+    begin = content.find(b"$Entities\n") + len(b"$Entities\n")
+    if version[:1] != b"4" or begin < len(b"$Entities\n"):
+        return {}
+    words = iter(content[begin:content.index(b"$EndEntities", begin)].split()
+                 if kind == b"0" else ())
+    types = {"int": "i4", "count": f"u{int(width)}", "float": "f8"}
+
+    def take(what: str, number: int) -> list:
+        nonlocal begin
+        if kind == b"0":
+            return [float(next(words)) for _ in range(number)]
+        values = np.frombuffer(content, types[what], number, begin)
+        begin += values.nbytes
+        return values.tolist()
+
+    found = {}
+    for dim, count in enumerate(take("count", 4)):
+        for _ in range(int(count)):
+            tag, = take("int", 1)
+            take("float", 3 if dim == 0 and version == b"4.1" else 6)
+            found[dim, int(tag)] = [int(v) for v in take("int", int(take("count", 1)[0]))]
+            if dim:
+                take("int", int(take("count", 1)[0]))
+    return found
 
 
 def _read_tetgen(path: Path) -> MeshData:
@@ -147,9 +201,8 @@ def _read_tetgen(path: Path) -> MeshData:
     return _used_only(_membranes_only(data))
 
 
-def _parse_msh(path: Path):
+def _parse_msh(path: Path, content: bytes):
     """meshio takes the version "4" for 4.1, but gmsh writes it for 4.0."""
-    content = path.read_bytes()
     header = re.match(rb"\$MeshFormat\s+4(?= [01] )", content)
     if not header:
         return meshio.gmsh.read(path)
@@ -169,12 +222,16 @@ def _dimension(mesh) -> int | None:
     return None
 
 
-def _blocks(mesh, physical, kind: str, width: int) -> tuple[np.ndarray, np.ndarray]:
-    rows, tags = [np.empty((0, width), np.int64)], [np.empty(0, np.int64)]
-    for block, tag in zip(mesh.cells, physical, strict=True):
-        if block.type == kind:
-            rows.append(np.asarray(block.data, np.int64))
-            tags.append(np.asarray(tag, np.int64))
+def _blocks(mesh, physical, dim: int, groups: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and tags of one dimension; a row for each group that an entity is in."""
+    rows, tags = [np.empty((0, dim + 1), np.int64)], [np.empty(0, np.int64)]
+    entities = mesh.cell_data.get("gmsh:geometrical", physical)
+    for block, tag, entity in zip(mesh.cells, physical, entities, strict=True):
+        if block.type == GMSH[dim]:
+            more = groups.get((dim, int(entity[0])), [])[1:] if len(entity) else []
+            for one in (tag, *(np.full(len(tag), other) for other in more)):
+                rows.append(np.asarray(block.data, np.int64))
+                tags.append(np.asarray(one, np.int64))
     return np.concatenate(rows), np.concatenate(tags)
 
 
@@ -185,8 +242,8 @@ def _membranes_only(data: MeshData) -> MeshData:
     # triangles that are no facets stay, for the check to name them
     outer = (place >= 0) & (pairs[place, 1] < 0)
     keep = np.isin(data.interface_tags, data.interface_tags[~outer])
-    return MeshData(data.points, data.cells, data.cell_tags, data.interface_facets[keep],
-                    data.interface_tags[keep], data.name, data.input_vertices)
+    return replace(data, interface_facets=data.interface_facets[keep],
+                   interface_tags=data.interface_tags[keep])
 
 
 def _used_only(data: MeshData) -> MeshData:
@@ -203,8 +260,8 @@ def _used_only(data: MeshData) -> MeshData:
                          f"{tuple(triples[first].tolist())} is no facet of the mesh, expected "
                          "the vertices of one")
     number = np.cumsum(used) - 1
-    return MeshData(data.points[used], number[data.cells], data.cell_tags, number[triples],
-                    data.interface_tags, data.name, data.input_vertices[used])
+    return replace(data, points=data.points[used], cells=number[data.cells],
+                   interface_facets=number[triples], input_vertices=data.input_vertices[used])
 
 
 def _repaired(data: MeshData) -> MeshData:
@@ -222,9 +279,8 @@ def _repaired(data: MeshData) -> MeshData:
         tets[inverted] = tets[inverted][:, [0, 1, 3, 2]]
         done.append(f"{inverted.sum()} inverted tets turned")
     if done:
-        warnings.warn(f"mesh '{data.name}': " + "; ".join(done), RepairWarning, stacklevel=3)
-    return MeshData(fixed.points, tets, fixed.cell_tags, fixed.interface_facets,
-                    fixed.interface_tags, fixed.name, fixed.input_vertices)
+        warn_caller(f"mesh '{data.name}': " + "; ".join(done), RepairWarning)
+    return replace(fixed, cells=tets)
 
 
 def _target(path: str | Path, suffix: str) -> Path:

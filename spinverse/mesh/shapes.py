@@ -16,19 +16,11 @@ def _axis(owner: str, value) -> tuple[float, float, float]:
     length = np.linalg.norm(axis)
     if not length > 0:
         raise InputError(f"{owner}: axis is {shown(value)}, expected a vector that is not zero")
-    x, y, z = (float(v) for v in axis / length)
-    return x, y, z
+    return vector(owner, "axis", axis / length)
 
 
 def _text(row) -> str:
     return "(" + ", ".join(f"{v:g}" for v in row) + ")"
-
-
-def _points(points) -> np.ndarray:
-    array = np.asarray(points, dtype=float)
-    if array.ndim != 2 or array.shape[1] != 3:
-        raise InputError(f"contains: points have shape {array.shape}, expected (n, 3)")
-    return array
 
 
 def _fields(shape, **values) -> None:
@@ -52,7 +44,10 @@ class Shape:
 
     def contains(self, points: np.ndarray) -> np.ndarray:
         """Which of ``points (n, 3)`` um are inside or on the surface, ``(n,)`` bool."""
-        return self.level(_points(points)) <= 0
+        points = np.asarray(points, dtype=float)
+        if points.ndim != 2 or points.shape[1] != 3:
+            raise InputError(f"contains: points have shape {points.shape}, expected (n, 3)")
+        return self.level(points) <= 0
 
     def _around(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Coordinate along the axis, and the distance to it."""

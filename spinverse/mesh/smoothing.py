@@ -34,9 +34,8 @@ def smoothed(points: np.ndarray, tets: np.ndarray, interface: np.ndarray, steps:
     every = tets[:, [0, 1, 0, 2, 0, 3, 1, 2, 1, 3, 2, 3]].reshape(-1, 2)
     mean = (_means(curves, count, on_curve) + _means(edges, count, on_interface & ~on_curve)
             + _means(every, count, ~on_interface))
-    fixed = (points == low) | (points == high)
     scale = np.maximum(np.abs(high - low).max(), 1.0) * 1e-9
-    fixed |= (np.abs(points - low) < scale) | (np.abs(points - high) < scale)
+    fixed = (np.abs(points - low) < scale) | (np.abs(points - high) < scale)
     least = LEAST * cell_volumes(points, tets)
     for _ in range(steps):
         moved = points

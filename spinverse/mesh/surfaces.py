@@ -8,20 +8,21 @@ round, `merge_vertices` rounds, `unique_faces` keeps one of two walls that cance
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 from scipy.spatial import cKDTree
 
-from spinverse.errors import InputError
+from spinverse.errors import InputError, one_line, warn_caller
 from spinverse.mesh.arguments import positive
 from spinverse.mesh.checks import LARGEST, SMALLEST, RepairWarning, UnitWarning
 from spinverse.mesh.connected import components
 
-SUFFIXES = (".stl", ".ply", ".off", ".obj")
+SUFFIXES = (".stl", ".ply", ".off", ".obj", ".swc")
 FLAT = 1e-7  # height over longest edge of a triangle that counts as flat
+MENDED = 0.02  # of volume and area: what MeshFix may change
 NEAR = 1e-6  # of the box diagonal: vertices that a repair merges
 
 
@@ -101,7 +102,8 @@ def read_surface(path: str | Path, repair: bool = False, scale: float = 1.0) -> 
 
     Formats are ``.stl``, ``.ply`` (text or binary), ``.off`` and ``.obj``; polygons are split
     into triangles. Equal vertices are merged in ``.stl``, which repeats them for each triangle,
-    and elsewhere where the surface is not closed without.
+    and elsewhere where the surface is not closed without. The surface of a ``.swc`` is that of
+    :func:`morphology.neuron_surface`.
 
     Args:
         path: the file; its suffix says the format.
@@ -117,7 +119,12 @@ def read_surface(path: str | Path, repair: bool = False, scale: float = 1.0) -> 
         UnitWarning: the size suggests that the coordinates are not in um.
     """
     surface = load_surface(path, scale)
-    return repair_with_defects(surface)[0] if repair else check_surface(surface)
+    if repair:
+        return repair_with_defects(surface)[0]
+    if found := defects(surface):
+        raise InputError(f"surface '{surface.name}': {'; '.join(found)}; expected a closed "
+                         "surface with outward normals (repair=True repairs what can be)")
+    return surface
 
 
 def load_surface(path: str | Path, scale: float = 1.0) -> Surface:
@@ -129,27 +136,18 @@ def load_surface(path: str | Path, scale: float = 1.0) -> Surface:
                          + ", ".join(SUFFIXES))
     if not path.is_file():
         raise InputError(f"surface file '{path}': no such file, expected a surface")
+    if path.suffix.lower() == ".swc":
+        from .morphology import neuron_surface
+
+        return neuron_surface(path, scale=scale)
     points, triangles = _parse(path)
     surface = Surface(points * scale, triangles, path.name)
     if path.suffix.lower() == ".stl" or len(_edges(surface.triangles)[2]):
         surface = _merged(surface, 0.0)
     if not SMALLEST <= surface.diagonal <= LARGEST:
-        warnings.warn(f"surface '{surface.name}': box diagonal is {surface.diagonal:.3g} um, "
-                      f"expected {SMALLEST:g} to {LARGEST:g} um (scale=1e-3 for nanometres)",
-                      UnitWarning, stacklevel=3)
-    return surface
-
-
-def check_surface(surface: Surface) -> Surface:
-    """Return the surface if it has no :func:`defects`.
-
-    Raises:
-        InputError: all defects in one line.
-    """
-    found = defects(surface)
-    if found:
-        raise InputError(f"surface '{surface.name}': {'; '.join(found)}; expected a closed "
-                         "surface with outward normals (repair=True repairs what can be)")
+        warn_caller(f"surface '{surface.name}': box diagonal is {surface.diagonal:.3g} um, "
+                    f"expected {SMALLEST:g} to {LARGEST:g} um (scale=1e-3 for nanometres)",
+                    UnitWarning)
     return surface
 
 
@@ -168,7 +166,7 @@ def defects(surface: Surface, intersections: bool = True) -> list[str]:
     twins = len(triangles) - len(np.unique(np.sort(triangles, axis=1), axis=0))
     if twins:
         found.append(f"{twins} triangles are given twice")
-    flat = _flat(surface) & ~repeats
+    flat = (flatness(surface) <= FLAT) & ~repeats
     if flat.any():
         found.append(f"{flat.sum()} triangles have no area")
     halves, pairs, open_edges, crowded = _edges(triangles)
@@ -205,7 +203,9 @@ def repair_with_defects(surface: Surface) -> tuple[Surface, list[str]]:
     repeat a vertex are dropped, and of triangles given twice one is kept (none if the two have
     opposite orientations); neighbours get the same orientation; holes are closed by a fan;
     every part gets normals that point out of the cell, or into the cavity if it lies in
-    another part; unused vertices are dropped.
+    another part; unused vertices are dropped. Edges of more than two triangles and triangles
+    that cut each other, which are left then, are cut out and closed anew by MeshFix (Attene,
+    Visual Comput. 26, 1393, 2010) where pymeshfix is installed, unless that changes the shape.
 
     Returns:
         The surface, and its :func:`defects` that are left to the mesher.
@@ -247,11 +247,35 @@ def repair_with_defects(surface: Surface) -> tuple[Surface, list[str]]:
                               surface.triangles)
             surface = Surface(surface.points, turned, surface.name)
     left = defects(surface)
+    mended = _mended(surface) if left else None
+    if mended is not None:
+        done.append(f"by MeshFix: {'; '.join(left)}")
+        surface, left = mended, []
     if done or left:
         text = "; ".join(done) or "nothing could be repaired"
         rest = f"; left: {'; '.join(left)}" if left else ""
-        warnings.warn(f"surface '{surface.name}': {text}{rest}", RepairWarning, stacklevel=3)
+        warn_caller(f"surface '{surface.name}': {text}{rest}", RepairWarning)
     return surface, left
+
+
+def _mended(surface: Surface) -> Surface | None:
+    """The surface without defects, by MeshFix; None if it cannot, or makes another shape."""
+    if find_spec("pymeshfix") is None:
+        return None
+    from pymeshfix import MeshFix
+
+    fix = MeshFix(surface.points, surface.triangles.astype(np.int32))
+    fix.repair(joincomp=False, remove_smallest_components=False)
+    if not len(fix.faces):
+        return None
+    found = Surface(fix.points, fix.faces.astype(np.int64), surface.name)
+    labels = parts(found)
+    wrong = _turned_parts(found, labels)[labels]
+    found = Surface(found.points, np.where(wrong[:, None], found.triangles[:, ::-1],
+                                           found.triangles), surface.name)
+    change = max(abs(found.volume / surface.volume - 1) if surface.volume else np.inf,
+                 abs(found.areas.sum() / surface.areas.sum() - 1))
+    return None if change > MENDED or defects(found) else found
 
 
 def parts(surface: Surface) -> np.ndarray:
@@ -460,10 +484,11 @@ def _turned_parts(surface: Surface, labels: np.ndarray) -> np.ndarray:
     return (part_volumes(surface, labels) < 0) == (depth % 2 == 0)
 
 
-def _flat(surface: Surface) -> np.ndarray:
+def flatness(surface: Surface) -> np.ndarray:
+    """Height over longest edge of each triangle, ``(Nt,)``: 0 where it has no area."""
     corners = surface.corners
     longest = np.linalg.norm(corners - corners[:, [1, 2, 0]], axis=2).max(axis=1)
-    return 2 * surface.areas <= FLAT * longest**2
+    return 2 * surface.areas / np.maximum(longest, np.finfo(float).tiny) ** 2
 
 
 def _merged(surface: Surface, tolerance: float | None) -> Surface:
@@ -490,9 +515,8 @@ def _parse(path: Path) -> tuple[np.ndarray, np.ndarray]:
         mesh = trimesh.load(path, process=False, force="mesh")
         points, triangles = np.asarray(mesh.vertices, float), np.asarray(mesh.faces, np.int64)
     except Exception as error:  # the parser raises whatever the bytes lead to
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"surface file '{path}': cannot be read as {path.suffix} ({reason}), "
-                         "expected triangles") from None
+        raise InputError(f"surface file '{path}': cannot be read as {path.suffix} "
+                         f"({one_line(error)[:200]}), expected triangles") from None
     if not len(triangles) or not len(points):
         raise InputError(f"surface file '{path}': holds no triangles, expected some")
     return points, triangles

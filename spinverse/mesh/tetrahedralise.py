@@ -7,22 +7,31 @@ import signal
 import subprocess
 import sys
 import tempfile
-import warnings
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+from scipy.spatial import cKDTree
 
-from spinverse.errors import InputError, SolverError
+from spinverse.errors import InputError, SolverError, warn_caller
 from spinverse.mesh.arguments import affordable_volume, choice, positive, shown
-from spinverse.mesh.checks import RepairWarning, cell_volumes, facets_of
+from spinverse.mesh.arrangement import TAGGED
+from spinverse.mesh.checks import (
+    RepairWarning,
+    cell_volumes,
+    facets_of,
+    find_facets,
+    places_in_cells,
+)
 from spinverse.mesh.connected import cell_regions
 from spinverse.mesh.data import MeshData
-from spinverse.mesh.isosurface import layer
+from spinverse.mesh.isosurface import layer, samples
 from spinverse.mesh.surfaces import (
     Surface,
     defects,
     depths,
+    flatness,
     load_surface,
     parts,
     repair_with_defects,
@@ -31,14 +40,16 @@ from spinverse.mesh.surfaces import (
 # what an MPI launcher tells its ranks; a child that imports MPI would take itself for one
 LAUNCHERS = ("PMI", "PMIX", "MPI_LOCAL", "HYDI_", "HYDRA_", "MPIEXEC_", "OMPI_", "PRTE_", "SLURM_")
 INSIDE, OUTSIDE = 1, 2  # cell tags
-LOST = 0.02  # relative difference of volumes that is worth a warning
+LOST = 0.02  # relative difference of volumes that is worth a warning; of areas, an error
+THIN = 0.01  # height over longest edge of a triangle
+NEAR_BY = 0.005  # of the box diagonal: what is no farther from the mesh is not lost
 TRY = "try repair=True, another size, or a smaller or larger envelope"
 
 
 def from_surface(surface: Surface | str | Path, size: float | None = None,
                  outside: str | None = None, gap: float | None = None, method: str = "auto",
                  envelope: float | None = None, repair: bool = True, scale: float = 1.0,
-                 timeout: float = 600.0) -> MeshData:
+                 timeout: float = 600.0, cell_tags: str = "common") -> MeshData:
     """Mesh the inside of a closed surface, and the outside if asked.
 
     Cells inside have tag 1, outside tag 2; the interface facets are the surface, with tag 1.
@@ -48,8 +59,8 @@ def from_surface(surface: Surface | str | Path, size: float | None = None,
     Two methods: ``"exact"`` keeps every triangle (gmsh, Delaunay), and needs a surface without
     defects. ``"envelope"`` makes a new surface within a distance of the given one (fTetWild, Hu
     et al., ACM Trans. Graph. 39 (2020) 117), and takes holes, cuts and overlaps. ``"auto"`` is
-    exact for a surface without defects whose triangles are no finer than a third of ``size``, and
-    envelope otherwise and where exact fails.
+    exact for a surface without defects whose triangles are not thin and no finer than a third of
+    ``size``, and envelope otherwise and where exact fails.
 
     Args:
         surface: a :class:`Surface`, or a file for :func:`surfaces.read_surface`.
@@ -65,10 +76,14 @@ def from_surface(surface: Surface | str | Path, size: float | None = None,
             an error, except for ``method="envelope"``.
         scale: um per unit of the file.
         timeout: seconds for the mesher, which is ended then.
+        cell_tags: ``"common"``, or ``"each"``: the inside of the surface's first part has tag 1, of
+            the next one 2, ..., outside the number after the last; the facets of the surface have
+            the tag of the inside that they bound. Parts that the mesher has joined count as one.
 
     Raises:
         InputError: a bad argument, file or surface, or no mesher is installed.
-        SolverError: the mesher failed, crashed, or took too long.
+        SolverError: the mesher failed, crashed, or took too long, or lost more than 2 % of the
+            surface's area, as of processes thinner than the envelope.
 
     Warns:
         RepairWarning: what was repaired; a mesh that holds another volume than the surface, or
@@ -76,6 +91,7 @@ def from_surface(surface: Surface | str | Path, size: float | None = None,
     """
     owner = "from_surface"
     method = choice(owner, "method", method, ("auto", "exact", "envelope"))
+    choice(owner, "cell_tags", cell_tags, TAGGED)
     if outside is not None:
         choice(owner, "outside", outside, ("box", "tight"))
     given = {"size": size, "gap": gap, "envelope": envelope, "timeout": timeout}
@@ -118,10 +134,13 @@ def from_surface(surface: Surface | str | Path, size: float | None = None,
             arrays = run_mesher({"method": step, **common, **job}, timeout, surface.name)
             flush = outer if outside == "box" and step == "envelope" else None
             data = _mesh(surface, arrays, flush)
+            said = _compare(surface, data, step, job.get("envelope", 0.0))
+            data = _by_part(surface, data) if cell_tags == "each" else data
         except (SolverError, InputError) as error:
             failures.append(f"{step}: {error}")
             continue
-        _compare(surface, data, step)
+        if said:
+            warn_caller(f"surface '{surface.name}': {'; '.join(said)}", RepairWarning)
         return data
     why = f"; the surface has defects: {'; '.join(found)}" if found else ""
     raise SolverError(f"surface '{surface.name}': could not be meshed ({'; '.join(failures)}); "
@@ -188,9 +207,10 @@ def _steps(surface: Surface, method: str, found: list[str], size: float | None) 
             "envelope": find_spec("wildmeshing") is not None}
     library = {"exact": "gmsh", "envelope": "wildmeshing"}
     if method == "auto":
+        # fine or thin triangles would make as fine or thin tetrahedra
         fine = size is not None and 3 * surface.edge_length < size
         order = ["envelope"] if found else ["exact", "envelope"]
-        if not found and fine:
+        if not found and (fine or flatness(surface).min() < THIN):
             order = ["envelope", "exact"]
     else:
         order = [method]
@@ -268,6 +288,25 @@ def _mesh(surface: Surface, arrays: dict, box: Surface | None) -> MeshData:
     return MeshData(points, tets, tags, walls, name=surface.name).check()
 
 
+def _by_part(surface: Surface, data: MeshData) -> MeshData:
+    """Tags 1, 2, ... for the pieces of the inside in the order of the surface's parts."""
+    inside = np.flatnonzero(data.cell_tags == INSIDE)
+    _, pairs = facets_of(data.cells[inside])
+    piece = cell_regions(len(inside), pairs, np.zeros(len(pairs), bool))
+    # the surface nearest to a place inside is that around it
+    _, near = cKDTree(surface.corners.mean(axis=1)).query(
+        data.points[data.cells[inside]].mean(axis=1))
+    first = np.full(piece.max() + 1, len(surface.triangles))
+    np.minimum.at(first, piece, parts(surface)[near])
+    rank = np.argsort(np.argsort(first, kind="stable"))
+    tags = np.full(len(data.cells), len(rank) + 1)
+    tags[inside] = rank[piece] + 1
+    facets, pairs = facets_of(data.cells)
+    sides = pairs[find_facets(facets, data.interface_facets)]
+    walls = np.where(sides < 0, len(rank) + 1, tags[sides]).min(axis=1)
+    return replace(data, cell_tags=tags, interface_tags=walls)
+
+
 def _flush(points: np.ndarray, tets: np.ndarray, box: Surface) -> np.ndarray:
     """Move vertices of the outer boundary onto the box, unless that spoils a tet."""
     facets, pairs = facets_of(tets)
@@ -284,12 +323,25 @@ def _flush(points: np.ndarray, tets: np.ndarray, box: Surface) -> np.ndarray:
     return moved if (cell_volumes(moved, tets) > 0).all() else points
 
 
-def _compare(surface: Surface, data: MeshData, step: str) -> None:
-    """Warn where the mesh's inside is not the surface's."""
+def _compare(surface: Surface, data: MeshData, step: str, envelope: float) -> list[str]:
+    """How the mesh's inside differs from the surface's, in words.
+
+    Raises:
+        SolverError: there is no inside, or a part of the surface is far from it.
+    """
     inside = data.cells[data.cell_tags == INSIDE]
     if not len(inside):
         raise SolverError(f"surface '{surface.name}': {step} found no inside; {TRY}")
     said = []
+    lost, far = _lost(surface, data, inside, envelope)
+    if lost > LOST:
+        before, after = (np.ptp(points, axis=0) for points in
+                         (surface.points, data.points[inside].reshape(-1, 3)))
+        axis = (before - after).argmax()
+        raise SolverError(f"surface '{surface.name}': the mesh has lost {lost:.0%} of its area, up "
+                          f"to {far:.3g} um away from what is left ({before[axis]:.3g} um along "
+                          f"{'xyz'[axis]} became {after[axis]:.3g}); expected all of it (thin "
+                          "processes need an envelope below their radius)")
     mesh, wanted = cell_volumes(data.points, inside).sum(), surface.volume
     if abs(mesh - wanted) > LOST * abs(wanted):
         said.append(f"the inside has {mesh:.4g} um^3, the surface encloses {wanted:.4g}, "
@@ -300,5 +352,21 @@ def _compare(surface: Surface, data: MeshData, step: str) -> None:
     if pieces > (depth % 2 == 0).sum():
         said.append(f"the inside falls into {pieces} pieces, the surface into "
                     f"{(depth % 2 == 0).sum()}")
-    if said:
-        warnings.warn(f"surface '{surface.name}': {'; '.join(said)}", RepairWarning, stacklevel=3)
+    return said
+
+
+def _lost(surface: Surface, data: MeshData, inside: np.ndarray,
+          envelope: float) -> tuple[float, float]:
+    """The share of the surface's area that the mesh's inside leaves far away, and how far, um.
+
+    What lies in the inside is not lost: parts that overlap have become one.
+    """
+    middles = surface.corners.mean(axis=1)
+    walls = Surface(data.points, data.interface_facets)
+    near = NEAR_BY * surface.diagonal
+    distance, _ = cKDTree(samples(walls, near)).query(middles)
+    away = np.flatnonzero(distance > 2 * near + envelope)
+    _, held, _ = places_in_cells(data.points, inside, middles[away], 0.0)
+    away = np.delete(away, held)
+    return (float(surface.areas[away].sum() / surface.areas.sum()),
+            float(distance[away].max(initial=0.0)))

@@ -8,7 +8,7 @@ from functools import cached_property
 import dolfinx
 import numpy as np
 
-from .checks import facets_of
+from .checks import cell_volumes, facets_of, find_facets
 from .data import MeshData
 from .distributed import Mesh
 
@@ -48,10 +48,9 @@ class WholeMesh:
             points[where] = x
         facets, sides = facets_of(cells)
         mine = dolfinx.mesh.entities_to_geometry(mesh.domain, mesh.dim - 1, mesh.facet_entities)
-        triples = np.sort(vertices[mine].reshape(-1, mesh.dim), axis=1)
-        key = {tuple(row): k for k, row in enumerate(facets.tolist())}
-        owned = np.array([key[tuple(row)] for row in triples.tolist()], dtype=np.int64)
-        return cls(points, cells, facets, sides, owned, mesh.input_cells[:count])
+        triples = vertices[mine].reshape(-1, mesh.dim)
+        return cls(points, cells, facets, sides, find_facets(facets, triples),
+                   mesh.input_cells[:count])
 
     @cached_property
     def data(self) -> MeshData:
@@ -76,8 +75,7 @@ class WholeMesh:
     @cached_property
     def volumes(self) -> np.ndarray:
         """``(Nt,)`` um^3."""
-        x = self.points[self.cells]
-        return np.abs(np.linalg.det(x[:, 1:] - x[:, :1])) / 6.0
+        return np.abs(cell_volumes(self.points, self.cells))
 
     @cached_property
     def normals(self) -> np.ndarray:

@@ -44,7 +44,7 @@ def read_xdmf(path: str | Path) -> MeshData:
             raise InputError(f"{where}: no such file as '{name}' beside it, expected its HDF5 "
                              "data")
     try:
-        return (_from_hdf if "HDF" in formats else _from_text)(path, where, root)
+        return _from_grids(path, where, root)
     except InputError:
         raise
     except Exception as error:  # HDF5 and numpy raise whatever they like
@@ -52,8 +52,8 @@ def read_xdmf(path: str | Path) -> MeshData:
                          "mesh as DOLFINx writes it") from None
 
 
-def _grids(where: str, root) -> tuple[int, list, list]:
-    """Dimension of the cells, and the grids of cells and of facets: the mesh first."""
+def _grids(where: str, root) -> tuple[list, list]:
+    """The grids of cells, the mesh first, and of facets."""
     grids: dict[int, list] = {}
     for grid in root.iter("Grid"):
         topology = grid.find("Topology")
@@ -73,57 +73,43 @@ def _grids(where: str, root) -> tuple[int, list, list]:
         if len(found) > 1:
             names = ", ".join(repr(grid.get("Name")) for grid in found)
             raise InputError(f"{where}: grids {names} all hold {what}, expected one")
-    return dim, [cells[0], *tagged], facets
+    return [cells[0], *tagged], facets
 
 
-def _from_hdf(path: Path, where: str, root) -> MeshData:
-    from dolfinx.io import XDMFFile
-    from dolfinx.mesh import entities_to_geometry
-    from mpi4py import MPI
-
-    dim, (first, *tagged), facets = _grids(where, root)
-    with XDMFFile(MPI.COMM_SELF, str(path), "r") as file:
-        cells = file.read_topology_data(first.get("Name"))
-        points = file.read_geometry_data(first.get("Name"))
-        mesh = file.read_mesh(name=first.get("Name"))
-        mesh.topology.create_entities(dim - 1)
-        mesh.topology.create_connectivity(dim - 1, dim)
-        number = mesh.geometry.input_global_indices
-        rows: list = [None, None]
-        values: list = [None, None]
-        for k, found in enumerate((tagged, facets)):
-            if found:
-                tags = file.read_meshtags(mesh, name=found[0].get("Name"))
-                mesh.topology.create_connectivity(tags.dim, dim)
-                rows[k] = number[entities_to_geometry(mesh, tags.dim, tags.indices)]
-                values[k] = tags.values
-    return _data(path, points, cells, rows[0], values[0], rows[1], values[1])
+def _from_grids(path: Path, where: str, root) -> MeshData:
+    (first, *tagged), facets = _grids(where, root)
+    return _data(path, _numbers(path, first.find("Geometry"), float),
+                 _numbers(path, first.find("Topology"), int), *_rows(path, tagged),
+                 *_rows(path, facets))
 
 
-def _from_text(path: Path, where: str, root) -> MeshData:
-    _, (first, *tagged), facets = _grids(where, root)
-    rows: list = [None, None]
-    values: list = [None, None]
-    for k, found in enumerate((tagged, facets)):
-        if found:
-            rows[k] = _numbers(where, found[0].find("Topology"), int)
-            attribute = found[0].find("Attribute")
-            values[k] = None if attribute is None else _numbers(where, attribute, int).ravel()
-    return _data(path, _numbers(where, first.find("Geometry"), float),
-                 _numbers(where, first.find("Topology"), int), rows[0], values[0], rows[1],
-                 values[1])
+def _rows(path: Path, grids: list) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Vertices and values of the one grid, if there is one, and if it has values."""
+    if not grids:
+        return None, None
+    values = grids[0].find("Attribute")
+    return (_numbers(path, grids[0].find("Topology"), int),
+            None if values is None else _numbers(path, values, int).ravel())
 
 
-def _numbers(where: str, parent, kind) -> np.ndarray:
+def _numbers(path: Path, parent, kind) -> np.ndarray:
+    """The numbers of a Topology, Geometry or Attribute, from the file itself or its HDF5 data."""
     item = None if parent is None else parent.find("DataItem")
     if item is None:
-        raise InputError(f"{where}: a grid without numbers of its own, expected topology and "
-                         "geometry in each")
-    shape = [int(word) for word in item.get("Dimensions", "-1").split()]
-    numbers = np.array((item.text or "").split(), float).reshape(shape)
+        raise InputError(f"mesh file '{path}': a grid without numbers of its own, expected "
+                         "topology and geometry in each")
+    if item.get("Format", "").upper() == "HDF":
+        import h5py
+
+        name, _, key = item.text.strip().rpartition(":/")
+        with h5py.File(path.parent / name) as file:
+            numbers = file[key][()]
+    else:
+        shape = [int(word) for word in item.get("Dimensions", "-1").split()]
+        numbers = np.array((item.text or "").split(), float).reshape(shape)
     if kind is int and (numbers != np.rint(numbers)).any():
-        raise InputError(f"{where}: {parent.tag.lower()} holds {numbers.max():g}, expected "
-                         "integers")
+        raise InputError(f"mesh file '{path}': {parent.tag.lower()} holds {numbers.max():g}, "
+                         "expected integers")
     return numbers.astype(kind)
 
 

@@ -118,7 +118,6 @@ def gather_chosen(comm: MPI.Comm, chosen: np.ndarray, keys: np.ndarray,
     """The chosen rows of all ranks on rank 0, in the lexicographic order of their keys. Collective.
 
     Args:
-        comm: the communicator.
         chosen: ``(n,)`` bool: a surface in a mesh, say; not most of what there is.
         keys: ``(n, k)`` integers that tell rows apart whatever the rank, as vertex triples do.
         *arrays: ``(n, ...)`` each.

@@ -5,15 +5,7 @@ from __future__ import annotations
 import numpy as np
 from mpi4py import MPI
 
-from .exchange import Route
-
-
-def total(comm: MPI.Comm, local: np.ndarray) -> np.ndarray:
-    """Sums of the ranks' whole numbers, of one shape on all. Collective."""
-    local = np.ascontiguousarray(local, dtype=np.int64)
-    result = np.empty_like(local)
-    comm.Allreduce(local, result)
-    return result
+from .exchange import Route, reduced
 
 
 def order_statistics(comm: MPI.Comm, values: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -33,7 +25,7 @@ def order_statistics(comm: MPI.Comm, values: np.ndarray, places: np.ndarray) -> 
     high = np.full(len(places), np.iinfo(np.int64).max)
     while (low < high).any():  # 64 times
         middle = (low & high) + ((low ^ high) >> 1)
-        enough = total(comm, np.searchsorted(keys, middle, "right")) > places
+        enough = reduced(comm, np.searchsorted(keys, middle, "right")) > places
         low, high = np.where(enough, low, middle + 1), np.where(enough, middle, high)
     return _ordered(low.view(float)).view(float)
 

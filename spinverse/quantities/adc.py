@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..acquisition.signals import Signals
-from ..errors import InputError
+from ..errors import InputError, warn_caller
 from ..units import b_from_internal, b_to_internal
-from .measured import by_waveform_and_direction, internal_b, positive_magnitudes
+from .measured import by_waveform_and_direction, positive_magnitudes
 from .validity import FitWarning
 
 _SMALLEST_DECAY = 0.02  # of ln S over the range: less is hard to tell from noise
@@ -78,7 +77,7 @@ def fit_adc(signals: Signals | np.ndarray, S=None, b_max: float | None = None,
         if not good:
             raise InputError(f"{name}: {value!r}, expected a positive number")
     if isinstance(signals, Signals):
-        b, magnitude = internal_b(signals), positive_magnitudes(signals)
+        b, magnitude = b_to_internal(signals.acquisition.b), positive_magnitudes(signals)
         groups = by_waveform_and_direction(signals)
         if not groups:
             raise InputError("signals: no row with b > 0, expected some to fit")
@@ -97,7 +96,7 @@ def fit_adc(signals: Signals | np.ndarray, S=None, b_max: float | None = None,
         remarks += [f"{name}: {remark}"] if remark else []
     if remarks:
         more = f" (and {len(remarks) - 1} more of {len(pieces)})" if len(remarks) > 1 else ""
-        warnings.warn(f"fit_adc: {remarks[0]}{more}", FitWarning, stacklevel=2)
+        warn_caller(f"fit_adc: {remarks[0]}{more}", FitWarning)
     *figures, b_range, valid = (np.array(column) for column in zip(*fits, strict=True))
     adc, error, kurtosis, S0, residual = figures
     return ADCFit(adc, error, kurtosis, S0, residual, b_range, np.array([p[1] for p in pieces]),

@@ -119,26 +119,11 @@ def refuse_periodic(tissue: Tissue, quantity: str) -> None:
                          "does not know; expected a tissue that is not periodic")
 
 
-def impermeable(tissue: Tissue) -> Tissue:
-    """The same tissue with no exchange: every finite permeability of an interior facet is 0."""
-    values, outer = tissue.permeability.values, tissue.mesh.outer
-    return tissue.with_permeability(np.where(outer | np.isinf(values), values, 0.0))
-
-
 def _numbered(mesh: Mesh, open_facets: np.ndarray) -> tuple[np.ndarray, int]:
-    """Number the sets of cells that are connected through open interior facets. Collective.
+    """Number the sets of cells that open owned facets, ``(nf,)`` bool, connect. Collective.
 
-    Args:
-        mesh: the mesh.
-        open_facets: ``(nf,)`` bool over owned facets.
-
-    Returns:
-        ``(nc,)`` label of each cell on this rank, ghosts last, and the number of labels; ordered
-        by cell tag, then by the smallest input number of a cell, so that it does not depend on
-        the ranks.
-
-    Raises:
-        InputError: more than 4096 sets.
+    Gives the ``(nc,)`` label of each cell on this rank, ghosts last, and the number of labels;
+    ordered by cell tag, then by the smallest input number of a cell, whatever the ranks.
     """
     sets, owned = connected_cells(mesh, open_facets), slice(0, mesh.num_owned_cells)
     first = sets[owned] == mesh.input_cells[owned]

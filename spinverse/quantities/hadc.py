@@ -12,7 +12,7 @@ al., NeuroImage 202, 116120, 2019)
     ADC = n . D n - (1 / int F^2) int_0^TE F(t) h(t) dt,
     h(t) = (1/V) int_walls omega (D n) . nu = (1/V) int (D n) . grad omega.
 
-The weak form, ``weak_form`` below, is a(omega, v) = (D grad omega, grad v) with the source
+The weak form is a(omega, v) = (D grad omega, grad v), `forms.diffusion`, with the source
 F(t) a(n . x, v) = F(t) (D n, grad v). The volume form of h and of the source holds for D that
 varies within a compartment too, where the surface form lacks the jumps of D n. Where densities rho
 are at rest, omega stands for omega / sqrt(rho), x for sqrt(rho) x, and V for the integral of rho.
@@ -32,21 +32,11 @@ from ..acquisition.waveform import Waveform
 from ..errors import InputError
 from ..problem import BlochTorrey
 from ..tissue import Tissue
-from .compartments import TissueCompartments, compartments_of, impermeable
+from .compartments import TissueCompartments, compartments_of
 from .effective import EffectiveDiffusion, check_stationary, collect, mean_diffusivity_tensors
 from .mf_adc import plain, without_relaxation
 from .scalar_system import ScalarSystem
 from .waveform_integrals import squared, time_scale
-
-
-def weak_form(omega, v, c: forms.Coefficients) -> ufl.Form:
-    """a(omega, v): diffusion between impermeable walls."""
-    return forms.diffusion(omega, v, c)
-
-
-def source(n, v, c: forms.Coefficients) -> ufl.Form:
-    """a(n . x, v) = (D n, grad v): what the gradient along n drives omega with."""
-    return ufl.inner(flux(n, c), ufl.grad(v)) * c.dx
 
 
 def flux(n, c: forms.Coefficients):
@@ -82,7 +72,9 @@ def hadc(tissue: Tissue | BlochTorrey, acquisition: Acquisition, time_step: floa
     if time_step is not None and not (np.isfinite(time_step) and time_step > 0):
         raise InputError(f"time_step: {time_step!r}, expected a positive time in ms")
     tissue, degree = plain(tissue, degree, "hadc")
-    tissue = impermeable(tissue)
+    values = tissue.permeability.values  # without exchange
+    tissue = tissue.with_permeability(
+        np.where(tissue.mesh.outer | np.isinf(values), values, 0.0))
     parts = compartments_of(tissue)
     check_stationary(tissue, parts, "hadc")
     problem = without_relaxation(tissue, degree)
@@ -107,10 +99,10 @@ class _Homogenised:
         self.problem, self.parts, self.mean_D = problem, parts, mean_D
         domain, c = problem.mesh.domain, problem.coefficients
         omega, v = ufl.TrialFunction(problem.space), ufl.TestFunction(problem.space)
-        self.system = ScalarSystem(problem, weak_form(omega, v, c), "spinverse_hadc_")
+        self.system = ScalarSystem(problem, forms.diffusion(omega, v, c), "spinverse_hadc_")
         self.dim = problem.mesh.dim
         self.axis = dolfinx.fem.Constant(domain, np.zeros(self.dim))
-        load = problem.compile(source(self.axis, v, c))
+        load = problem.compile(ufl.inner(flux(self.axis, c), ufl.grad(v)) * c.dx)
         cells = dolfinx.fem.functionspace(domain, ("DG", 0))
         per_cell = problem.compile(
             ufl.inner(flux(self.axis, c), ufl.grad(omega)) * ufl.TestFunction(cells) * c.dx)

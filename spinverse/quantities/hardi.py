@@ -86,13 +86,14 @@ def fit_hardi(signals: Signals, order: int | None = None, regularisation: float 
     positive_magnitudes(signals)
     values = signals.normalised
     coefficients, residual = [], []
+    even = np.arange(0, order + 1, 2)
+    degree = np.repeat(even, 2 * even + 1)
+    penalty = regularisation * (degree * (degree + 1.0)) ** 2
     for _, rows in shells:
         s = values[rows]
         if quantity == "adc":
             s = -np.log(s) / b_to_internal(table.b[rows])
         B = spherical_harmonics(table.directions[rows], order)
-        degree = _degrees(order)
-        penalty = regularisation * (degree * (degree + 1.0)) ** 2
         c = np.linalg.solve(B.T @ B + np.diag(penalty), B.T @ s)
         coefficients.append(c)
         residual.append(np.sqrt(np.mean((B @ c - s) ** 2)))
@@ -131,10 +132,6 @@ def spherical_harmonics(directions, order: int) -> np.ndarray:
 
 def _terms(order: int) -> int:
     return (order + 1) * (order + 2) // 2
-
-
-def _degrees(order: int) -> np.ndarray:
-    return np.concatenate([np.full(2 * degree + 1, degree) for degree in range(0, order + 1, 2)])
 
 
 def _shells(signals: Signals) -> list[tuple[int, np.ndarray]]:

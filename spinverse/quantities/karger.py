@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +10,7 @@ from scipy.linalg import expm
 from ..acquisition.signals import Signals
 from ..acquisition.table import Acquisition
 from ..acquisition.waveform import Waveform
-from ..errors import InputError, SolverError
+from ..errors import InputError, SolverError, warn_caller
 from ..problem import BlochTorrey
 from ..tissue import Tissue
 from ..units import b_to_internal
@@ -159,9 +158,7 @@ def _squares(waveform: Waveform, D: np.ndarray | None = None):
 def _evolve(waveform, generator, start, strength, squares, tolerance) -> np.ndarray:
     """Romberg extrapolation of Strang splitting: its error is a series in the square of the step.
 
-    Args:
-        strength: ``(C, N)`` g^2 D.
-        squares: integrals that ``strength`` multiplies, see `_squares`.
+    ``strength (C, N)`` is g^2 D; ``squares`` are the integrals that it multiplies, see `_squares`.
     """
     scale, number = start.sum(), 8
     table: list = []
@@ -233,7 +230,7 @@ def _warn_unless_mixed(tissue: Tissue, parts: TissueCompartments) -> None:
                      out=np.zeros(len(parts)), where=areas > 0)
     if biot.max() > LARGEST_BIOT:
         worst = int(biot.argmax())
-        warnings.warn(
+        warn_caller(
             f"karger: kappa V / (A D) = {biot[worst]:.3g} in compartment {worst}, expected at most "
             f"{LARGEST_BIOT:g}: diffusion inside, not the membrane, limits exchange",
-            ValidityWarning, stacklevel=3)
+            ValidityWarning)

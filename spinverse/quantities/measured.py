@@ -1,4 +1,4 @@
-"""Signals as the fits see them: magnitudes, b in ms/um^2, and which rows belong together."""
+"""Signals as the fits see them: magnitudes, and which rows belong together."""
 
 from __future__ import annotations
 
@@ -8,18 +8,14 @@ import numpy as np
 
 from ..acquisition.signals import Signals
 from ..errors import InputError
-from ..units import b_to_internal
 from .effective import unit_directions
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Rows of a table that one fit uses.
+    """Rows of a table that one fit uses, the index of their waveform and their axis.
 
-    Attributes:
-        rows: their numbers.
-        waveform: index of their waveform; -1 for several whose direction varies.
-        direction: unit vector that they share up to sign; nan where they do not.
+    The waveform is -1 for several whose direction varies; the direction is nan where it differs.
     """
 
     rows: np.ndarray
@@ -56,11 +52,6 @@ def same_axis(directions: np.ndarray) -> np.ndarray:
         labels[(labels < 0) & (np.abs(n @ n[first]) > 1 - 5e-9)] = found
         found += 1
     return labels
-
-
-def internal_b(signals: Signals) -> np.ndarray:
-    """b of every row, ms/um^2."""
-    return b_to_internal(signals.acquisition.b)
 
 
 def positive_magnitudes(signals: Signals) -> np.ndarray:

@@ -10,19 +10,13 @@ from ..engines.basis.eigenmodes import Eigenmodes, eigenmodes
 from ..errors import InputError
 from ..problem import BlochTorrey
 from ..tissue import Tissue
+from . import effective
 from .compartments import TissueCompartments, pools_of, present_tissue, refuse_periodic
-from .effective import (
-    EffectiveDiffusion,
-    check_stationary,
-    collect,
-    mean_diffusivity_tensors,
-    profile,
-)
 from .waveform_integrals import memory
 
 
 def mf_adc(tissue: Tissue | BlochTorrey, acquisition: Acquisition, tolerance: float = 1e-4,
-           degree: int = 1) -> EffectiveDiffusion:
+           degree: int = 1) -> effective.EffectiveDiffusion:
     """Initial slope of the signal for every waveform at any permeability. Collective.
 
     The signal to second order in g is, for a stationary start,
@@ -62,11 +56,13 @@ def mf_adc(tissue: Tissue | BlochTorrey, acquisition: Acquisition, tolerance: fl
         raise InputError(f"tolerance: {tolerance!r}, expected a positive number")
     tissue, degree = plain(tissue, degree, "mf_adc")
     parts = pools_of(tissue)
-    check_stationary(tissue, parts, "mf_adc")
+    effective.check_stationary(tissue, parts, "mf_adc")
     problem = without_relaxation(tissue, degree)
-    q = _profile(problem)
+    dofs = problem.space.dofmap.list[: problem.mesh.num_owned_cells]
+    q = np.empty(problem.local_mass.shape[0])
+    q[dofs] = np.sqrt(effective.profile(tissue))[: len(dofs), None]
     second_moments = _second_moments(problem, parts, q)
-    mean_D = mean_diffusivity_tensors(tissue, parts)
+    mean_D = effective.mean_diffusivity_tensors(tissue, parts)
     allowed = tolerance * float(np.abs(mean_D).max())
     size = problem.num_unknowns
     number = min(size, 24 + 4 * len(parts))
@@ -88,7 +84,7 @@ def mf_adc(tissue: Tissue | BlochTorrey, acquisition: Acquisition, tolerance: fl
         j = memory(waveform, rates)
         subscripts = "cik,cjk,kij->c" if waveform.vector else "cik,cjk,k->cij"
         values.append((np.einsum(subscripts, moments, moments, j).T / parts.capacities).T)
-    return collect(tissue, acquisition, parts, values, errors)
+    return effective.collect(tissue, acquisition, parts, values, errors)
 
 
 def plain(tissue: Tissue | BlochTorrey, degree: int, quantity: str) -> tuple[Tissue, int]:
@@ -114,14 +110,6 @@ def _centred(problem: BlochTorrey) -> np.ndarray:
     """Positions of the owned broken dofs relative to the centre of the mesh, ``(n, 3)`` um."""
     x = problem.space.tabulate_dof_coordinates()[: problem.local_mass.shape[0]]
     return x - problem.mesh.centre
-
-
-def _profile(problem: BlochTorrey) -> np.ndarray:
-    """Square root of `profile` at the owned broken dofs."""
-    dofs = problem.space.dofmap.list[: problem.mesh.num_owned_cells]
-    values = np.empty(problem.local_mass.shape[0])
-    values[dofs] = np.sqrt(profile(problem.tissue))[: len(dofs), None]
-    return values
 
 
 def _second_moments(problem: BlochTorrey, parts: TissueCompartments, q) -> np.ndarray:

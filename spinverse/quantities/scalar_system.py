@@ -24,13 +24,11 @@ class ScalarSystem:
     """Matrices and factors of one bilinear form on the (tied) space of a problem.
 
     Args:
-        problem: gives the space, the ties and the mass matrix.
         form: the form a(m, v) of A, of ``ufl.TrialFunction(problem.space)`` and its test function.
         options_prefix: PETSc options with this prefix reach the linear solver, MUMPS Cholesky.
     """
 
-    def __init__(self, problem: BlochTorrey, form: ufl.Form,
-                 options_prefix: str = "spinverse_scalar_"):
+    def __init__(self, problem: BlochTorrey, form: ufl.Form, options_prefix: str):
         self.problem, self._prefix = problem, options_prefix
         matrix = fem_petsc.assemble_matrix(problem.compile(form))
         matrix.assemble()
@@ -57,7 +55,7 @@ class ScalarSystem:
 
     def project(self, functional: PETSc.Vec) -> PETSc.Vec:
         """The function y with M y = functional."""
-        ksp, y = self._factor(self.mass), self.vector()
+        ksp, y = direct(self.mass, self._prefix, "diffusion problem"), self.vector()
         self._solve(ksp, functional, y)
         ksp.destroy()
         return y
@@ -65,13 +63,9 @@ class ScalarSystem:
     def march(self, states: list[PETSc.Vec], step: float, number: int,
               start: float = 0.0, load: Callable | None = None,
               visit: Callable | None = None) -> None:
-        """Advance ``states`` in place by equal steps; collective.
+        """Advance ``states``, y of each problem, in place by equal steps (ms). Collective.
 
         Args:
-            states: y of each problem.
-            step: ms.
-            number: of steps.
-            start: time of the first step's beginning, ms.
             load: ``load(i, t, factor, rhs)`` adds factor times the source of problem i to rhs.
             visit: ``visit(i, weight, t, y)`` at every stage of problem i: the sum of weight times
                 a function of (t, y) is its time integral, of second order.
@@ -106,11 +100,9 @@ class ScalarSystem:
             matrix = self.mass.copy()
             matrix.axpy(coefficient, self.stiffness,
                         structure=PETSc.Mat.Structure.DIFFERENT_NONZERO_PATTERN)
-            self._ksp, self._step = self._factor(matrix), coefficient
+            self._ksp = direct(matrix, self._prefix, "diffusion problem")
+            self._step = coefficient
         return self._ksp
-
-    def _factor(self, matrix: PETSc.Mat) -> PETSc.KSP:
-        return direct(matrix, self._prefix, "diffusion problem")
 
     def _solve(self, ksp: PETSc.KSP, rhs: PETSc.Vec, result: PETSc.Vec) -> None:
         ksp.solve(rhs, result)

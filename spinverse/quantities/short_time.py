@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 
 import numpy as np
 
 from ..acquisition.table import Acquisition
+from ..errors import warn_caller
 from ..mesh.distributed import Mesh
 from ..problem import BlochTorrey
 from ..tissue import Tissue
+from . import effective
 from .compartments import TissueCompartments, compartments_of
-from .effective import (
-    EffectiveDiffusion,
-    cell_tensors,
-    check_stationary,
-    collect,
-    mean_diffusivity_tensors,
-    profile,
-    unit_directions,
-)
 from .mf_adc import plain
 from .validity import ValidityWarning
 from .waveform_integrals import short_time_weight, squared
@@ -32,7 +24,7 @@ _FACTOR = 4 / (3 * np.sqrt(np.pi))
 
 
 def short_time_approximation(tissue: Tissue | BlochTorrey,
-                             acquisition: Acquisition) -> EffectiveDiffusion:
+                             acquisition: Acquisition) -> effective.EffectiveDiffusion:
     """Initial slopes of the signals for diffusion lengths well below V/S. Collective.
 
     Near a flat wall the mean squared displacement along n grows as (Mitra, Sen, Schwartz and
@@ -69,8 +61,8 @@ def short_time_approximation(tissue: Tissue | BlochTorrey,
     """
     tissue, _ = plain(tissue, 1, "short_time_approximation")
     parts = compartments_of(tissue)
-    check_stationary(tissue, parts, "short_time_approximation")
-    mean_D = mean_diffusivity_tensors(tissue, parts)
+    effective.check_stationary(tissue, parts, "short_time_approximation")
+    mean_D = effective.mean_diffusivity_tensors(tissue, parts)
     walls = _wall_tensors(tissue, parts)
     values, errors, reach = [], [], np.zeros(len(parts))
     for k, waveform in enumerate(acquisition.waveforms):
@@ -81,7 +73,7 @@ def short_time_approximation(tissue: Tissue | BlochTorrey,
             values.append(free - _FACTOR * first)
             ratio = np.abs(first) / free
         else:
-            n = unit_directions(acquisition.directions[acquisition.waveform_index == k])
+            n = effective.unit_directions(acquisition.directions[acquisition.waveform_index == k])
             first = w * np.einsum("ni,cij,nj->cn", n, walls, n)
             free = np.einsum("ni,cij,nj->cn", n, mean_D, n)
             values.append(mean_D - _FACTOR * w * walls)
@@ -91,15 +83,15 @@ def short_time_approximation(tissue: Tissue | BlochTorrey,
         reach = np.maximum(reach, ratio)
     if reach.max() > LARGEST_REACH:
         worst = int(reach.argmax())
-        warnings.warn(
+        warn_caller(
             f"short-time approximation: sqrt(D t) S_n/V = {reach[worst]:.3g} in compartment "
             f"{worst}, expected at most {LARGEST_REACH:g} (S_n: area of the walls across the "
-            "gradient); mf_adc and hadc have no such limit", ValidityWarning, stacklevel=2)
+            "gradient); mf_adc and hadc have no such limit", ValidityWarning)
     _warn_of_open_interfaces(tissue)
-    return _positive(collect(tissue, acquisition, parts, values, np.column_stack(errors)))
+    return _positive(effective.collect(tissue, acquisition, parts, values, np.column_stack(errors)))
 
 
-def _positive(found: EffectiveDiffusion) -> EffectiveDiffusion:
+def _positive(found: effective.EffectiveDiffusion) -> effective.EffectiveDiffusion:
     """Slopes and tensors that are not positive become nan: the time is too long for them."""
     tensors, slopes = found.tensors.copy(), found.of_compartments.copy()
     lowest = np.linalg.eigvalsh(np.nan_to_num(tensors))[..., 0]
@@ -111,7 +103,7 @@ def _positive(found: EffectiveDiffusion) -> EffectiveDiffusion:
 def _wall_tensors(tissue: Tissue, parts: TissueCompartments) -> np.ndarray:
     """(1/V) int_walls (D nu)(D nu)^T / sqrt(nu . D nu), ``(C, 3, 3)`` um^2/ms^(3/2)."""
     mesh = tissue.mesh
-    D, nu, share = cell_tensors(tissue), facet_normals(mesh), profile(tissue)
+    D, nu, share = effective.cell_tensors(tissue), facet_normals(mesh), effective.profile(tissue)
     wall = np.flatnonzero(mesh.outer | np.isfinite(tissue.permeability.values))
     total = np.zeros((len(parts), 3, 3))
     for cells in mesh.facet_cells.T:
@@ -145,8 +137,7 @@ def _warn_of_open_interfaces(tissue: Tissue) -> None:
     one, two = mesh.facet_cells[np.isinf(tissue.permeability.values)].T
     differ = [np.any(values[one] != values[two]) for values in (tissue.diffusivity, tissue.density)]
     if mesh.comm.allreduce(int(any(differ))):
-        warnings.warn("short-time approximation: cells of different diffusivity or density touch "
-                      "without a membrane; their interface is left out", ValidityWarning,
-                      stacklevel=3)
+        warn_caller("short-time approximation: cells of different diffusivity or density touch "
+                    "without a membrane; their interface is left out", ValidityWarning)
 
 

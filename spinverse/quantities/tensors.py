@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..acquisition.signals import Signals
-from ..errors import InputError
+from ..errors import InputError, warn_caller
 from ..units import b_to_internal
 from .effective import unit_directions
-from .measured import internal_b, positive_magnitudes
+from .measured import positive_magnitudes
 from .validity import FitWarning
 
 _LARGEST_CHANGE = 0.1  # of the mean diffusivity by a term in b^2
@@ -86,7 +85,7 @@ def fit_tensor(signals: Signals, b_max: float | None = None) -> TensorFit:
     if b_max is not None and not b_max > 0:
         raise InputError(f"b_max: {b_max!r}, expected a positive number in s/mm^2")
     table = signals.acquisition
-    magnitude, b = positive_magnitudes(signals), internal_b(signals)
+    magnitude, b = positive_magnitudes(signals), b_to_internal(table.b)
     used = np.ones(len(table), bool) if b_max is None else table.b <= b_max * (1 + 1e-12)
     vector = np.array([waveform.vector for waveform in table.waveforms])
     groups = [(int(w), used & (table.waveform_index == w)) for w in np.flatnonzero(~vector)]
@@ -142,4 +141,4 @@ def _warn(tensors: np.ndarray, changes: np.ndarray) -> None:
     if lowest < -1e-6 * np.abs(tensors).max():
         remarks.append(f"an eigenvalue is {lowest:.3g} um^2/ms, expected positive ones")
     if remarks:
-        warnings.warn("fit_tensor: " + "; ".join(remarks), FitWarning, stacklevel=3)
+        warn_caller("fit_tensor: " + "; ".join(remarks), FitWarning)

@@ -52,8 +52,11 @@ def check_output(path: Path, force: bool = False, resume: bool = False) -> None:
         raise InputError(f"-o {path}: is a file, expected a folder")
     if path.is_dir() and any(path.iterdir()) and not resume:
         if not force:
-            raise InputError(f"-o {path}: exists and is not empty, expected a new folder "
-                             "(or --force to overwrite it)")
+            ways = "--force to overwrite it"
+            if (path / CHECKPOINT).is_file():
+                ways = f"--resume to go on with the run in it, {ways}"
+            raise InputError(f"-o {path}: exists and is not empty, expected a new folder (or "
+                             f"{ways})")
         if not any((path / name).exists() for name in (SUMMARY, HISTORY, CHECKPOINT)):
             raise InputError(f"-o {path}: holds no spinverse run, expected one for --force")
     try:
@@ -70,11 +73,8 @@ def check_output(path: Path, force: bool = False, resume: bool = False) -> None:
 
 def make(path: Path) -> None:
     """Make the folder; what was there before goes."""
-    if path.exists():
-        old = _sibling(path, "old")
-        path.rename(old)
-        shutil.rmtree(old)
-    (path / CHECKPOINT).parent.mkdir(parents=True)
+    with _moved_away(path):
+        (path / CHECKPOINT).parent.mkdir(parents=True)
 
 
 def remove(path: Path) -> None:
@@ -91,12 +91,7 @@ def appearing(path: Path):
     partial.mkdir()
     try:
         yield partial
-        if path.exists():
-            old = _sibling(path, "old")
-            path.rename(old)
-            partial.rename(path)
-            shutil.rmtree(old)
-        else:
+        with _moved_away(path):
             partial.rename(path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -104,6 +99,18 @@ def appearing(path: Path):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
         raise
+
+
+@contextmanager
+def _moved_away(path: Path):
+    """What was there before goes when the block ends well."""
+    old = _sibling(path, "old")
+    there = path.exists()
+    if there:
+        path.rename(old)
+    yield
+    if there:
+        shutil.rmtree(old)
 
 
 def _sibling(path: Path, kind: str) -> Path:
@@ -118,9 +125,9 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_summary(folder: Path, summary: dict) -> None:
-    """``summary.json``, see `write_json`."""
-    write_json(folder / SUMMARY, summary)
+def sha256_of(values: dict) -> str:
+    """Hash of plain values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -151,20 +158,22 @@ def check_rows(path: Path) -> None:
     """Raise InputError if a csv table says how many measurements it has and has another number."""
     if path.suffix.lower() != ".csv":
         return
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(line for line in file if line.strip() and line[0] != "#"))
+    rows = read_rows(path)
     said = rows[0].get(_ROWS) if rows else None
     if said is not None and said.strip() != str(len(rows)):
         raise InputError(f"{path}: {len(rows)} rows, expected {said} as its column {_ROWS} says")
 
 
+def read_rows(path: Path) -> list[dict]:
+    """Rows of a csv table, comments and empty lines left out; cells are text."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return list(csv.DictReader(line for line in file if line.strip() and line[0] != "#"))
+
+
 class History:
     """``history.csv``, one row an iteration, appended as the run goes.
 
-    Args:
-        path: the file.
-        priors: names of the priors of all stages, a column each.
-        keep: rows of an earlier part of the run.
+    ``priors`` have a column each; ``keep`` are rows of an earlier part of the run.
     """
 
     def __init__(self, path: Path, priors: list[str], keep: Iterable[dict] = ()):
@@ -206,8 +215,7 @@ class Checkpoint:
     """Where a reconstruction is. Of arrays over the mesh it has the rows that this rank has read.
 
     Attributes:
-        stage: number of the stage to go on with.
-        iteration: of that stage, the last one that is done.
+        stage, iteration: number of the stage to go on with, the last iteration that is done.
         triples, permeability: ``(n, 3)`` and ``(n,)`` um/ms, for `Mesh.scatter_facets`.
         stages: names of all stages.
         inputs: sha256 of the mesh and signals files, by name.
@@ -235,12 +243,7 @@ def save_checkpoint(folder: Path, mesh: Mesh, state: State, stage: int, iteratio
                     memory: Memory | None = None) -> None:
     """Write ``checkpoint/latest.npz``; what had that name becomes ``previous.npz``. Collective.
 
-    Args:
-        folder: of the run.
-        mesh: the mesh.
-        state: to go on from.
-        stage, iteration, stages, inputs: see `Checkpoint`.
-        memory: the optimiser's, in the middle of a stage.
+    Arguments are as in `Checkpoint`; ``memory`` is the optimiser's, in the middle of a stage.
     """
     arrays: dict[str, Any] = {
         "stage": np.array(stage), "iteration": np.array(iteration),
@@ -319,7 +322,7 @@ def _read_checkpoint(path: Path, comm: MPI.Comm) -> Checkpoint:
                           json.loads(str(arrays["inputs"])),
                           {**memory, "triples": arrays["facets"]} if memory else None,
                           arrays.get("labels"), json.loads(str(arrays["theta"])))
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: no {error}, expected a checkpoint") from None
 
 

@@ -18,7 +18,7 @@ from ..mesh import MeshData
 from ..units import describe_range, permeability_from_internal
 from . import folder
 from .html_parts import Picture, Section, Table, number
-from .html_run import Found, Run, read_run
+from .html_run import Found, Run, at, read_run
 
 PAGE = "report.html"
 TEMPLATE = "html_page.html.j2"
@@ -59,40 +59,28 @@ def write_page(run: Run | str | Path, mesh: str | Path | None = None) -> Path:
         InputError: see `html_run.read_run`.
         SpinverseError: plotly or jinja2 is not installed.
     """
-    _needed()
+    try:
+        import jinja2
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise SpinverseError(f"report: {error.name} is not installed "
+                             "(pip install 'spinverse[report]')") from None
     if not isinstance(run, Run):
         run = read_run(Path(run), None if mesh is None else Path(mesh))
-    text = page(run)
-    target = run.path / PAGE
-    folder.replace(target, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    return target
-
-
-def page(run: Run) -> str:
-    """The page as text."""
-    _needed()
-    import jinja2
-    from plotly.offline import get_plotlyjs
-
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
         trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     sections = _reconstruction(run) if run.command == "reconstruct" else _simulation(run)
     drawn = any(section.pictures for section in sections)
-    return environment.get_template(TEMPLATE).render(
+    text = environment.get_template(TEMPLATE).render(
         title=run.path.absolute().name, command=run.command, headline=_headline(run),
-        sections=sections, notes=run.notes, figure=_figure_json, still=_data_url,
+        sections=sections, notes=run.notes, figure=_figure_json,
+        still=lambda png: "data:image/png;base64," + base64.b64encode(png).decode(),
         library=get_plotlyjs().replace("</script", "<\\/script") if drawn else "",
         written=datetime.now().astimezone().isoformat(" ", "minutes"), version=__version__)
-
-
-def _needed() -> None:
-    try:
-        import jinja2  # noqa: F401
-        import plotly  # noqa: F401
-    except ImportError as error:
-        raise SpinverseError(f"report: {error.name} is not installed "
-                             "(pip install 'spinverse[report]')") from None
+    target = run.path / PAGE
+    folder.replace(target, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return target
 
 
 def _figure_json(picture: Picture) -> str:
@@ -102,10 +90,6 @@ def _figure_json(picture: Picture) -> str:
     content["layout"]["height"] = picture.height
     text = json.dumps(content, separators=(",", ":"))
     return text.replace("<", "\\u003c")
-
-
-def _data_url(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 # ---- pages ----------------------------------------------------------------------------------
@@ -161,15 +145,12 @@ def _reconstruction(run: Run) -> list[Section]:
 def _simulation(run: Run) -> list[Section]:
     from . import html_signals, html_surface
 
-    sections = [_asked(run)]
-    if run.mesh is None:
-        sections.append(Section("mesh-section", "Mesh", _why(run, "mesh")))
-    elif run.mesh.dim == 1:
-        sections.append(Section("mesh-section", "Mesh", (
-            "The mesh is one-dimensional; there is nothing to draw.",), (), (_counts(run.mesh),)))
-    else:
-        sections.append(Section("mesh-section", "Mesh", (), (html_surface.mesh(run.mesh),),
-                                (_counts(run.mesh),)))
+    line = run.mesh is not None and run.mesh.dim == 1
+    sections = [_asked(run), Section(
+        "mesh-section", "Mesh",
+        ("The mesh is one-dimensional; there is nothing to draw.",) if line else _why(run, "mesh"),
+        () if line or run.mesh is None else (html_surface.mesh(run.mesh),),
+        () if run.mesh is None else (_counts(run.mesh),))]
     if run.acquisition is None:
         sections.append(Section("signals", "Signals", _why(run, "signals")))
     else:
@@ -185,15 +166,11 @@ def _simulation(run: Run) -> list[Section]:
             _there(html_signals.by_b(*data, axis), by_direction,
                    html_signals.phases(run.acquisition, run.complex) if turned else None),
             (html_signals.table(*data),)))
-    if run.quantities:
-        sections.append(Section("quantities", "Derived quantities", (), (),
-                                tuple(table for name, value in run.quantities.items()
-                                      for table in _quantity(name, value))))
-    else:
-        sections.append(Section("quantities", "Derived quantities", _why(run, "quantities") or (
-            "None were asked for.",)))
-    sections.append(_effort(run))
-    return sections
+    words = () if run.quantities else _why(run, "quantities") or ("None were asked for.",)
+    tables = tuple(table for name, value in (run.quantities or {}).items()
+                   for table in _quantity(name, value))
+    return [*sections, Section("quantities", "Derived quantities", words, (), tables),
+            _effort(run)]
 
 
 def _headline(run: Run) -> list[tuple[str, str]]:
@@ -231,13 +208,11 @@ def _asked(run: Run) -> Section:
     words = _why(run, "summary")
     if config:
         tables.append(Table("In short", ("", ""), tuple(_short(config))))
-    inputs = summary.get("inputs") or {}
-    if inputs:
+    if inputs := summary.get("inputs"):
         tables.append(Table("Inputs", ("input", "file", "sha256"), tuple(
             (name, item.get("path", "–"), item.get("sha256", "–")[:16])
             for name, item in inputs.items())))
-    stack = summary.get("stack") or {}
-    if stack:
+    if stack := summary.get("stack"):
         tables.append(Table("Versions", ("package", "version"), (
             ("spinverse", str(summary.get("spinverse", "–"))),
             *((name, str(value)) for name, value in stack.items()))))
@@ -257,18 +232,16 @@ def _short(config: dict):
             yield f"tissue: {key}", _plain(value)
     for section in config.get("acquisition") or ():
         for kind, values in section.items():
-            if values is None:
-                continue
-            yield "acquisition", f"{kind}: {_plain(values)}"
+            if values is not None:
+                yield "acquisition", f"{kind}: {_plain(values)}"
     for key in ("signals", "stages", "interface", "engine", "modes", "degree", "tolerance",
                 "time_step_ms"):
         value = config.get(key)
-        if value is None:
-            continue
         if key == "stages" and isinstance(value, list):
             value = ", ".join(str(s.get("name", i)) if isinstance(s, dict) else str(s)
                               for i, s in enumerate(value))
-        yield key, _plain(value)
+        if value is not None:
+            yield key, _plain(value)
 
 
 def _plain(value) -> str:
@@ -290,13 +263,11 @@ def _rule(run: Run) -> tuple[str, float | None]:
             ", and the cut was found from the gap in this histogram." if rule == "automatic"
             else ".")
         return words, float(cut)
-    if rule == "search for shapes":
-        return ("The interface comes from a search for shapes: a facet is a wall or open, and no "
-                "cut was used."), None
-    if rule == "compartments":
-        return ("The interface lies between compartments, which were found from the slow "
-                "diffusion modes: no cut was used."), None
-    return "summary.json does not say how the interface was chosen.", None
+    return {"search for shapes": "The interface comes from a search for shapes: a facet is a wall "
+                                 "or open, and no cut was used.",
+            "compartments": "The interface lies between compartments, which were found from the "
+                            "slow diffusion modes: no cut was used."}.get(
+        rule, "summary.json does not say how the interface was chosen."), None
 
 
 def _certainty(run: Run, facets: Found) -> Table:
@@ -338,7 +309,8 @@ def _metrics(run: Run) -> Section:
     known = run.mesh is not None and run.found is not None and run.found.true.any()
     if not metrics and known:  # the run's mesh did not know it, the one that was given does
         metrics = compare(run.mesh, run.found.triples, run.found.membrane,
-                          run.found.permeability, _boundary(run))
+                          run.found.permeability,
+                          at(run.summary, "config", "tissue", "boundary") or "absorbing")
         words = ("The run knew no true membrane; the mesh that was read now does.",)
     if not metrics:
         return Section("metrics", "Metrics", (
@@ -351,11 +323,6 @@ def _metrics(run: Run) -> Section:
     if rest:
         tables.append(Table("All others", ("metric", "value", ""), tuple(rest), open=False))
     return Section("metrics", "Metrics", words, (), tuple(tables))
-
-
-def _boundary(run: Run) -> str:
-    tissue = (run.summary.get("config") or {}).get("tissue") or {}
-    return tissue.get("boundary", "absorbing")
 
 
 def _effort(run: Run) -> Section:

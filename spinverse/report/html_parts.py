@@ -16,14 +16,7 @@ BACKGROUND = "rgba(139, 145, 156, 0.16)"  # what lies outside all cells
 
 @dataclass(frozen=True)
 class Table:
-    """A table; cells are text.
-
-    Attributes:
-        caption: of the table.
-        head: names of the columns.
-        rows: as many cells as there are names.
-        open: shown at once, or behind a click.
-    """
+    """A table; cells are text. What is not ``open`` is behind a click."""
 
     caption: str
     head: tuple[str, ...]
@@ -37,9 +30,7 @@ class Picture:
 
     Attributes:
         name: unique in the page, an HTML id.
-        figure: a plotly figure.
         height: px.
-        caption: what it shows, sentences.
         alt: a description for readers who do not see the figure.
         still: a png for paper and for browsers without WebGL, or None.
         solid: drawn with WebGL.
@@ -58,14 +49,9 @@ class Picture:
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """A headed part of the page.
+    """A headed part of the page; ``name`` is unique in it, an HTML id.
 
-    Attributes:
-        name: unique in the page, an HTML id.
-        title: heading.
-        words: paragraphs.
-        pictures, tables: in order.
-        code: (title, text) of texts that are shown as they are, behind a click.
+    ``code`` has (title, text) of texts that are shown as they are, behind a click.
     """
 
     name: str
@@ -81,15 +67,9 @@ def series(count: int) -> list[str]:
     if count <= len(SERIES):
         step = (len(SERIES) - 1) / max(count - 1, 1)
         return [SERIES[round(i * step)] for i in range(count)]
-    stops = [tuple(int(c[i:i + 2], 16) for i in (1, 3, 5)) for c in SERIES]
-    result = []
-    for i in range(count):
-        place = i * (len(stops) - 1) / (count - 1)
-        low = min(int(place), len(stops) - 2)
-        mixed = (round(a + (place - low) * (b - a))
-                 for a, b in zip(stops[low], stops[low + 1], strict=True))
-        result.append("#{:02x}{:02x}{:02x}".format(*mixed))
-    return result
+    from plotly.colors import sample_colorscale
+
+    return sample_colorscale(list(SERIES), count)
 
 
 def number(value, digits: int = 4) -> str:
@@ -98,8 +78,6 @@ def number(value, digits: int = 4) -> str:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, int):
-        return str(value)
     if isinstance(value, float):
         return f"{value:.{digits}g}"
     return str(value)

@@ -6,7 +6,6 @@ holds no run of ``simulate`` or ``reconstruct`` at all is an error.
 
 from __future__ import annotations
 
-import csv
 import json
 import warnings
 from dataclasses import dataclass, field
@@ -39,13 +38,9 @@ class Found:
         points: ``(Nv, 3)`` um.
         cells: ``(Nt, 4)``, none where only the surface is known.
         triples: ``(Nf, 3)`` vertices of each facet.
-        outer: ``(Nf,)`` bool.
-        true: ``(Nf,)`` bool, the known membrane.
+        outer, true, membrane: ``(Nf,)`` bool, the known membrane and the one that was found.
         permeability: ``(Nf,)`` um/ms.
-        membrane: ``(Nf,)`` bool, the interface that was found.
-        posterior_std, determined: ``(Nf,)`` of `spinverse.inversion.uncertainty.Uncertainty`, or
-            None.
-        prior_std: of the same.
+        posterior_std, determined, prior_std: of `spinverse.inversion.uncertainty.Uncertainty`.
         labels: ``(Nt,)`` compartment of each cell, or None.
         labels_enclosed: they are regions that the found facets enclose, the largest 0, for lack
             of the search's own.
@@ -88,21 +83,14 @@ class Found:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run's folder.
+    """A run's folder; what is not there is None.
 
     Attributes:
-        path: the folder.
-        command: ``reconstruct`` or ``simulate``.
-        summary: of ``summary.json``; empty for a reconstruction that has not ended.
-        history: rows of ``history.csv``, oldest first, or None.
-        acquisition: of ``signals.csv``, or None.
-        predicted: ``(N,)`` normalised magnitudes that the run computed, or None.
-        measured: ``(N,)`` normalised magnitudes that it was given, or None.
-        complex: ``(N,)`` the computed signals, or None.
+        summary: empty for a reconstruction that has not ended.
+        history: rows, oldest first.
+        predicted, measured: ``(N,)`` normalised magnitudes that the run computed and was given.
+        complex: ``(N,)`` the computed signals.
         relative: what ``predicted`` is normalised by, in words, where not by S(b = 0).
-        mesh: the mesh, or None.
-        found: what a reconstruction found, or None.
-        quantities: of ``quantities.json``, or None.
         missing: sentences on what could not be read, by part.
         notes: sentences on what was read but is not as it should be.
     """
@@ -127,7 +115,6 @@ def read_run(path: Path, mesh: Path | None = None) -> Run:
     """Read the folder of a run.
 
     Args:
-        path: the folder.
         mesh: file of the mesh, where it is no longer where it was.
 
     Raises:
@@ -216,14 +203,14 @@ class _Reader:
         except (InputError, OSError) as error:
             self.missing["signals"] = f"{_words(error)}."
             return {}
+        found = {"acquisition": signals.acquisition, "complex": signals.values}
         try:
-            return {"acquisition": signals.acquisition, "predicted": signals.normalised,
-                    "complex": signals.values}
+            return found | {"predicted": signals.normalised}
         except InputError as error:
             largest = max(float(np.max(signals.magnitude)), 1e-300)
-            return {"acquisition": signals.acquisition, "predicted": signals.magnitude / largest,
-                    "complex": signals.values,
-                    "relative": f"{_words(error)}; values are relative to the largest signal"}
+            return found | {
+                "predicted": signals.magnitude / largest,
+                "relative": f"{_words(error)}; values are relative to the largest signal"}
 
     def mesh(self, given: Path | None) -> tuple[MeshData | None, tuple[str, ...]]:
         """The mesh, and what is to be said of it."""
@@ -237,7 +224,7 @@ class _Reader:
                 "FILE says where it is." if said.get("path") else
                 f"There is no {MESH} in the folder; --mesh FILE says where the mesh is.")
             return None, ()
-        repair = bool(_at(self.summary, "config", "mesh", "repair"))
+        repair = bool(at(self.summary, "config", "mesh", "repair"))
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -258,7 +245,7 @@ class _Reader:
         if own.is_file():
             yield own
         path = Path(said["path"]) if said.get("path") else None
-        if path is None or "file" not in (_at(self.summary, "config", "mesh") or {}):
+        if path is None or "file" not in (at(self.summary, "config", "mesh") or {}):
             return
         places = [path] if path.is_absolute() else [
             base / path for base in (Path.cwd(), *self.path.absolute().parents)]
@@ -282,7 +269,7 @@ class _Reader:
         except Exception as error:  # zip, key and header errors have no common base
             self.missing["permeability"] = f"{file.name} cannot be read: {_words(error)}."
             return None, True
-        prior = _at(self.summary, "uncertainty", "prior_std") or PRIOR_STD
+        prior = at(self.summary, "uncertainty", "prior_std") or PRIOR_STD
         if data is None or data.dim != 3:
             return self._surface_only(known, prior), True
         triples, pairs = facets_of(data.cells, data.name)
@@ -313,9 +300,10 @@ class _Reader:
     def _labels(self, data: MeshData, pairs: np.ndarray,
                 membrane: np.ndarray) -> tuple[np.ndarray, bool]:
         """Labels of the cells, and whether they are enclosed regions."""
-        for read in (_labels_of_cells, _labels_of_checkpoint):
+        for read in (lambda: vtu.read(self.path / CELLS).cell_data["label"][0],
+                     lambda: np.load(self.path / folder.CHECKPOINT)["labels"]):
             try:
-                labels = read(self.path)
+                labels = np.asarray(read())
             except Exception:  # damaged or not there: the facets say enough
                 continue
             if labels.shape == (len(data.cells),):
@@ -327,18 +315,8 @@ class _Reader:
         return rank[regions], True
 
 
-def _labels_of_cells(path: Path) -> np.ndarray:
-    return np.asarray(vtu.read(path / CELLS).cell_data["label"][0])
-
-
-def _labels_of_checkpoint(path: Path) -> np.ndarray:
-    with np.load(path / folder.CHECKPOINT, allow_pickle=False) as file:
-        return file["labels"]
-
-
 def _columns(file: Path, names: tuple[str, ...]) -> list[np.ndarray]:
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        rows = list(csv.DictReader(line for line in lines if line.strip() and line[0] != "#"))
+    rows = folder.read_rows(file)
     for name in names:
         if not rows or name not in rows[0]:
             raise InputError(f"{file.name} has no column {name}")
@@ -348,7 +326,7 @@ def _columns(file: Path, names: tuple[str, ...]) -> list[np.ndarray]:
         raise InputError(f"{file.name} has a cell that is no number") from None
 
 
-def _at(tree, *keys):
+def at(tree, *keys):
     for key in keys:
         tree = tree.get(key) if isinstance(tree, dict) else None
     return tree

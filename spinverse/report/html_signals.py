@@ -97,12 +97,14 @@ def by_b(acquisition: Acquisition, predicted: np.ndarray, measured: np.ndarray |
                                                                            strict=True)]},
                 hovertemplate=f"{name}, mean %{{y:.4f}}", row=place[0], col=place[1])
     figure.update_yaxes(rangemode="tozero")
-    height = _height(places)
     caption = "Dots are directions, lines their mean" if dots else \
         "Means over directions, bars from the least to the largest"
-    return Picture("signals-b", figure, height, caption + _left_out(acquisition) + ".",
-                   f"Signals against b for {', '.join(map(_flat, kinds))}; the numbers are in "
-                   "the table below.", panels=_columns(places))
+    more = len(panels(acquisition)) - _MOST_PANELS
+    if more > 0:
+        caption += f"; {more} more sequences are in the table only"
+    return _picture("signals-b", figure, places, caption + ".",
+                    f"Signals against b for {', '.join(map(_flat, kinds))}; the numbers are in "
+                    "the table below.")
 
 
 def by_direction(acquisition: Acquisition, predicted: np.ndarray, measured: np.ndarray | None,
@@ -115,13 +117,15 @@ def by_direction(acquisition: Acquisition, predicted: np.ndarray, measured: np.n
         return None
     order_by = "measured" if measured is not None else "simulated"
     figure, places = _grid(kinds, f"directions, by {order_by} signal", axis)
-    levels = _levels(acquisition)
+    levels = sorted({round(float(acquisition.b[shell].mean()), 1)
+                     for shell in _shells(acquisition.b)} - {0.0})
     colours = dict(zip(levels, series(len(levels)), strict=True))
     shown = set()
     for (_, rows), place in zip(kinds.items(), places, strict=True):
         for shell in _shells(acquisition.b[rows]):
             here = rows[shell]
-            b = _level(acquisition.b[here].mean(), levels)
+            mean = acquisition.b[here].mean()
+            b = min(levels, key=lambda level: abs(level - mean), default=0.0) if mean > 0 else 0.0
             if b == 0 or len(here) < 3:
                 continue
             values = predicted if measured is None else measured
@@ -144,10 +148,10 @@ def by_direction(acquisition: Acquisition, predicted: np.ndarray, measured: np.n
     figure.update_yaxes(rangemode="tozero")
     caption = "Circles are measured signals, lines predicted ones" if measured is not None else \
         "Lines join the directions"
-    return Picture("signals-direction", figure, _height(places),
-                   f"{caption}; each b is sorted for itself. A flat line is an isotropic signal.",
-                   "Signals against direction, sorted, one line for each b; the largest "
-                   "differences are in the table of the residual.", panels=_columns(places))
+    return _picture("signals-direction", figure, places,
+                    f"{caption}; each b is sorted for itself. A flat line is an isotropic signal.",
+                    "Signals against direction, sorted, one line for each b; the largest "
+                    "differences are in the table of the residual.")
 
 
 def scatter(acquisition: Acquisition, predicted: np.ndarray, measured: np.ndarray) -> Picture:
@@ -194,8 +198,8 @@ def sphere(acquisition: Acquisition, residual: np.ndarray) -> Picture | None:
     shells = [shells[i] for i in kept]
     worst = int(np.argmax([rms[i] for i in kept]))
     figure = go.Figure()
-    buttons: list[dict] = []
-    for k, (name, rows) in enumerate(shells):
+    owner: list[int] = []
+    for k, (_, rows) in enumerate(shells):
         directions = acquisition.directions[rows]
         both = np.concatenate([directions, -directions]).astype(np.float32)
         values = np.tile(residual[rows], 2).astype(np.float32)
@@ -216,12 +220,10 @@ def sphere(acquisition: Acquisition, residual: np.ndarray) -> Picture | None:
                     "colorbar": {"title": {"text": "predicted − measured", "side": "right"},
                                  "exponentformat": "power", "thickness": 14, "len": 0.8},
                     **scale})
-        per = len(figure.data) - sum(b["count"] for b in buttons)
-        buttons.append({"label": name, "count": per})
-    first = np.cumsum([0, *(b.pop("count") for b in buttons)])
-    for k, button in enumerate(buttons):
-        seen = [bool(first[k] <= i < first[k + 1]) for i in range(first[-1])]
-        button |= {"method": "restyle", "args": [{"visible": seen}]}
+        owner += [k] * (len(figure.data) - len(owner))
+    buttons = [{"label": name, "method": "restyle",
+                "args": [{"visible": [shell == k for shell in owner]}]}
+               for k, (name, _) in enumerate(shells)]
     axes = {"showbackground": False, "range": [-1.15, 1.15], "nticks": 3}
     figure.update_layout(
         updatemenus=[{"buttons": buttons, "active": worst, "x": 0.0, "xanchor": "left",
@@ -274,8 +276,8 @@ def phases(acquisition: Acquisition, values: np.ndarray) -> Picture:
                            mode="markers", showlegend=False, marker={"color": SERIES[0]},
                            text=_texts(acquisition, rows),
                            hovertemplate="%{y:.2f}°<br>%{text}", row=place[0], col=place[1])
-    return Picture("phases", figure, _height(places), "Phases of the complex signals.",
-                   "Phase in degrees against b, a dot a measurement.", panels=_columns(places))
+    return _picture("phases", figure, places, "Phases of the complex signals.",
+                    "Phase in degrees against b, a dot a measurement.")
 
 
 # ---- shells and panels ----------------------------------------------------------------------
@@ -284,27 +286,12 @@ def _kinds(acquisition: Acquisition) -> dict[str, np.ndarray]:
     return dict(list(panels(acquisition).items())[:_MOST_PANELS])
 
 
-def _left_out(acquisition: Acquisition) -> str:
-    more = len(panels(acquisition)) - _MOST_PANELS
-    return f"; {more} more sequences are in the table only" if more > 0 else ""
-
-
 def _shells(b: np.ndarray) -> list[np.ndarray]:
     """Masks of the rows of each b, ascending; scanners' values differ a little."""
     levels = np.unique(b)
     starts = levels[np.concatenate([[True], np.diff(levels) > _SAME_B * levels[1:] + 1e-9])]
     place = np.searchsorted(starts, b, side="right") - 1
     return [place == k for k in range(len(starts))]
-
-
-def _levels(acquisition: Acquisition) -> list[float]:
-    return sorted({round(float(acquisition.b[shell].mean()), 1)
-                   for shell in _shells(acquisition.b)} - {0.0})
-
-
-def _level(b: float, levels: list[float]) -> float:
-    near = min(levels, key=lambda level: abs(level - b), default=0.0)
-    return near if b > 0 else 0.0
 
 
 def _grid(kinds: dict, x: str, y: str):
@@ -325,12 +312,9 @@ def _grid(kinds: dict, x: str, y: str):
     return figure, places
 
 
-def _height(places: list) -> int:
-    return 120 + 290 * places[-1][0]
-
-
-def _columns(places: list) -> int:
-    return max(column for _, column in places)
+def _picture(name: str, figure, places: list, caption: str, alt: str) -> Picture:
+    return Picture(name, figure, 120 + 290 * places[-1][0], caption, alt,
+                   panels=max(column for _, column in places))
 
 
 def _hull(points: np.ndarray) -> np.ndarray | None:

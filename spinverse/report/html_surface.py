@@ -9,17 +9,7 @@ from plotly.subplots import make_subplots
 from ..mesh import MeshData
 from ..mesh.checks import facets_of
 from ..units import permeability_from_internal
-from .html_parts import (
-    BACKGROUND,
-    FALSE,
-    FOUND,
-    LABELS,
-    MEASURED,
-    MISSED,
-    TRUE,
-    UNSURE,
-    Picture,
-)
+from .html_parts import BACKGROUND, FALSE, FOUND, LABELS, MEASURED, MISSED, TRUE, UNSURE, Picture
 from .html_run import Found
 from .planes import box_edges, lines, section
 from .plots_cells import bins
@@ -91,7 +81,8 @@ def interface(facets: Found, still: bytes | None) -> Picture:
     step = -(-int(shown.sum()) // _MOST_FACETS)
     drawn = np.zeros(len(shown), bool)
     drawn[np.flatnonzero(shown)[::step]] = True
-    confidence = _confidence(facets)
+    confidence = None if facets.posterior_std is None else np.clip(
+        1 - facets.posterior_std / facets.prior_std, 0.0, 1.0)
     for name, member, colour in classes:
         member = member & drawn
         if member.any():
@@ -99,7 +90,7 @@ def interface(facets: Found, still: bytes | None) -> Picture:
     if known and true.any():
         _add_mesh(figure, points, facets.triples[true & drawn], TRUE, 0.35,
                   name=f"true membrane ({true.sum()})", visible="legendonly", showlegend=True)
-    _add_edges(figure, points, facets.triples[drawn & (found | true)])
+    _add_edges(figure, points, facets.triples[drawn])
     _add_box(figure, points)
     _scene(figure)
     counts = {name: int(member.sum()) for name, member, _ in classes}
@@ -178,11 +169,12 @@ def planes(facets: Found) -> Picture | None:
         if shown:  # for the legend alone
             figure.add_scatter(x=[None], y=[None], mode="lines", name=name, legendgroup=name,
                                line={"color": wall, "dash": dash, "width": 3})
+    outside, part = ("largest region", "region") if facets.labels_enclosed else ("outside", "cell")
     for label in distinct[: len(LABELS) + 1]:
         figure.add_scatter(x=[None], y=[None], mode="markers", legendgroup=f"label {label}",
                            marker={"symbol": "square", "size": 12, "color": colours[label],
                                    "line": {"width": 1, "color": MEASURED}},
-                           name=_name_of(label, facets.labels_enclosed))
+                           name=f"{part} {label}" if label else outside)
     ends = blocks[-1][1]
     steps = [{"method": "restyle",
               "label": f"{share:+.0%}" if abs(share) > 1e-9 else "centre",
@@ -211,19 +203,7 @@ def planes(facets: Found) -> Picture | None:
                    f"{len(labels)} mesh cells lie {words}.", panels=3)
 
 
-def _name_of(label: int, enclosed: bool) -> str:
-    if enclosed:
-        return "largest region" if label == 0 else f"region {label}"
-    return "outside" if label == 0 else f"cell {label}"
-
-
 # ---- pieces ---------------------------------------------------------------------------------
-
-def _confidence(facets: Found) -> np.ndarray | None:
-    if facets.posterior_std is None:
-        return None
-    return np.clip(1 - facets.posterior_std / facets.prior_std, 0.0, 1.0)
-
 
 def _add_class(figure, points, triples, member, colour, name, confidence) -> None:
     """Facets of a class by their confidence: plotly has one opacity a surface."""

@@ -14,14 +14,10 @@ _SIDES = np.array([[0, 1], [0, 2], [1, 2]])
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """A plane at right angles to an axis.
+    """A plane at right angles to an axis, at a height on it, um.
 
-    Attributes:
-        axis: 0, 1 or 2.
-        height: of the plane on it, um.
-        polygons: ``(n, 4, 2)`` corners in the other two axes, in order round the polygon, um;
-            a triangle has its last corner twice.
-        cells: ``(n,)`` the cell of each polygon.
+    ``polygons (n, 4, 2)`` are corners in the other two axes, in order round the polygon, um; a
+    triangle has its last corner twice. ``cells (n,)``: the cell of each.
     """
 
     axis: int
@@ -31,13 +27,9 @@ class Section:
 
 
 def section(points: np.ndarray, cells: np.ndarray, axis: int, height: float) -> Section:
-    """Cut cells by a plane.
+    """Cut cells ``(Nt, 4)`` by a plane at right angles to an axis.
 
-    Args:
-        points: ``(Nv, 3)`` um.
-        cells: ``(Nt, 4)``.
-        axis: that the plane is at right angles to.
-        height: of the plane, um; it is moved aside by 1e-4 of the mesh.
+    The plane is moved aside by 1e-4 of the mesh.
     """
     height = float(height + _ASIDE * np.ptp(points[:, axis]))
     above = points[cells, axis] > height

@@ -20,7 +20,7 @@ UNDETERMINED = "#d55e00"
 DPI = 150
 
 
-def _figure(*size, **kwargs):
+def figure_of(*size, **kwargs):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -33,7 +33,7 @@ def _panels(count: int, **kwargs):
     """A figure with axes for ``count`` panels, up to four in a row, and how many in a row."""
     columns = min(count, 4)
     lines = -(-count // columns)
-    figure = _figure(3.6 * columns + 0.4, 3.4 * lines + 0.5, layout="constrained")
+    figure = figure_of(3.6 * columns + 0.4, 3.4 * lines + 0.5, layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False, **kwargs).ravel()
     for axis in axes[count:]:
         axis.set_axis_off()
@@ -44,11 +44,7 @@ def signals(path: Path, acquisition: Acquisition, predicted: np.ndarray,
             measured: np.ndarray | None = None) -> None:
     """Signals by b, a panel for each kind of sequence; against measured ones also as a scatter.
 
-    Args:
-        path: file to write.
-        acquisition: the measurements.
-        predicted: ``(N,)`` normalised magnitudes.
-        measured: ``(N,)`` normalised magnitudes, if there are any.
+    ``predicted`` and ``measured`` are normalised magnitudes, ``(N,)``.
     """
     kinds = panels(acquisition)
     figure, axes, columns = _panels(len(kinds) + (measured is not None))
@@ -56,11 +52,10 @@ def signals(path: Path, acquisition: Acquisition, predicted: np.ndarray,
     top = float(np.max([predicted, predicted if measured is None else measured]))
     for index, ((title, rows), axis) in enumerate(zip(kinds.items(), axes, strict=False)):
         b = acquisition.b[rows]
-        sets = [("simulated" if measured is None else "predicted", predicted, PREDICTED, "o", 0.0)]
-        if measured is not None:
+        sets = [("simulated", predicted, PREDICTED, "o", 0.0)] if measured is None else [
             # side by side, or one would hide the other
-            sets = [("measured", measured, MEASURED, "s", -0.008),
-                    ("predicted", predicted, PREDICTED, "o", 0.008)]
+            ("measured", measured, MEASURED, "s", -0.008),
+            ("predicted", predicted, PREDICTED, "o", 0.008)]
         for label, values, colour, marker, shift in sets:
             axis.plot(b + shift * span, values[rows], marker, color=colour, markersize=2.6,
                       alpha=0.55, markeredgewidth=0, label=label)
@@ -69,12 +64,10 @@ def signals(path: Path, acquisition: Acquisition, predicted: np.ndarray,
             axis.plot(levels + shift * span, means, color=colour, linewidth=1.0,
                       linestyle="-" if marker == "o" else "--")
         axis.set_title(title, fontsize=10)
-        axis.set_xlabel("b (s/mm²)")
-        axis.set_ylim(min(0.0, float(np.min(predicted))), 1.05 * max(top, 1e-12))
-        axis.set_ylabel("|S| / |S(b = 0)|" if index % columns == 0 else "")
+        axis.set(xlabel="b (s/mm²)", ylabel="|S| / |S(b = 0)|" if index % columns == 0 else "",
+                 ylim=(min(0.0, float(np.min(predicted))), 1.05 * max(top, 1e-12)))
         axis.tick_params(labelsize=8)
-    handles, labels = axes[0].get_legend_handles_labels()
-    axes[0].legend(handles, labels, fontsize=8, frameon=False, markerscale=2, loc="best",
+    axes[0].legend(fontsize=8, frameon=False, markerscale=2, loc="best",
                    title="dots: directions, line: mean", title_fontsize=7)
     if measured is not None:
         _scatter(axes[len(kinds)], acquisition, measured, predicted)
@@ -91,23 +84,15 @@ def _scatter(axis, acquisition, measured, predicted) -> None:
                   markeredgewidth=0, color=TERMS[index % len(TERMS)], label=title)
     error = float(np.mean((measured - predicted) ** 2))
     axis.set_title(f"mean square difference {error:.2e}", fontsize=10)
-    axis.set_xlabel("measured |S| / |S(b = 0)|")
-    axis.set_ylabel("predicted")
-    axis.set(xlim=(low, high), ylim=(low, high))
-    axis.set_aspect("equal")
+    axis.set(xlabel="measured |S| / |S(b = 0)|", ylabel="predicted", xlim=(low, high),
+             ylim=(low, high), aspect="equal")
     axis.tick_params(labelsize=8)
     if len(kinds) <= 6:
         axis.legend(fontsize=7, frameon=False, markerscale=2, loc="upper left")
 
 
 def phases(path: Path, acquisition: Acquisition, values: np.ndarray) -> None:
-    """Phase of complex signals by b, a panel for each kind of sequence.
-
-    Args:
-        path: file to write.
-        acquisition: the measurements.
-        values: ``(N,)`` complex signals.
-    """
+    """Phase of complex signals ``(N,)`` by b, a panel for each kind of sequence."""
     kinds = panels(acquisition)
     figure, axes, columns = _panels(len(kinds), sharey=True)
     angles = np.degrees(np.angle(values))
@@ -160,13 +145,8 @@ def stage_starts(rows: list[dict]) -> list[int]:
 
 
 def losses(path: Path, rows: list[dict]) -> None:
-    """Loss, data term and prior terms by iteration; stages are marked.
-
-    Args:
-        path: file to write.
-        rows: of history.csv, in order.
-    """
-    figure = _figure(7.5, 4.2, layout="constrained")
+    """Loss, data term and prior terms by iteration, of rows of history.csv; stages are marked."""
+    figure = figure_of(7.5, 4.2, layout="constrained")
     axis = figure.subplots()
     x = np.arange(len(rows), dtype=float)
     names, starts = priors_of(rows), stage_starts(rows)
@@ -183,21 +163,19 @@ def losses(path: Path, rows: list[dict]) -> None:
     for name, colour in zip(names, (TERMS * len(names))[1:], strict=False):
         line(name, color=colour, linewidth=1.0, linestyle="--", label=f"prior: {name}")
     axis.set_yscale("log")
-    short = any(b - a < 0.12 * len(rows)
-                for a, b in zip(starts, [*starts[1:], len(rows)], strict=True))
-    for number, start in enumerate(starts):
+    spans = list(zip(starts, [*starts[1:], len(rows)], strict=True))
+    short = any(end - start < 0.12 * len(rows) for start, end in spans)
+    for number, (start, end) in enumerate(spans):
         if number:
             axis.axvline(start - 0.5, color="0.7", linewidth=0.8)
-        end = starts[number + 1] if number + 1 < len(starts) else len(rows)
         # at two heights, so that the names of short stages do not meet
         axis.annotate(rows[start]["stage"], ((start + end - 1) / 2, 1.0),
                       xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=8,
                       color="0.3", xytext=(0, 3 + 10 * (number % 2) * short),
                       textcoords="offset points", annotation_clip=False)
-    axis.set_xlim(-0.5, max(len(rows) - 0.5, 0.5))
+    axis.set(xlim=(-0.5, max(len(rows) - 0.5, 0.5)), xlabel="iteration (all stages)",
+             ylabel="terms of the loss")
     axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.set_xlabel("iteration (all stages)")
-    axis.set_ylabel("terms of the loss")
     axis.grid(axis="y", color="0.92")
     # below the axes: curves fall anywhere inside
     figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=2)
@@ -214,21 +192,19 @@ def interface(path: Path | BinaryIO, corners: np.ndarray, permeability: np.ndarr
         path: file to write, or a binary stream.
         corners: ``(nf, 3, 3)`` corners of all facets, um.
         permeability: ``(nf,)`` um/ms.
-        found: ``(nf,)`` bool.
-        true: ``(nf,)`` bool, or None.
+        found, true: ``(nf,)`` bool.
         bounds: ``(2, 3)`` corners of the box, um.
         evidence: ``(nf,)`` of `spinverse.inversion.uncertainty.Uncertainty`; colours and opacity
             show it then, in place of the permeability.
         level: evidence below which a facet is undetermined.
         determined: ``(nf,)`` bool, where the evidence is not known: undetermined facets are marked.
-        dpi: of the picture.
     """
     from matplotlib import cm, colors
     from matplotlib.patches import Patch
     from matplotlib.ticker import NullFormatter
 
     panels = 1 if true is None else 2
-    figure = _figure(4.8 * panels + 1.0, 5.0)
+    figure = figure_of(4.8 * panels + 1.0, 5.0)
     width = 0.88 / panels
     if evidence is None:
         values = np.log10(np.maximum(permeability[found], 1e-12))

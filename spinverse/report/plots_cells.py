@@ -1,4 +1,4 @@
-"""Figures of facets and cells for paper, written without a display: see `plots`."""
+"""The figures of a run's folder as PNG, from its files; those of facets and cells are made here."""
 
 from __future__ import annotations
 
@@ -6,22 +6,18 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import SpinverseError
+from . import folder, plots
 from .html_parts import LABELS
-from .html_run import Found
+from .html_run import Found, Run
 from .planes import lines, section
-from .plots import DPI, MEASURED, PREDICTED, UNDETERMINED, _figure
+from .plots import DPI, MEASURED, PREDICTED, UNDETERMINED, figure_of
 
 
 def permeability(path: Path, found: Found, cut: float | None = None) -> None:
-    """Histogram of the permeability of unknown found.
-
-    Args:
-        path: file to write.
-        found: what was found.
-        cut: um/ms, marked if a threshold made the interface.
-    """
+    """Histogram of the permeability of unknown facets, with the cut (um/ms) if there was one."""
     unknown, (logs, edges) = found.unknown, bins(found, cut)
-    figure = _figure(6.0, 3.6, layout="constrained")
+    figure = figure_of(6.0, 3.6, layout="constrained")
     axis = figure.subplots()
     for label, member, colour in (("found as membrane", found.membrane, PREDICTED),
                                   ("others", ~found.membrane, MEASURED)):
@@ -33,10 +29,8 @@ def permeability(path: Path, found: Found, cut: float | None = None) -> None:
                   label=f"true membrane: {(found.true & unknown).sum()}")
     if cut is not None and 0 < cut < np.inf:
         axis.axvline(np.log10(cut), color="0.3", linewidth=1.0, label=f"cut: {cut:.3g} µm/ms")
-    axis.set_yscale("log")
+    axis.set(yscale="log", xlabel="log10 permeability (µm/ms)", ylabel="facets")
     axis.set_ylim(bottom=0.7)
-    axis.set_xlabel("log10 permeability (µm/ms)")
-    axis.set_ylabel("facets")
     figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=DPI)
 
@@ -60,19 +54,14 @@ def bins(found: Found, cut: float | None) -> tuple[np.ndarray, np.ndarray]:
 
 
 def planes(path: Path, found: Found) -> None:
-    """Three cross-sections: cells by label, found walls, and true ones dashed.
-
-    Args:
-        path: file to write.
-        found: what was found, with labels.
-    """
+    """Three cross-sections: cells by label, found walls, and true ones dashed."""
     from matplotlib.collections import LineCollection, PolyCollection
     from matplotlib.lines import Line2D
 
     if found.labels is None:
         raise ValueError("labels: None, expected one for each cell")
     centre = found.inside
-    figure = _figure(10.2, 4.0, layout="constrained")
+    figure = figure_of(10.2, 4.0, layout="constrained")
     for axis, panel in enumerate(figure.subplots(1, 3)):
         cut = section(found.points, found.cells, axis, centre[axis])
         label = found.labels[cut.cells]
@@ -99,3 +88,39 @@ def planes(path: Path, found: Found) -> None:
 def _span(x: np.ndarray) -> tuple[float, float]:
     low, high = float(x.min()), float(x.max())
     return low - 0.02 * (high - low), high + 0.02 * (high - low)
+
+
+def write_all(run: Run) -> list[Path]:
+    """Write ``figures/*.png`` into the folder of a run; the paths. For one rank.
+
+    Raises:
+        SpinverseError: matplotlib is not installed.
+    """
+    made: list[Path] = []
+
+    def write(name: str, function, *args, **kwargs) -> None:
+        made.append(run.path / "figures" / f"{name}.png")
+        made[-1].parent.mkdir(exist_ok=True)
+        try:
+            folder.replace(made[-1], lambda temporary: function(temporary, *args, **kwargs))
+        except ImportError as error:
+            raise SpinverseError(f"figures: {error.name} is not installed "
+                                 "(pip install 'spinverse[plot]')") from None
+
+    if run.acquisition is not None:
+        write("signals", plots.signals, run.acquisition, run.predicted, run.measured)
+    if run.history is not None:
+        write("losses", plots.losses, run.history)
+    found = run.found
+    if found is None:
+        return made
+    write("permeability", permeability, found,
+          (run.summary.get("interface") or {}).get("cut_um_per_ms"))
+    # what a reconstruction draws knows the evidence, which is in no file
+    if not (run.path / "figures" / "interface.png").is_file():
+        write("interface", plots.interface, found.points[found.triples], found.permeability,
+              found.membrane, found.true if found.true.any() else None, found.bounds,
+              determined=found.determined)
+    if found.labels is not None:
+        write("planes", planes, found)
+    return made

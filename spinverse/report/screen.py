@@ -26,11 +26,9 @@ LINE_EVERY = 30.0  # s, of a simulation in a log
 
 
 class Screen:
-    """Lines on standard output, and a progress bar where that is a terminal.
+    """Lines on standard output of rank 0, and a progress bar where that is a terminal.
 
-    Args:
-        comm: communicator; ranks other than 0 print nothing.
-        quiet: print warnings and errors only.
+    ``quiet``: warnings and errors only.
     """
 
     def __init__(self, comm, quiet: bool = False):
@@ -63,18 +61,18 @@ class Screen:
 
     @contextmanager
     def held_warnings(self):
-        """Collect warnings of the block; show them when it ends well, each once."""
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("always", UserWarning)
-            yield
-        self.warn(*dict.fromkeys(str(item.message) for item in caught))
+        """Collect warnings of the block; show them at its end, each once, also before its error."""
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("ignore")
+                warnings.simplefilter("always", UserWarning)
+                yield
+        finally:
+            self.warn(*dict.fromkeys(str(item.message) for item in caught))
 
-    @contextmanager
     def progress_bar(self, total: int, done: int = 0):
         """A bar over iterations, below the lines, where standard output is a terminal."""
-        with self._shown("misfit {task.fields[misfit]}", total=total, completed=done, misfit="-"):
-            yield
+        return self._shown("misfit {task.fields[misfit]}", total=total, completed=done, misfit="-")
 
     @contextmanager
     def working(self):
@@ -112,26 +110,15 @@ class Screen:
             self._bar = None
 
     def iteration(self, item: Progress, done: int) -> None:
-        """One line for an iteration.
-
-        Args:
-            item: the iteration.
-            done: iterations so far, of all stages, for the bar.
-        """
-        if item.phase:
-            self.say(f"{item.stage:>14} {item.iteration:4d}  {item.phase:<10}"
-                     f" data {item.data:10.4e}  {item.seconds:8.1f} s")
-        else:
-            self._say_iteration(item)
+        """One line for an iteration, and the bar; ``done`` counts those of all stages."""
+        priors = "".join(f"  {name} {value:9.3e}" for name, value in item.priors.items())
+        words = f"{item.phase:<10} data {item.data:10.4e}" if item.phase else (
+            f"loss {item.loss:10.4e}  data {item.data:10.4e}{priors}  |g| {item.gradient:9.3e}"
+            f"  step {item.step:9.3e}")
+        self.say(f"{item.stage:>14} {item.iteration:4d}  {words}  {item.seconds:8.1f} s")
         if self._bar is not None:
             self._bar.update(self._task, description=f"{item.stage} {item.phase}",
                              completed=done, misfit=f"{item.data:.3e}")
-
-    def _say_iteration(self, item: Progress) -> None:
-        priors = "".join(f"  {name} {value:9.3e}" for name, value in item.priors.items())
-        self.say(f"{item.stage:>14} {item.iteration:4d}  loss {item.loss:10.4e}"
-                 f"  data {item.data:10.4e}{priors}  |g| {item.gradient:9.3e}"
-                 f"  step {item.step:9.3e}  {item.seconds:8.1f} s")
 
 
 # ---- what was understood, for a person to notice a wrong unit -------------------------------
@@ -192,16 +179,13 @@ def _tags(mesh: Mesh) -> list[str]:
 
 def describe_tissue(tissue: KnownTissue) -> list[str]:
     """Diffusivity, T2, density, boundary, periodic axes."""
-    def time_constant(value):
-        return "none" if np.isinf(value) else f"{value:g} ms"
-
     density = tissue.density
     varied = isinstance(density, Mapping) and len(set(density.values())) > 1
     at_rest = {"equilibrium": "at rest across membranes", "plain": "levelling out"}
     axes = getattr(tissue, "periodic", "")
     return [f"diffusivity: {_describe(tissue.diffusivity_um2_per_ms, describe_diffusivity)}",
-            f"T2: {_describe(tissue.T2_ms, time_constant)}; density "
-            f"{_describe(density, lambda v: f'{v:g}')}"
+            f"T2: {_describe(tissue.T2_ms, lambda v: 'none' if np.isinf(v) else f'{v:g} ms')}; "
+            f"density {_describe(density, lambda v: f'{v:g}')}"
             + (f" ({at_rest[tissue.interface]}: interface {tissue.interface})" if varied else "")
             + f"; outer boundary {tissue.boundary}"
             + (f", periodic along {', '.join(axes)}" if axes else "")]

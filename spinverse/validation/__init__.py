@@ -7,7 +7,7 @@ what is run, `table` judges and saves it.
 
 from .families import FAMILIES, Family, choose_families, validate
 from .rows import Row, TargetMissed, Verdict, verdicts
-from .settings import Settings
+from .solve import Settings
 from .table import markdown, print_table, write
 
 __all__ = [

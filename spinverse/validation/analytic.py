@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import eigh, expm, null_space
+from scipy.optimize import brentq
 from scipy.special import jvp, spherical_jn
 
 from ..errors import InputError
@@ -220,16 +221,11 @@ def _lowest_roots(dim: int, number: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _zeros(function: Callable, start: float, stop: float) -> np.ndarray:
-    """Zeros in [start, stop], which lie at least 0.1 apart, by bisection."""
+    """Zeros in [start, stop], which lie at least 0.1 apart."""
     grid = np.linspace(start, stop, int((stop - start) / 0.1) + 2)
     value = function(grid)
     change = np.flatnonzero(value[:-1] * value[1:] < 0)
-    low, high, sign = grid[change], grid[change + 1], np.sign(value[change])
-    for _ in range(55):
-        middle = (low + high) / 2
-        left = np.sign(function(middle)) == sign
-        low, high = np.where(left, middle, low), np.where(left, high, middle)
-    return (low + high) / 2
+    return np.array([brentq(function, grid[k], grid[k + 1], xtol=1e-14) for k in change])
 
 
 # --- layers: polynomials in each ------------------------------------------------------------------
@@ -238,14 +234,8 @@ def layer_modes(dim: int, edges: np.ndarray, permeabilities, diffusivity, T2, de
                 orders: int = 0) -> Modes:
     """Modes of slabs (dim 1), concentric cylinders (2) or spheres (3).
 
-    Args:
-        dim: 1, 2 or 3.
-        edges: ``(n + 1,)`` ascending planes, um; or radii, the first 0.
-        permeabilities: um/ms between the layers, one number or ``(n - 1,)``, in [0, inf].
-        diffusivity: um^2/ms, one number or ``(n,)``.
-        T2: ms, one number or ``(n,)``.
-        degree: of the polynomials in each layer.
-        orders: highest angular order kept; each only meets its neighbours.
+    ``edges (n + 1,)`` are ascending planes, um, or radii, the first 0; other arguments as `slabs`.
+    Of angular orders up to ``orders`` each only meets its neighbours.
     """
     layers = len(edges) - 1
     D = _per_layer("diffusivity", diffusivity, layers)

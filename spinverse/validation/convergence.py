@@ -10,9 +10,8 @@ import numpy as np
 from .discretisation import Discretisation, discretisation, round_layers, stack
 from .references import Case, cases
 from .rows import Row
-from .settings import Settings
 from .signals import set_up
-from .solve import MATRIX_FORMALISM, TIME_STEPPING, Measurement, solve
+from .solve import MATRIX_FORMALISM, TIME_STEPPING, Measurement, Settings, solve
 
 LEAST = {1: 1.9, 2: 3.9}  # orders that pass, by degree
 EXACT = 1e-10  # tolerance for modes where another error is to be seen
@@ -146,5 +145,4 @@ def tolerance_rows(settings: Settings) -> Iterator[Row]:
                 yield Row("tolerance", f"asked_{tolerance:g}_{case.name}", "default", engine,
                           tuple(f"b = {b:g}" for b in case.b),
                           solved.average([[m] for m in measured]), reference, (), tolerance,
-                          resolution=solved.resolution, estimated_error=solved.estimated_error,
-                          seconds=solved.seconds, **columns)
+                          seconds=solved.seconds, **solved.columns, **columns)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from ..mesh import Mesh, build, disks, intervals, l_cell, sphere_in_box, spheres
+from ..mesh import build, disks, intervals, l_cell, sphere_in_box, spheres
+from ..problem import BlochTorrey
 from ..tissue import Permeability, Tissue
 from .references import Case
 
@@ -21,12 +22,8 @@ LEVELS = (DEFAULT, REFINED)
 class Discretisation:
     """A mesh to be built, and the degree of the polynomials on it.
 
-    Attributes:
-        builder: of `spinverse.mesh`.
-        shape: what the builder takes besides sizes, keywords.
-        size: target edge length, um, one or one for each layer.
-        degree: of the polynomials.
-        size_interface: at the membrane, um, where the builder takes it.
+    ``shape`` are keywords of the builder besides sizes; ``size`` is the target edge length, um, one
+    or one for each layer, and ``size_interface`` that at the membrane, where the builder takes it.
     """
 
     builder: Callable
@@ -35,20 +32,24 @@ class Discretisation:
     degree: int
     size_interface: float | None = None
 
-    def build(self, comm: MPI.Comm) -> Mesh:
-        """Build and distribute the mesh. Collective."""
-        fine = {} if self.size_interface is None else {"size_interface": self.size_interface}
-        return build(self.builder, **dict(self.shape), size=self.size, **fine, comm=comm)
+    def problem(self, comm: MPI.Comm, diffusivity=2.0, T2=np.inf, kappa=np.inf,
+                periodic: str = "") -> tuple[BlochTorrey, dict]:
+        """A tissue on the mesh, and the columns of a `Row` that say which mesh it is. Collective.
 
-    def describe(self, mesh: Mesh) -> dict:
-        """The columns of a `Row` that say which mesh it was. Collective."""
-        sizes = [*np.atleast_1d(self.size).tolist()]
-        smallest = min(sizes if self.size_interface is None else [*sizes, self.size_interface])
+        ``kappa`` is that of the membranes, um/ms, one or by tag; the others are as of a `Tissue`.
+        """
+        fine = {} if self.size_interface is None else {"size_interface": self.size_interface}
+        mesh = build(self.builder, **dict(self.shape), size=self.size, **fine, comm=comm)
+        problem = BlochTorrey(Tissue(mesh, diffusivity, T2, periodic=periodic, permeability=(
+            Permeability.on(mesh, membrane=kappa))), self.degree)
+        sizes = np.atleast_1d(self.size).tolist()
         words = "/".join(f"{s:g}" for s in sizes)
         if self.size_interface is not None:
             words += f" ({self.size_interface:g} at membranes)"
-        return {"mesh": f"{mesh.dim}-D, {mesh.num_cells} cells, {words} um, P{self.degree}",
-                "cells": mesh.num_cells, "size": smallest, "degree": self.degree}
+        return problem, {
+            "mesh": f"{mesh.dim}-D, {mesh.num_cells} cells, {words} um, P{self.degree}",
+            "cells": mesh.num_cells, "size": min([*sizes, *fine.values()]),
+            "degree": self.degree, "unknowns": problem.num_unknowns}
 
 
 def stack(lengths, size: float, degree: int = 1) -> Discretisation:
@@ -78,11 +79,3 @@ def discretisation(case: Case, level: str) -> Discretisation:
         return Discretisation(sphere_in_box, (("radius", case.lengths[0]), ("box", (20.0,) * 3)),
                               2.0 if fine else 2.5, 2, 1.5 if fine else 2.0)
     return Discretisation(l_cell, (), 2.0, 2, 1.0 if fine else None)
-
-
-def tissue_of(case: Case, mesh: Mesh) -> Tissue:
-    """The tissue of a reference case; the free medium is a periodic box. Collective."""
-    T2 = np.inf if case.T2 is None else dict(enumerate(case.T2, 1))
-    return Tissue(mesh, case.diffusivity, T2,
-                  permeability=Permeability.on(mesh, membrane=case.permeability),
-                  periodic="x" if case.geometry == "free" else "")

@@ -5,7 +5,6 @@ The references are eigenvalues, published tables, closed forms and the file's li
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -13,17 +12,14 @@ from typing import Any
 import numpy as np
 
 from ..acquisition import PGSE, Acquisition
-from ..problem import BlochTorrey
 from ..quantities import exchange_times, hadc, short_time_approximation
-from ..tissue import Permeability, Tissue
 from ..units import b_from_internal
 from . import analytic
 from . import references as ref
 from .discretisation import REFINED, Discretisation, round_layers, stack
 from .rows import Row
-from .settings import Settings
-from .signals import TARGETS
-from .solve import ENGINES, MATRIX_FORMALISM, TIME_STEPPING, Measurement, solve
+from .signals import TARGETS, tissue_rows
+from .solve import ENGINES, MATRIX_FORMALISM, Measurement, Settings, solve
 
 X = (1.0, 0.0, 0.0)
 
@@ -56,14 +52,11 @@ def exchange_rows(settings: Settings) -> Iterator[Row]:
                 choice = round_layers(geometry, (inner - thin, inner, outer), (size, thin, size),
                                       degree)
                 kappa = {1: np.inf, 2: 0.02}
-            mesh = choice.build(settings.comm)
-            tissue = Tissue(mesh, 2.0, permeability=Permeability.on(mesh, membrane=kappa))
-            problem = BlochTorrey(tissue, choice.degree)
+            problem, columns = choice.problem(settings.comm, kappa=kappa)
             ours = exchange_times(problem, 1)
             yield Row("exchange", f"exchange_{geometry}", level, "exchange_times", ("ms",),
                       (float(ours[0]),), (slowest,), (5e-5,), TARGETS[level], relative=True,
-                      unknowns=problem.num_unknowns, seconds=time.perf_counter() - began,
-                      **choice.describe(mesh))
+                      seconds=time.perf_counter() - began, **columns)
 
 
 # ---- published layers ---------------------------------------------------------------------------
@@ -72,47 +65,25 @@ def layer_rows(settings: Settings) -> Iterator[Row]:
     """Published three-layer signals, and unequal slabs against the layer solver. Collective."""
     sizes = {"disk": (0.5, 0.5), "sphere": (2.0, 1.5)}
     for level in settings.levels:
-        thicknesses, D, T2 = (3.0, 5.0, 4.0), [2.0, 1.0, 3.0], [80.0, 40.0, np.inf]
+        thicknesses, D, T2 = (3.0, 5.0, 4.0), (2.0, 1.0, 3.0), (80.0, 40.0, np.inf)
         b = (500.0, 1000.0, 2000.0, 4000.0)
-        yield from _engine_rows(
-            "layers", "slab3_unequal_open_T2", level, _chosen("slab", thicknesses, level, .25, .5),
-            settings, dict(enumerate(D, 1)), dict(enumerate(T2, 1)), {1: 0.05, 2: np.inf},
-            PGSE(5.0, 15.0), b,
-            analytic.slabs(b, 5, 15, thicknesses, [0.05, np.inf], D, T2).tolist(), 1e-9)
+        exact = analytic.slabs(b, 5, 15, thicknesses, [0.05, np.inf], D, T2)
+        case = _layered("slab3_unequal_open_T2", "slab", thicknesses, D, {1: 0.05, 2: np.inf}, T2,
+                        PGSE(5.0, 15.0), b, tuple(exact.tolist()), 1e-9)
+        yield from tissue_rows([case], level, settings,
+                               _chosen("slab", thicknesses, level, 0.25, 0.5))
         for name, (geometry, D, kappa, published) in ref.LAYERS.items():
-            choice = _chosen(geometry, ref.LAYER_RADII, level, *sizes[geometry])
-            yield from _engine_rows(
-                "layers", name, level, choice, settings, dict(enumerate(D, 1)), np.inf, kappa,
-                PGSE(40.0, 40.0), ref.LAYER_B, published, ref.ROUNDING)
+            case = _layered(name, geometry, ref.LAYER_RADII, D, kappa, None, PGSE(40.0, 40.0),
+                            ref.LAYER_B, published, ref.ROUNDING)
+            yield from tissue_rows([case], level, settings, _chosen(
+                geometry, ref.LAYER_RADII, level, *sizes[geometry]))
 
 
-def _engine_rows(family, name, level, choice, settings, D, T2, kappa, waveform, b, reference,
-                 uncertainty) -> Iterator[Row]:
-    """Both engines on one tissue and waveform, gradient along x."""
-    began = time.perf_counter()
-    mesh = choice.build(settings.comm)
-    tissue = Tissue(mesh, D, T2, permeability=Permeability.on(mesh, membrane=kappa))
-    problem = BlochTorrey(tissue, choice.degree)
-    columns = choice.describe(mesh) | {"unknowns": problem.num_unknowns}
-    setting_up, ours = time.perf_counter() - began, {}
-    for engine in filter(settings.runs, ENGINES):
-        if engine == TIME_STEPPING and not settings.steps_through(mesh.dim, level):
-            continue
-        few = engine == TIME_STEPPING and mesh.dim == 3 and not settings.everything
-        places = range(len(b))[-1:] if few else range(len(b))
-        rows = [[Measurement(waveform, float(b[k]), X)] for k in places]
-        solved = solve(problem, [row[0] for row in rows], engine, settings.tolerance_at(level))
-        ours[engine] = solved.average(rows)
-        row = Row(family, name, level, engine, tuple(f"b = {b[k]:g}" for k in places),
-                  ours[engine], tuple(reference[k] for k in places),
-                  (uncertainty,) * len(places), TARGETS[level], resolution=solved.resolution,
-                  estimated_error=solved.estimated_error, seconds=solved.seconds + setting_up,
-                  **columns)
-        if engine == TIME_STEPPING and MATRIX_FORMALISM in ours:
-            other = np.array(ours[MATRIX_FORMALISM])[list(places)]
-            row = dataclasses.replace(row, difference=float(np.abs(row.ours - other).max()))
-        yield row
-        setting_up = 0.0
+def _layered(name, geometry, lengths, D, kappa, T2, waveform, b, reference,
+             uncertainty: float) -> ref.Case:
+    """Layers of different diffusivity, gradient along x."""
+    return ref.Case("layers", name, name, geometry, lengths, dict(enumerate(D, 1)), kappa, T2,
+                    waveform, (X,), b, reference, (uncertainty,) * len(b), False)
 
 
 # ---- motional narrowing -------------------------------------------------------------------------
@@ -135,8 +106,7 @@ def narrowing_rows(settings: Settings) -> Iterator[Row]:
             began = time.perf_counter()
             L = lengths[geometry]
             choice = _chosen(geometry, [L], level, *sizes[geometry])
-            mesh = choice.build(settings.comm)
-            problem = BlochTorrey(Tissue(mesh, D), choice.degree)
+            problem, columns = choice.problem(settings.comm, D)
             deltas = np.array([3.0, 6.0]) * L**2 / D
             g2 = wanted * D / (2 * c1 * L**4 * deltas[1])
             pulses = [PGSE(float(delta), float(delta)) for delta in deltas]
@@ -153,9 +123,8 @@ def narrowing_rows(settings: Settings) -> Iterator[Row]:
                 ours2 = (2 * deltas[1] - found[1] / ours1) * D / L**2
                 yield Row("narrowing", f"narrowing_{geometry}", level, engine, ("c1", "c2"),
                           (float(ours1), float(ours2)), (c1, c2), (), TARGETS[level],
-                          relative=True, unknowns=problem.num_unknowns,
-                          resolution=solved.resolution, estimated_error=solved.estimated_error,
-                          seconds=time.perf_counter() - began, **choice.describe(mesh))
+                          relative=True, seconds=time.perf_counter() - began,
+                          **solved.columns, **columns)
                 began = time.perf_counter()
 
 
@@ -179,21 +148,20 @@ def short_time_rows(settings: Settings) -> Iterator[Row]:
             layers, sizes, shortest = by_level[level]
             choice = (stack(layers, sizes, 2) if geometry == "slab"
                       else round_layers(geometry, layers, sizes, 2))
-            mesh = choice.build(settings.comm)
-            tissue = Tissue(mesh, 2.0, permeability=Permeability.on(mesh, membrane=np.inf))
+            problem, columns = choice.problem(settings.comm)
+            del columns["unknowns"]  # both models have their own
             entries = [e for e in ref.data()["limits"] if e["geometry"] == geometry and "t" in e]
             times = [ref.US * entry["t"] for entry in entries]
             table = Acquisition.concatenate([
                 Acquisition.pgse(1000.0, X, delta=1e-4 * t, Delta=t) for t in times])
-            columns = choice.describe(mesh)
             resolved = [k for k, entry in enumerate(entries) if entry["t"] >= shortest]
             # its own choice of steps follows the pulses, which do not matter here
             found = {"D_ratio": np.array([
-                hadc(tissue, table.select([k]), times[k] / 50, choice.degree).adc[0] / 2.0
+                hadc(problem, table.select([k]), times[k] / 50).adc[0] / 2.0
                 for k in resolved])}
             seconds = {"D_ratio": time.perf_counter() - began}
             began = time.perf_counter()
-            found["mitra"] = short_time_approximation(tissue, table).adc / 2.0
+            found["mitra"] = short_time_approximation(problem, table).adc / 2.0
             seconds["mitra"] = time.perf_counter() - began
             for column, method in (("D_ratio", hadc), ("mitra", short_time_approximation)):
                 shown = [entries[k] for k in resolved] if column == "D_ratio" else entries
@@ -218,11 +186,8 @@ def effective_rows(settings: Settings) -> Iterator[Row]:
                        if (e["h"], e["kappa"]) == (h, kappa)]
             began = time.perf_counter()
             choice = stack([h / 2, h / 2], h / 20, 2 if level == REFINED else 1)
-            mesh = choice.build(settings.comm)
-            tissue = Tissue(mesh, 2.0, periodic="x", permeability=Permeability.on(
-                mesh, membrane=ref.PER_US * kappa))
-            problem = BlochTorrey(tissue, choice.degree)
-            columns = choice.describe(mesh) | {"unknowns": problem.num_unknowns}
+            problem, columns = choice.problem(settings.comm, kappa=ref.PER_US * kappa,
+                                              periodic="x")
             b = float(b_from_internal(ref.EFFECTIVE_MEDIUM_BD / (ref.PER_US * D_eff)))
             rows = [Measurement(PGSE(ref.EFFECTIVE_MEDIUM_DELTA, ref.US * e["Delta"]), b, X)
                     for e in entries]
@@ -235,9 +200,8 @@ def effective_rows(settings: Settings) -> Iterator[Row]:
                 yield Row("effective", f"effective_h{h:g}_k{kappa:g}", level, engine,
                           at[:len(some)], tuple((ours * D_eff * ref.PER_US).tolist()),
                           tuple(ref.PER_US * e["D_app"] for e in entries[:len(some)]), (),
-                          TARGETS[level], relative=True, resolution=solved.resolution,
-                          estimated_error=solved.estimated_error,
-                          seconds=time.perf_counter() - began, **columns)
+                          TARGETS[level], relative=True, seconds=time.perf_counter() - began,
+                          **solved.columns, **columns)
                 began = time.perf_counter()
 
 

@@ -7,19 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from ..errors import InputError
+from . import facts
 from .convergence import agreement_rows, order_rows, tolerance_rows
-from .facts import (
-    b_value_rows,
-    effective_rows,
-    exchange_rows,
-    layer_rows,
-    narrowing_rows,
-    short_time_rows,
-)
 from .lattices import lattice_rows
 from .rows import Row
-from .settings import Settings
 from .signals import signal_rows
+from .solve import Settings
 
 
 @dataclass(frozen=True)
@@ -28,7 +21,6 @@ class Family:
 
     Attributes:
         name: what ``--families`` takes.
-        title: what it is.
         rows: yields the rows as they are done; collective.
         needs_both: whether it compares the engines with each other.
     """
@@ -48,13 +40,13 @@ _TITLES = {
 
 FAMILIES: tuple[Family, ...] = (
     *(Family(name, title, partial(signal_rows, name)) for name, title in _TITLES.items()),
-    Family("exchange", "slowest exchange time without gradient", exchange_rows),
-    Family("layers", "published three-layer tables, b to 10000; unequal layers", layer_rows),
-    Family("narrowing", "motional narrowing of long pulses", narrowing_rows),
-    Family("short_time", "D(t) at short times and its limit", short_time_rows),
-    Family("effective", "effective medium: long times in an endless stack", effective_rows),
+    Family("exchange", "slowest exchange time without gradient", facts.exchange_rows),
+    Family("layers", "published three-layer tables, b to 10000; unequal layers", facts.layer_rows),
+    Family("narrowing", "motional narrowing of long pulses", facts.narrowing_rows),
+    Family("short_time", "D(t) at short times and its limit", facts.short_time_rows),
+    Family("effective", "effective medium: long times in an endless stack", facts.effective_rows),
     Family("lattice", "balls on a periodic lattice, against a random walk", lattice_rows),
-    Family("b_values", "b of every waveform", b_value_rows),
+    Family("b_values", "b of every waveform", facts.b_value_rows),
     Family("orders", "orders of convergence in h and the time step", order_rows),
     Family("agreement", "both engines on one mesh, refined modes and steps", agreement_rows,
            needs_both=True),
@@ -78,11 +70,9 @@ def choose_families(names: Iterable[str] | None = None) -> list[Family]:
 
 def validate(families: Iterable[str] | None = None, settings: Settings | None = None,
              progress: Callable[[Row], object] | None = None) -> list[Row]:
-    """Run families. Collective.
+    """Run families, all if not given. Collective.
 
     Args:
-        families: names; all if not given.
-        settings: levels, engines, tolerance.
         progress: called with each row as it is done, on every rank.
 
     Returns:

@@ -13,12 +13,10 @@ import numpy as np
 from ..acquisition import Acquisition
 from ..mesh import packed_spheres
 from ..simulate import simulate
-from ..tissue import Permeability, Tissue
 from .discretisation import REFINED, Discretisation
 from .rows import Row
-from .settings import Settings
 from .signals import WALK_TARGET
-from .solve import MATRIX_FORMALISM
+from .solve import MATRIX_FORMALISM, Settings
 
 LENGTH, RADIUS, D, PULSE, SEPARATION = 10.0, 4.0, 2.0, 10.0, 20.0  # um, um^2/ms, ms
 # by permeability, um/ms: signals over b, s/mm^2, and two standard deviations
@@ -38,15 +36,13 @@ def lattice_rows(settings: Settings) -> Iterator[Row]:
             choice = Discretisation(packed_spheres, (
                 ("radii", (RADIUS,)), ("box", (LENGTH,) * 3), ("periodic", True)),
                 1.0 if level == REFINED else 1.5, 2)
-            mesh = choice.build(settings.comm)
-            tissue = Tissue(mesh, D, permeability=Permeability.on(mesh, membrane=kappa),
-                            periodic="xyz")
+            problem, columns = choice.problem(settings.comm, D, kappa=kappa, periodic="xyz")
             table = Acquisition.pgse([0, *walk], [1.0, 0.0, 0.0], PULSE, SEPARATION)
-            found = simulate(tissue, table, tolerance=settings.tolerance_at(level))
+            found = simulate(problem.tissue, table, tolerance=settings.tolerance_at(level))
             reference, uncertainty = np.array(list(walk.values())).T.tolist()
             yield Row("lattice", f"balls_kappa{kappa:g}", level, MATRIX_FORMALISM,
                       tuple(f"b = {b:g}" for b in walk), tuple(found.normalised[1:].tolist()),
                       tuple(reference), tuple(uncertainty), WALK_TARGET,
                       resolution=f"mesh: {found.mesh_error:.1g}",
                       estimated_error=found.estimated_error,
-                      seconds=time.perf_counter() - began, **choice.describe(mesh))
+                      seconds=time.perf_counter() - began, **columns)

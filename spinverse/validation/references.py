@@ -31,19 +31,16 @@ class Case:
 
     Attributes:
         family: "1" to "7".
-        name: that of the file.
         tissue: the name without waveform and directions; cases with the same one share a mesh.
         geometry: "slab", "free", "disk", "sphere", "sphere_in_cube" or "l_cell".
         lengths: layers of a stack, or radii, um.
-        diffusivity: um^2/ms.
-        permeability: of the membranes, um/ms; 0 where there is none.
+        diffusivity: um^2/ms; or of each layer, by tag.
+        permeability: of the membranes, um/ms, or by tag; 0 where there is none.
         T2: ms of each layer, or None.
-        waveform: the gradient waveform.
         directions: unit vectors over which the signal is averaged.
         b: s/mm^2.
-        reference: signals over those at time 0.
-        uncertainty: of each signal: what the file says, or two standard deviations.
-        monte_carlo: whether the reference is a random walk.
+        reference: signals over those at time 0, each with its ``uncertainty``: what the file says,
+            or two standard deviations where it is a random walk (``monte_carlo``).
     """
 
     family: str
@@ -51,8 +48,8 @@ class Case:
     tissue: str
     geometry: str
     lengths: tuple[float, ...]
-    diffusivity: float
-    permeability: float
+    diffusivity: float | dict[int, float]
+    permeability: float | dict[int, float]
     T2: tuple[float, ...] | None
     waveform: Waveform
     directions: tuple[tuple[float, ...], ...]

@@ -19,30 +19,22 @@ class TargetMissed(SpinverseError):
 
 @dataclass(frozen=True)
 class Row:
-    """One case by one method on one mesh.
+    """One case by one method on one mesh; figures that are not there are nan.
 
     Attributes:
-        family: name of the family.
-        case: name of the case.
-        level: "default" or "refined".
         method: "matrix_formalism", "time_stepping", or the function that made the value.
         at: what the values belong to: b-values, sizes, times; one text each.
-        ours: values, as many as ``at``.
-        reference: the values that are independent of us.
-        uncertainty: of each reference; two standard deviations of a random walk.
+        ours, reference: values, as many as ``at``; of each reference the ``uncertainty``, two
+            standard deviations of a random walk.
         target: largest error that passes, absolute; of relative errors where ``relative``; nan
             where the row only shows something.
-        relative: whether errors are relative to the reference.
         mesh: dimension, cells, size, degree in words.
-        cells: number of cells; 0 without a mesh.
-        size: target edge length, um; nan without.
-        degree: of the polynomials; 0 without a mesh.
+        size: target edge length, um.
         unknowns: complex unknowns.
         resolution: modes or time step in words.
-        estimated_error: what the engine says that modes or steps leave; nan without.
-        difference: largest difference from the matrix formalism on the same mesh; nan without.
-        order: of convergence over a refined family; nan without.
-        least_order: what ``order`` has to reach; nan where it does not matter.
+        estimated_error: what the engine says that modes or steps leave.
+        difference: largest difference from the matrix formalism on the same mesh.
+        order, least_order: of convergence over a refined family, and what it has to reach.
         seconds: wall time; that of cases which share a solve is divided among them.
     """
 
@@ -109,12 +101,10 @@ class Verdict:
     """All rows of a family and level.
 
     Attributes:
-        family, level: whose.
         rows: how many have a target.
         worst: the row furthest above, or nearest to, its target.
         missed: cases that miss it, each once.
         within: cases that only the reference's own error keeps from meeting it.
-        seconds: in all.
     """
 
     family: str

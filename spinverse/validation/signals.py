@@ -9,11 +9,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ..problem import BlochTorrey
-from .discretisation import REFINED, Discretisation, discretisation, tissue_of
+from .discretisation import REFINED, Discretisation, discretisation
 from .references import Case, by_tissue
 from .rows import Row
-from .settings import Settings
-from .solve import MATRIX_FORMALISM, TIME_STEPPING, Measurement, Solved, solve
+from .solve import MATRIX_FORMALISM, TIME_STEPPING, Measurement, Settings, Solved, solve
 
 TARGETS = {"default": 1e-3, "refined": 1e-4}
 WALK_TARGET = 1e-3  # random walks are not known better
@@ -26,9 +25,11 @@ def signal_rows(family: str, settings: Settings) -> Iterator[Row]:
             yield from tissue_rows(group, level, settings)
 
 
-def tissue_rows(group: list[Case], level: str, settings: Settings) -> Iterator[Row]:
+def tissue_rows(group: list[Case], level: str, settings: Settings,
+                choice: Discretisation | None = None) -> Iterator[Row]:
     """Rows of cases that share a tissue: modes first, then steps. Collective."""
-    problem, columns, seconds = set_up(discretisation(group[0], level), group[0], settings)
+    choice = choice or discretisation(group[0], level)
+    problem, columns, seconds = set_up(choice, group[0], settings)
     tolerance = settings.tolerance_at(level)
     reference = None
     if settings.runs(MATRIX_FORMALISM):
@@ -61,9 +62,10 @@ def set_up(choice: Discretisation, case: Case,
            settings: Settings) -> tuple[BlochTorrey, dict, float]:
     """The discrete problem, the columns that say which, the seconds of mesh and matrices."""
     began = time.perf_counter()
-    mesh = choice.build(settings.comm)
-    problem = BlochTorrey(tissue_of(case, mesh), choice.degree)
-    columns = choice.describe(mesh) | {"unknowns": problem.num_unknowns}
+    problem, columns = choice.problem(
+        settings.comm, case.diffusivity,
+        np.inf if case.T2 is None else dict(enumerate(case.T2, 1)), case.permeability,
+        periodic="x" if case.geometry == "free" else "")
     return problem, columns, time.perf_counter() - began
 
 
@@ -96,5 +98,4 @@ def _row(case: Case, level: str, engine: str, solved: Solved, b, directions, col
         ours=solved.average(_measurements(case, b, directions)),
         reference=tuple(case.reference[k] for k in places),
         uncertainty=tuple(case.uncertainty[k] for k in places), target=target,
-        resolution=solved.resolution, estimated_error=solved.estimated_error, seconds=seconds,
-        **columns)
+        seconds=seconds, **solved.columns, **columns)

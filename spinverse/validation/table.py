@@ -43,18 +43,13 @@ def line(row: Row) -> str:
             f"  {row.seconds:.1f} s{mark}")
 
 
-def print_table(rows: Sequence[Row], width: int | None = None) -> None:
-    """Print the whole table; on one rank only.
-
-    Args:
-        rows: of any families.
-        width: characters; that of the terminal, at least 210, if not given.
-    """
+def print_table(rows: Sequence[Row]) -> None:
+    """Print the whole table, at least 210 characters wide; on one rank only."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, width=width or max(Console().width, 210))
+    console = Console(highlight=False, width=max(Console().width, 210))
     for family in dict.fromkeys(row.family for row in rows):
         table = Table(title=f"family {family}", title_justify="left", box=box.SIMPLE_HEAD,
                       padding=(0, 1, 0, 0))
@@ -92,13 +87,6 @@ def write(folder: Path, rows: Sequence[Row]) -> None:
         writer.writerows(long)
 
 
-def read(folder: Path) -> list[Row]:
-    """The rows of a folder that `write` made, for tables that are run in pieces."""
-    names = [field.name for field in dataclasses.fields(Row)]
-    saved = json.loads((folder / JSON).read_text())["rows"]
-    return [Row(**{name: _loaded(item[name]) for name in names}) for item in saved]
-
-
 def entry(row: Row) -> dict:
     """A row as strict JSON can hold it: what is not there is None."""
     found = {key: _plain(value) for key, value in dataclasses.asdict(row).items()}
@@ -107,8 +95,7 @@ def entry(row: Row) -> dict:
 
 def _by_value(item: dict) -> list[dict]:
     per_value = ("at", "ours", "reference", "uncertainty")
-    rest = {key: "" if value is None else value for key, value in item.items()
-            if key not in per_value}
+    rest = {key: value for key, value in item.items() if key not in per_value}
     columns = [item[key] or [""] * len(item["at"]) for key in per_value]
     head = {key: rest.pop(key) for key in ("family", "case", "level", "method")}
     return [head | dict(zip(per_value, values, strict=True)) | rest
@@ -127,12 +114,6 @@ def _plain(value):
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _loaded(value):
-    if isinstance(value, list):
-        return tuple(_loaded(item) for item in value)
-    return math.nan if value is None else value
 
 
 def _value(number: float) -> str:

@@ -24,6 +24,7 @@ from ...errors import InputError
 from ...extra_terms import Unsuitable, cell_function, has
 from ...mesh.whole import WholeMesh
 from ...problem import BlochTorrey
+from .walls import Walls
 
 _ZERO = 1e-12  # of the largest entry: what an assembly leaves where nothing is
 _OPEN = 1e12  # um/ms, in terms of the user's that depend on the permeability: no membrane
@@ -95,16 +96,14 @@ class Assembly:
     Args:
         problem: the discrete problem.
         whole: its mesh.
-        wall, opening: permeabilities of walls and of other facets, um/ms: the user's terms may
-            depend on them, and open facets of finite permeability slow diffusion down.
 
     Raises:
         InputError: see `check`.
     """
 
-    def __init__(self, problem: BlochTorrey, whole: WholeMesh, wall: float, opening: float):
+    def __init__(self, problem: BlochTorrey, whole: WholeMesh):
         check(problem)
-        self.problem, self.whole, self.wall, self.opening = problem, whole, wall, opening
+        self.problem, self.whole = problem, whole
         mesh, space = problem.mesh, problem.space
         dofs = space.dofmap.list
         self.size = dofs.shape[1]
@@ -126,17 +125,19 @@ class Assembly:
         self._parts = [form if form is None else problem.compile(form)
                        for form in _parted(problem.extra_form, self._chosen)]
 
-    def blocks(self, resistance: float = 2.0) -> Blocks:
+    def blocks(self, walls: Walls, resistance: float = 2.0) -> Blocks:
         """At the present coefficients.
 
         Args:
+            walls: the user's terms may depend on the permeability, and open facets of finite
+                permeability slow diffusion down.
             resistance: how much of the resistance of open facets the cells take over, see
                 `_slow`; about 2 on lattices.
         """
         problem = self.problem
-        if np.isfinite(self.opening):
-            self._slow(resistance)
-        decay = self._inside(self._decay)
+        if np.isfinite(walls.open):
+            self._slow(resistance / walls.open)
+        decay = self._inside(self._decay[int(np.isfinite(walls.open))])
         mass, position, exchange = self._fixed
         inside, around = self._parts
         at_walls = at_open = None
@@ -144,9 +145,9 @@ class Assembly:
             decay = decay + self._inside(inside, 0)
             position = position + self._turned(inside)
         if around is not None:
-            at_walls = at_open = self._terms_at(self.wall)
+            at_walls = at_open = self._terms_at(walls.wall)
             if has(problem.extra_form, problem.kappa):
-                at_open = self._terms_at(min(self.opening, _OPEN))
+                at_open = self._terms_at(min(walls.open, _OPEN))
         return Blocks(self.whole, mass, decay, position, self._nodes, exchange, at_walls, at_open)
 
     @cached_property
@@ -164,11 +165,13 @@ class Assembly:
         return mass, position, self._between_nodes(exchange)
 
     @cached_property
-    def _decay(self) -> dolfinx.fem.Form:
+    def _decay(self) -> tuple[dolfinx.fem.Form, dolfinx.fem.Form]:
+        """With the diffusivity as it is, and as open facets leave it."""
         m, v, c = self.problem.scalar_arguments
-        D = self._slowed if np.isfinite(self.opening) else c.D
-        return self.problem.compile(forms.diffusion(m, v, replace(c, D=D))
-                                    + forms.relaxation(m, v, c))
+        plain, slowed = (self.problem.compile(
+            forms.diffusion(m, v, replace(c, D=D)) + forms.relaxation(m, v, c))
+            for D in (c.D, self._slowed))
+        return plain, slowed
 
     def _terms_at(self, permeability: float) -> np.ndarray:
         """The user's terms on facets, all of which have this permeability."""
@@ -269,7 +272,7 @@ class Assembly:
         return cell_function(self.problem.mesh.domain, np.zeros((cells, 3, 3)), "slowed")
 
     def _slow(self, resistance: float) -> None:
-        """Set the diffusivity of cells whose open facets are taken for no obstacle.
+        """Set the diffusivity of cells whose open facets are taken for no obstacle, ms/um.
 
         A facet of permeability kappa is in series with the cells on its sides; to first order each
         loses D (A n n^T / (2 V kappa)) D, times a factor that depends on the elements.
@@ -280,7 +283,7 @@ class Assembly:
         if not shape:
             values = values[:, None, None] * np.eye(3)
         loss = values @ self._across[self.problem.mesh.input_cells] @ values
-        slow = values - resistance / self.opening * loss
+        slow = values - resistance * loss
         least = np.linalg.eigvalsh(slow)[:, 0] < _LEAST * np.linalg.eigvalsh(values)[:, 0]
         slow[least] = _LEAST * values[least]
         made.x.array.reshape(-1, 3, 3)[made.function_space.dofmap.list.ravel()] = slow

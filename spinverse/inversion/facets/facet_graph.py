@@ -19,6 +19,7 @@ class FacetGraph:
         included: ``(nf,)`` bool; the other facets do not take part.
 
     Attributes:
+        included: as given.
         edge, facet: ``(n,)`` incidences: local edge number and position among local values.
         degree: ``(ne,)`` facets around each owned edge (edges without any are left out).
         pairs: ``(np, 2)`` positions of facets that share an owned edge.
@@ -26,7 +27,7 @@ class FacetGraph:
     """
 
     def __init__(self, mesh: Mesh, included: np.ndarray):
-        self.mesh, comm = mesh, mesh.comm
+        self.mesh, self.included, comm = mesh, np.asarray(included, dtype=bool), mesh.comm
         topology = mesh.domain.topology
         topology.create_connectivity(2, 1)
         edge_map = topology.index_map(1)
@@ -37,7 +38,7 @@ class FacetGraph:
         first = mesh.facets.topology.index_map(2).local_range[0]
         ids = np.repeat(first + np.arange(mesh.num_owned_facets), 3)
         flat = facet_edges.ravel()
-        keep = np.repeat(np.asarray(included, dtype=bool), 3)
+        keep = np.repeat(self.included, 3)
         ids, flat = ids[keep], flat[keep]
         parts = comm.alltoall([np.column_stack([edge_ids[flat], ids])[owners[flat] == rank]
                                for rank in range(comm.size)])

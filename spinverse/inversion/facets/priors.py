@@ -92,30 +92,23 @@ class Binarisation:
 
     name: ClassVar[str] = "binarisation"
     graph: FacetGraph
-    included: np.ndarray
 
     def value(self, z: np.ndarray) -> float:
-        p = membrane_indicator(z[self.included])
+        p = membrane_indicator(z[self.graph.included])
         return _mean(self.graph, float(p @ (1 - p)), self._number)
 
     def pull_back(self, z: np.ndarray, adjoint: float) -> np.ndarray:
         p = membrane_indicator(z)
         slope = (1 - 2 * p) * (-p * (1 - p) / WIDTH) * adjoint / max(self._number, 1)
-        return np.where(self.included, slope, 0.0)
+        return np.where(self.graph.included, slope, 0.0)
 
     @property
     def _number(self) -> int:
-        return self.graph.mesh.comm.allreduce(int(np.count_nonzero(self.included)))
+        return self.graph.mesh.comm.allreduce(int(np.count_nonzero(self.graph.included)))
 
 
-def make_prior(name: str, graph: FacetGraph, included: np.ndarray):
-    """The prior of that name on the unknown facets."""
-    if name == Binarisation.name:
-        return Binarisation(graph, included)
-    return {Continuity.name: Continuity, Manifold.name: Manifold}[name](graph)
-
-
-PRIORS = (Continuity.name, Manifold.name, Binarisation.name)
+#: By name; each is made of a `FacetGraph`.
+PRIORS = {prior.name: prior for prior in (Continuity, Manifold, Binarisation)}
 
 
 def _mean(graph: FacetGraph, local: float, number: int) -> float:

@@ -19,7 +19,7 @@ from .facet_graph import FacetGraph
 from .gauss_newton import GaussNewton, Linearisation
 from .memory import Keeper
 from .optimise import BacktrackingFunctional, StopStage, minimise
-from .priors import PRIORS, make_prior
+from .priors import PRIORS
 from .tao import TAO
 
 _GAIN = 0.99  # of the loss `Stage.patience` iterations before: what is above is no gain
@@ -112,6 +112,7 @@ class Stage:
     def check(self, problem: InverseProblem) -> None:
         """Raise InputError for what would else be noticed in the middle of a run."""
         self.rows(problem.acquisition)
+        problem.forward(problem.permeability(1.0).values)  # terms and coefficients
         if isinstance(self.optimiser, GaussNewton) and problem.engine != "matrix_formalism":
             raise InputError(f"stage {self.name!r}: optimiser gauss_newton with engine "
                              f"{problem.engine}, expected engine matrix_formalism (it gives the "
@@ -162,7 +163,7 @@ class _Running:
         self.likelihood = problem.likelihood.select(rows).weighted(weights)
         self.data = _Weighted("data", self.likelihood, stage.misfit_weight)
         first = stage.prior_weights(0)
-        self.priors = [_Weighted(name, make_prior(name, graph, unknown), first[name])
+        self.priors = [_Weighted(name, PRIORS[name](graph), first[name])
                        for name in stage.priors]
 
     def result(self) -> tuple[State, str]:

@@ -6,6 +6,8 @@ compartments are connected and of some size, and whose outside has no sealed poc
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 from scipy.spatial import cKDTree
 
@@ -78,22 +80,29 @@ class Cells:
         found |= {(cell, 0) for cell in np.flatnonzero(self.at_rim & (labels > 0)).tolist()}
         return sorted(found)
 
-    def translations(self) -> list[np.ndarray]:
-        """For each step from the middle vertex to another: ``(Nt,)`` where cells come from.
+    @cached_property
+    def maps(self) -> list[tuple[int, np.ndarray, np.ndarray]]:
+        """Steps from the middle vertex to another, alone and after a point reflection.
 
-        -1 where nothing does. On lattices these are the steps of the lattice; elsewhere shapes
-        move to the nearest cells.
+        (sign, step in um, ``(Nt,)`` the cell that each cell comes from, -1 where none). On
+        lattices these are the lattice's; elsewhere shapes move to the nearest cells.
         """
         whole = self.whole
-        tree, size = cKDTree(whole.centroids), np.mean(whole.volumes) ** (1 / 3)
+        x = whole.centroids - whole.centre
+        tree, size = cKDTree(x), np.mean(whole.volumes) ** (1 / 3)
         middle = np.linalg.norm(whole.points - whole.centre, axis=1).argmin()
         result = []
         for step in whole.points - whole.points[middle]:
-            if not 0 < np.linalg.norm(step) < 0.6 * np.ptp(whole.points, axis=0).max():
-                continue
-            distance, source = tree.query(whole.centroids - step)
-            result.append(np.where(distance < 0.5 * size, source, -1))
+            for sign in (1, -1):
+                distance, source = tree.query(sign * (x - step))
+                result.append((sign, step, np.where(distance < 0.5 * size, source, -1)))
         return result
+
+    def translations(self) -> list[np.ndarray]:
+        """Where cells come from in steps of up to 0.6 of the box, ``(Nt,)`` each."""
+        box = np.ptp(self.whole.points, axis=0).max()
+        return [source for sign, step, source in self.maps
+                if sign > 0 and 0 < np.linalg.norm(step) < 0.6 * box]
 
 
 def changed(labels: np.ndarray, moves) -> np.ndarray:

@@ -26,6 +26,7 @@ GENERATIONS = 45  # of the evolution, for each ellipsoid
 MUTATION = np.repeat([2.0, 0.2, 0.4], 3)
 # size of mutations at first, its factors after a success and a failure, and its bounds
 SIZE, LARGER, SMALLER, SIZES = 0.5, 1.5, 0.93, (0.1, 1.5)
+ELSEWHERE = 3  # every third generation tries other unknown numbers
 MUTATED = 0.6  # share of several ellipsoids that a mutation changes
 
 
@@ -83,7 +84,7 @@ def starts(models: Models, cells: Cells, look: Look, number: int, tried: int, ke
         tried: random ones.
         keep: so many of them go through an evolution of (1 + 1) and are returned.
         seed: of all that is random.
-        thetas: of unknown numbers, dealt out to the random ones.
+        thetas: of unknown numbers, dealt out to the random ones; the evolution changes them.
     """
     fast = [models.partition(theta) for theta in thetas]
 
@@ -108,7 +109,12 @@ def starts(models: Models, cells: Cells, look: Look, number: int, tried: int, ke
         k, (best, ellipsoids, which) = item
         rng = np.random.default_rng((*seed, number, tried + k))
         size = SIZE
-        for _ in range(GENERATIONS * number):
+        for generation in range(GENERATIONS * number):
+            if len(fast) > 1 and generation % ELSEWHERE == 0:
+                other = int(rng.integers(len(fast)))
+                new = of(best.labels, other)
+                best, which = (new, other) if new.misfit < best.misfit else (best, which)
+                continue
             step = size * MUTATION * rng.normal(size=ellipsoids.shape)
             if number > 1:  # now one, now the other, now both
                 step *= (rng.random(number) < MUTATED)[:, None]

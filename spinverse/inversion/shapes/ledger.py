@@ -28,7 +28,9 @@ class SearchLedger:
         search: what is searched.
         report: called with a phase and its misfit.
         keep: called with a state to go on from, plain arrays, after each part, and in the middle of
-            one with the best so far; a part that was begun is done again then.
+            one with the best so far: a search goes on with walks from there, and does the part
+            again.
+        due: asked in the middle of walks whether such a state is to be kept.
 
     Attributes:
         best: the hypothesis of the lowest misfit of all measurements by the full model.
@@ -38,10 +40,11 @@ class SearchLedger:
     """
 
     def __init__(self, search: Search, report: Report | None = None,
-                 keep: Callable[[dict], None] | None = None):
+                 keep: Callable[[dict], None] | None = None,
+                 due: Callable[[], bool] = lambda: False):
         self.search, self.settings = search, search.settings
         self.report = report or (lambda phase, misfit: None)
-        self._keep = keep
+        self._keep, self._due = keep, due
         self.best: Hypothesis | None = None
         self.part, self.several = 0, False
         self.polished: set[bytes] = set()
@@ -127,18 +130,29 @@ class SearchLedger:
             The hypothesis, with its misfit of all measurements.
         """
         self.count(walk)
-        models, there = self.search.models, walk.best
-        residual = models.exact(there.labels, there.theta, models.all)
-        found = Hypothesis(there.labels, there.theta, float(np.mean(residual**2)), walk.seed[:4])
+        found = self._by_all(walk)
         if self.best is None or found.misfit < self.best.misfit:
             self.best = found
             self.report("best", found.misfit)
-            if self._keep is not None and self._before is not None:
-                self._keep(self._before | self._of_best())
+            self._keep_within(found)
         elif (np.array_equal(found.labels, self.best.labels) and found.origin != self.best.origin
                 and self.score.explains(self.best.misfit)):
             self._confirmed = self.score.floor > 0
         return found
+
+    def step(self, phase: str, misfit: float, walk: Walk) -> None:
+        """Report a step of a walk, whose best is kept if it is time to."""
+        self.report(phase, misfit)
+        if self._keep is not None and self._due():
+            found = self._by_all(walk)
+            if self.best is None or found.misfit < self.best.misfit:
+                self._keep_within(found)
+
+    def _by_all(self, walk: Walk) -> Hypothesis:
+        """A walk's best with its misfit of all measurements."""
+        models, there = self.search.models, walk.best
+        residual = models.exact(there.labels, there.theta, models.all)
+        return Hypothesis(there.labels, there.theta, float(np.mean(residual**2)), walk.seed[:4])
 
     def calibrate(self, hypothesis: Hypothesis) -> None:
         """Fit what the models cannot know, once there is a shape that is about right."""
@@ -168,16 +182,21 @@ class SearchLedger:
         if self._keep is not None and self.best is not None:
             self._keep(self.state(self.part + 1))
 
-    def _of_best(self) -> dict[str, np.ndarray]:
-        best = self.best or Hypothesis(np.zeros(len(self.search.models.whole.cells), np.int8))
+    def _keep_within(self, best: Hypothesis) -> None:
+        if self._keep is not None and self._before is not None:
+            self._keep(self._before | self._of(best) | {"within": np.array(True)})
+
+    def _of(self, best: Hypothesis | None) -> dict[str, np.ndarray]:
+        best = best or Hypothesis(np.zeros(len(self.search.models.whole.cells), np.int8))
         return {"labels": best.labels, "theta": best.theta, "misfit": np.array(best.misfit),
                 "origin": np.array(best.origin)}
 
     def state(self, part: int) -> dict[str, np.ndarray]:
         """Plain arrays to go on from, at the beginning of a part."""
         models = self.search.models
-        return self._of_best() | {
-            "part": np.array(part), "shapes": np.array([self._shapes, self._steps]),
+        return self._of(self.best) | {
+            "within": np.array(False), "part": np.array(part),
+            "shapes": np.array([self._shapes, self._steps]),
             "fitted": np.array(self._fitted), "resistance": np.array(models.resistance),
             "unit": np.array(models.unit), "several": np.array(self.several),
             "bests": np.array(self._bests),

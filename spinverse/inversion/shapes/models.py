@@ -12,6 +12,7 @@ from functools import cached_property
 
 import numpy as np
 from mpi4py import MPI
+from scipy.stats import qmc
 
 from ...engines.modal.matrix_formalism import MatrixFormalism
 from ...engines.shapes.blocks import Assembly, Blocks
@@ -32,6 +33,7 @@ FULL_MODES = {True: 0.35, False: 0.46}  # by absorbing
 FEWEST_MODES = 96
 RESISTANCE, TRIALS, MOST = 2.0, (1.0, 3.0), 4.0  # of open facets; values that fit it; bound
 UNIT = 1.6e-4  # mean square change of signals by a share at the edge, where `Models.unit` is 1
+DESIGN = 11, 36  # points to begin with, for each unknown number, and at most
 THETA_STEP = 0.1  # of a coordinate, for slopes by central differences
 
 
@@ -63,8 +65,7 @@ class Models:
         outside = problem.walls.permeability(np.zeros(len(self.whole.cells), int),
                                              self.whole.sides)
         self._forward = problem.forward(self.whole.facet_values(outside))
-        walls = problem.walls
-        self._assembly = Assembly(self._forward, self.whole, walls.wall, walls.open)
+        self._assembly = Assembly(self._forward, self.whole)
         self._known: dict[tuple, tuple[Blocks, Walls]] = {}
         self._engines: dict[int, tuple] = {}
 
@@ -91,16 +92,15 @@ class Models:
         return np.array([self.problem.unknown[name].coordinate(values[name])
                          for name in self.names])
 
-    def thetas_to_try(self) -> list[np.ndarray]:
-        """The start, and each number alone at a sixth from either end of its range."""
+    @cached_property
+    def design(self) -> list[np.ndarray]:
+        """Coordinates to begin with: the start, and points that fill the ranges evenly."""
         low, high = self.bounds
-        found = [self.start]
-        for k in range(len(self.names)):
-            for share in (1 / 6, 5 / 6):
-                other = self.start.copy()
-                other[k] = low[k] + share * (high[k] - low[k])
-                found.append(other)
-        return found
+        if not self.names:
+            return [self.start]
+        number = min(DESIGN[0] * len(self.names), DESIGN[1])
+        points = qmc.Halton(len(self.names), scramble=False).random(number + 1)[1:]
+        return [self.start, *(low + points * (high - low))]
 
     def _apply(self, theta: np.ndarray) -> Walls:
         return parameters.apply(self.values(theta), self._forward, self.problem.walls)
@@ -111,7 +111,7 @@ class Models:
             if len(self._known) > 8:  # slopes, and the way back
                 self._known.clear()
             walls = self._apply(theta)
-            self._known[key] = self._assembly.blocks(self.resistance), walls
+            self._known[key] = self._assembly.blocks(walls, self.resistance), walls
         return self._known[key]
 
     # ---- sharing out ----------------------------------------------------------------------------

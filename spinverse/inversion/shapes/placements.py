@@ -11,12 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.spatial import cKDTree
 
 from .cells import Cells
 
 OVERLAP = 6  # cells that two compartments may have in common; one of them loses these
 KEPT = 0.85  # of what is inside, when all of it moves
+NEARBY = 0.28  # of the box: how far the others are shifted
 APART = 0.06  # relative places nearer than this, in boxes, are the same
 
 
@@ -46,26 +46,14 @@ class Placement:
 
 
 class Placements:
-    """All steps and point reflections that take the mesh's cells to cells.
-
-    On lattices these are the lattice's; elsewhere shapes move to the nearest cells.
-    """
+    """Places that `Cells.maps` take compartments to."""
 
     def __init__(self, cells: Cells):
-        whole = self.whole = cells.whole
-        self.sides = cells.sides
-        x = whole.centroids - whole.centre
-        tree, size = cKDTree(x), np.mean(whole.volumes) ** (1 / 3)
-        self.box = np.ptp(whole.points, axis=0).max()
-        middle = np.linalg.norm(whole.points - whole.centre, axis=1).argmin()
-        self.maps, self.shifts = [], []
-        for step in whole.points - whole.points[middle]:
-            for sign in (1, -1):
-                distance, source = tree.query(sign * (x - step))
-                source = np.where(distance < 0.5 * size, source, -1)
-                self.maps.append((sign, source))
-                if sign == 1 and np.abs(step).max() < 0.28 * self.box:
-                    self.shifts.append(source)
+        self.whole, self.sides = cells.whole, cells.sides
+        self.box = np.ptp(self.whole.points, axis=0).max()
+        self.maps = [(sign, source) for sign, _, source in cells.maps]
+        self.shifts = [source for sign, step, source in cells.maps
+                       if sign > 0 and np.abs(step).max() < NEARBY * self.box]
 
     def of(self, labels: np.ndarray) -> list[Placement]:
         """All places of one compartment; of several, one of each relative place they can have."""

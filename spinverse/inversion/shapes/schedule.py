@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 
 import numpy as np
 
@@ -14,8 +15,10 @@ from .strategies.graded_shapes import graded_shapes
 from .strategies.one_cell import one_cell
 from .strategies.polish import polish
 from .strategies.two_cells import two_cells
+from .strategies.walking import go_on
 
-#: A strategy goes from hypotheses to hypotheses under a ledger; ``turn`` counts how often it ran.
+#: A strategy goes from hypotheses to hypotheses under a ledger; ``turn`` counts its earlier
+#: places in the schedule (of those that follow a part: the parts before).
 Strategy = Callable[[Search, Sequence[Hypothesis], SearchLedger, int], list[Hypothesis]]
 
 #: The parts of a round: where one cell is likely, and where two are.
@@ -43,9 +46,16 @@ def run(search: Search, ledger: SearchLedger, state: Mapping[str, np.ndarray] | 
     """
     hypotheses: list[Hypothesis] = []
     first = 0 if state is None else ledger.restore(state)
-    for part in range(first, len(rounds[0]) * search.settings.rounds):
+    if state is not None and state["within"]:
+        hypotheses += go_on(search, ledger)  # what walks had come to is not walked again
+        why = ledger.verdict()
+        if why:
+            return why
+    for part in count(first):
         plan = rounds[ledger.several]
         turn, k = divmod(part, len(plan))
+        if turn >= search.settings.rounds:
+            break
         strategy = plan[k]
         # graded shapes fit noise: only what is far from it gains
         if (strategy is two_cells and search.settings.cells == 1

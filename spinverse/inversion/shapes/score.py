@@ -32,7 +32,7 @@ class Score:
             target: mean-square misfit.
             unit: `Models.unit`: less where moves change the signals less.
         """
-        return cls(likelihood.floor, likelihood.explained or target * min(unit, 1.0),
+        return cls(likelihood.floor, likelihood.explained() or target * min(unit, 1.0),
                    len(likelihood))
 
     def explains(self, misfit: float) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import count
 
 import numpy as np
 
@@ -72,8 +71,9 @@ class Shapes:
         if problem.mesh.num_cells > LARGEST:
             return (f"the mesh has {problem.mesh.num_cells} cells, and the search takes at most "
                     f"{LARGEST}")
+        forward = problem.forward(problem.permeability(1.0).values)
         try:
-            blocks.check(problem.forward(problem.permeability(1.0).values))
+            blocks.check(forward)
         except InputError as error:
             return str(error).removeprefix("shape search: ")
         return ""
@@ -90,10 +90,13 @@ class Shapes:
         Raises:
             SolverError: no start gave a closed surface.
         """
-        numbers = count()
+        earlier = ledger.earlier(problem.mesh)
+        done = 0 if earlier is None else earlier.iteration
 
         def report(phase: str, misfit: float) -> None:
-            ledger.report(self.name, next(numbers), misfit, misfit, phase=phase)
+            nonlocal done
+            done += 1
+            ledger.report(self.name, done, misfit, misfit, phase=phase)
 
         with ledger.clock("shapes"):
             search = Search(problem, Settings(
@@ -108,12 +111,10 @@ class Shapes:
 
             def keep(kept: dict) -> None:
                 there = at(kept["labels"], kept["theta"])
-                part = int(kept["part"])
-                ledger.keep(part, there, lambda: Memory(
-                    "Shapes", part, kept, {"control": there.permeability}))
+                ledger.keep(done, there, lambda: Memory(
+                    "Shapes", done, kept, {"control": there.permeability}))
 
-            found = SearchLedger(search, report, keep)
-            earlier = ledger.earlier(problem.mesh)
+            found = SearchLedger(search, report, keep, ledger.due)
             ending = schedule.run(search, found, None if earlier is None else earlier.numbers)
             ledger.evaluations += found.shapes
             return at(found.best.labels, found.best.theta), ending

@@ -179,7 +179,7 @@ class Walk:
                     or not self.step(places(self.here.labels) if places else ())):
                 return
             if report is not None:
-                report("cells", self.here.misfit)
+                report("cells", self.here.misfit, self)
 
     # ---- unknown numbers ------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from .two_cells import pairs
 from .walking import walk_from
 
 LIKELY = 0.5  # of the misfit of one ellipsoid: where two leave less, they are followed up first
-PER_THETA = 100  # ellipsoids at least for each value of an unknown number that is tried
+PER_THETA = 50  # ellipsoids at least for each point of unknown numbers that is tried
 
 
 def one_cell(search: Search, hypotheses: Sequence[Hypothesis], ledger: SearchLedger,
@@ -30,7 +30,7 @@ def one_cell(search: Search, hypotheses: Sequence[Hypothesis], ledger: SearchLed
     ledger.calibrate(found[0])
     if not turn:
         _set_unit(search, found[0], ledger)
-        ledger.several = _two_are_likely(search, found[0].misfit, ledger)
+        ledger.several = _two_are_likely(search, found[0], ledger)
         if ledger.several:
             return found
     return walk_from(search, found[: s.walks], ledger, ledger.stream(turn, 1), s.followed)
@@ -38,7 +38,7 @@ def one_cell(search: Search, hypotheses: Sequence[Hypothesis], ledger: SearchLed
 
 def thetas_of(search: Search, ledger: SearchLedger) -> list:
     """Values of unknown numbers to try: those of the best hypothesis, once there is one."""
-    return search.models.thetas_to_try() if ledger.best is None else [ledger.best.theta]
+    return search.models.design if ledger.best is None else [ledger.best.theta]
 
 
 def _set_unit(search: Search, start: Hypothesis, ledger: SearchLedger) -> None:
@@ -47,8 +47,10 @@ def _set_unit(search: Search, start: Hypothesis, ledger: SearchLedger) -> None:
     ledger.set_score()
 
 
-def _two_are_likely(search: Search, one: float, ledger: SearchLedger) -> bool:
+def _two_are_likely(search: Search, one: Hypothesis, ledger: SearchLedger) -> bool:
     """Whether two ellipsoids leave far less than one did."""
     s, floor = search.settings, search.models.floor
-    found = pairs(search, ledger, 0, s.ellipsoids, s.likely) if s.cells > 1 else []
-    return bool(found) and found[0].misfit - floor < LIKELY * (one - floor)
+    if s.cells < 2:
+        return False
+    found = pairs(search, one.theta, ledger, 0, s.ellipsoids, s.likely)
+    return bool(found) and found[0].misfit - floor < LIKELY * (one.misfit - floor)

@@ -17,7 +17,9 @@ def two_cells(search: Search, hypotheses: Sequence[Hypothesis], ledger: SearchLe
               turn: int) -> list[Hypothesis]:
     """Two cells of about the right shapes in all places that they can have. Collective."""
     s, result = search.settings, []
-    found = pairs(search, ledger, turn + 1, 2 * s.ellipsoids, s.pairs)  # others than the first ones
+    theta = search.models.start if ledger.best is None else ledger.best.theta
+    # others than the first ones
+    found = pairs(search, theta, ledger, turn + 1, 2 * s.ellipsoids, s.pairs)
     if found:
         ledger.calibrate(found[0])
         # the best of a few is followed before the others are looked at
@@ -29,10 +31,9 @@ def two_cells(search: Search, hypotheses: Sequence[Hypothesis], ledger: SearchLe
     return result
 
 
-def pairs(search: Search, ledger: SearchLedger, number: int, tried: int,
+def pairs(search: Search, theta: np.ndarray, ledger: SearchLedger, number: int, tried: int,
           keep: int) -> list[Hypothesis]:
     """The best distinct pairs of ellipsoids. Collective."""
-    theta = search.models.start if ledger.best is None else ledger.best.theta
     found = starts(search.models, search.cells, search.first, 2, tried, keep,
                    ledger.stream(number), [theta])
     ledger.spend(tried + 2 * keep * GENERATIONS)

@@ -92,8 +92,17 @@ def begin(search: Search, start: Hypothesis, ledger: SearchLedger, seed: tuple,
 def run(walk: Walk, iterations: int, ledger: SearchLedger, target: float | None = None,
         places: Places | None = None) -> None:
     """Walk within the ledger's budget, until the data are explained."""
-    walk.run(iterations, ledger.score.limit if target is None else target, ledger.report,
+    walk.run(iterations, ledger.score.limit if target is None else target, ledger.step,
              ledger.left(walk), places)
+
+
+def go_on(search: Search, ledger: SearchLedger) -> list[Hypothesis]:
+    """Follow the ledger's best, of a search that was interrupted in the middle of a part."""
+    best = ledger.best
+    ledger.calibrate(best)
+    walk = search.scout((*best.origin, 0))
+    walk.begin(best.labels, best.theta)
+    return follow(search, walk, ledger)
 
 
 def follow(search: Search, walk: Walk, ledger: SearchLedger) -> list[Hypothesis]:
