@@ -28,8 +28,8 @@ def built(builder, **arguments):
 
 
 def walls(there, membrane, elsewhere=np.inf):
-    return Tissue(there, permeability=Permeability.on(there, membrane=membrane,
-                                                      elsewhere=elsewhere))
+    kappa = np.where(there.interface > 0, membrane, elsewhere)
+    return Tissue(there, permeability=Permeability(there, np.where(there.outer, 0.0, kappa)))
 
 
 def packed():
