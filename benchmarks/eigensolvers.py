@@ -136,7 +136,7 @@ class Case:
 
     def direct(self) -> np.ndarray:
         most = min(self.wanted + EXTRA, self.size)
-        eps = eigenmodes._shift_invert(self.A, self.M, most, most, self.shift, PREFIX, self.start)
+        eps = eigenmodes.shift_invert(self.A, self.M, most, most, self.shift, PREFIX, self.start)
         values = eigenmodes._pairs(eps, self.wanted)[0]
         eps.destroy()
         return values

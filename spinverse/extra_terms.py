@@ -7,8 +7,13 @@ The matrix formalism can take
     R + i (J_b + s J_e + sum_j g_j J_j),       all of them real and symmetric,
 
 R into its eigenproblem, the others into the propagation of its modes; s is the sign that 180-degree
-pulses turn (`spinverse.forms.Coefficients.echo_sign`). `blocks` assembles a form for several values
-of g, s and t, looks whether it has this structure, and says what it is that it has not.
+pulses turn (`spinverse.forms.Coefficients.echo_sign`).
+
+How a form depends on t, g and Q is read off its expressions (`degree_in`): a sample could lie where
+a term is switched off. It depends on t if t is in it, and is affine in g only if its expressions
+say so. Then its values for s = 1 and -1, without g and for g along each axis, are all there is to
+know: `blocks` assembles these, looks whether they have the structure above, and says what it is
+that they have not.
 """
 
 from __future__ import annotations
@@ -32,6 +37,9 @@ from .parallel.columns import times
 from .tissue import by_cell_tag
 
 _ROUNDING = 1e-9  # of the norm of all blocks
+_LINEAR = (ufl.classes.Sum, ufl.classes.Indexed, ufl.classes.IndexSum, ufl.classes.ComponentTensor,
+           ufl.classes.ListTensor, ufl.classes.Restricted, ufl.classes.Variable, ufl.classes.Conj,
+           ufl.classes.Real)  # operators, once derivatives and tensor algebra are expanded
 _DIFFERENT = PETSc.Mat.Structure.DIFFERENT_NONZERO_PATTERN
 _SIGNATURE = "expected a function (m, v, t, coefficients) that returns a UFL form"
 
@@ -101,6 +109,39 @@ def check_regions(form: ufl.Form, mesh: Mesh, outer: list[int]) -> None:
 def has(form: ufl.Form, coefficient) -> bool:
     """Whether a coefficient or constant is in a form."""
     return any(coefficient is x for x in (*form.coefficients(), *form.constants()))
+
+
+def degree_in(form: ufl.Form, coefficient) -> float:
+    """Polynomial degree of a form in a coefficient or constant, an upper bound.
+
+    Read off the expressions: inf where these do not prove a degree, as where the coefficient is in
+    a condition, a function or a denominator.
+    """
+    known: dict = {}
+
+    def degree(expression) -> float:
+        if expression not in known:
+            operands = expression.ufl_operands
+            known[expression] = (float(expression is coefficient) if not operands
+                                 else _degree(expression, [degree(o) for o in operands]))
+        return known[expression]
+
+    return max((degree(integral.integrand())
+                for integral in expand_derivatives(form).integrals()), default=0.0)
+
+
+def _degree(expression, degrees: list[float]) -> float:
+    """Of an operator, whose operands have these degrees."""
+    if not any(degrees):
+        return 0.0
+    if isinstance(expression, ufl.classes.Product):
+        return sum(degrees)
+    dependent = [degree > 0 for degree in degrees]
+    if isinstance(expression, _LINEAR) or (
+            isinstance(expression, ufl.classes.Division) and not dependent[1]) or (
+            isinstance(expression, ufl.classes.Conditional) and not dependent[0]):
+        return max(degrees)
+    return np.inf
 
 
 # ---- coefficients -------------------------------------------------------------------------------
@@ -207,7 +248,7 @@ def blocks(problem) -> Blocks:
         kept = result.matrices
         return result
     finally:
-        problem.g.value[:], problem.echo_sign.value, problem.t.value = 0.0, 1.0, 0.0
+        problem.g.value[:], problem.echo_sign.value = 0.0, 1.0
         for matrix in pool:
             if not any(matrix is other for other in kept):
                 matrix.destroy()
@@ -217,47 +258,41 @@ def _blocks(problem, pool: list) -> Blocks:
     form, dim = problem.extra_form, problem.mesh.dim
     if problem.periodic and (has(form, problem.g) or has(form, problem.Q)):
         raise Unsuitable("they depend on the gradient, on a periodic box")
+    if degree_in(form, problem.t) > 0:
+        raise Unsuitable("they depend on the time")
+    if degree_in(form, problem.g) > 1:
+        raise Unsuitable("they depend on the gradient, and not in proportion to it")
     compiled = problem.compile(form)
     signs = (1.0, -1.0) if has(form, problem.echo_sign) else (1.0,)
 
-    def at(g=None, s=1.0, t=0.0) -> PETSc.Mat:
-        problem.g.value[:] = 0.0 if g is None else g
-        problem.echo_sign.value, problem.t.value = s, t
+    def at(s: float, g=0.0) -> PETSc.Mat:
+        problem.g.value[:], problem.echo_sign.value = g, s
         pool.append(fem_petsc.assemble_matrix(compiled))
         pool[-1].assemble()
         return pool[-1]
 
-    whole = [at(s=s) for s in signs]
+    whole = [at(s) for s in signs]
     size = max(matrix.norm() for matrix in whole)
     if not np.isfinite(size):
         raise InputError("extra_terms: their matrix has entries that are not finite; a coefficient "
                          "that is not, or a division by zero?")
     small = _ROUNDING * size
-    if has(form, problem.t) and any(
-            _distance(at(t=time), whole[0]) > small for time in (0.137, 1.71, 23.9)):
-        raise Unsuitable("they depend on the time")
     decays, fields = zip(*(_complex(problem, matrix, small, pool) for matrix in whole),
                          strict=True)
     if _distance(decays[0], decays[-1]) > small:
         raise Unsuitable("echo_sign is in a term that is not i times a symmetric one")
     positions = {}
-    if has(form, problem.g):
-        by_axis = [at(axis) for axis in np.eye(dim)]
-        small = _ROUNDING * max(size, *(matrix.norm() for matrix in by_axis))
-        for axis, matrix in enumerate(by_axis):
-            real, positions[axis] = _complex(problem, matrix, small, pool)
-            if _distance(real, decays[0]) > small:
-                raise Unsuitable("the gradient is in a term that is not i times a symmetric one")
-            positions[axis].axpy(-1.0, fields[0], _DIFFERENT)
-            matrix.axpy(-1.0, whole[0], _DIFFERENT)
-        g = np.array([0.83, -1.71, 0.37])[:dim]
-        for base, s in zip(whole, signs, strict=True):
-            rest = at(g, s)
-            rest.axpy(-1.0, base, _DIFFERENT)
-            for strength, matrix in zip(g, by_axis, strict=True):
-                rest.axpy(-strength, matrix, _DIFFERENT)
-            if rest.norm() > 10 * small:
-                raise Unsuitable("they depend on the gradient, and not in proportion to it")
+    for axis in range(dim if has(form, problem.g) else 0):
+        by_sign = [at(s, np.eye(dim)[axis]) for s in signs]
+        small = _ROUNDING * max(size, *(matrix.norm() for matrix in by_sign))
+        real, positions[axis] = _complex(problem, by_sign[0], small, pool)
+        if _distance(real, decays[0]) > small:
+            raise Unsuitable("the gradient is in a term that is not i times a symmetric one")
+        positions[axis].axpy(-1.0, fields[0], _DIFFERENT)
+        for matrix, base in zip(by_sign, whole, strict=True):
+            matrix.axpy(-1.0, base, _DIFFERENT)
+        if _distance(by_sign[0], by_sign[-1]) > small:
+            raise Unsuitable("they depend on the gradient, and not in proportion to it alone")
     turning = max(matrix.norm() for matrix in fields) > _ROUNDING * size
     if turning and problem.periodic:
         raise Unsuitable("they turn the phase, on a periodic box")

@@ -211,6 +211,9 @@ class BlochTorrey:
         self._blocks = self._with_extra = None
         if not self.extra_form.empty():
             self._blocks = extra.blocks(self)
+            if self._blocks.turns and not self.num_fields:
+                raise extra.Unsuitable("with their present coefficients they turn the phase without"
+                                       " a gradient, which they did not at first")
         form, matrix = self._decay
         matrix.zeroEntries()
         fem_petsc.assemble_matrix(matrix, form)

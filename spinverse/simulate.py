@@ -13,12 +13,16 @@ from .acquisition.signals import UM3
 from .engines.basis.eigenmodes import eigenmodes
 from .engines.march.time_stepping import TimeStepping
 from .engines.modal.matrix_formalism import MatrixFormalism
+from .engines.modal.mesh_error import LARGE
+from .engines.modal.mesh_error import mesh_error as error_of_mesh
 from .errors import InputError
 from .extra_terms import Unsuitable
 from .problem import BlochTorrey
 from .tissue import Tissue
 
 ENGINES = ("matrix_formalism", "time_stepping")
+RESOLVED = 0.3  # Q h, rad: an error of about 1e-2 of P1
+_TIMES = 401  # at which Q is looked at for its largest value
 
 _log = logging.getLogger(__name__)
 
@@ -55,10 +59,10 @@ def make_engine(problem: BlochTorrey, acquisition: Acquisition, engine: str = "a
 
 
 def simulate(tissue: Tissue, acquisition: Acquisition, engine: str = "auto",
-             degree: int = 1, modes: int | str = "auto", tolerance: float = 1e-4,
+             degree: int | str = "auto", modes: int | str = "auto", tolerance: float = 1e-4,
              time_step: float | str = "auto", extra_terms: Callable | None = None,
              extra_coefficients: Mapping | None = None,
-             extra_breakpoints: Sequence[float] = ()) -> Signals:
+             extra_breakpoints: Sequence[float] = (), mesh_error: bool = True) -> Signals:
     """Simulate every measurement. Collective.
 
     Args:
@@ -66,19 +70,24 @@ def simulate(tissue: Tissue, acquisition: Acquisition, engine: str = "auto",
         acquisition: the measurements.
         engine: "matrix_formalism" (all measurements from one eigenproblem), "time_stepping", or
             "auto": the first one, unless it cannot take ``extra_terms``.
-        degree: polynomial degree within a cell.
+        degree: polynomial degree within a cell; "auto" for 1, or 2 where 1 does not resolve the
+            phase along periodic axes (`degree_for`).
         modes: of the matrix formalism: a number, or "auto" for as many as ``tolerance`` needs.
         tolerance: wanted absolute error of S / S(b=0, t=0) from modes or time steps; the error
-            of the mesh comes on top.
+            of the mesh comes on top (``mesh_error``).
         time_step: of time stepping: longest step, ms, or "auto" for what ``tolerance`` needs.
         extra_terms: physics of your own, ``extra_terms(m, v, t, coefficients) -> ufl.Form``: see
             docs/new_physics.md.
         extra_coefficients: what it finds as ``coefficients[name]``: numbers, values by cell tag or
             by cell, or UFL coefficients.
         extra_breakpoints: times in ms at which it jumps.
+        mesh_error: estimate the error of the mesh, once, for a strong and a middle measurement
+            (`engines.modal.mesh_error`; not by time stepping). It takes about a tenth of the time,
+            or a twentieth of a second. A line of the log warns of errors that are not small.
 
     Returns:
-        Signals, um^d times density, the same on every rank, with `Signals.estimated_error`.
+        Signals, um^d times density, the same on every rank, with `Signals.estimated_error` and
+        `Signals.mesh_error`.
 
     Raises:
         InputError: an argument that makes no sense; SolverError: a solver failed.
@@ -88,10 +97,17 @@ def simulate(tissue: Tissue, acquisition: Acquisition, engine: str = "auto",
         if not isinstance(value, kind):
             raise InputError(f"{name}: a {type(value).__name__}, expected a "
                              f"spinverse.{kind.__name__}")
-    problem = BlochTorrey(tissue, degree, extra_terms, extra_coefficients, extra_breakpoints)
+    problem = BlochTorrey(tissue, degree_for(tissue, acquisition, degree), extra_terms,
+                          extra_coefficients, extra_breakpoints)
     solver = make_engine(problem, acquisition.with_unweighted(), engine, modes, tolerance,
                          time_step)
-    return signals_of(solver, acquisition)
+    signals = signals_of(solver, acquisition)
+    error = estimated_mesh_error(solver) if mesh_error else np.nan
+    if error > LARGE and tissue.mesh.comm.rank == 0:
+        _log.warning("mesh: estimated error %.2g of S/S0, beside %.1g of modes or steps; expected "
+                     "smaller cells%s", error, solver.estimated_error,
+                     " or degree=2" if problem.degree == 1 else "")
+    return replace(signals, mesh_error=error)
 
 
 def signals_of(engine: MatrixFormalism | TimeStepping, acquisition: Acquisition) -> Signals:
@@ -106,3 +122,35 @@ def _reference(signals: Signals) -> np.ndarray:
         return signals.reference
     except InputError:  # nothing is left at b = 0
         return np.full(len(signals), np.nan)
+
+
+def estimated_mesh_error(solver: MatrixFormalism | TimeStepping) -> float:
+    """Of S / S(b=0, t=0); nan if the engine has no modes. After its signals. Collective."""
+    return error_of_mesh(solver) if isinstance(solver, MatrixFormalism) else np.nan
+
+
+def degree_for(tissue: Tissue, acquisition: Acquisition, degree: int | str = "auto") -> int:
+    """The polynomial degree that "auto" stands for; any other is returned. Collective.
+
+    Along periodic axes what is at rest is exp(i Q . x), which lines of cells of size h follow to
+    (Q h)^2 / 8.
+    """
+    if not isinstance(degree, str):
+        return degree
+    if degree != "auto":
+        raise InputError(f"degree: {degree!r}, expected a whole number of at least 1, or 'auto'")
+    if not tissue.periodic_axes:
+        return 1
+    mesh, axes = tissue.mesh, list(tissue.periodic_axes)
+    volume = mesh.comm.allreduce(float(mesh.cell_volumes[: mesh.num_owned_cells].sum()))
+    # edges of a regular simplex of the mean volume
+    edge = {1: 1.0, 2: (4 / 3**0.5) ** (1 / 2), 3: (6 * 2**0.5) ** (1 / 3)}[mesh.dim] * (
+        volume / mesh.num_cells) ** (1 / mesh.dim)
+    reached = 0.0
+    for k, waveform in enumerate(acquisition.waveforms):
+        rows = acquisition.waveform_index == k
+        F = waveform.integral(np.linspace(0, waveform.echo_time, _TIMES))
+        share = (np.linalg.norm(F[:, axes], axis=1).max() if waveform.vector else np.abs(F).max()
+                 * np.linalg.norm(acquisition.directions[rows][:, axes], axis=1))
+        reached = max(reached, float(np.max(acquisition.strength[rows] * share, initial=0.0)))
+    return 2 if reached * edge > RESOLVED else 1

@@ -131,6 +131,10 @@ def turning(m, v, t, c):
     return 0.1 * ufl.inner(ufl.as_vector((-m[1], m[0])), v) * c.dx
 
 
+def window(m, v, t, c):
+    return ufl.conditional(ufl.And(ufl.ge(t, 8), ufl.le(t, 12)), 1, 0) * relaxing(m, v, t, c)
+
+
 def steep(m, v, t, c):
     n = ufl.FacetNormal(c.dx.ufl_domain())
     return ufl.inner(ufl.dot(ufl.grad(m), n), ufl.dot(ufl.grad(v), n)) * c.ds
@@ -140,10 +144,12 @@ def steep(m, v, t, c):
     ({"density": (1.0, 0.5), "interface": "plain"}, None, "several densities with interface"),
     ({}, flowing, "not symmetric in m and v"),
     ({}, turning, "extra_terms turn the phase without a gradient"),
+    ({}, window, "they depend on the time"),
     ({}, steep, "extra_terms have derivatives of m on facets")])
 def test_what_the_fast_models_cannot_take_is_said(tissue, terms, message):
     mesh = grid()
-    problem = problem_of(mesh, np.ones(mesh.num_owned_facets), tissue, {"extra_terms": terms}, 1)
+    problem = problem_of(mesh, np.ones(mesh.num_owned_facets), tissue,
+                         {**TERMS, "extra_terms": terms} if terms else {}, 1)
     with pytest.raises(InputError, match=message):
         Assembly(problem, WholeMesh.of(mesh)).blocks(Walls(WALL, OPEN, True))
 

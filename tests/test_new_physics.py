@@ -17,9 +17,11 @@ from mpi4py import MPI
 from spinverse import BlochTorrey, InputError, Permeability, Tissue, forms, mesh, simulate
 from spinverse.acquisition import Acquisition, DoublePGSE, Sampled
 from spinverse.adjoint import Number, Values, reduced_functional, taylor_rate
+from spinverse.engines.basis.eigenmodes import eigenmodes
 from spinverse.engines.march.time_stepping import TimeStepping
 from spinverse.engines.modal.jacobian import signal_jacobian
 from spinverse.engines.modal.matrix_formalism import MatrixFormalism
+from spinverse.extra_terms import degree_in
 from spinverse.inversion.likelihood import Likelihood
 from spinverse.simulate import make_engine
 
@@ -61,6 +63,23 @@ def sink(m, v, t, c):
 
 def switched(m, v, t, c):
     return ufl.conditional(ufl.lt(t, 3.1), 0.0, 0.2) * ufl.inner(m, v) * c.dx
+
+
+def window(m, v, t, c):
+    """From 2.2 to 2.6 ms."""
+    return (ufl.conditional(ufl.And(ufl.ge(t, 2.2), ufl.le(t, 2.6)), 1, 0) * c["rate"]
+            * ufl.inner(m, v) * c.dx)
+
+
+def strong_only(m, v, t, c):
+    """Of the gradient, where it is stronger than any sample would be."""
+    strength = ufl.sqrt(ufl.dot(c.g, c.g))
+    return (ufl.conditional(ufl.gt(strength, 50.0), strength, 0)
+            * ufl.inner(forms.i_times(m), v) * c.dx)
+
+
+def bent_by_echo(m, v, t, c):
+    return c.echo_sign * c.g[0] * c.x[0] ** 2 * ufl.inner(forms.i_times(m), v) * c.dx
 
 
 def sideways(m, v, t, c):
@@ -111,6 +130,27 @@ def test_steps_end_where_terms_jump():
                      .signals() - decay * plain).max() / np.abs(plain).max()
               for cuts in ((3.1,), ())]
     assert errors[0] < 2e-4 < 1e-3 < errors[1]
+
+
+@pytest.mark.parametrize("start", [2.2, 0.0])
+def test_a_term_of_a_window_of_time_acts(start):
+    """A closed box, where relaxation of all magnetisation is a factor."""
+    line = mesh.build(mesh.intervals, [6.0], size=1.0)
+
+    def terms(m, v, t, c):
+        inside = ufl.And(ufl.ge(t, start), ufl.le(t, start + 0.4))
+        return ufl.conditional(inside, c["rate"], 0) * ufl.inner(m, v) * c.dx
+
+    arguments = {"extra_terms": terms, "extra_coefficients": {"rate": 1.0},
+                 "extra_breakpoints": (start, start + 0.4)}
+    table = Acquisition.pgse(b=[0, 500], directions=[1.0, 0.0, 0.0], delta=3, Delta=4.5)
+    plain = simulate(Tissue(line), table).values
+    found = simulate(Tissue(line), table, **arguments).values
+    assert np.allclose(found / plain, np.exp(-0.4), rtol=5e-4)
+    J = reduced_functional(Tissue(line), table, [0.0, 0.0], "rate", **arguments)
+    # half the mean square of signals that fall as exp(-0.4 rate)
+    assert J.derivative().values.sum() == pytest.approx(
+        -0.4 * np.mean(np.abs(found / 6.0) ** 2), rel=5e-3)
 
 
 # ---- both engines -------------------------------------------------------------------------------
@@ -187,6 +227,9 @@ def test_the_same_on_any_number_of_ranks(comm):
 @pytest.mark.parametrize("terms, reason", [
     (sink, "they depend on the time"),
     (switched, "they depend on the time"),
+    (window, "they depend on the time"),
+    (strong_only, "they depend on the gradient, and not in proportion"),
+    (bent_by_echo, "they depend on the gradient, and not in proportion"),
     (sideways, "a part that is not symmetric in m and v"),
     (turning_slope, "i times a part that is not symmetric"),
     (squared, "they depend on the gradient, and not in proportion"),
@@ -197,7 +240,7 @@ def test_the_same_on_any_number_of_ranks(comm):
 ])
 def test_matrix_formalism_says_what_it_cannot_take(terms, reason, caplog):
     # a velocity of zero is found out as well
-    arguments = {"extra_terms": terms, "extra_coefficients": {"u": 0.0}}
+    arguments = {"extra_terms": terms, "extra_coefficients": {"u": 0.0, "rate": 0.1}}
     with pytest.raises(InputError, match=f"cannot take them, because .*{reason}"):
         simulate(make_tissue(), pgse(), "matrix_formalism", **arguments)
     problem = BlochTorrey(make_tissue(), **arguments)
@@ -205,6 +248,41 @@ def test_matrix_formalism_says_what_it_cannot_take(terms, reason, caplog):
         assert isinstance(make_engine(problem, pgse()), TimeStepping)
     assert [r.levelname for r in caplog.records] == ["WARNING"]
     assert re.search(f"engine: time_stepping; .*{reason}", caplog.text)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("rate", [1.0, 30.0, 3000.0])
+def test_growth_is_found_however_fast(comm, rate):
+    """A mode that grows fast is far from the lowest modes, where none is looked for."""
+    box = mesh.build(mesh.box, [6.0, 6.0, 6.0], cells=(6, 6, 6), comm=comm)
+    problem = BlochTorrey(Tissue(box), 1, lambda m, v, t, c: -c["w"] * ufl.inner(m, v) * c.dx,
+                          {"w": np.where(np.arange(1296) < 6, rate, 0.0)})
+    with pytest.raises(InputError, match="a mode grows"):
+        eigenmodes(problem, 10, solver="direct")
+
+
+def test_a_coefficient_that_switches_a_field_on_later_is_refused():
+    def late(m, v, t, c):
+        return (ufl.conditional(ufl.gt(c["w"], 5.0), c["w"], 0)
+                * ufl.inner(forms.i_times(m), v) * c.dx)
+
+    problem = problem_of(late, {"w": 1.0})
+    engine = MatrixFormalism(problem, pgse(), ALL)
+    engine.signals()
+    problem.coefficients["w"].value = 6.0
+    with pytest.raises(InputError, match="they turn the phase without a gradient"):
+        engine.signals()
+
+
+@pytest.mark.parametrize("expression, degree", [
+    (lambda g, t: 3.0 + t, 0), (lambda g, t: g[0] * t - g[1], 1), (lambda g, t: g[0] / (1 + t), 1),
+    (lambda g, t: ufl.dot(g, g), 2), (lambda g, t: 1 / (1 + g[0]), np.inf),
+    (lambda g, t: ufl.conditional(ufl.gt(t, 1), g[0], 0), 1),
+    (lambda g, t: ufl.conditional(ufl.gt(g[0], 1), t, 0), np.inf),
+    (lambda g, t: ufl.diff(ufl.sin(ufl.variable(g[0])), ufl.variable(t)), 0)])
+def test_degree_is_read_off_the_form(expression, degree):
+    problem = problem_of(lambda m, v, t, c: expression(c.g, t) * ufl.inner(m, v) * c.dx, {})
+    assert degree_in(problem.extra_form, problem.g) == degree
 
 
 def test_periodic_boxes():

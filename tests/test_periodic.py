@@ -21,6 +21,7 @@ from spinverse.engines.modal.matrix_formalism import MatrixFormalism
 from spinverse.engines.schedule import waves
 from spinverse.mesh.data import MeshData
 from spinverse.mesh.grids import tagged
+from spinverse.parallel.columns import inner, times
 
 # ---- free diffusion -----------------------------------------------------------------------------
 
@@ -332,3 +333,26 @@ def test_pulling_back_is_the_transposed_exponential():
                                 + q[c] ** 2 * square * (np.eye(9) if square is not Z else 1)))
             assert np.abs(found[:, c] - full @ u[:, c]).max() < 1e-7
             assert np.abs(adjoint[:, c] - full.conj().T @ p[:, c]).max() < 1e-7
+
+
+@pytest.mark.parametrize("cells, kappa, b, exact", [
+    (40, 0.1, 1600, 0.7516721), (25, 1.0, 200, 0.8188501), (80, 0.1, 10, 0.9981771)])
+def test_a_fine_mesh_keeps_its_basis(cells, kappa, b, exact):
+    """Modes and responses nearly depend on each other there; values of fine time steps."""
+    line = mesh.build(mesh.intervals, [1.0, 1.0], cells_per_layer=cells, comm=MPI.COMM_SELF)
+    problem = BlochTorrey(Tissue(line, permeability=Permeability.on(line, membrane=kappa),
+                                 periodic="x"))
+    engine = MatrixFormalism(problem, along_x([b], 10, 20), tolerance=1e-4)
+    error = abs(engine.signals()[0] / 2.0 - exact)
+    assert error < 1e-4 and error < 3 * engine.estimated_error
+
+
+@pytest.mark.mpi
+def test_the_basis_of_drift_diagonalises_the_decay(comm):
+    problem = layers(broken=True, cells=30, degree=1, comm=comm)
+    basis = eigenmodes(problem, 90)
+    columns = np.asfortranarray(basis.columns[: problem.unknowns.num_owned])
+    for matrix, values in ((problem.decay_matrix(), np.diag(basis.eigenvalues)),
+                           (problem.mass_matrix, np.eye(len(basis)))):
+        found = inner(comm, columns, times(matrix, columns))
+        assert np.abs(found - values).max() < 1e-9 * np.abs(values).max()

@@ -21,8 +21,9 @@ class Signals:
         values: Complex signals, shape (N,); magnitude data have a zero imaginary part. The array is
             a read-only copy.
         estimated_error: of simulated ones: the engine's estimate of the largest absolute error
-            of S / S(b=0, t=0) that modes and steps leave on the given mesh (the mesh's own error
-            comes on top); nan where there is none.
+            of S / S(b=0, t=0) that modes and steps leave on the given mesh; nan where there is
+            none.
+        mesh_error: the same of the mesh, which comes on top; nan where it was not asked for.
         unit: what values are in, `UM3` if they are a simulation's; "" if it is not known, as of
             every scanner.
         unweighted: |S(b=0)| of each row, shape (N,), nan where it is not known: what a simulator
@@ -36,6 +37,7 @@ class Signals:
     values: np.ndarray
     estimated_error: float = np.nan
     unit: str = ""
+    mesh_error: float = np.nan
     unweighted: np.ndarray | None = None
 
     def __post_init__(self) -> None:

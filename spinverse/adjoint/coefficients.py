@@ -28,7 +28,7 @@ from pyadjoint import (
 from ..acquisition import Acquisition, Signals
 from ..errors import InputError
 from ..problem import BlochTorrey
-from ..simulate import make_engine
+from ..simulate import degree_for, make_engine
 from ..tissue import Tissue
 from .blocks import apply
 from .types import SignalVector, Spread, _Array
@@ -247,7 +247,7 @@ class CoefficientFunctional(ReducedFunctional):
 
 
 def reduced_functional(tissue: Tissue, acquisition: Acquisition, loss, controls,
-                       engine: str = "auto", degree: int = 1, modes: int | str = "auto",
+                       engine: str = "auto", degree: int | str = "auto", modes: int | str = "auto",
                        tolerance: float = 1e-4, time_step: float | str = "auto",
                        extra_terms: Callable | None = None,
                        extra_coefficients: Mapping | None = None,
@@ -276,7 +276,8 @@ def reduced_functional(tissue: Tissue, acquisition: Acquisition, loss, controls,
     Raises:
         InputError: an argument that makes no sense.
     """
-    problem = BlochTorrey(tissue, degree, extra_terms, extra_coefficients, extra_breakpoints)
+    problem = BlochTorrey(tissue, degree_for(tissue, acquisition, degree), extra_terms,
+                          extra_coefficients, extra_breakpoints)
     solver = make_engine(problem, acquisition, engine, modes, tolerance, time_step)
     if isinstance(controls, str):
         controls = [controls]

@@ -1,26 +1,40 @@
 """For a dry run: what was understood in words and in SI units, and what the run will take.
 
 Times and memory are rough, within a factor of about three of one core of 2024; they are meant to
-tell a minute from a day. Each law is a fit to runs of 96 to 2592 cells and 86 to 600 modes.
+tell a minute from a day. The number of modes is the engine's first guess, raised as the engine does
+until it is that of the modes slower than `_NEEDED` says, which a factorisation counts on the mesh
+at hand. Laws for times are fits to runs of 600 to 41000 unknowns and 80 to 900 modes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
+from mpi4py import MPI
 
 from .. import units
 from ..acquisition import Acquisition
 from ..config import KnownTissue, ReconstructConfig, SimulateConfig
+from ..engines.basis.parts import Parts
+from ..engines.basis.spectrum import count_below
+from ..engines.linear.ties import Tied
+from ..engines.march.time_stepping import TimeStepping
+from ..engines.modal.matrix_formalism import MatrixFormalism
 from ..extra_terms import has
 from ..inversion import GaussNewton, Shapes, Stage
 from ..mesh import Mesh
-from ..problem import BlochTorrey
 from ..report.mesh_facts import MeshFacts
 
 _PROCESS = 300.0  # MiB of a rank that has done nothing yet
 _START = 5.0  # s to load, compile forms, write files and figures
+_LONG = 180.0  # s: an estimate that is said before the run
+_COUNTED = 100_000  # unknowns up to which a factor counts modes: beyond, the first guess has to do
+# (g / D)^(1/3) times it is the wave number of modes that a tolerance of 1e-4 needs: 2.7 to 6 on
+# balls, sheets, tubes and random facets
+_NEEDED = 4.0
+_RAISED = 2.5  # from one try to the next; the engine's steps are 1.6 to 3
 
 
 def in_words(tissue: KnownTissue, facts: MeshFacts, acquisition: Acquisition) -> list[str]:
@@ -46,28 +60,88 @@ def _seconds(times: np.ndarray) -> str:
     return f"{units.describe_range(units.time_from_internal(times))} s"
 
 
-def of_simulation(run: SimulateConfig, problem: BlochTorrey,
-                  acquisition: Acquisition) -> list[str]:
+@dataclass(frozen=True)
+class Estimate:
+    """s and MiB on each of the ranks, the number of modes if there are any, in words."""
+
+    seconds: float
+    memory: float
+    modes: int | None
+    lines: list[str]
+
+    @property
+    def at_start(self) -> list[str]:
+        """What is said before a run that takes long."""
+        return self.lines if self.seconds > _LONG else []
+
+
+def of_simulation(run: SimulateConfig, engine: MatrixFormalism | TimeStepping) -> Estimate:
     """Time and memory of ``spinverse simulate``. Collective."""
+    problem, acquisition = engine.problem, engine.acquisition
     mesh, unknowns = problem.mesh, problem.num_unknowns
-    if run.engine == "time_stepping":
+    if isinstance(engine, TimeStepping):
         timed = has(problem.extra_form, problem.t)
         seconds = _stepping(run.time_step_ms, acquisition, unknowns, timed)
         memory = _PROCESS + 60e-6 * 8 * (2 * unknowns) ** (4 / 3)
-        return _said(mesh, seconds, memory, "")
-    number = run.modes
-    if number == "auto":
-        number = _modes(run.tolerance, mesh, acquisition,
-                        _largest(run.tissue.diffusivity_um2_per_ms))
-    number = min(number, unknowns)
-    tries = 1.5 if run.modes == "auto" else 1
-    seconds = tries * _eigenproblem(unknowns, number) + 1.3 * _evolution(
-        number, acquisition, always=problem.num_fields > 0)
-    return _said(mesh, seconds, _modes_memory(unknowns, number, 0), f", {number} modes")
+        return _said(mesh, seconds, memory)
+    if run.modes != "auto":
+        number = min(run.modes, unknowns)
+        kinds, count = [(unknowns, [number], 1)], 0
+    else:
+        kinds, count = _tried(engine)
+    seconds = memory = 0.0
+    number = sum(tries[-1] * copies for _, tries, copies in kinds)
+    fastest = _cutoff(engine)
+    for size, tries, _ in kinds:
+        rates = [fastest * max(1.0, K * sum(n for n, _, _ in kinds) / (max(count, 1) * size)) ** 2
+                 for K in tries]
+        evolutions = [_propagation(engine, K, rate) for K, rate in zip(tries, rates, strict=True)]
+        seconds += sum(_eigenproblem(size, K) for K in tries) + 1.5 * sum(evolutions) + \
+            evolutions[-1]
+        memory = max(memory, _modes_memory(size, tries[-1], 0))
+    return _said(mesh, seconds, memory, number, f", {number} modes")
+
+
+def _tried(engine: MatrixFormalism) -> tuple[list[tuple[int, list[int], int]], int]:
+    """Numbers of modes that the engine will try. Collective.
+
+    Returns:
+        For each kind of part its unknowns, the numbers, and how many parts of it there are; and
+        the number of modes that matter, of all.
+    """
+    problem = engine.problem
+    unknowns, matter = problem.num_unknowns, 0
+    if unknowns <= _COUNTED:
+        A = problem.decay_matrix()
+        matter = count_below(A, problem.mass_matrix, _cutoff(engine))
+        Tied(problem, A).destroy()
+    parts = Parts(problem, False)
+    if parts.worth_it:
+        # by size and volume, for all that is known before they are solved for
+        keys = list(zip(parts.sizes.tolist(), np.round(parts.volumes, 6).tolist(), strict=True))
+        kinds = [(*key, keys.count(key)) for key in dict.fromkeys(keys)]
+    else:
+        kinds = [(unknowns, float(parts.volumes.sum()), 1)]
+    whole, result = parts.volumes.sum(), []
+    for size, volume, copies in kinds:
+        tries = [min(size, engine.first_guess(volume))]
+        while tries[-1] < min(size, matter * volume / whole):
+            tries.append(min(size, int(_RAISED * tries[-1]) + 1))
+        result.append((size, tries, copies))
+    return result, matter
+
+
+def _cutoff(engine: MatrixFormalism) -> float:
+    """Decay rate, 1/ms, of the modes that the strongest gradient still needs."""
+    problem, strongest = engine.problem, float(np.max(engine.acquisition.strength, initial=0.0))
+    D = problem.comm.allreduce(float(np.max(problem.tissue.diffusivity, initial=1e-12)), MPI.MAX)
+    # the error falls with the fourth power of their number, and that with a wave number's third
+    wave = _NEEDED * (1e-4 / engine.tolerance) ** (1 / 12) * (strongest / D) ** (1 / 3)
+    return D * wave**2
 
 
 def of_reconstruction(run: ReconstructConfig, mesh: Mesh, acquisition: Acquisition,
-                      stages: list[Stage | Shapes]) -> list[str]:
+                      stages: list[Stage | Shapes]) -> Estimate:
     """Time and memory of ``spinverse reconstruct``, if every stage takes all it may. Collective."""
     unknowns = 4 * mesh.num_cells
     number = max(96, mesh.num_cells // 4) if run.modes == "auto" else run.modes
@@ -88,31 +162,48 @@ def of_reconstruction(run: ReconstructConfig, mesh: Mesh, acquisition: Acquisiti
     final = min(2 * number, unknowns)
     seconds += 2 * _eigenproblem(unknowns, final) + 6 * _evolution(final, acquisition)
     words = f", {number} modes in the stages" if run.engine == "matrix_formalism" and most else ""
-    lines = _said(mesh, seconds + searched,
-                  _modes_memory(unknowns, final, max(most, len(acquisition))), words)
+    estimate = _said(mesh, seconds + searched,
+                     _modes_memory(unknowns, final, max(most, len(acquisition))), number, words)
     if searched:
-        lines.append("a search for shapes ends when the data are explained: a third of that if it "
-                     "is lucky, ten times if it is not")
-    return lines
+        estimate.lines.append("a search for shapes ends when the data are explained: a third of "
+                              "that if it is lucky, ten times if it is not")
+    return estimate
 
 
-def _said(mesh: Mesh, seconds: float, memory: float, words: str) -> list[str]:
+def _said(mesh: Mesh, seconds: float, memory: float, modes: int | None = None,
+          words: str = "") -> Estimate:
     ranks = mesh.comm.size
     seconds = _START + seconds / ranks**0.7
     memory = _PROCESS + (memory - _PROCESS) / ranks
-    where = f" on each of {ranks} ranks" if ranks > 1 else ""
-    return [f"estimate: about {_duration(seconds)} and {_round(memory / 1024, 2):g} GiB"
-            f"{where}{words} (rough: a factor of three)"]
+    each = f" on each of {ranks} ranks" if ranks > 1 else ""
+    return Estimate(seconds, memory, modes, [
+        f"estimate: about {_duration(seconds)} and {_round(memory / 1024, 2):g} GiB{each}{words} "
+        "(rough: a factor of three)"])
 
 
 def _eigenproblem(unknowns: int, number: int) -> float:
-    return 0.02 + 3.5 * (unknowns / 10_000) ** 1.56 * (number / 200) ** 1.2
+    """A factor and solves; the orthogonalisation of so many vectors."""
+    return (0.02 + 2.0 * (unknowns / 10_000) ** 1.56 * (number / 200)
+            + 4e-9 * unknowns * number**2)
 
 
-def _evolution(number: int, acquisition: Acquisition, always: bool = False) -> float:
-    """Of the time with gradients; of all of it where extra terms turn phases too."""
+def _propagation(engine: MatrixFormalism, number: int, rate: float) -> float:
+    """Of all measurements, in modes up to a decay rate, 1/ms: terms of Chebyshev series."""
+    table, mesh = engine.acquisition, engine.problem.mesh
+    half = (mesh.bounds[1] - mesh.bounds[0])[: mesh.dim] / 2
+    delta, TE = table.delta, table.echo_time
+    driven = np.where(np.isfinite(delta), delta, TE / 2) * (table.b > 0)
+    if engine.problem.num_fields or engine.problem.periodic:
+        driven = TE
+    reach = np.abs(table.directions[:, : mesh.dim]) @ half
+    terms = 1.3 * driven * (rate / 2 + table.strength * reach) + 30 * (driven > 0)
+    return 2e-9 * number**2 * float(terms.sum())
+
+
+def _evolution(number: int, acquisition: Acquisition) -> float:
+    """Of the time with gradients, on meshes of few cells."""
     delta, TE = acquisition.delta, acquisition.echo_time
-    driven = TE if always else np.where(np.isfinite(delta), delta, TE / 2) * (acquisition.b > 0)
+    driven = np.where(np.isfinite(delta), delta, TE / 2) * (acquisition.b > 0)
     return 3e-4 * float(driven.sum()) * (number / 200) ** 2
 
 
@@ -123,17 +214,6 @@ def _stepping(step, acquisition: Acquisition, unknowns: int, timed: bool = False
     size = unknowns / 10_000
     factors = steps if timed else 1.0
     return float((9.0 * size**1.7 * factors + 0.1 * size**1.2 * steps).sum())
-
-
-def _modes(tolerance: float, mesh: Mesh, acquisition: Acquisition, D: float) -> int:
-    """The engine's first guess: Weyl's count down to what the strongest gradient resolves."""
-    dim = mesh.dim
-    volume = mesh.comm.allreduce(float(mesh.cell_volumes[: mesh.num_owned_cells].sum()))
-    strongest = float(np.max(acquisition.strength, initial=0.0))
-    wave = 2.5 * (strongest / max(D, 1e-12)) ** (1 / 3)
-    ball = {1: 2.0, 2: np.pi, 3: 4 / 3 * np.pi}[dim]
-    finer = np.clip((1e-3 / tolerance) ** 0.25, 1.0, 4.0)
-    return int(min(max(48, volume * ball * (wave / (2 * np.pi)) ** dim) * finer, 400))
 
 
 def _modes_memory(unknowns: int, number: int, remembered: int) -> float:

@@ -99,11 +99,12 @@ def run(arguments, comm: MPI.Comm) -> None:
         screen.say("resumed: all stages are done" if not rest else
                    f"resumed at stage {rest[0].name}, iteration {done}" if first or done else
                    "nothing to resume, starting from the beginning")
+    estimate = estimates.of_reconstruction(run, mesh, signals.acquisition, stages)
     if arguments.dry_run:
-        screen.say(*estimates.in_words(tissue, facts, signals.acquisition),
-                   *estimates.of_reconstruction(run, mesh, signals.acquisition, stages))
+        screen.say(*estimates.in_words(tissue, facts, signals.acquisition), *estimate.lines)
         screen.say("dry run: nothing was reconstructed")
         return
+    screen.say(*estimate.at_start)
     fresh = not (arguments.resume and (out / folder.HISTORY).is_file())
     comm.Barrier()  # every rank has looked before rank 0 makes it
     if fresh:

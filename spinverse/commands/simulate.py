@@ -18,7 +18,7 @@ from ..mesh import Mesh
 from ..problem import BlochTorrey
 from ..report import folder
 from ..report import screen as terminal
-from ..simulate import make_engine, signals_of
+from ..simulate import LARGE, degree_for, estimated_mesh_error, make_engine, signals_of
 from ..tissue import Tissue
 from . import derived, estimates, shared
 
@@ -65,29 +65,39 @@ def run(arguments, comm: MPI.Comm) -> None:
                *terminal.describe_extra_terms(run.extra_terms),
                *(f"acquisition: {line}" for line in acquisition.describe()))
     with screen.held_warnings(), clock("set-up"), shared.named(str(name)), in_keys():
-        problem = BlochTorrey(tissue, run.degree, **extra)
+        problem = BlochTorrey(tissue, degree_for(tissue, acquisition, run.degree), **extra)
         engine = make_engine(problem, acquisition.with_unweighted(), run.engine, run.modes,
                              run.tolerance, run.time_step_ms)
-    screen.say(f"{terminal.describe_engine(run)}; polynomial degree {run.degree}, "
+    screen.say(f"{terminal.describe_engine(run)}; polynomial degree {problem.degree}, "
                f"{problem.num_unknowns} unknowns")
     if run.quantities:
         screen.say(f"quantities: {', '.join(run.quantities)}")
+    with shared.named(str(name)), in_keys():
+        estimate = estimates.of_simulation(run, engine)
     if arguments.dry_run:
-        screen.say(*estimates.in_words(run.tissue, facts, acquisition),
-                   *estimates.of_simulation(run, problem, acquisition))
+        screen.say(*estimates.in_words(run.tissue, facts, acquisition), *estimate.lines)
         screen.say("dry run: nothing was simulated")
         return
+    screen.say(*estimate.at_start)
     found: dict[str, derived.Derived] = {}
     with clock("quantities"), shared.named(f"{name}: quantities"):
         found |= derived.of_tissue(run.quantities, problem, acquisition)
     with clock("signals"), shared.named(str(name)), in_keys(), screen.working() as engine.progress:
         signals = signals_of(engine, acquisition)
+    with clock("error of the mesh"), shared.named(str(name)):
+        error = estimated_mesh_error(engine) if run.mesh_error else np.nan
     with clock("quantities"):
         found |= derived.of_signals(run.quantities, signals)
     found = {key: found[key] for key in run.quantities}
     accuracy, words = terminal.describe_accuracy(run, engine)
     content = shared.summary(arguments, run, comm, inputs, clock)
     content |= {"measurements": len(signals), "unknowns": problem.num_unknowns, **accuracy}
+    if np.isfinite(error):
+        content["mesh_error"] = error
+        words += f"; of the mesh {error:.1g}"
+    if error > LARGE:
+        screen.warn(f"mesh: estimated error {error:.2g} of S/S0, expected smaller cells"
+                    + (" or degree: 2" if problem.degree == 1 else ""))
 
     def write() -> list[str]:
         with folder.appearing(out) as partial:

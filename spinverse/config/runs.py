@@ -86,7 +86,8 @@ class SimulateConfig(Run):
 
     tissue: TissueSection = TissueSection()
     acquisition: Acquisitions
-    degree: Literal[1, 2] = 1
+    degree: Literal["auto", 1, 2] = "auto"
+    mesh_error: bool = True
     tolerance: Positive = 1e-4
     time_step_ms: TimeStep = "auto"
     quantities: Annotated[dict[str, dict[str, Any]], BeforeValidator(requests)] = {}

@@ -247,7 +247,7 @@ def describe_accuracy(run, engine) -> tuple[dict, str]:
     if run.engine == "time_stepping":
         step = float(engine.time_step)
         return {**used, "time_step_ms": step}, f"time stepping: steps up to {step:.3g} ms, {words}"
-    modes = len(engine.basis)
+    modes = engine.num_modes
     return {**used, "modes": modes}, f"matrix formalism: {modes} modes, {words}"
 
 

@@ -9,6 +9,7 @@ from functools import partial
 from ..errors import InputError
 from . import facts
 from .convergence import agreement_rows, order_rows, tolerance_rows
+from .lattices import lattice_rows
 from .rows import Row
 from .signals import signal_rows
 from .solve import Settings
@@ -44,6 +45,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("narrowing", "motional narrowing of long pulses", facts.narrowing_rows),
     Family("short_time", "D(t) at short times and its limit", facts.short_time_rows),
     Family("effective", "effective medium: long times in an endless stack", facts.effective_rows),
+    Family("lattice", "balls on a periodic lattice, against a random walk", lattice_rows),
     Family("b_values", "b of every waveform", facts.b_value_rows),
     Family("orders", "orders of convergence in h and the time step", order_rows),
     Family("agreement", "both engines on one mesh, refined modes and steps", agreement_rows,

@@ -107,7 +107,7 @@ def solve(problem: BlochTorrey, measurements: Sequence[Measurement], engine: str
                                   waveforms=[m.waveform for m in distinct])
     solver: Any = make_engine(problem, table, engine, modes, tolerance, time_step)
     values = solver.signals() / problem.magnetisation_at_start
-    words = (f"{len(solver.basis)} modes" if engine == MATRIX_FORMALISM
+    words = (f"{solver.num_modes} modes" if engine == MATRIX_FORMALISM
              else f"{solver.time_step:.3g} ms")
     return Solved(dict(zip(distinct, values.real.tolist(), strict=True)), words,
                   float(solver.estimated_error), time.perf_counter() - began)

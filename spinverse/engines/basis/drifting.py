@@ -13,8 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from petsc4py import PETSc
 
+from ...parallel.columns import column_inner, inner, times
 from ...problem import BlochTorrey
+from .spectrum import decay_rates, diagonalised
 
 _INDEPENDENT = 3e-5  # part of a function's norm that is not in those before it, at least
 _BLOCK = 32
@@ -29,62 +32,69 @@ def lowest(problem: BlochTorrey, number: int) -> int:
     return size if number >= size or few * each >= size else few
 
 
-def enriched(problem: BlochTorrey, values: np.ndarray, modes: np.ndarray, shift: float,
-             solve: Callable[[np.ndarray], np.ndarray]) -> tuple:
+def enriched(problem: BlochTorrey, A: PETSc.Mat, columns: np.ndarray,
+             solve: Callable[[np.ndarray], np.ndarray], rounding: float) -> tuple:
     """Modes and responses, diagonalised. Collective.
 
+    The operator between them is made of the functions as they are after orthonormalisation. What
+    is known of A times a mode or a response would have to go through the same combinations of
+    functions that nearly depend on each other, where it loses a digit with each of them.
+
     Args:
-        values: ``(K,)`` eigenvalues, 1/ms.
-        modes: ``(n_owned, K)`` at the owned broken dofs, mass-orthonormal.
-        shift: s, 1/ms.
-        solve: ``(n_owned,)`` load at the broken dofs to (A + s M)^-1 of it there.
+        problem: the discrete problem.
+        A: its decay matrix.
+        columns: ``(n, K)`` modes, local columns of `spinverse.unknowns`, mass-orthonormal.
+        solve: owned columns of loads to (A + s M)^-1 of them.
+        rounding: of decay rates, 1/ms.
 
     Returns:
-        Eigenvalues ``(n,)``, functions ``(n_owned, n)`` and a rotation ``(n, n)``: the functions
+        Eigenvalues ``(m,)``, local columns ``(n, m)`` and a rotation ``(m, m)``: the columns
         times its transpose are the modes and responses one after the other, orthonormalised, so
         that a smaller basis is the first of them.
+
+    Raises:
+        SolverError: the functions lost their digits.
     """
-    comm, mass, count = problem.comm, problem.local_mass, len(values)
-    axes = problem.periodic
-    each = 1 + len(axes)
-    functions = np.empty((len(modes), each * count))
-    # A of a function is its load less s M times it
-    loads = np.empty_like(functions)
-    functions[:, ::each] = modes
-    loads[:, ::each] = (mass @ modes) * (values + shift)
-    for place, axis in enumerate(axes, start=1):
-        loads[:, place::each] = problem.local_drifts[axis] @ modes
-        for k in range(count):
-            functions[:, place + each * k] = solve(loads[:, place + each * k])
+    comm, mass, unknowns = problem.comm, problem.mass_of_unknowns, problem.unknowns
+    each = 1 + len(problem.periodic)
+    functions = np.empty((len(columns), each * columns.shape[1]), order="F")
+    functions[:, ::each] = columns
+    for place, axis in enumerate(problem.periodic, start=1):
+        loads = unknowns.gathered(unknowns.operator(problem.local_drifts[axis]) @ columns)
+        for first in range(0, loads.shape[1], _BLOCK):
+            block = slice(first, first + _BLOCK)
+            functions[:, place::each][:, block] = unknowns.local(solve(loads[:, block]))
     # a mode that nothing drifts has responses of round-off alone
-    norms = np.sqrt(comm.allreduce(np.einsum("ij,ij->j", functions, mass @ functions)))
+    norms = np.sqrt(column_inner(comm, functions, mass @ functions))
     norms[::each] = np.inf
     there = norms > _INDEPENDENT**2 * norms[norms < np.inf].max()
-    functions, loads = _orthonormal(comm, mass, functions[:, there], loads[:, there])
-    operator = comm.allreduce(functions.T @ loads) - shift * np.eye(functions.shape[1])
-    found, rotation = comm.bcast(tuple(np.linalg.eigh(0.5 * (operator + operator.T))))
-    return np.maximum(found, 0.0), functions @ rotation, rotation
+    functions = _orthonormal(comm, mass, functions[:, there])
+    owned = np.asfortranarray(functions[: A.getLocalSize()[1]])
+    found, rotation = diagonalised(comm, inner(comm, owned, times(A, owned)))
+    return decay_rates(found, rounding), functions @ rotation, rotation
 
 
-def _orthonormal(comm, mass, functions: np.ndarray, loads: np.ndarray) -> tuple:
-    """Gram-Schmidt in the mass product, dependent functions left out; loads go along.
+def _orthonormal(comm, mass, functions: np.ndarray) -> np.ndarray:
+    """Gram-Schmidt in the mass product, dependent functions left out.
 
     In order, so that the first n span what the first n that were kept did. By blocks, and twice,
     for what is lost of the digits the first time.
     """
-    kept = np.empty((2, len(functions), 0))  # functions, loads
+    kept = np.empty((len(functions), 0))
     for first in range(0, functions.shape[1], _BLOCK):
-        block = np.stack([functions[:, first: first + _BLOCK], loads[:, first: first + _BLOCK]])
-        norms = np.sqrt(comm.allreduce(np.einsum("ij,ij->j", block[0], mass @ block[0])))
+        block = functions[:, first: first + _BLOCK]
+        norms = np.sqrt(column_inner(comm, block, mass @ block))
         for _ in range(2):
-            block -= kept @ comm.allreduce(kept[0].T @ (mass @ block[0]))
-        chosen = np.empty((2, len(functions), 0))
-        for k in range(block.shape[2]):
-            column = block[:, :, k: k + 1]
+            block = block - kept @ inner(comm, kept, mass @ block)
+        chosen = np.empty((len(functions), 0))
+        for k in range(block.shape[1]):
+            column = block[:, k: k + 1]
             for _ in range(2):
-                column = column - chosen @ comm.allreduce(chosen[0].T @ (mass @ column[0]))
-            norm = np.sqrt(comm.allreduce(float(column[0, :, 0] @ (mass @ column[0, :, 0]))))
+                column = column - chosen @ inner(comm, chosen, mass @ column)
+            norm = float(np.sqrt(column_inner(comm, column, mass @ column))[0])
             if norm > _INDEPENDENT * norms[k]:
-                chosen = np.concatenate([chosen, column / norm], axis=2)
-        kept = np.concatenate([kept, chosen], axis=2)
-    return kept[0], kept[1]
+                chosen = np.hstack([chosen, column / norm])
+        # what was taken off the last of a block may be large beside what is left of it
+        chosen = chosen - kept @ inner(comm, kept, mass @ chosen)
+        kept = np.hstack([kept, chosen])
+    return kept

@@ -29,12 +29,13 @@ from ...parallel.exchange import reduced
 from ...phases import phase
 from ...problem import BlochTorrey
 from ...unknowns import Unknowns
-from ..linear.direct import failure
+from ..linear.direct import count_pivots, failure
 from ..linear.ties import Tied
 from .blocks import CANDIDATES, Inverse, at_gap, coarse_modes, lowest_pairs
 from .dense import dense_modes, gathered, is_small
 from .drifting import enriched, lowest
 from .gauge import Gauge, gauge_of
+from .spectrum import decay_rates, negative_pivots, rounding
 
 SOLVERS = ("auto", "direct", "iterative")
 LARGE = 20_000  # unknowns from which "auto" makes no factor
@@ -62,6 +63,11 @@ class Eigenmodes:
         fields: ``(n, K, K)`` what turns phases without gradient, rad/ms, before a 180-degree pulse
             and (n = 2) after it: see `spinverse.extra_terms`; n = 0 for nothing.
         field_reach: ``(n,)`` bounds on the spectral radius of `fields`, rad/ms.
+        rows: of the rank's unknowns that ``columns`` are the values at, where they are zero at all
+            others (`parts`); None for all of them.
+        copies: rows and columns of parts that have the same operators.
+        about: ``(d,)`` what ``positions`` and ``responses`` are relative to, um from the centre of
+            the mesh.
     """
 
     eigenvalues: np.ndarray
@@ -77,9 +83,17 @@ class Eigenmodes:
     shift: float = 0.0
     fields: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0)))
     field_reach: tuple[float, ...] = ()
+    rows: np.ndarray | None = None
+    copies: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
+    about: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     def __len__(self) -> int:
         return len(self.eigenvalues)
+
+    @property
+    def count(self) -> int:
+        """How many parts have these modes."""
+        return 1 + len(self.copies)
 
     @property
     def modes(self) -> np.ndarray:
@@ -95,7 +109,9 @@ class Eigenmodes:
                           self.positions[:, few, few], self.start[few], self.receive[few],
                           self.reach, self.gauge and self.gauge.truncated(number), None,
                           None if self.responses is None else self.responses[:, :, few, few],
-                          self.shift, self.fields[:, few, few], self.field_reach)
+                          self.shift, self.fields[:, few, few], self.field_reach, self.rows,
+                          tuple((rows, columns[:, few]) for rows, columns in self.copies),
+                          self.about)
 
     @property
     def turning(self) -> np.ndarray:
@@ -106,9 +122,9 @@ class Eigenmodes:
         first = self.nest[:number]
         values, rotation = np.linalg.eigh((first * self.eigenvalues) @ first.T)
         T = first.T @ rotation
-        return Eigenmodes(np.maximum(values, 0.0), self.columns @ T, self.unknowns,
+        return Eigenmodes(decay_rates(values), self.columns @ T, self.unknowns,
                           T.T @ self.positions @ T, self.start @ T, self.receive @ T,
-                          self.reach, self.gauge.turned(T), rotation)
+                          self.reach, self.gauge.turned(T), rotation, about=self.about)
 
     def omitted(self, direction) -> np.ndarray:
         """C along a direction, ``(K, K)`` um^2 ms: what all other modes do, see above.
@@ -146,13 +162,9 @@ def eigenmodes(problem: BlochTorrey, number: int, options_prefix: str = "spinver
     with phase("assembly"):
         A, M = problem.decay_matrix(), problem.mass_matrix
     tied = Tied(problem, A)
-    # A is singular when nothing relaxes or leaves; a small negative shift keeps it definite.
-    extent = float(np.max(problem.mesh.bounds[1] - problem.mesh.bounds[0]))
-    fastest = problem.comm.allreduce(
-        float(np.max(problem.tissue.diffusivity, initial=1e-12)), op=MPI.MAX)
-    shift = 0.3 * fastest / extent**2
+    shift = shift_of(problem)
     iterative = _iterative(problem, size, solver, options_prefix)
-    start = tied.load(_wave(problem))[:, 0]
+    start = tied.load(wave(problem))[:, 0]
     made = None  # to be freed at the end
     with phase("eigenproblem"):
         if is_small(size, wanted, problem.comm.size) and not iterative:
@@ -165,20 +177,17 @@ def eigenmodes(problem: BlochTorrey, number: int, options_prefix: str = "spinver
                 coarse_modes(solve.preconditioner, A, M, wanted, start,
                              _coarse_pairs(shift, options_prefix)), options_prefix)
         else:
-            made = _shift_invert(A, M, wanted, min(number, size), shift, options_prefix, start,
-                                 iterative)
-            values, vectors = _pairs(made, wanted)
+            made = shift_invert(A, M, wanted, min(number, size), shift, options_prefix, start,
+                                 iterative, definite=problem.extra_blocks is None)
+            values, vectors = converged_pairs(made, wanted)
             solve = partial(solved, made.getST().getKSP())
     kept = at_gap(values, min(number, size), CANDIDATES // (1 + len(problem.periodic)))
     if problem.extra_blocks is not None:
         check_decay(values)
-    values, nest = np.maximum(values[:kept], 0.0), None
+    values, nest = decay_rates(values[:kept], small := rounding(A, M)), None
     columns = problem.unknowns.local(vectors[:, :kept])
     if problem.periodic and kept < size:
-        values, modes, nest = enriched(
-            problem, values, problem.unknowns.broken(columns), shift,
-            lambda load: tied.broken(solve(tied.load(load[:, None])))[:, 0])
-        columns = problem.unknowns.nearest(modes)
+        values, columns, nest = enriched(problem, A, columns, solve, small)
     R = _responses(problem, columns, solve) if responses and not problem.periodic else None
     if made is not None:
         made.destroy()
@@ -197,7 +206,15 @@ def _iterative(problem: BlochTorrey, size: int, solver: str, options_prefix: str
         and problem.extra_blocks is None)
 
 
-def _wave(problem: BlochTorrey) -> np.ndarray:
+def shift_of(problem: BlochTorrey) -> float:
+    """1/ms: A is singular when nothing relaxes or leaves; a small shift keeps it definite."""
+    extent = float(np.max(problem.mesh.bounds[1] - problem.mesh.bounds[0]))
+    fastest = problem.comm.allreduce(
+        float(np.max(problem.tissue.diffusivity, initial=1e-12)), op=MPI.MAX)
+    return 0.3 * fastest / extent**2
+
+
+def wave(problem: BlochTorrey) -> np.ndarray:
     """A wave that shares no symmetry with the mesh, ``(n_owned, 1)``: the same at any ranks."""
     x = problem.space.tabulate_dof_coordinates()[: problem.local_mass.shape[0]]
     return 1.0 + np.sin(x @ np.array([0.7, 1.1, 1.9]))[:, None]  # x has three columns always
@@ -213,9 +230,9 @@ def _coarse_pairs(shift: float, options_prefix: str) -> Callable:
         return slepc(number, A, M, start)
 
     def slepc(number: int, A: PETSc.Mat, M: PETSc.Mat, start: np.ndarray) -> tuple:
-        eps = _shift_invert(A, M, number, number, shift, f"{options_prefix}start_", start,
+        eps = shift_invert(A, M, number, number, shift, f"{options_prefix}start_", start,
                             A.getSize()[0] > LARGE, 1e-6)
-        found = _pairs(eps, number)
+        found = converged_pairs(eps, number)
         eps.destroy()
         return found
 
@@ -251,10 +268,14 @@ def check_decay(values: np.ndarray) -> None:
         raise Unsuitable(f"a mode grows by a factor e in {-1 / values[0]:.3g} ms")
 
 
-def _shift_invert(A: PETSc.Mat, M: PETSc.Mat, wanted: int, least: int, shift: float,
+def shift_invert(A: PETSc.Mat, M: PETSc.Mat, wanted: int, least: int, shift: float,
                   options_prefix: str, start: np.ndarray, iterative: bool = False,
-                  tolerance: float = 1e-11) -> SLEPc.EPS:
-    """The solved eigenproblem; ``start`` is the rank's part of the first vector."""
+                  tolerance: float = 1e-11, definite: bool = True) -> SLEPc.EPS:
+    """The solved eigenproblem; ``start`` is the rank's part of the first vector.
+
+    Unless A + shift M is known to be ``definite``, its factor is asked whether it is: eigenvalues
+    far below 0 are as far from the shift as those of the highest modes, and would not be found.
+    """
     size = A.getSize()[0]
     eps = SLEPc.EPS().create(A.comm)
     eps.setOperators(A, M)
@@ -284,7 +305,13 @@ def _shift_invert(A: PETSc.Mat, M: PETSc.Mat, wanted: int, least: int, shift: fl
     column.destroy()
     eps.setFromOptions()
     try:
+        if not definite and pc.getType() == PETSc.PC.Type.CHOLESKY:
+            st.restoreOperator(st.getOperator())  # the matrix to be factorised
+            count_pivots(pc)
         eps.solve()
+        if not definite and pc.getType() == PETSc.PC.Type.CHOLESKY:
+            if negative_pivots(pc):
+                raise Unsuitable(f"a mode grows by a factor e in less than {1 / shift:.3g} ms")
     except (PETSc.Error, SystemError) as error:  # slepc4py wraps some PETSc errors
         raise SolverError(failure(ksp, size, f"eigenproblem, {wanted} modes",
                                   f"-{options_prefix}solver iterative")) from error
@@ -297,7 +324,7 @@ def _shift_invert(A: PETSc.Mat, M: PETSc.Mat, wanted: int, least: int, shift: fl
     return eps
 
 
-def _pairs(eps: SLEPc.EPS, wanted: int) -> tuple[np.ndarray, np.ndarray]:
+def converged_pairs(eps: SLEPc.EPS, wanted: int) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues ascending, at most ``wanted``, and their vectors ``(n_local, n)``."""
     values = np.array([eps.getEigenvalue(k).real for k in range(eps.getConverged())])
     order = np.argsort(values)[:wanted]
@@ -346,12 +373,13 @@ def project(problem: BlochTorrey, values: np.ndarray, columns: np.ndarray,
     reach = (problem.mesh.bounds[1] - problem.mesh.bounds[0])[:dim] / 2
     if problem.extra_blocks is not None:
         for axis in problem.extra_blocks.positions:
-            reach[axis] = _radius(X[axis])
+            reach[axis] = radius(X[axis])
     driven = gauge_of(problem, problem.unknowns.broken(columns)) if problem.periodic else None
     return Eigenmodes(values, columns, problem.unknowns, X[:dim], total[-2], total[-1], reach,
-                      driven, nest, responses, shift, X[dim:], tuple(_radius(J) for J in X[dim:]))
+                      driven, nest, responses, shift, X[dim:], tuple(radius(J) for J in X[dim:]),
+                      about=np.zeros(dim))
 
 
-def _radius(matrix: np.ndarray) -> float:
+def radius(matrix: np.ndarray) -> float:
     """Spectral radius of a symmetric matrix, a little more."""
     return 1.001 * float(np.abs(np.linalg.eigvalsh(matrix)[[0, -1]]).max())

@@ -28,13 +28,14 @@ import numpy as np
 from petsc4py import PETSc
 
 from ...errors import SolverError
-from ...parallel.columns import solved, times
+from ...parallel.columns import inner, solved, times
 from ...parallel.exchange import reduced
 from ...phases import phase
 from ...problem import BlochTorrey
 from ..linear.direct import direct, failure
 from ..linear.ties import Tied
 from .eigenmodes import Eigenmodes, check_decay, project
+from .spectrum import decay_rates, diagonalised, rounding
 
 _SMALL = 1e-7  # of the start's norm: responses below it are round-off of others
 _SLOW = 3  # one function in three is a slow mode
@@ -202,11 +203,10 @@ def _diagonalised(A: PETSc.Mat, tied: Tied, space: _Space) -> tuple[np.ndarray, 
     """Rayleigh-Ritz: eigenvalues ascending, ``(K,)``, and functions ``(n, K)``."""
     functions = space.functions
     columns = functions[: A.getLocalSize()[1]]
-    operator = reduced(space.comm, columns.T @ times(A, columns))
-    values, rotation = space.comm.bcast(tuple(np.linalg.eigh(0.5 * (operator + operator.T))))
+    values, rotation = diagonalised(space.comm, inner(space.comm, columns, times(A, columns)))
     if tied.problem.extra_blocks is not None:
         check_decay(values)
-    return np.maximum(values, 0.0), functions @ rotation
+    return decay_rates(values, rounding(A, tied.problem.mass_matrix)), functions @ rotation
 
 
 def _normalised(comm, mass, functions: np.ndarray) -> np.ndarray:

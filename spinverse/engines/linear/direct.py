@@ -10,7 +10,8 @@ from ...errors import SolverError
 OUT_OF_MEMORY = (-8, -9, -13, -17, -19, -20)  # MUMPS' INFOG(1)
 
 
-def direct(matrix: PETSc.Mat, prefix: str, what: str, definite: bool = True) -> PETSc.KSP:
+def direct(matrix: PETSc.Mat, prefix: str, what: str, definite: bool = True,
+           counted: bool = False) -> PETSc.KSP:
     """A solver with the factor of a symmetric matrix. Collective.
 
     Args:
@@ -18,6 +19,7 @@ def direct(matrix: PETSc.Mat, prefix: str, what: str, definite: bool = True) -> 
         prefix: PETSc options with it reach the solver.
         what: the computation, for messages.
         definite: whether it is known to be positive definite.
+        counted: whether its negative pivots are to be.
 
     Raises:
         SolverError: the factorisation failed, or the matrix has entries that are no numbers, of
@@ -34,12 +36,21 @@ def direct(matrix: PETSc.Mat, prefix: str, what: str, definite: bool = True) -> 
     ksp.setOptionsPrefix(prefix)
     ksp.setFromOptions()
     try:
+        if counted:
+            count_pivots(ksp.getPC())
         ksp.setUp()
     except (PETSc.Error, SystemError) as error:
         raise SolverError(failure(ksp, matrix.getSize()[0], what)) from error
     if ksp.getPC().getFailedReason():
         raise SolverError(failure(ksp, matrix.getSize()[0], what))
     return ksp
+
+
+def count_pivots(pc: PETSc.PC) -> None:
+    """Have MUMPS count the negative pivots of a factor that is to be made. Collective."""
+    pc.setFactorSetUpSolverType()
+    # the last block by MUMPS too: ScaLAPACK does not count
+    pc.getFactorMatrix().setMumpsIcntl(13, 1)
 
 
 def failure(ksp: PETSc.KSP, size: int, what: str, instead: str | None = None) -> str:

@@ -17,6 +17,9 @@ import ufl
 from ... import forms
 from ...errors import InputError
 from ...problem import BlochTorrey
+from ...unknowns import with_ghosts
+from ..basis.eigenmodes import Eigenmodes
+from ..basis.parts import combined
 from ..derivatives import derivative_of
 
 _SMALL = 1e-15  # of the largest eigenvalue
@@ -53,32 +56,42 @@ class ModeDerivatives:
     def _functions(self) -> tuple:
         return tuple(dolfinx.fem.Function(self.problem.pair_space) for _ in range(2))
 
-    def add(self, sums: list, modes: np.ndarray, weights: np.ndarray, turning: bool) -> None:
+    def add(self, sums: list, bases: list[Eigenmodes], weights: list[np.ndarray],
+            turning: bool) -> None:
         """Add <weights, d(operator)> to each of ``sums``, at the present g and sign of the echo.
 
+        Those of different parts at once, for the operator has no entries between them. Collective.
+
         Args:
-            modes: ``(nd, K)`` at owned and ghost dofs.
-            weights: ``(K, K)`` symmetric.
+            bases: of the problem, or of its parts.
+            weights: ``(K, K)`` symmetric, for each.
             turning: of the operator that i multiplies, not of the real one.
         """
-        values, vectors = np.linalg.eigh(weights)
-        kept = np.flatnonzero(np.abs(values) > _SMALL * np.abs(values).max(initial=0.0))
+        found = [np.linalg.eigh(weight) for weight in weights]
+        largest = max(np.abs(values).max(initial=0.0) for values, _ in found)
+        few = [np.abs(values) > _SMALL * largest for values, _ in found]
+        vectors = [v[:, kept] for (_, v), kept in zip(found, few, strict=True)]
+        weighed = [v * values[kept] for v, (values, _), kept in zip(vectors, found, few,
+                                                                    strict=True)]
+        index_map = self.problem.space.dofmap.index_map
+        right, left = (with_ghosts(index_map, self.problem.unknowns.broken(
+            combined(self.problem, bases, each))) for each in (vectors, weighed))
         stage, adjoint = (f.x.array.reshape(-1, 2) for f in (self.stage, self.adjoint))
         stage[:], adjoint[:] = 0.0, 0.0
-        for k in kept:
-            stage[:, 0] = modes @ vectors[:, k]
-            adjoint[:, int(turning)] = values[k] * stage[:, 0]
+        for k in range(right.shape[1]):
+            stage[:, 0], adjoint[:, int(turning)] = right[:, k], left[:, k]
             for total in sums:
                 total.add(1.0)
 
 
-def add_up(derivatives: ModeDerivatives, sums: list, modes: np.ndarray,
-           operators: np.ndarray) -> None:
+def add_up(derivatives: ModeDerivatives, sums: list, bases: list[Eigenmodes],
+           operators: list[np.ndarray]) -> None:
     """Fill sums of ``derivatives``. Collective.
 
     Args:
-        modes: ``(nd, K)`` at owned and ghost dofs.
-        operators: ``(1 + n, K, K)`` G, and the derivatives by `Eigenmodes.turning`, if any.
+        bases: of the problem, or of its parts.
+        operators: for each ``(1 + n, K, K)`` G, and the derivatives by `Eigenmodes.turning`, if
+            any.
     """
     problem = derivatives.problem
     dim = problem.mesh.dim
@@ -86,20 +99,18 @@ def add_up(derivatives: ModeDerivatives, sums: list, modes: np.ndarray,
         total.reset()
     g, sign = problem.g.value, problem.echo_sign
     g[:], sign.value = 0.0, 1.0
-    derivatives.add(sums, modes, operators[0], False)
+    derivatives.add(sums, bases, [part[0] for part in operators], False)
     blocks = problem.extra_blocks
-    if len(operators) == 1 or blocks is None:
+    if len(operators[0]) == 1 or blocks is None:
         return
     # J_j is what the unit gradient adds to the field of sign 1
-    rest = np.zeros_like(operators[0])
     for axis in blocks.positions:
         g[:] = np.eye(dim)[axis]
-        derivatives.add(sums, modes, operators[1 + axis], True)
-        rest -= operators[1 + axis]
+        derivatives.add(sums, bases, [part[1 + axis] for part in operators], True)
     g[:] = 0.0
-    fields = operators[1 + dim:]
-    derivatives.add(sums, modes, rest + fields[0] if len(fields) else rest, True)
-    if len(fields) > 1:
+    derivatives.add(sums, bases, [part[1 + dim: 2 + dim].sum(axis=0) - sum(
+        part[1 + axis] for axis in blocks.positions) for part in operators], True)
+    if len(operators[0]) > 2 + dim:
         sign.value = -1.0
-        derivatives.add(sums, modes, fields[1], True)
+        derivatives.add(sums, bases, [part[2 + dim] for part in operators], True)
         sign.value = 1.0

@@ -19,13 +19,15 @@ Extra terms take part if they have the structure that `spinverse.extra_terms` te
 in Lambda, what turns with the gradient in X, and what turns without it is a field B,
 u' = -(Lambda + i B + i g(t) . X) u, under which waveforms are run as a whole.
 
-One eigenproblem serves all measurements; these are shared out over the ranks by direction.
+One eigenproblem serves all measurements; these are shared out over the ranks by direction. Parts of
+the tissue that exchange nothing have one each, and signals of their own that add up.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from mpi4py import MPI
@@ -38,6 +40,7 @@ from ...phases import phase
 from ...problem import BlochTorrey
 from ...unknowns import with_ghosts
 from ..basis.eigenmodes import Eigenmodes, eigenmodes
+from ..basis.parts import Parts, packed_columns
 from ..basis.responses import response_basis
 from ..progress import silent
 from ..schedule.checks import check_directions
@@ -88,7 +91,9 @@ class MatrixFormalism:
             raise InputError(f"functions: {functions!r}, expected one of {', '.join(FUNCTIONS)}")
         self.problem, self.acquisition = problem, acquisition
         self.modes, self.tolerance, self.functions = modes, tolerance, functions
-        self.basis: Eigenmodes | None = None
+        self.basis: Eigenmodes | None = None  # of all of the problem at once
+        self.parts: list[Eigenmodes] = []  # or of its parts
+        self._numbers: dict[bytes, np.ndarray] = {}  # of modes, by the sizes of parts
         self.estimated_error = np.nan
         # how many fields there are: of extra terms, for each sign of the echo
         self._fields = problem.num_fields
@@ -96,12 +101,12 @@ class MatrixFormalism:
         # start = ratio * receive, if there is such a ratio: then one half serves both
         found = set(np.unique(problem.initial / problem.scale).tolist())
         found = set().union(*problem.comm.allgather(found))
-        self._ratio = found.pop() if len(found) == 1 else None
+        self.ratio = found.pop() if len(found) == 1 else None
         check_directions(acquisition, problem.mesh)
         self._share_out(max_step)
         self._store = Store()
         self._tape: list[tuple] = []
-        self._taped: Eigenmodes | None = None
+        self._taped: list[Eigenmodes] = []
         self.progress: Callable[[str, int, int], None] = silent
 
     def signals(self, permeability: np.ndarray | None = None, remember: bool = False) -> np.ndarray:
@@ -111,13 +116,36 @@ class MatrixFormalism:
             permeability: ``(nf,)`` um/ms of the owned facets; the present one if not given.
             remember: keep what `gradient` needs.
         """
-        self.find_modes(permeability)
+        self.find_modes(permeability, True, remember)
         return self.evolve(remember)
 
-    def find_modes(self, permeability: np.ndarray | None = None) -> Eigenmodes:
-        """The modes at a permeability, ``(nf,)`` um/ms; as it is if nothing is said. Collective."""
+    @property
+    def num_modes(self) -> int:
+        """Of the last signals, of all parts."""
+        return sum(basis.count * len(basis) for basis in self.bases)
+
+    @property
+    def bases(self) -> list[Eigenmodes]:
+        """Of the last signals: `basis`, or `parts`."""
+        return self.parts or ([] if self.basis is None else [self.basis])
+
+    def find_modes(self, permeability: np.ndarray | None = None, by_parts: bool = False,
+                   remember: bool = False) -> Eigenmodes | None:
+        """The modes at a permeability, ``(nf,)`` um/ms; as it is if nothing is said. Collective.
+
+        With ``by_parts`` and modes "auto" those of parts that exchange nothing, if there are any:
+        `parts` has them then, and there is no `basis`. To ``remember`` is to have parts that touch
+        in one, for what crosses the facets between them has a derivative.
+        """
         if permeability is not None:
             self.problem.set_permeability(permeability)
+        self.parts = []
+        if by_parts and isinstance(self.modes, str) and self.functions == "modes":
+            parts = Parts(self.problem, remember)
+            if parts.worth_it:
+                self.basis = None
+                self._choose_modes_of(parts)
+                return None
         if isinstance(self.modes, str):
             self._choose_modes()
             return self.basis
@@ -142,13 +170,18 @@ class MatrixFormalism:
         """Signals in the present modes. Collective."""
         if remember:
             self._store.restart()
-        found = []
-        for done, batch in enumerate(self._batches):
-            self.progress("signals", done, len(self._batches))
-            found.append(self._evolve_batch(self.basis, batch, remember, store=self._store))
+        bases = self.bases
+        found: list[tuple] = []
+        number = len(self._batches) * len(bases)
+        for basis in bases:
+            for batch in self._batches:
+                self.progress("signals", len(found), number)
+                found.append(self._evolve_batch(basis, batch, remember, store=self._store))
         if remember:
-            self._tape, self._taped = [taped for _, taped in found], self.basis
-        return self._sum(self._batches, [signals for signals, _ in found])
+            self._tape, self._taped = [taped for _, taped in found], bases
+        counts = np.repeat([basis.count for basis in bases], len(self._batches))
+        return self._sum(self._batches * len(bases), [
+            count * signals for count, (signals, _) in zip(counts, found, strict=True)])
 
     def gradient(self, adjoint: np.ndarray) -> np.ndarray:
         """Derivative of J with respect to the permeability of the owned facets. Collective.
@@ -164,7 +197,7 @@ class MatrixFormalism:
         """
         if has(self.problem.extra_form, self.problem.kappa):  # terms on membranes change with it
             return self.gradients(adjoint, [self.problem.kappa])[0]
-        return self._contract(self._taped, self._by_operator(adjoint)[0])
+        return self._contract([operators[0] for operators in self._by_operator(adjoint)])
 
     def gradient_of(self, coefficient, adjoint: np.ndarray) -> np.ndarray:
         """Derivative of J with respect to one coefficient; see `gradients`. Collective."""
@@ -180,28 +213,29 @@ class MatrixFormalism:
             InputError: a coefficient that the weak form does not contain, or the diffusivity on a
                 periodic box.
         """
-        problem, basis = self.problem, self._taped
         derivatives = [self._derivatives(coefficient) for coefficient in coefficients]
-        operators = self._by_operator(adjoint, not problem.periodic)
-        modes = with_ghosts(problem.space.dofmap.index_map, basis.modes)
-        add_up(self._derivatives, derivatives, modes, operators)
+        add_up(self._derivatives, derivatives, self._taped,
+               self._by_operator(adjoint, not self.problem.periodic))
         return [derivative.result() for derivative in derivatives]
 
     @phase("propagation back")
-    def _by_operator(self, adjoint: np.ndarray, turning: bool = False) -> np.ndarray:
-        """Derivatives with respect to Lambda as a matrix, ``(1, K, K)``, symmetric. Collective.
+    def _by_operator(self, adjoint: np.ndarray, turning: bool = False) -> list[np.ndarray]:
+        """Derivatives by Lambda as a matrix, symmetric, for each basis ``(1, K, K)``. Collective.
 
         ``turning``: and to each of `Eigenmodes.turning`.
         """
-        basis = self._taped
-        K = len(basis)
-        total = np.zeros((1 + turning * len(basis.turning), K, K))
-        gaps: dict[float, np.ndarray] = defaultdict(lambda: np.zeros((K, K)))
-        for group, left, right, forward in self._tape:
-            self._pull_back(group, adjoint, left, right, forward, total, gaps)
-        for gap in sorted(gaps):
-            total[0] += gaps[gap] * divided_differences(basis.eigenvalues, gap)
-        return reduced(self.problem.comm, 0.5 * (total + total.transpose(0, 2, 1)))
+        result, tape = [], iter(self._tape)
+        for basis in self._taped:
+            K = len(basis)
+            total = np.zeros((1 + turning * len(basis.turning), K, K))
+            gaps: dict[float, np.ndarray] = defaultdict(partial(np.zeros, (K, K)))
+            for _ in self._batches:
+                batch, left, right, forward = next(tape)
+                self._pull_back(basis, batch, left, right, forward, adjoint, total, gaps)
+            for gap in sorted(gaps):
+                total[0] += gaps[gap] * divided_differences(basis.eigenvalues, gap)
+            result.append(reduced(self.problem.comm, 0.5 * (total + total.transpose(0, 2, 1))))
+        return result
 
     # ---- one group ----------------------------------------------------------------------------
 
@@ -222,7 +256,7 @@ class MatrixFormalism:
         end, and the steps.
         """
         directions, count = batch.strength.shape
-        double = bool(batch.fold) and self._ratio is None
+        double = bool(batch.fold) and self.ratio is None
         q = np.hstack([batch.strength] * (1 + double)).ravel()
         starts = np.stack([basis.start, basis.receive], axis=1)[:, : 1 + double].astype(complex)
         u = np.tile(np.repeat(starts, count, axis=1), directions)
@@ -253,13 +287,12 @@ class MatrixFormalism:
         if not batch.fold:
             left = np.repeat(basis.receive[:, None], len(batch.rows), axis=1)
         else:
-            left = u[:, :, count:].reshape(K, -1) if double else right / self._ratio
+            left = u[:, :, count:].reshape(K, -1) if double else right / self.ratio
         decay = np.exp(-basis.eigenvalues[:, None] * batch.gap)
         signals = ((left if batch.fold > 0 else left.conj()) * decay * right).sum(axis=0)
         return signals, (batch, left, right, forward)
 
-    def _pull_back(self, batch, adjoint, left, right, forward, G, gaps):
-        basis = self._taped
+    def _pull_back(self, basis, batch, left, right, forward, adjoint, G, gaps):
         w = adjoint[batch.rows]
         ket = left.conj() if batch.fold > 0 else left
         for gap in set(batch.gap.tolist()) - {0.0}:
@@ -286,8 +319,8 @@ class MatrixFormalism:
         if not batch.fold:
             return p
         p_left = w.conj() * decay * right if batch.fold < 0 else w * decay * right.conj()
-        if self._ratio is not None:
-            return p + p_left / self._ratio
+        if self.ratio is not None:
+            return p + p_left / self.ratio
         blocks = (len(basis), *batch.strength.shape)
         return np.concatenate([p.reshape(blocks), p_left.reshape(blocks)], axis=2).reshape(
             len(basis), -1)
@@ -297,16 +330,32 @@ class MatrixFormalism:
     def _sum(self, batches: list[Batch], parts: list[np.ndarray]) -> np.ndarray:
         result = np.zeros(len(self.acquisition), dtype=complex)
         for batch, part in zip(batches, parts, strict=True):
-            result[batch.rows] = part
+            result[batch.rows] += part
         return self.problem.comm.allreduce(result)
 
     @phase("facet contraction")
-    def _contract(self, basis: Eigenmodes, G: np.ndarray) -> np.ndarray:
-        """sum_ab G_ab int_F [phi_a][phi_b] for every owned facet."""
-        gradient = np.zeros(self.problem.mesh.num_owned_facets)
-        free, W = free_jumps(self.problem, basis)
-        if len(free):
-            gradient[free] = np.einsum("ra,ra->r", W @ G, W).reshape(len(free), -1).sum(axis=1)
+    def _contract(self, matrices: list[np.ndarray]) -> np.ndarray:
+        """sum_ab G_ab int_F [phi_a][phi_b] for every owned facet; a matrix G for each basis."""
+        problem, bases = self.problem, self._taped
+        gradient = np.zeros(problem.mesh.num_owned_facets)
+        if len(bases) == 1:
+            free, W = free_jumps(problem, bases[0])
+            if len(free):
+                gradient[free] = np.einsum("ra,ra->r", W @ matrices[0], W).reshape(
+                    len(free), -1).sum(axis=1)
+            return gradient
+        free, T = problem.free_jumps
+        packed, part = packed_columns(problem, bases)
+        if not len(free):
+            return gradient
+        W = (T @ packed).reshape(len(free), -1, packed.shape[1])
+        part = part[problem.mesh.facet_cells[free, 0]]
+        order = np.argsort(part, kind="stable")
+        bounds = np.searchsorted(part[order], np.arange(len(bases) + 1))
+        for k, G in enumerate(matrices):
+            mine = order[bounds[k]: bounds[k + 1]]
+            w = W[mine, :, : len(G)]
+            gradient[free[mine]] = np.einsum("fra,fra->f", w @ G, w)
         return gradient
 
     # ---- how many modes -----------------------------------------------------------------------
@@ -315,9 +364,9 @@ class MatrixFormalism:
         """As many modes, and as short pieces, as the tolerance needs: half of it for each."""
         size = self.problem.num_unknowns
         scale = abs(self.problem.magnetisation_at_start) or 1.0
-        pieces_error = self._choose_pieces(min(size, _FIRST_MODES), scale)
-        number, wanted = min(size, self._first_guess()), 0.5 * self.tolerance
-        truncation = self._tail_of_truncations if self.problem.periodic else self._omitted_error
+        pieces_error = self._choose_pieces(
+            lambda: [eigenmodes(self.problem, min(size, _FIRST_MODES))], scale)
+        number, wanted = min(size, self.first_guess()), 0.5 * self.tolerance
         while True:
             self.progress(f"trying {number} modes", 0, 0)
             self.basis = eigenmodes(self.problem, number, responses=not self.problem.periodic)
@@ -325,14 +374,56 @@ class MatrixFormalism:
             stiff = found < len(self.basis)
             if stiff:
                 self.basis = self.basis.truncated(found)
-            error, before = (0.0, 0.0) if found >= size else truncation(scale, wanted)
+            if found >= size:
+                error, before = 0.0, 0.0
+            elif self.problem.periodic:
+                error, before = self._tail_of_truncations(scale)
+            else:
+                error, before = self._omitted_error(self.basis, scale, wanted)
             if error <= wanted or stiff:
                 break
-            number = min(size, _more_modes(found, before, error, error / wanted))
+            number = min(size, more_modes(found, before, error, error / wanted))
         self.estimated_error = error + pieces_error
         self.modes = len(self.basis) if stiff else min(len(self.basis) + 4, size)
 
-    def _omitted_error(self, scale: float, wanted: float) -> tuple[float, float]:
+    def _choose_modes_of(self, parts: Parts) -> None:
+        """As `_choose_modes`: a part has its share of the tolerance by its volume."""
+        scale = abs(self.problem.magnetisation_at_start) or 1.0
+        everywhere = list(range(len(parts)))
+        known = self._numbers.get(parts.sizes.tobytes())
+        if known is not None:
+            self.parts = [basis for _, basis in parts.modes(known, everywhere)]
+            return
+        few = np.minimum(parts.sizes, _FIRST_MODES)
+        pieces_error = self._choose_pieces(
+            lambda: [basis for _, basis in parts.modes(few, everywhere)], scale)
+        numbers = np.minimum(parts.sizes, [self.first_guess(volume) for volume in parts.volumes])
+        wanted = 0.5 * self.tolerance * parts.volumes / parts.volumes.sum()
+        self.estimated_error, chosen = pieces_error, numbers.copy()
+        waiting = everywhere
+        while waiting:
+            self.progress(f"trying {int(numbers[waiting].sum())} modes of {len(waiting)} parts",
+                          0, 0)
+            again: list[int] = []
+            for members, basis in parts.modes(numbers[waiting], waiting):
+                size, share = parts.sizes[members[0]], wanted[members[0]]
+                found = max(1, int(np.searchsorted(basis.eigenvalues, _STIFFEST)))
+                stiff = found < len(basis)
+                basis = basis.truncated(found) if stiff else basis
+                error, before = (0.0, 0.0) if found >= size else self._omitted_error(
+                    basis, scale, share)
+                if error <= share or stiff:
+                    self.parts.append(basis)
+                    self.estimated_error += len(members) * error
+                    chosen[members] = min(found + 4, size)
+                else:
+                    again += members
+                    numbers[members] = min(size, more_modes(found, before, error, error / share))
+            waiting = again
+        self._numbers[parts.sizes.tobytes()] = chosen
+
+    def _omitted_error(self, basis: Eigenmodes, scale: float,
+                       wanted: float) -> tuple[float, float]:
         """What the omitted modes change, to leading order, and what they do at fewer modes.
 
         See `basis.eigenmodes`: no look at a sequence of truncations tells as much, for modes that
@@ -345,12 +436,12 @@ class MatrixFormalism:
                                 for with_others in (False, True))
             return float(np.abs(corrected - plain).max(initial=0.0)) / scale
 
-        error = change(self.basis)
+        error = change(basis)
         if error <= wanted:
             return error, error
-        return error, change(self.basis.truncated(max(1, int(_LEVEL * len(self.basis)))))
+        return error, change(basis.truncated(max(1, int(_LEVEL * len(basis)))))
 
-    def _tail_of_truncations(self, scale: float, wanted: float) -> tuple[float, float]:
+    def _tail_of_truncations(self, scale: float) -> tuple[float, float]:
         """The same along periodic axes, where it is extrapolated.
 
         Dropping modes changes the signals by less and less. The lowest fifth, 45 % and all of the
@@ -365,18 +456,19 @@ class MatrixFormalism:
         error = _tail(before, last)
         return error, error * before / last if last else error
 
-    def _first_guess(self) -> int:
-        """Modes with wavelengths down to what the strongest gradient resolves.
+    def first_guess(self, volume: float | None = None) -> int:
+        """Modes with wavelengths down to what the strongest gradient resolves, of all of the mesh.
 
-        A gradient g localises magnetisation to (D / g)^(1/3); Weyl's law counts the modes. The
-        error falls with about the fourth power of their number.
+        Or of a volume, um^d. A gradient g localises magnetisation to (D / g)^(1/3); Weyl's law
+        counts the modes. The error falls with about the fourth power of their number.
         """
         mesh, dim = self.problem.mesh, self.problem.mesh.dim
         fastest = self.problem.comm.allreduce(
             float(np.max(self.problem.tissue.diffusivity, initial=1e-12)), op=MPI.MAX)
         strongest = float(np.max(self.acquisition.strength, initial=0.0))
-        volume = self.problem.comm.allreduce(
-            float(mesh.cell_volumes[: mesh.num_owned_cells].sum()))
+        if volume is None:
+            volume = self.problem.comm.allreduce(
+                float(mesh.cell_volumes[: mesh.num_owned_cells].sum()))
         wave_number = _FINEST * (strongest / fastest) ** (1 / 3)
         if self.problem.periodic:  # drifting modes are shifted by Q = int g
             phase = np.array([np.sqrt(w.b_factor / w.diffusion_time)
@@ -388,7 +480,7 @@ class MatrixFormalism:
         finer = np.clip((1e-3 / self.tolerance) ** 0.25, 1.0, 4.0)
         return int(min(max(_FIRST_MODES, count) * finer, _MOST_AT_FIRST))
 
-    def _choose_pieces(self, number: int, scale: float) -> float:
+    def _choose_pieces(self, few_modes: Callable[[], list[Eigenmodes]], scale: float) -> float:
         """Halve the pieces of smooth waveforms until that changes little; the error that is left.
 
         A short basis is enough: what a piece's length leaves out grows with the commutator of
@@ -400,13 +492,17 @@ class MatrixFormalism:
         # the error falls by 16; along periodic axes the coarsest pieces are not there yet
         gain = 4 if self.problem.periodic else 15
         shortest = 1e-4 * min(w.echo_time for w in self.acquisition.waveforms)
-        basis = eigenmodes(self.problem, number)
+        bases = few_modes()
+
+        def probe():
+            return sum(basis.count * self._probe(basis, self._hardest()) for basis in bases)
+
         self._share_out(step)
-        coarse = self._probe(basis, self._hardest())
+        coarse = probe()
         while True:
             step /= 2
             self._share_out(step)
-            fine = self._probe(basis, self._hardest())
+            fine = probe()
             error = float(np.abs(fine - coarse).max(initial=0.0)) / scale / gain
             if error <= 0.25 * self.tolerance:
                 return error
@@ -442,7 +538,7 @@ def _tail(before: float, last: float) -> float:
     return last * max(ratio / (1 - ratio), 0.1)
 
 
-def _more_modes(found: int, before: float, error: float, excess: float) -> int:
+def more_modes(found: int, before: float, error: float, excess: float) -> int:
     """Modes that lower the error by the factor ``excess``, if it goes on falling as it did."""
     order = np.log(before / error) / np.log(1 / _LEVEL) if before > error > 0 else 1.0
     return int(found * np.clip(1.1 * excess ** (1 / np.clip(order, 2.0, 4.0)), 1.6, 3.0)) + 1

@@ -21,7 +21,7 @@ from mpi4py import MPI
 
 from ... import forms
 from ...errors import InputError
-from ...extra_terms import cell_function, has
+from ...extra_terms import Unsuitable, cell_function, has
 from ...mesh.whole import WholeMesh
 from ...problem import BlochTorrey
 from .walls import Walls
@@ -70,7 +70,11 @@ def check(problem: BlochTorrey) -> None:
     if not problem.tissue.balanced and np.ptp(_reduced(problem, problem.tissue.density)) > 0:
         raise InputError(f"{where}: several densities with interface 'plain', expected "
                          "'equilibrium' (a uniform start is at rest then)")
-    if problem.num_fields:
+    try:
+        turning = problem.num_fields > 0
+    except Unsuitable as error:
+        raise InputError(f"{where}: extra_terms do not suit it, because {error.reason}") from None
+    if turning:
         raise InputError(f"{where}: extra_terms turn the phase without a gradient, expected terms "
                          "that decay or are proportional to the gradient")
     around = _parted(problem.extra_form, None)[1]

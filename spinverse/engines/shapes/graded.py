@@ -22,6 +22,7 @@ import scipy.linalg
 import scipy.sparse
 from scipy.sparse.csgraph import connected_components
 
+from ..basis.spectrum import decay_rates
 from .blocks import Blocks
 from .propagation import Basis, Run, Sweep, Sweeps, joints, received, signals
 from .walls import Walls
@@ -111,7 +112,7 @@ class GradedModel:
         some = {"subset_by_index": [0, K - 1]} if K < len(A) else {}
         rates, modes = scipy.linalg.eigh(A, M, check_finite=False, **some)
         positions = np.stack([modes.T @ x @ modes for x in X])
-        return Basis(np.maximum(rates, 0.0), modes.T @ M.sum(axis=1), np.eye(K), [positions],
+        return Basis(decay_rates(rates), modes.T @ M.sum(axis=1), np.eye(K), [positions],
                      dtype), modes
 
     def signals(self, c: np.ndarray, sweeps: Sweeps) -> np.ndarray:

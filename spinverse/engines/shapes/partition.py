@@ -12,6 +12,7 @@ import scipy.linalg
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from ..basis.spectrum import decay_rates
 from .blocks import Blocks
 from .propagation import Basis, Sweeps, signals
 from .walls import Walls, is_wall
@@ -81,7 +82,7 @@ class PartitionModel:
                 A[sizes[j]:sizes[j + 1], sizes[i]:sizes[i + 1]] += C.T
         rates, Q = scipy.linalg.eigh(A, driver="evd", check_finite=False, overwrite_a=True)
         start = Q.T @ np.concatenate([part[1] for part in found])
-        return Basis(np.maximum(rates, 0.0), start, Q, [part[2] for part in found])
+        return Basis(decay_rates(rates), start, Q, [part[2] for part in found])
 
     def _unknowns(self, labels: np.ndarray) -> np.ndarray:
         """Number of the unknown of each value in each cell, ``(Nt n,)``."""

@@ -1,0 +1,214 @@
+"""How far signals are off for the mesh: what polynomials of one more degree would change.
+
+With u the magnetisation of a measurement in the space of the mesh and z its adjoint, S = z . u at
+any time. Functions of a larger space that are not in this one are rough, hence fast: they follow
+what they are driven by, the residuals of the two equations in the larger space,
+
+    r_u = M u' + L(t) u,    r_z = -M z' + L(t)^T z,    dS = int r_z . (A + s M)^-1 r_u dt
+
+to leading order (weighted by the dual: Becker and Rannacher, Acta Numerica 10 (2001) 1). Residuals
+have next to no part in the space of the mesh, so that a few steps of conjugate gradients do for the
+inverse, and the integral is a sum over the middles of some pieces of the waveform. No eigenproblem
+and no factor is made in the larger space.
+
+L(t)^T is L(t) with the opposite Q, for all operators of the matrix formalism are symmetric but for
+the drift.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import dolfinx
+import numpy as np
+import ufl
+
+from ... import forms
+from ...parallel.columns import inner
+from ...phases import phase
+from ...problem import BlochTorrey
+from ..basis.blocks import conjugate_gradients
+from ..basis.eigenmodes import Eigenmodes
+from ..basis.parts import combined
+from ..linear.ties import Tied
+from ..schedule.echoes import refocusing_times
+from ..schedule.waves import Wave
+from .chebyshev import Propagation
+from .drift import propagation as drifting
+from .matrix_formalism import MatrixFormalism
+from .rest import Rest
+
+PIECES = 8  # of TE, at least
+STEPS = 4  # of conjugate gradients
+LARGE = 1e-2  # of S(b=0, t=0): an error that is said; noise is about as large at best
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """ms; g, rad/(ms um), its mean; int g in the middle, rad/um, and Q of it; sign of the echo."""
+
+    duration: float
+    g: np.ndarray
+    F: np.ndarray
+    Q: np.ndarray
+    sign: float
+
+
+@phase("error of the mesh")
+def mesh_error(engine: MatrixFormalism) -> float:
+    """Estimate for the strongest measurement and a middle one, the larger. Collective.
+
+    Of S / S(b=0, t=0); after `MatrixFormalism.signals`.
+    """
+    problem, table = engine.problem, engine.acquisition
+    order = np.argsort(table.b, kind="stable")
+    order = order[table.b[order] > 0]
+    estimate = _Estimate(engine)
+    changes = []
+    for row in np.unique(order[[len(order) // 2, -1]]) if len(order) else ():
+        antisymmetric = table.waveforms[table.waveform_index[row]].antisymmetric
+        changes.append(estimate(_pieces(problem, table, row), antisymmetric))
+    estimate.destroy()
+    scale = abs(problem.magnetisation_at_start) or 1.0
+    return max(map(abs, changes), default=0.0) / scale
+
+
+def _pieces(problem: BlochTorrey, table, row: int) -> list[_Piece]:
+    waveform, dim = table.waveforms[table.waveform_index[row]], problem.mesh.dim
+    scale = table.strength[row] * (1.0 if waveform.vector else table.directions[row, :dim])
+    turns = refocusing_times(waveform) if problem.num_fields > 1 else ()
+    edges = np.unique([*waveform.breakpoints, *turns])
+    counts = np.ceil(np.diff(edges) / waveform.echo_time * PIECES).astype(int)
+    edges = np.concatenate([np.linspace(a, b, n, endpoint=False) for a, b, n in zip(
+        edges[:-1], edges[1:], counts, strict=True)] + [edges[-1:]])
+    middles, durations = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
+
+    def along(values):  # (n,) or (n, 3)
+        return (values[:, :dim] if waveform.vector else values[:, None]) * scale
+
+    g = along(np.diff(waveform.integral(edges), axis=0)) / durations[:, None]
+    F = along(waveform.integral(middles))
+    Q = F * np.isin(np.arange(dim), problem.periodic)
+    signs = [(-1.0) ** sum(turn < middle for turn in turns) for middle in middles]
+    return [_Piece(*each) for each in zip(durations.tolist(), g, F, Q, signs, strict=True)]
+
+
+class _Estimate:
+    """For measurements of one problem in its modes."""
+
+    def __init__(self, engine: MatrixFormalism):
+        problem = self.problem = engine.problem
+        self.bases, self.ratio = engine.bases, engine.ratio
+        fine = self.fine = BlochTorrey(problem.tissue, problem.degree + 1)
+        fine.set_permeability(problem.kappa.x.array[: problem.mesh.num_owned_facets])
+        self.u, self.rate = (dolfinx.fem.Function(problem.pair_space) for _ in range(2))
+        v, c = ufl.TestFunction(fine.pair_space), problem.coefficients
+        self._form = problem.compile(forms.mass(self.rate, v, c) + problem.extra_of(self.u, v)
+                                     + forms.bloch_torrey(self.u, v, c))
+        self._vector = dolfinx.fem.create_vector(fine.pair_space)
+        A, M = fine.decay_matrix(), fine.mass_matrix
+        self.matrix = A.copy()
+        extent = float(np.max(problem.mesh.bounds[1] - problem.mesh.bounds[0]))
+        # any rate that is small beside those of rough functions keeps it definite
+        self.matrix.axpy(min(float(b.eigenvalues[-1]) for b in self.bases) / 1e2 + 1 / extent**2, M)
+        Tied(fine, A).destroy()
+        diagonal = self.matrix.getDiagonal()
+        self._diagonal = diagonal.array_r[:, None].copy()
+        diagonal.destroy()
+
+    def destroy(self) -> None:
+        self.matrix.destroy()
+
+    def __call__(self, pieces: list[_Piece], antisymmetric: bool) -> complex:
+        """What one more degree adds to a signal, um^d times density. Collective.
+
+        ``antisymmetric``: the waveform is.
+        """
+        mirrored = antisymmetric and self.ratio is not None and not len(self.bases[0].fields)
+        forward = self._residuals(pieces, [basis.start for basis in self.bases], 1.0)
+        if mirrored:
+            # f(TE - t) = -f(t): L^T at TE - t is the conjugate of L at t, and so is all else
+            adjoint = forward.reshape(len(forward), -1, 2)[:, ::-1] * [1.0, -1.0]
+            adjoint = adjoint.reshape(forward.shape) / self.ratio
+        else:
+            adjoint = self._residuals(pieces[::-1], [basis.receive for basis in self.bases], -1.0)
+            adjoint = adjoint.reshape(len(forward), -1, 2)[:, ::-1].reshape(forward.shape)
+        answer = conjugate_gradients(self.matrix, lambda r: r / self._diagonal, forward, STEPS)
+        total = 0j
+        for k, piece in enumerate(pieces):
+            pair = slice(2 * k, 2 * k + 2)  # real and imaginary part
+            product = inner(self.problem.comm, adjoint[:, pair], answer[:, pair])
+            total += piece.duration * complex(product[0, 0] - product[1, 1],
+                                              product[0, 1] + product[1, 0])
+        return total
+
+    def _residuals(self, pieces: list[_Piece], starts: list[np.ndarray],
+                   turn: float) -> np.ndarray:
+        """Real and imaginary parts in the middle of each piece, side by side. Collective."""
+        states, found = [start[:, None].astype(complex) for start in starts], []
+        for piece in pieces:
+            steps = [_step(basis, piece, turn) for basis in self.bases]
+            states = [step.forward(u) for step, u in zip(steps, states, strict=True)]
+            found.append(self._residual(piece, states, turn))
+            states = [step.forward(u) for step, u in zip(steps, states, strict=True)]
+        return np.hstack(found)
+
+    def _residual(self, piece: _Piece, states: list[np.ndarray], turn: float) -> np.ndarray:
+        """Owned columns of its real and imaginary part in the larger space. Collective."""
+        problem, fine = self.problem, self.fine
+        # each part that is like another one counts as much as that; the root, for both equations
+        both = [np.sqrt(basis.count) * np.exp(-1j * turn * (piece.F @ basis.about)) * np.hstack(
+            [u, -_applied(basis, piece, u, turn)]) for basis, u in zip(
+            self.bases, states, strict=True)]
+        values = problem.unknowns.broken(combined(
+            problem, self.bases, [each.view(float) for each in both], copies=False))
+        for function, part in zip((self.u, self.rate), np.hsplit(values, 2), strict=True):
+            function.x.array[: part.size] = part.ravel()
+            function.x.scatter_forward()
+        problem.g.value[:], problem.echo_sign.value = piece.g, piece.sign
+        if problem.periodic:
+            problem.Q.value[:] = turn * piece.Q
+        self._vector.array[:] = 0.0
+        dolfinx.fem.assemble_vector(self._vector.array, self._form)
+        self._vector.scatter_reverse(dolfinx.la.InsertMode.add)
+        problem.g.value[:], problem.echo_sign.value = 0.0, 1.0
+        owned = self._vector.array.reshape(-1, 2)[: fine.space.dofmap.index_map.size_local]
+        return fine.unknowns.gathered(fine.unknowns.load(owned))
+
+
+def _step(basis: Eigenmodes, piece: _Piece, turn: float) -> Propagation | Rest:
+    """The exponential of half a piece."""
+    if basis.gauge is not None:
+        wave = Wave(tuple(piece.g), tuple(turn * piece.Q),
+                    tuple(map(tuple, np.outer(piece.Q, piece.Q))))
+        return drifting(basis, wave, (), np.ones(1), piece.duration / 2, {})
+    number = _field(basis, piece)
+    if number is None and not piece.g.any():
+        return Rest(basis.eigenvalues, piece.duration / 2)
+    field, bound = (None, 0.0) if number is None else (
+        basis.fields[number], basis.field_reach[number])
+    return Propagation(basis.eigenvalues, np.tensordot(piece.g, basis.positions, axes=1),
+                       np.ones(1), float(np.abs(piece.g) @ basis.reach), piece.duration / 2,
+                       field=field, field_reach=bound)
+
+
+def _applied(basis: Eigenmodes, piece: _Piece, u: np.ndarray, turn: float) -> np.ndarray:
+    """L u, or with ``turn`` -1 L^T u."""
+    decayed, still = basis.eigenvalues[:, None] * u, np.ones(len(piece.g), dtype=bool)
+    if not (piece.g.any() or piece.Q.any() or len(basis.fields)):
+        return decayed
+    turning = np.zeros((len(basis), len(basis)))
+    if basis.gauge is not None:
+        still[list(basis.gauge.axes)] = False
+        turning += np.tensordot(turn * piece.Q, basis.gauge.drifts, axes=1)
+        square = np.tensordot(np.outer(piece.Q, piece.Q), basis.gauge.squares, axes=2)
+        decayed = decayed + (square @ u if np.ndim(square) else square * u)
+    turning += np.tensordot(np.where(still, piece.g, 0.0), basis.positions, axes=1)
+    turning += np.eye(len(basis)) * (piece.g @ basis.about)
+    if (number := _field(basis, piece)) is not None:
+        turning += basis.fields[number]
+    return decayed + 1j * (turning @ u)
+
+
+def _field(basis: Eigenmodes, piece: _Piece) -> int | None:
+    return (len(basis.fields) > 1 and piece.sign < 0) * 1 if len(basis.fields) else None
