@@ -101,20 +101,25 @@ def simulate(tissue: Tissue, acquisition: Acquisition, engine: str = "auto",
                           extra_coefficients, extra_breakpoints)
     solver = make_engine(problem, acquisition.with_unweighted(), engine, modes, tolerance,
                          time_step)
-    signals = signals_of(solver, acquisition)
-    error = estimated_mesh_error(solver) if mesh_error else np.nan
-    if error > LARGE and tissue.mesh.comm.rank == 0:
+    signals = signals_of(solver, acquisition, mesh_error)
+    if signals.mesh_error > LARGE and tissue.mesh.comm.rank == 0:
         _log.warning("mesh: estimated error %.2g of S/S0, beside %.1g of modes or steps; expected "
-                     "smaller cells%s", error, solver.estimated_error,
+                     "smaller cells%s", signals.mesh_error, solver.estimated_error,
                      " or degree=2" if problem.degree == 1 else "")
-    return replace(signals, mesh_error=error)
+    return signals
 
 
-def signals_of(engine: MatrixFormalism | TimeStepping, acquisition: Acquisition) -> Signals:
-    """Signals of an engine for ``acquisition.with_unweighted()``. Collective."""
+def signals_of(engine: MatrixFormalism | TimeStepping, acquisition: Acquisition,
+               mesh_error: bool = True) -> Signals:
+    """Signals of an engine for ``acquisition.with_unweighted()``. Collective.
+
+    With the error of the mesh, if it is wanted and the engine has modes.
+    """
     whole = Signals(acquisition.with_unweighted(), engine.signals(), engine.estimated_error, UM3)
+    error = (error_of_mesh(engine) if mesh_error and isinstance(engine, MatrixFormalism)
+             else np.nan)
     return replace(whole.select(slice(len(acquisition))), acquisition=acquisition,
-                   unweighted=_reference(whole)[: len(acquisition)])
+                   unweighted=_reference(whole)[: len(acquisition)], mesh_error=error)
 
 
 def _reference(signals: Signals) -> np.ndarray:
@@ -122,11 +127,6 @@ def _reference(signals: Signals) -> np.ndarray:
         return signals.reference
     except InputError:  # nothing is left at b = 0
         return np.full(len(signals), np.nan)
-
-
-def estimated_mesh_error(solver: MatrixFormalism | TimeStepping) -> float:
-    """Of S / S(b=0, t=0); nan if the engine has no modes. After its signals. Collective."""
-    return error_of_mesh(solver) if isinstance(solver, MatrixFormalism) else np.nan
 
 
 def degree_for(tissue: Tissue, acquisition: Acquisition, degree: int | str = "auto") -> int:

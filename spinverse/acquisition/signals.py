@@ -37,8 +37,8 @@ class Signals:
     values: np.ndarray
     estimated_error: float = np.nan
     unit: str = ""
-    mesh_error: float = np.nan
     unweighted: np.ndarray | None = None
+    mesh_error: float = np.nan
 
     def __post_init__(self) -> None:
         try:

@@ -18,7 +18,7 @@ from ..mesh import Mesh
 from ..problem import BlochTorrey
 from ..report import folder
 from ..report import screen as terminal
-from ..simulate import LARGE, degree_for, estimated_mesh_error, make_engine, signals_of
+from ..simulate import LARGE, degree_for, make_engine, signals_of
 from ..tissue import Tissue
 from . import derived, estimates, shared
 
@@ -83,9 +83,8 @@ def run(arguments, comm: MPI.Comm) -> None:
     with clock("quantities"), shared.named(f"{name}: quantities"):
         found |= derived.of_tissue(run.quantities, problem, acquisition)
     with clock("signals"), shared.named(str(name)), in_keys(), screen.working() as engine.progress:
-        signals = signals_of(engine, acquisition)
-    with clock("error of the mesh"), shared.named(str(name)):
-        error = estimated_mesh_error(engine) if run.mesh_error else np.nan
+        signals = signals_of(engine, acquisition, run.mesh_error)
+    error = signals.mesh_error
     with clock("quantities"):
         found |= derived.of_signals(run.quantities, signals)
     found = {key: found[key] for key in run.quantities}
