@@ -77,7 +77,8 @@ class Permeability:
         if known and membrane is None:
             raise InputError("permeability.membrane: missing, expected a value for the "
                              f"{known} known interface facets of the mesh")
-        if membrane is not None and not known and membrane != {}:
+        none = membrane is None or membrane == {} or (np.isscalar(membrane) and membrane == np.inf)
+        if not none and not known:
             raise InputError("permeability: a value for the membrane, but " + (
                 f"its {on_outer} facets are all on the outer boundary, which reflects; expected "
                 "none, or boundary: absorbing" if on_outer else

@@ -51,7 +51,7 @@ MESHES = {
     "large ball": (lambda: Tissue(built(mesh.spheres, radii=[20], size=5)), pgse(1000)),
     "balls and what is between": (lambda: walls(packed(), 0.01), pgse(2000)),
     "closed balls and what is between": (lambda: walls(packed(), 0.0), pgse(2000)),
-    "open facets": (lambda: walls(built(mesh.box, lengths=[16.0] * 3, cells=(3, 3, 3)), 0.1, 1.0),
+    "open facets": (lambda: walls(built(mesh.box, lengths=[16.0] * 3, cells=(3, 3, 3)), None, 1.0),
                     pgse(1000)),
     "sheet": (lambda: Tissue(built(mesh.box, lengths=[60.0, 60.0, 2.0], cells=(30, 30, 1))),
               pgse(1000, [[1, 0, 0], [0, 1, 0]])),
@@ -75,7 +75,7 @@ def test_modes_are_foretold_within_a_factor_of_three(name):
 @pytest.mark.mpi
 def test_a_factor_counts_modes(comm):
     box = mesh.build(mesh.box, lengths=[10.0, 7.0, 6.0], cells=(6, 5, 4), comm=comm)
-    for tissue in (Tissue(box), walls(box, 0.1, 0.7)):
+    for tissue in (Tissue(box), walls(box, None, 0.7)):
         problem = BlochTorrey(tissue)
         basis = MatrixFormalism(problem, pgse(1000), 60).find_modes()
         cut = 0.5 * (basis.eigenvalues[40] + basis.eigenvalues[41])
