@@ -31,7 +31,7 @@ TERMS = """extra_terms:
   function: wall_relaxivity
   coefficients: {rho: 0.02}
 """
-SIMULATE = STACK + TISSUE + PGSE + TERMS
+SIMULATE = STACK + TISSUE + PGSE + TERMS + "mesh_error: false\n"
 CODE = '''"""Terms of a test."""
 
 import ufl
