@@ -40,8 +40,9 @@ class Discretisation:
         """
         fine = {} if self.size_interface is None else {"size_interface": self.size_interface}
         mesh = build(self.builder, **dict(self.shape), size=self.size, **fine, comm=comm)
+        known = comm.allreduce(bool(mesh.interface.any()), MPI.LOR)  # one layer has no membrane
         problem = BlochTorrey(Tissue(mesh, diffusivity, T2, periodic=periodic, permeability=(
-            Permeability.on(mesh, membrane=kappa))), self.degree)
+            Permeability.on(mesh, membrane=kappa if known else None))), self.degree)
         sizes = np.atleast_1d(self.size).tolist()
         words = "/".join(f"{s:g}" for s in sizes)
         if self.size_interface is not None:
