@@ -17,6 +17,7 @@ from mpi import GUARD, clean_environment, run_mpi
 
 from spinverse import Acquisition, cli
 from spinverse.errors import InputError
+from spinverse.inversion.verdict import NOT_EXPLAINED
 from spinverse.mesh import Ball, tagged_grid, write_npz
 from spinverse.report import folder, plots
 from spinverse.report.html_run import read_run
@@ -60,7 +61,7 @@ def runs(tmp_path_factory):
     assert cli.main(["simulate", str(where / "simulate.yaml"), "-o", str(where / "target"),
                      "-q"]) == 0
     assert cli.main(["reconstruct", str(where / "reconstruct.yaml"), "-o", str(where / "found"),
-                     "-q"]) == 0
+                     "-q"]) == NOT_EXPLAINED  # of so few iterations
     return where
 
 

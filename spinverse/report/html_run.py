@@ -24,7 +24,6 @@ from . import folder
 
 COMMANDS = ("reconstruct", "simulate")
 MESH, PERMEABILITY, QUANTITIES = "mesh.npz", "permeability.npz", "quantities.json"
-CELLS = "cells.vtu"  # with a label on each cell, in the order of the input
 _KEY = np.array([1 << 42, 1 << 21, 1])  # vertex triples as one number
 _KNOWN = {"permeability": float, "membrane": bool, "posterior_std": float, "determined": bool}
 PRIOR_STD = 0.5  # of openness, where the summary does not say
@@ -300,7 +299,7 @@ class _Reader:
     def _labels(self, data: MeshData, pairs: np.ndarray,
                 membrane: np.ndarray) -> tuple[np.ndarray, bool]:
         """Labels of the cells, and whether they are enclosed regions."""
-        for read in (lambda: vtu.read(self.path / CELLS).cell_data["label"][0],
+        for read in (lambda: vtu.read(self.path / folder.CELLS).cell_data["label"][0],
                      lambda: np.load(self.path / folder.CHECKPOINT)["labels"]):
             try:
                 labels = np.asarray(read())

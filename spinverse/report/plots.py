@@ -135,7 +135,7 @@ def _sequence(waveform) -> str:
 
 def priors_of(rows: list[dict]) -> list[str]:
     """Names of the prior terms of a history, in the order of their first use."""
-    others = ("stage", "iteration", "loss", "data", "gradient_norm", "step", "seconds")
+    others = ("stage", "iteration", "phase", "loss", "data", "gradient_norm", "step", "seconds")
     return [key for key in dict.fromkeys(key for row in rows for key in row) if key not in others]
 
 
@@ -185,7 +185,8 @@ def losses(path: Path, rows: list[dict]) -> None:
 def interface(path: Path | BinaryIO, corners: np.ndarray, permeability: np.ndarray,
               found: np.ndarray, true: np.ndarray | None, bounds: np.ndarray,
               evidence: np.ndarray | None = None,
-              level: float = 3.0, determined: np.ndarray | None = None, dpi: int = DPI) -> None:
+              level: float = 3.0, determined: np.ndarray | None = None, dpi: int = DPI,
+              explained: bool | None = None) -> None:
     """The found interface in its box, beside the true one where that is known; same view.
 
     Args:
@@ -198,6 +199,7 @@ def interface(path: Path | BinaryIO, corners: np.ndarray, permeability: np.ndarr
             show it then, in place of the permeability.
         level: evidence below which a facet is undetermined.
         determined: ``(nf,)`` bool, where the evidence is not known: undetermined facets are marked.
+        explained: of the `Verdict`; False says that the data are not, and nothing is determined.
     """
     from matplotlib import cm, colors
     from matplotlib.patches import Patch
@@ -206,6 +208,8 @@ def interface(path: Path | BinaryIO, corners: np.ndarray, permeability: np.ndarr
     panels = 1 if true is None else 2
     figure = figure_of(4.8 * panels + 1.0, 5.0)
     width = 0.88 / panels
+    if explained is False:
+        evidence, determined = None, np.zeros(len(found), bool)
     if evidence is None:
         values = np.log10(np.maximum(permeability[found], 1e-12))
         low, high = (values.min(), values.max()) if found.any() else (0.0, 0.0)
@@ -234,7 +238,12 @@ def interface(path: Path | BinaryIO, corners: np.ndarray, permeability: np.ndarr
     if true is not None:
         title += f" ({(found & true).sum()} true, {(found & ~true).sum()} false)"
     axis.set_title(title, fontsize=11)
-    if evidence is not None or determined is not None:
+    if explained is False:
+        figure.legend(handles=[Patch(
+            facecolor=UNDETERMINED, alpha=0.5,
+            label=f"the data are NOT explained: none of {found.sum()} is determined")],
+            loc="upper center", bbox_to_anchor=(0.88 - width / 2, 0.92), fontsize=9, frameon=False)
+    elif evidence is not None or determined is not None:
         below = "" if evidence is None else f" (below {level:g} σ)"
         figure.legend(handles=[
             Patch(facecolor=scale.to_rgba(high), label=f"determined: {(~unsure).sum()}"),
@@ -242,10 +251,11 @@ def interface(path: Path | BinaryIO, corners: np.ndarray, permeability: np.ndarr
                   label=f"undetermined{below}: {unsure.sum()}")],
             loc="upper center", bbox_to_anchor=(0.88 - width / 2, 0.92), ncols=2, fontsize=9,
             frameon=False)
-    bar = figure.colorbar(scale, cax=figure.add_axes((0.90, 0.22, 0.018, 0.5)))
-    bar.set_label(label, fontsize=9)
-    bar.ax.tick_params(labelsize=8)
-    bar.ax.yaxis.set_minor_formatter(NullFormatter())
+    if not unsure.all():  # else no facet has a colour of the scale
+        bar = figure.colorbar(scale, cax=figure.add_axes((0.90, 0.22, 0.018, 0.5)))
+        bar.set_label(label, fontsize=9)
+        bar.ax.tick_params(labelsize=8)
+        bar.ax.yaxis.set_minor_formatter(NullFormatter())
     figure.savefig(path, dpi=dpi, format="png" if hasattr(path, "write") else None)
 
 
