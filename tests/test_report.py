@@ -76,7 +76,7 @@ def found(runs, tmp_path):
 def without_stills(request, monkeypatch):
     """Pictures for paper take a second each: only the tests that name ``stills`` have them."""
     if "stills" not in request.fixturenames:
-        monkeypatch.setattr(html, "_still", lambda found: None)
+        monkeypatch.setattr(html, "_still", lambda *_: None)
 
 
 @pytest.fixture

@@ -174,8 +174,8 @@ class History:
 
     def __init__(self, path: Path, priors: list[str], keep: Iterable[dict] = ()):
         self.path = path
-        self.columns = ["stage", "iteration", "phase", "loss", "data", *priors, "gradient_norm", "step",
-                        "seconds"]
+        self.columns = ["stage", "iteration", "phase", "loss", "data", *priors, "gradient_norm",
+                        "step", "seconds"]
         self.rows = list(keep)
         text = [",".join(self.columns), *map(self._line, self.rows)]
         replace(path, lambda temporary: temporary.write_text("\n".join(text) + "\n"))
