@@ -487,7 +487,8 @@ def test_signals_of_another_wall_are_not_explained(place, capsys):
     (place / "simulate.yaml").write_text(SIMULATE.replace("ms: 2.0", "ms: 1.2").replace(
         "membrane_m_per_s: 1.0e-5", "membrane_m_per_s: 5.0e-5"))
     assert simulate(place, "-q") == 0
-    (place / "shapes.yaml").write_text(SHAPES)
+    # what cannot be found would be looked for until the budget is spent
+    (place / "shapes.yaml").write_text(SHAPES.replace("rounds: 1", "rounds: 1, budget: 300"))
     assert reconstruct(place, config="shapes.yaml") == NOT_EXPLAINED
     said = capsys.readouterr().out.splitlines()
     first = next(i for i, line in enumerate(said) if "the data are NOT explained: misfit" in line)

@@ -284,12 +284,10 @@ def _cells(found: Found) -> Table:
                                           corners[:, 2] - corners[:, 0]), axis=1)
     for label, volume, surface in found.found_cells:
         kappa, area = found.permeability[surface & found.membrane], float(areas[surface].sum())
-        wall = f"{np.median(kappa):.3g} ({describe_range(kappa, 3)})" if len(kappa) else "–"
+        wall = describe_range(kappa, 3) if len(kappa) else "–"
         rows.append((str(label), f"{volume:.4g}", f"{area:.4g}", f"{area / volume:.3g}", wall))
-    return Table("Cells; surfaces of mesh facets are rougher, so larger, than smooth ones",
-                 ("label", "volume (µm³)", "surface (µm²)", "S/V (1/µm)",
-                  "permeability of the wall, median and range (µm/ms)"), tuple(rows),
-                 open=len(rows) <= 24)
+    return Table("Cells", ("label", "volume (µm³)", "surface (µm²)", "S/V (1/µm)",
+                           "wall permeability (µm/ms)"), tuple(rows), open=len(rows) <= 24)
 
 
 def _certainty(run: Run, facets: Found) -> Table:

@@ -111,6 +111,9 @@ def by_b(acquisition: Acquisition, predicted: np.ndarray, measured: np.ndarray |
     for place in places:  # b = 0 is where the axis begins, whatever the spacing
         figure.update_yaxes(type="log", exponentformat="power", row=place[0], col=place[1],
                             range=[np.log10(low) - 0.1, np.log10(high) + 0.1])
+        if measured is not None:
+            most = 1.1 * max(float(np.abs(predicted - measured).max()), 1e-15)
+            figure.update_yaxes(range=[-most, most], row=place[0] + 1, col=place[1])
     figure.update_xaxes(range=[-0.03 * acquisition.b.max(), 1.03 * acquisition.b.max() or 1.0])
     caption = "Dots are directions, lines their mean" if dots else \
         "Means over directions, bars from the least to the largest"

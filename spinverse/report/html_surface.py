@@ -81,7 +81,7 @@ def cells(facets: Found, still: bytes | None) -> Picture | None:
     for scene, drawn in (("scene", facets.true if known else None),
                          (last, np.any([surface for *_, surface in found], axis=0))):
         if drawn is not None:
-            _add_edges(figure, facets.points, facets.triples[drawn], scene=scene)
+            _add_edges(figure, facets.points, facets.triples[drawn], scene=scene, showlegend=False)
             _add_box(figure, facets.points, scene=scene)
     _scene(figure, *{"scene", last})
     figure.update_layout(margin={"t": 26}, legend={"orientation": "h", "y": -0.02})
@@ -89,7 +89,8 @@ def cells(facets: Found, still: bytes | None) -> Picture | None:
     count += f" {'region' if facets.labels_enclosed else 'cell'}{'s' * (len(found) > 1)}"
     caption = count + (" that the found facets enclose" if facets.labels_enclosed else " found")
     caption += ", beside the true membrane" if known else ""
-    caption += ". Drag to turn, scroll to zoom; a click on a name in the legend hides it."
+    caption += ". Drag to turn, scroll to zoom; a click on a name in the legend hides it. " \
+        "Surfaces of mesh facets are rougher, and so larger, than smooth ones."
     if step > 1:
         caption += f" Every {step}th facet is drawn."
     return Picture("cells", figure, 460, caption, f"{caption.split('.')[0]}, in a box; the table "

@@ -48,24 +48,25 @@ def signals(path: Path, acquisition: Acquisition, predicted: np.ndarray,
     """
     kinds = panels(acquisition)
     figure, axes, columns = _panels(len(kinds) + (measured is not None))
-    span = max(float(np.ptp(acquisition.b)), 1.0)
-    top = float(np.max([predicted, predicted if measured is None else measured]))
+    every = np.concatenate([predicted, [] if measured is None else measured])
+    top = max(float(every.max()), 1e-12)
+    low = max(float(every[every > 0].min(initial=top)), 1e-6 * top)
     for index, ((title, rows), axis) in enumerate(zip(kinds.items(), axes, strict=False)):
         b = acquisition.b[rows]
-        sets = [("simulated", predicted, PREDICTED, "o", 0.0)] if measured is None else [
-            # side by side, or one would hide the other
-            ("measured", measured, MEASURED, "s", -0.008),
-            ("predicted", predicted, PREDICTED, "o", 0.008)]
-        for label, values, colour, marker, shift in sets:
-            axis.plot(b + shift * span, values[rows], marker, color=colour, markersize=2.6,
-                      alpha=0.55, markeredgewidth=0, label=label)
+        sets = [("simulated", predicted, PREDICTED, "o")] if measured is None else [
+            # larger and open, so that both are seen at the same place
+            ("measured", measured, MEASURED, "s"), ("predicted", predicted, PREDICTED, "o")]
+        for label, values, colour, marker in sets:
+            axis.plot(b, values[rows], marker, color=colour, alpha=0.55, label=label,
+                      **({"markersize": 2.6, "markeredgewidth": 0} if marker == "o" else
+                         {"markersize": 5, "markeredgewidth": 0.6, "fillstyle": "none"}))
             levels = np.unique(b)
             means = [values[rows][b == level].mean() for level in levels]
-            axis.plot(levels + shift * span, means, color=colour, linewidth=1.0,
+            axis.plot(levels, means, color=colour, linewidth=1.0,
                       linestyle="-" if marker == "o" else "--")
         axis.set_title(title, fontsize=10)
         axis.set(xlabel="b (s/mm²)", ylabel="|S| / |S(b = 0)|" if index % columns == 0 else "",
-                 ylim=(min(0.0, float(np.min(predicted))), 1.05 * max(top, 1e-12)))
+                 yscale="log", ylim=(0.9 * low, 1.1 * top))
         axis.tick_params(labelsize=8)
     axes[0].legend(fontsize=8, frameon=False, markerscale=2, loc="best",
                    title="dots: directions, line: mean", title_fontsize=7)
