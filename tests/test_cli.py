@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 
+import meshio
 import numpy as np
 import pytest
 from mpi import GUARD, ROOT, clean_environment, run_mpi
@@ -17,7 +18,7 @@ from spinverse import cli, commands
 from spinverse.acquisition import Signals
 from spinverse.acquisition.io import read_signals, write_signals
 from spinverse.inversion.verdict import NOT_EXPLAINED
-from spinverse.mesh import Ball, tagged_grid, write_npz
+from spinverse.mesh import Ball, readers, tagged_grid, write_npz
 from spinverse.report import folder
 
 PGSE = """acquisition:
@@ -475,6 +476,15 @@ def test_a_search_for_shapes(ready, capsys):
         membrane = file["membrane"].astype(bool)
         assert (file["permeability"][membrane] == 0.01).all()
         assert {"sensitivity", "posterior_std", "determined"} <= set(file)
+        labels = file["labels"]
+    ball = readers.read(ready / "ball.npz")
+    cells = meshio.read(found / "cells.vtu")
+    np.testing.assert_array_equal(cells.cells_dict["tetra"], ball.cells)
+    np.testing.assert_array_equal(cells.cell_data["label"][0], labels)
+    np.testing.assert_array_equal(cells.cell_data["tag"][0], ball.cell_tags)
+    assert (labels == 1).sum() == (ball.cell_tags == 1).sum() and set(labels) == {0, 1}
+    phases = [row["phase"] for row in folder.read_history(found / "history.csv")]
+    assert phases[0] == "1 ellipsoid" and "cells" in phases
     assert summary["verdict"]["explained"] is True and "the data are explained" in said
     before = (found / "permeability.npz").read_bytes()
     assert reconstruct(ready, "--resume", config="shapes.yaml") == 0

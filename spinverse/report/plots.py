@@ -67,7 +67,7 @@ def signals(path: Path, acquisition: Acquisition, predicted: np.ndarray,
         axis.set_title(title, fontsize=10)
         axis.set(xlabel="b (s/mm²)", ylabel="|S| / |S(b = 0)|" if index % columns == 0 else "",
                  yscale="log", ylim=(0.9 * low, 1.1 * top))
-        axis.tick_params(labelsize=8)
+        axis.tick_params(which="both", labelsize=8)
     axes[0].legend(fontsize=8, frameon=False, markerscale=2, loc="best",
                    title="dots: directions, line: mean", title_fontsize=7)
     if measured is not None:
