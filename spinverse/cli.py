@@ -1,7 +1,8 @@
 """The command ``spinverse``; the same under ``mpiexec -n N``, where rank 0 speaks.
 
-Exit codes: 0; 2 for bad input, with one line on standard error; 1 for a failure; 75 where SIGTERM
-or SIGUSR1 ended the run, 130 where Ctrl-C did.
+Exit codes: 0; 2 for bad input, with one line on standard error; 1 for a failure; 3 where a
+reconstruction is done and does not explain the data; 75 where SIGTERM or SIGUSR1 ended the run, 130
+where Ctrl-C did.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ def _parser(modules: dict) -> argparse.ArgumentParser:
                                      parser_class=_Parser)
     for name, module in modules.items():
         command = commands.add_parser(
-            name, help=module.HELP, description=f"{module.HELP[0].upper()}{module.HELP[1:]}.")
+            name, help=module.HELP, description=f"{module.HELP[0].upper()}{module.HELP[1:]}.",
+            epilog=getattr(module, "EPILOG", None))
         module.add_arguments(command)
         command.add_argument("-o", "--output", type=Path, metavar="DIR",
                              help="folder of the run, needed; must not exist or be empty")
@@ -84,10 +86,10 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.output is None and needs:
             raise InputError("-o DIR: missing, expected the folder of the run")
         with interruption.at_once():
-            command.run(arguments, comm)
+            code = command.run(arguments, comm) or 0
         if not getattr(arguments, "dry_run", False):
             _warn_of_unused(comm, petsc)
-        return 0
+        return code
     except SystemExit as end:  # --help and --version
         return int(end.code or 0)
     except (Exception, KeyboardInterrupt) as error:

@@ -94,15 +94,16 @@ def test_files(comm, shared_tmp_path):
     mesh = meshes.read(SPHERE, comm)
     kappa, member = 0.1 + uniform(mesh), mesh.interface > 0
     path = shared_tmp_path / "permeability.npz"
-    export.write_permeability(path, mesh, kappa, membrane=member)
+    labels = np.where(mesh.cell_tags == 1, 1, 0)[: mesh.num_owned_cells]
+    export.write_permeability(path, mesh, kappa, membrane=member, labels=labels)
     assert np.array_equal(export.read_permeability(path, mesh), kappa)
     export.write_vtu(shared_tmp_path / "f.vtu", mesh, {"permeability": kappa, "member": member})
-    labels = np.where(mesh.cell_tags == 1, 1, 0)[: mesh.num_owned_cells]
     export.write_stl(shared_tmp_path / "given.stl", mesh, member, labels)
     export.write_stl(shared_tmp_path / "regions.stl", mesh, member)
     export.write_stl(shared_tmp_path / "none.stl", mesh, np.zeros_like(member))
     with np.load(path) as file:
         assert file["membrane"].sum() == 96
+        assert np.array_equal(file["labels"], meshes.readers.read(SPHERE).cell_tags == 1)
         assert np.array_equal(np.lexsort(file["facets"].T[::-1]), np.arange(len(file["facets"])))
     whole = meshio.read(shared_tmp_path / "f.vtu")
     assert len(whole.cells[0].data) == mesh.num_facets and len(whole.points) == 189

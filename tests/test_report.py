@@ -17,6 +17,7 @@ from mpi import GUARD, clean_environment, run_mpi
 
 from spinverse import Acquisition, cli
 from spinverse.errors import InputError
+from spinverse.inversion.verdict import NOT_EXPLAINED
 from spinverse.mesh import Ball, tagged_grid, write_npz
 from spinverse.report import folder, plots
 from spinverse.report.html_run import read_run
@@ -60,7 +61,7 @@ def runs(tmp_path_factory):
     assert cli.main(["simulate", str(where / "simulate.yaml"), "-o", str(where / "target"),
                      "-q"]) == 0
     assert cli.main(["reconstruct", str(where / "reconstruct.yaml"), "-o", str(where / "found"),
-                     "-q"]) == 0
+                     "-q"]) == NOT_EXPLAINED  # of so few iterations
     return where
 
 
@@ -75,7 +76,7 @@ def found(runs, tmp_path):
 def without_stills(request, monkeypatch):
     """Pictures for paper take a second each: only the tests that name ``stills`` have them."""
     if "stills" not in request.fixturenames:
-        monkeypatch.setattr(html, "_still", lambda found: None)
+        monkeypatch.setattr(html, "_still", lambda *_: None)
 
 
 @pytest.fixture
@@ -144,8 +145,8 @@ def test_the_page_of_a_reconstruction(found, stills, capsys):
     said = capsys.readouterr().out.splitlines()
     assert said[-1].startswith(f"report in {found / 'report.html'} (")
     page = Page((found / "report.html").read_text(encoding="utf-8"))
-    assert set(page.figures) == {"misfit", "signals-b", "signals-direction", "scatter", "sphere",
-                                 "permeability", "interface", "planes"}
+    assert list(page.figures) == ["cells", "signals-b", "signals-direction", "scatter", "sphere",
+                                  "interface", "planes", "permeability", "misfit"]
     assert set(page.labels) == {f"{name}-drawing" for name in page.figures}
     assert all(page.labels.values())
     assert len(page.ids) == len(set(page.ids))
@@ -155,6 +156,8 @@ def test_the_page_of_a_reconstruction(found, stills, capsys):
                   "The line is the cut, 1 µm/ms (0.001 m/s)", "PGSE, δ/Δ = 5/10 ms",
                   "Against the true membrane", "Stage long"):
         assert words in page.text, words
+    said = page.text.index(summary["verdict"]["words"].removeprefix("t"))  # a sentence: a capital
+    assert said < page.text.index("What was found") < page.text.index("What was asked")
     assert page.references.count("data:,") == 1  # the icon; one picture, for paper
     assert sum(r.startswith("data:image/png;base64,") for r in page.references) == 1
     assert (found / "report.html").stat().st_size < LARGEST
@@ -187,6 +190,36 @@ def test_numbers_in_the_figures_are_those_of_the_run(found):
     assert sum(len(numbers(t["i"])) for t in true) == int(run.found.true.sum()) > 0
 
 
+def test_measured_and_predicted_are_at_the_same_place_with_the_residual_below(found):
+    figure, run = page_of(found).figures["signals-b"], read_run(found)
+    dots = {}
+    for trace in figure["data"]:
+        if trace["mode"] == "markers":
+            dots.setdefault(trace["name"], []).append(trace)
+    x, y = ({name: np.concatenate([numbers(t[axis]) for t in traces])
+             for name, traces in dots.items()} for axis in "xy")
+    for name in ("predicted", "predicted − measured"):
+        np.testing.assert_array_equal(x[name], x["measured"])
+    assert (x["measured"] == 0).sum() == (run.acquisition.b == 0).sum() > 0
+    np.testing.assert_allclose(y["predicted − measured"], y["predicted"] - y["measured"],
+                               atol=1e-15)
+    panels = {name: {t["yaxis"] for t in traces} for name, traces in dots.items()}
+    assert panels["predicted"] == panels["measured"]
+    assert not panels["predicted"] & panels["predicted − measured"]
+    assert {figure["layout"][axis.replace("y", "yaxis")]["type"]
+            for axis in panels["measured"]} == {"log"}
+
+
+def test_panels_of_many_sequences():
+    """Those of a second line are where their titles are."""
+    acquisition = Acquisition.pgse([0, 1000], 3, delta=5, Delta=[10, 20, 30, 40, 50])
+    values = np.exp(-acquisition.b / 2000)
+    figure = html_signals.by_b(acquisition, values, values, "S").figure
+    titles = [note.text for note in figure.layout.annotations]
+    assert len(titles) == 5 and "50 ms" in titles[4]
+    assert len({note.y for note in figure.layout.annotations}) == 2
+
+
 def test_the_slider_shows_one_set_of_planes_at_a_time(found):
     figure = page_of(found).figures["planes"]
     walls = [t["type"] == "scatter" and "x" in t and len(numbers(t["x"])) > 1
@@ -203,7 +236,9 @@ def test_the_slider_shows_one_set_of_planes_at_a_time(found):
 
 
 def test_opacity_follows_the_posterior(found):
-    path = found / "permeability.npz"
+    path, summary = found / "permeability.npz", json.loads((found / folder.SUMMARY).read_text())
+    summary["verdict"]["explained"] = True  # else nothing is sure
+    folder.write_json(found / folder.SUMMARY, summary)
     with np.load(path) as file:
         values = {name: file[name] for name in file.files}
     values["membrane"][:] = True
@@ -218,6 +253,20 @@ def test_opacity_follows_the_posterior(found):
     np.savez(path, **values)
     names = [t.get("name") or "" for t in page_of(found).figures["interface"]["data"]]
     assert f"found, undetermined, 24 of them true ({len(values['facets'])})" in names
+
+
+def test_determined_is_explained_where_it_is_used(found):
+    """In a sentence; where the data are not explained, nothing is."""
+    page = page_of(found)
+    names = [t.get("name") or "" for t in page.figures["interface"]["data"]]
+    assert any("undetermined" in name and "the data are NOT explained" in name for name in names)
+    assert "not explained, so nothing is determined" in page.text
+    assert html.DETERMINED not in page.text
+    summary = json.loads((found / "summary.json").read_text())
+    del summary["verdict"]  # of a run from before there were verdicts
+    folder.write_json(found / folder.SUMMARY, summary)
+    page = page_of(found)
+    assert html.DETERMINED in page.text and "explained" not in page.text
 
 
 def test_a_search_for_shapes_has_no_cut(found):
@@ -260,7 +309,7 @@ def test_names_in_a_page_are_no_markup(found):
     ("signals.csv", {"signals-b", "signals-direction", "scatter", "sphere"},
      "There is no signals.csv in the folder."),
     ("history.csv", {"misfit"}, "history.csv cannot be read"),
-    ("permeability.npz", {"permeability", "interface", "planes"},
+    ("permeability.npz", {"cells", "permeability", "interface", "planes"},
      "There is no permeability.npz: nothing was found yet."),
 ])
 def test_missing_parts_are_left_out_with_a_sentence(found, name, figures, words):
@@ -314,6 +363,11 @@ def test_labels_of_cells_are_shown_where_they_are_known(found):
             run.mesh.cell_tags == 1)]}))
     page = page_of(found)
     assert "the label that the search gave them" in page.text
+    drawn = [t for t in page.figures["cells"]["data"] if t["type"] == "mesh3d"]
+    assert [(t["name"], t["scene"], len(numbers(t["i"]))) for t in drawn] == [
+        ("true membrane", "scene", 24), ("cell 3", "scene2", 24)]
+    assert "Cells label volume (µm³) surface (µm²) S/V (1/µm) wall permeability (µm/ms) 3 2000 " \
+        "848.5 0.424" in page.text
     assert {"outside", "cell 3"} <= {t.get("name") for t in page.figures["planes"]["data"]}
     (found / "cells.vtu").write_text("no xml")
     assert "Mesh cells by region" in page_of(found).text

@@ -424,7 +424,9 @@ def test_examples_run(tmp_path, capsys, monkeypatch):
         assert cli.main(["config", "--example", name]) == 0
         text = capsys.readouterr().out
         if name == "reconstruct":  # shorter
-            text = text.replace("iterations: 15", "iterations: 1")
+            assert "\nstages: default " in text
+            text = text.replace("stages: default ", "stages: [{name: cell, shapes: {cells: 1, "
+                                "ellipsoids: 12, candidates: 2, rounds: 1}}] ")
         (tmp_path / f"{name}.yaml").write_text(text.replace("# modes: auto", "modes: 40"))
         assert cli.main([name, f"{name}.yaml", "-o", out, "-q"]) == 0
     assert (tmp_path / "found" / "summary.json").is_file()

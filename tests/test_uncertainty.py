@@ -189,6 +189,25 @@ def test_picture_with_and_without(one, tmp_path):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
 
 
+def test_a_picture_of_what_explains_nothing_calls_nothing_determined(one, tmp_path, monkeypatch):
+    figure_module = pytest.importorskip("matplotlib.figure")
+    from spinverse.report import plots
+
+    grid, tissue, _, _, found = one
+    kept, kappa = [], tissue.permeability.values
+    monkeypatch.setattr(figure_module.Figure, "savefig", lambda self, *a, **k: kept.append(self))
+    plots.interface(tmp_path / "a.png", grid.facet_corners, kappa, kappa < 1, None, grid.bounds,
+                    found.evidence, explained=False)
+    text, = (text.get_text() for text in kept[0].legends[0].get_texts())
+    assert text == f"the data are NOT explained: none of {(kappa < 1).sum()} is determined"
+
+
+def test_a_misfit_that_is_known_is_judged(one):
+    _, tissue, _, signals, found = one
+    assert found.determined.any()
+    assert not known(tissue, signals, modes=MODES, sigma=0.02, misfit=0.1).determined.any()
+
+
 @pytest.mark.parametrize("arguments, message", [
     ({"sigma": 0.0}, "sigma: 0.0, expected a positive number"),
     ({"prior_std": -1}, "prior_std: -1, expected a positive number"),

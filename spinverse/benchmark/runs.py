@@ -31,6 +31,7 @@ from ..acquisition import Signals
 from ..acquisition.io import read_signals, write_signals
 from ..errors import InputError, SolverError
 from ..interface.metrics import compare
+from ..inversion.verdict import NOT_EXPLAINED
 from ..mesh import readers
 from ..mesh.data import MeshData
 from ..mesh.readers import write_npz
@@ -241,7 +242,8 @@ class Bench:
         state |= {"seconds": spent + outcome.seconds,
                   "cpu_seconds": state["cpu_seconds"] + outcome.cpu_seconds,
                   "peak_mb": max(state["peak_mb"], outcome.peak_mb)}
-        if outcome.code == 0 and (place / "found" / run_folder.SUMMARY).is_file():
+        # a method that does not explain the data has its row in the table
+        if outcome.code in (0, NOT_EXPLAINED) and (place / "found" / run_folder.SUMMARY).is_file():
             state["status"] = DONE
             try:
                 self.measure(case)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from ..errors import InputError, on_root, warn_caller
 from ..inversion import InverseProblem, Ledger, Reconstruction, Shapes, Stage, State
 from ..inversion.clock import Clock
 from ..inversion.reconstruct import solve, stages_for
+from ..inversion.verdict import NOT_EXPLAINED
 from ..mesh import Mesh
 from ..report import folder
 from ..report import screen as terminal
@@ -24,6 +26,8 @@ from . import estimates, interruption, shared
 from .checkpoints import Checkpoints
 
 HELP = "membranes from signals"
+EPILOG = (f"The exit code is {NOT_EXPLAINED} where the result does not explain the data: it is "
+          "written all the same, and nothing in it is determined.")
 CHECKPOINT_EVERY = 20  # iterations; and after each stage
 
 
@@ -37,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "needs no -o")
 
 
-def run(arguments, comm: MPI.Comm) -> None:
-    """Reconstruct what the run file says. Collective.
+def run(arguments, comm: MPI.Comm) -> int:
+    """Reconstruct what the run file says; returns the exit code. Collective.
 
     Raises:
         InputError: bad input; SolverError: a solver failed; Interrupted: a signal ended it.
@@ -103,7 +107,7 @@ def run(arguments, comm: MPI.Comm) -> None:
     if arguments.dry_run:
         screen.say(*estimates.in_words(tissue, facts, signals.acquisition), *estimate.lines)
         screen.say("dry run: nothing was reconstructed")
-        return
+        return 0
     screen.say(*estimate.at_start)
     fresh = not (arguments.resume and (out / folder.HISTORY).is_file())
     comm.Barrier()  # every rank has looked before rank 0 makes it
@@ -134,6 +138,7 @@ def run(arguments, comm: MPI.Comm) -> None:
                 result = solve(problem, rest, state, Ledger(progress, checkpoints, memory))
             checkpoints.at_end()
         _write_results(arguments, run, comm, screen, clock, inputs, signals, result, log)
+        return NOT_EXPLAINED if result.verdict.explained is False else 0
     except BaseException:
         if fresh and comm.rank == 0 and not (out / folder.CHECKPOINT).is_file():
             folder.remove(out)  # nothing in it to go on from
@@ -205,7 +210,7 @@ def _write_results(arguments, run, comm, screen, clock, inputs, signals, result,
     from ..interface.metrics import metrics
     from ..inversion.uncertainty import uncertainty
 
-    mesh, out = result.mesh, arguments.output
+    mesh, out, verdict = result.mesh, arguments.output, result.verdict
     with clock("interface"):
         found, labels, rule = _found(run.interface, result)
         truth_known = terminal.count(mesh, mesh.interface > 0) > 0
@@ -214,11 +219,16 @@ def _write_results(arguments, run, comm, screen, clock, inputs, signals, result,
         number = terminal.count(mesh, found)
     scale = signals.reference
     with clock("uncertainty"):
-        known = uncertainty(result.problem, result.permeability, result.theta)
+        known = uncertainty(result.problem, result.permeability, result.theta,
+                            misfit=result.data_misfit)
         determined = terminal.count(mesh, known.determined & found)
     with clock("write results"):
         export.write_permeability(out / "permeability.npz", mesh, result.permeability, known,
-                                  membrane=found)
+                                  membrane=found, labels=labels)
+        if labels is None:  # of an earlier end of this run by another rule
+            on_root(comm, (out / folder.CELLS).unlink, missing_ok=True)
+        else:
+            export.write_cells(out / folder.CELLS, mesh, {"label": labels})
         export.write_vtu(out / "permeability.vtu", mesh,
                          {"permeability": result.permeability, "membrane": found}, known)
         export.write_stl(out / "interface.stl", mesh, found, labels)
@@ -238,23 +248,27 @@ def _write_results(arguments, run, comm, screen, clock, inputs, signals, result,
                                  signals.normalised), *losses,
                     *shared.plot(out, "interface", corners, permeability, facets,
                                  true if truth_known else None, mesh.bounds, evidence,
-                                 known.level)]
+                                 known.level, explained=verdict.explained)]
 
         mesh.bounds  # noqa: B018 - collective at its first use
         notes = shared.everywhere(comm, write)
     clock.seconds |= {f"reconstruct: {key}": value for key, value in result.seconds.items()}
     content = shared.summary(arguments, run, comm, inputs, clock)
     loss = log.rows[-1]["loss"] if log is not None and log.rows else None
-    content |= {"final_loss": loss, "data_misfit": result.data_misfit, "modes": result.modes,
+    content |= {"verdict": asdict(verdict), "final_loss": loss,
+                "data_misfit": result.data_misfit, "modes": result.modes,
                 "evaluations": result.evaluations, "stage_endings": result.endings,
                 "unknown": dict(result.theta),
                 "interface": {**rule, "facets": number}, "metrics": figures,
                 "uncertainty": {"sigma": known.sigma, "determined": determined,
                                 "directions": int((known.spectrum > 1).sum())}}
     on_root(comm, folder.write_json, out / folder.SUMMARY, content)
-    screen.say(*notes, *(f"stage {name}: {why}" for name, why in result.endings.items()),
+    if screen.quiet and verdict.explained is False:
+        screen.warn(verdict.words)
+    screen.say(verdict.words, *notes,
+               *(f"stage {name}: {why}" for name, why in result.endings.items()),
                *(f"{name}: {value:.5g}" for name, value in result.theta.items()),
-               *terminal.describe_result(result, rule, number, figures))
+               *terminal.describe_result(rule, number, figures))
     picture = out / "figures" / "interface.png"
     if picture.is_file():
         screen.say(f"picture in {picture}")

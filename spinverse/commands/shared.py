@@ -136,14 +136,14 @@ def summary(arguments, run, comm: MPI.Comm, inputs: dict, clock: Clock) -> dict:
             "seconds": dict(clock.seconds), "peak_memory_per_rank": memory}
 
 
-def plot(run_folder: Path, name: str, *args) -> list[str]:
+def plot(run_folder: Path, name: str, *args, **kwargs) -> list[str]:
     """Write a figure; a line instead where matplotlib is missing."""
     from ..report import plots
 
     (run_folder / "figures").mkdir(exist_ok=True)
     try:
         folder.replace(run_folder / "figures" / f"{name}.png",
-                       lambda path: getattr(plots, name)(path, *args))
+                       lambda path: getattr(plots, name)(path, *args, **kwargs))
     except ImportError as error:
         if not any((run_folder / "figures").iterdir()):
             (run_folder / "figures").rmdir()

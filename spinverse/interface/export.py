@@ -27,16 +27,19 @@ BLOCK = 1024  # cells whose volumes are looked at together
 
 
 def write_permeability(path: str | Path, mesh: Mesh, permeability: np.ndarray,
-                       uncertainty: Uncertainty | None = None, **extra: np.ndarray) -> None:
+                       uncertainty: Uncertainty | None = None, *,
+                       labels: np.ndarray | None = None, **extra: np.ndarray) -> None:
     """Write the permeability of all facets as ``.npz``. Collective.
 
     ``facets (Nf, d)``: vertex triples in the numbering of the input, in lexicographic order;
-    ``permeability (Nf,)`` um/ms; and every other array under its own name.
+    ``permeability (Nf,)`` um/ms; ``labels (Nt,)`` of the cells in the order of the input; and every
+    other array under its own name.
 
     Args:
         path: of the file; it appears complete or not at all.
         permeability: ``(nf,)`` of the owned facets, um/ms.
         uncertainty: adds its ``sensitivity``, ``posterior_std`` and ``determined``.
+        labels: ``(owned cells,)`` of the found cells, if there are any.
         **extra: further arrays over the owned facets, such as ``membrane``.
 
     Raises:
@@ -45,6 +48,9 @@ def write_permeability(path: str | Path, mesh: Mesh, permeability: np.ndarray,
     slabs = mesh.facet_slabs
     fields = _over(mesh, "facet", {"permeability": permeability} | extra | _known(uncertainty))
     arrays = {"facets": slabs.keys} | {k: slabs.collect(v) for k, v in fields.items()}
+    if labels is not None:
+        cells = _over(mesh, "cell", {"labels": labels})
+        arrays |= {k: mesh.cell_slabs.collect(v) for k, v in cells.items()}
     write_npz(mesh.comm, Path(path), {name: Rows(array) for name, array in arrays.items()})
 
 

@@ -72,7 +72,8 @@ class Uncertainty:
 def uncertainty(problem: InverseProblem, permeability: np.ndarray,
                 theta: Mapping[str, float] | None = None, *, unknown: np.ndarray | None = None,
                 sigma: float | None = None, prior_std: float = 0.5, level: float = 3.0,
-                modes: int | str = "auto", model_error: float = 1e-3) -> Uncertainty:
+                modes: int | str = "auto", model_error: float = 1e-3,
+                misfit: float | None = None) -> Uncertainty:
     """What signals determine of the permeabilities of a tissue. Collective.
 
     Args:
@@ -89,6 +90,8 @@ def uncertainty(problem: InverseProblem, permeability: np.ndarray,
             Derivatives need fewer than signals do.
         model_error: standard deviation of what the model does not describe (mesh, modes), below
             which no fit says anything.
+        misfit: by which to judge whether the data are explained (`Reconstruction.data_misfit`). If
+            not given, that of these modes, less what they leave.
 
     Returns:
         An `Uncertainty`; the same at any number of ranks.
@@ -134,9 +137,9 @@ def uncertainty(problem: InverseProblem, permeability: np.ndarray,
     gain = 1.0 / (1.0 + prior_std**2 * values[kept])
     variance = prior_std**2 * (1.0 - prior_std**2 * gain @ reduced**2)
     evidence = _evidence(mesh.comm, reduced, x, unknown, prior_std, level)
-    # fewer modes than final signals have leave a little more
-    left = max(float(np.mean(residual**2)) - (3 * model_error) ** 2, 0.0)
-    told = verdict(problem, left).explained is not False
+    if misfit is None:  # fewer modes than final signals have leave a little more
+        misfit = max(float(np.mean(residual**2)) - (3 * model_error) ** 2, 0.0)
+    told = verdict(problem, misfit).explained is not False
     return Uncertainty(
         np.sqrt(np.mean(J**2, axis=0)),
         np.where(unknown, np.sqrt(np.maximum(variance, 0.0)), 0.0),

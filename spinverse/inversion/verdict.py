@@ -11,6 +11,7 @@ from .problem import InverseProblem
 
 ERRORS = 3.0  # standard errors of the noise that a misfit may lie above its variance
 MODEL = 1e-3  # rms of normalised signals that mesh and modes are wrong by, on default meshes
+NOT_EXPLAINED = 3  # exit code of a command that is done and whose result does not explain the data
 NO_DATA = 0.1  # rms residual that no noise of usable data leaves
 
 

@@ -35,6 +35,7 @@ from ..parallel.npz import NpzReader, Rows, write_npz
 
 SUMMARY, HISTORY, CHECKPOINT = "summary.json", "history.csv", "checkpoint/latest.npz"
 PREVIOUS = "previous.npz"  # beside it
+CELLS = "cells.vtu"  # with a label on each cell, in the order of the input
 _MEMORY = "memory/"  # of a checkpoint's arrays
 _OVER_MESH, _FACETS = ("facets", "permeability_um_per_ms", "labels"), _MEMORY + "facets/"
 _ROWS = "measurements"  # a column of signals.csv: how many rows the table has
@@ -178,17 +179,17 @@ class History:
 
     def __init__(self, path: Path, priors: list[str], keep: Iterable[dict] = ()):
         self.path = path
-        self.columns = ["stage", "iteration", "loss", "data", *priors, "gradient_norm", "step",
-                        "seconds"]
+        self.columns = ["stage", "iteration", "phase", "loss", "data", *priors, "gradient_norm",
+                        "step", "seconds"]
         self.rows = list(keep)
         text = [",".join(self.columns), *map(self._line, self.rows)]
         replace(path, lambda temporary: temporary.write_text("\n".join(text) + "\n"))
 
     def add(self, item: Progress) -> None:
         """Append an iteration."""
-        row = {"stage": item.stage, "iteration": item.iteration, "loss": item.loss,
-               "data": item.data, **item.priors, "gradient_norm": item.gradient,
-               "step": item.step, "seconds": item.seconds}
+        row = {"stage": item.stage, "iteration": item.iteration, "phase": item.phase,
+               "loss": item.loss, "data": item.data, **item.priors,
+               "gradient_norm": item.gradient, "step": item.step, "seconds": item.seconds}
         self.rows.append(row)
         with self.path.open("a") as file:
             file.write(self._line(row) + "\n")
@@ -203,7 +204,7 @@ def read_history(path: Path) -> list[dict]:
     A last row that was cut short, by a full disk or a run that was killed, is left out.
     """
     with path.open(newline="") as file:
-        return [{key: value if key == "stage" else int(value) if key == "iteration"
+        return [{key: value if key in ("stage", "phase") else int(value) if key == "iteration"
                  else float(value) for key, value in row.items() if value}
                 for row in csv.DictReader(file) if row["seconds"]]
 

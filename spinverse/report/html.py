@@ -22,6 +22,9 @@ from .html_run import Found, Run, at, read_run
 
 PAGE = "report.html"
 TEMPLATE = "html_page.html.j2"
+DETERMINED = ("A facet is determined where the signals would notice, by three standard deviations "
+              "of their noise or more, that it is toggled from wall to open or back, however well "
+              "all other facets make up for it.")
 #: What figures of a reconstruction mean, by their key in ``summary.json``.
 METRICS = {
     "precision": "share of the found facets that are true",
@@ -74,6 +77,7 @@ def write_page(run: Run | str | Path, mesh: str | Path | None = None) -> Path:
     drawn = any(section.pictures for section in sections)
     text = environment.get_template(TEMPLATE).render(
         title=run.path.absolute().name, command=run.command, headline=_headline(run),
+        verdict=run.summary.get("verdict") or {},
         sections=sections, notes=run.notes, figure=_figure_json,
         still=lambda png: "data:image/png;base64," + base64.b64encode(png).decode(),
         library=get_plotlyjs().replace("</script", "<\\/script") if drawn else "",
@@ -98,13 +102,15 @@ def _reconstruction(run: Run) -> list[Section]:
     from . import html_signals, html_surface
 
     axis = "|S| / |S(b = 0)|"
-    pictures = () if run.history is None else (html_signals.history(run.history),)
-    endings = run.summary.get("stage_endings") or {}
-    sections = [
-        _asked(run),
-        Section("misfit-section", "Misfit", (*(f"Stage {name}: {why}." for name, why in
-                                              endings.items()), *_why(run, "history")), pictures),
-    ]
+    found, explained = run.found, at(run.summary, "verdict", "explained")
+    shown = None if found is None else html_surface.cells(found, _still(found, explained))
+    words = _why(run, "permeability") or _why(run, "mesh") or (
+        "Facets, and what was found on them, could not be read.",)
+    if found is not None:
+        words = () if shown else ("No cell was found.",) if found.labels is not None else (
+            "Which cells were found is not known here, only their walls.",)
+    sections = [Section("result", "What was found", words, _there(shown),
+                        (_cells(found),) if shown else ()), _metrics(run)]
     if run.acquisition is None:
         sections.append(Section("signals", "Signals", _why(run, "signals")))
     else:
@@ -120,26 +126,28 @@ def _reconstruction(run: Run) -> list[Section]:
             () if ball else ("The residual is zero." if not residual.any() else
                              "No b-value has three directions, so there is no sphere to show.",),
             _there(ball), (_worst(run, residual),)))
-    found = run.found
-    words = _why(run, "permeability") or _why(run, "mesh") or (
-        "Facets, and what was found on them, could not be read.",)
     if found is not None:
-        # a search for shapes has walls and open facets, and nothing in between to cut
-        rule, cut = _rule(run)
-        sections.append(Section("facets", "Permeability of the facets", (),
-                                (html_surface.histogram(found, cut, rule),)))
+        still = None if shown else _still(found, explained)
+        certain = () if found.determined is None else (DETERMINED,) if explained is not False \
+            else ("The data are not explained, so nothing is determined.",)
         sections.append(Section(
-            "interface-section", "The interface", _why(run, "mesh"),
-            (html_surface.interface(found, _still(found)),), (_certainty(run, found),)))
+            "interface-section", "The interface, facet by facet", (*_why(run, "mesh"), *certain),
+            (html_surface.interface(found, explained, still),), (_certainty(run, found),)))
         cells = html_surface.planes(found)
         sections.append(Section(
             "planes-section", "Cross-sections",
             () if cells else ("There are no cells to cut: " + (" ".join(_why(run, "mesh")) or
                               "their labels are not known."),), _there(cells)))
-    else:
-        sections.append(Section("interface-section", "The interface", words))
-    sections += [_metrics(run), _effort(run)]
-    return sections
+        # a search for shapes has walls and open facets, and nothing in between to cut
+        rule, cut = _rule(run)
+        sections.append(Section("facets", "Permeability of the facets", (),
+                                (html_surface.histogram(found, cut, rule),)))
+    endings = run.summary.get("stage_endings") or {}
+    history = None if run.history is None else html_signals.history(run.history)
+    return [*sections, Section(
+        "misfit-section", "Misfit", (*(f"Stage {name}: {why}." for name, why in endings.items()),
+                                     *_why(run, "history")), _there(history)),
+            _asked(run), _effort(run)]
 
 
 def _simulation(run: Run) -> list[Section]:
@@ -183,12 +191,12 @@ def _headline(run: Run) -> list[tuple[str, str]]:
     else:
         metrics = summary.get("metrics") or {}
         facets = (summary.get("interface") or {}).get("facets")
-        items = [(facets, "facets in the interface"),
+        cells = 0 if run.found is None or run.found.labels_enclosed else len(run.found.found_cells)
+        items = [(cells or None, "cell found" if cells == 1 else "cells found"),
+                 (facets, "facets in the interface"),
                  (summary.get("data_misfit"), "data misfit"),
                  (metrics.get("f1"), "F1 against the truth"),
-                 (metrics.get("aligned_f1"), "F1, aligned"),
-                 ((summary.get("uncertainty") or {}).get("determined"),
-                  "of these facets determined")]
+                 (metrics.get("aligned_f1"), "F1, aligned")]
     seconds = summary.get("seconds") or {}
     total = sum(value for key, value in seconds.items()
                 if isinstance(value, float) and ": " not in key)
@@ -268,6 +276,18 @@ def _rule(run: Run) -> tuple[str, float | None]:
             "compartments": "The interface lies between compartments, which were found from the "
                             "slow diffusion modes: no cut was used."}.get(
         rule, "summary.json does not say how the interface was chosen."), None
+
+
+def _cells(found: Found) -> Table:
+    corners, rows = found.points[found.triples], []
+    areas = 0.5 * np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0],
+                                          corners[:, 2] - corners[:, 0]), axis=1)
+    for label, volume, surface in found.found_cells:
+        kappa, area = found.permeability[surface & found.membrane], float(areas[surface].sum())
+        wall = describe_range(kappa, 3) if len(kappa) else "–"
+        rows.append((str(label), f"{volume:.4g}", f"{area:.4g}", f"{area / volume:.3g}", wall))
+    return Table("Cells", ("label", "volume (µm³)", "surface (µm²)", "S/V (1/µm)",
+                           "wall permeability (µm/ms)"), tuple(rows), open=len(rows) <= 24)
 
 
 def _certainty(run: Run, facets: Found) -> Table:
@@ -375,7 +395,7 @@ def _cell(value) -> str:
     return number(value)
 
 
-def _still(found: Found) -> bytes | None:
+def _still(found: Found, explained: bool | None) -> bytes | None:
     """The interface as a picture, for paper; None without matplotlib."""
     from . import plots
 
@@ -383,7 +403,7 @@ def _still(found: Found) -> bytes | None:
     try:
         plots.interface(stream, found.points[found.triples], found.permeability, found.membrane,
                         found.true if found.true.any() else None, found.bounds,
-                        determined=found.determined, dpi=90)
+                        determined=found.determined, dpi=90, explained=explained)
     except ImportError:
         return None
     return stream.getvalue()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import warnings
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,9 @@ from . import folder
 
 COMMANDS = ("reconstruct", "simulate")
 MESH, PERMEABILITY, QUANTITIES = "mesh.npz", "permeability.npz", "quantities.json"
-CELLS = "cells.vtu"  # with a label on each cell, in the order of the input
 _KEY = np.array([1 << 42, 1 << 21, 1])  # vertex triples as one number
 _KNOWN = {"permeability": float, "membrane": bool, "posterior_std": float, "determined": bool}
+MOST_CELLS = 48  # that are told apart
 PRIOR_STD = 0.5  # of openness, where the summary does not say
 
 
@@ -44,6 +45,7 @@ class Found:
         labels: ``(Nt,)`` compartment of each cell, or None.
         labels_enclosed: they are regions that the found facets enclose, the largest 0, for lack
             of the search's own.
+        sides: ``(Nf, 2)`` cells on the two sides of each facet, -1 for the outside, or None.
     """
 
     points: np.ndarray
@@ -58,6 +60,7 @@ class Found:
     prior_std: float = PRIOR_STD
     labels: np.ndarray | None = None
     labels_enclosed: bool = False
+    sides: np.ndarray | None = None
 
     @property
     def unknown(self) -> np.ndarray:
@@ -65,6 +68,25 @@ class Found:
         if self.posterior_std is not None and (self.posterior_std > 0).any():
             return self.posterior_std > 0
         return ~self.outer | self.membrane
+
+    @cached_property
+    def found_cells(self) -> list[tuple[int, float, np.ndarray]]:
+        """Label, volume (um^3) and ``(Nf,)`` bool surface of the found cells, the largest first.
+
+        At most `MOST_CELLS`. What is no cell has label 0; where every label is above, the largest
+        region is none.
+        """
+        if self.labels is None or self.sides is None:
+            return []
+        distinct, number = np.unique(self.labels, return_inverse=True)
+        volumes = np.bincount(number, np.abs(cell_volumes(self.points, self.cells)))
+        order = np.argsort(-volumes, kind="stable")
+        outside = 0 if distinct[0] == 0 else order[0]
+        beside = np.append(number, outside)[self.sides]  # -1: beyond the mesh
+        beyond = self.sides[:, 1] < 0
+        return [(int(distinct[k]), float(volumes[k]),
+                 (beside == k).any(axis=1) & (beyond | (beside[:, 0] != beside[:, 1])))
+                for k in order[order != outside][:MOST_CELLS].tolist()]
 
     @property
     def bounds(self) -> np.ndarray:
@@ -282,7 +304,7 @@ class _Reader:
         labels, enclosed = self._labels(data, pairs, known["membrane"])
         true = np.isin(triples @ _KEY, data.interface_facets @ _KEY)
         return Found(data.points, data.cells, triples, pairs[:, 1] < 0, true, **known,
-                     prior_std=prior, labels=labels, labels_enclosed=enclosed), True
+                     prior_std=prior, labels=labels, labels_enclosed=enclosed, sides=pairs), True
 
     def _surface_only(self, known: dict, prior: float) -> Found | None:
         """Facets from the .vtu, whose points know no cells and no truth."""
@@ -300,7 +322,7 @@ class _Reader:
     def _labels(self, data: MeshData, pairs: np.ndarray,
                 membrane: np.ndarray) -> tuple[np.ndarray, bool]:
         """Labels of the cells, and whether they are enclosed regions."""
-        for read in (lambda: vtu.read(self.path / CELLS).cell_data["label"][0],
+        for read in (lambda: vtu.read(self.path / folder.CELLS).cell_data["label"][0],
                      lambda: np.load(self.path / folder.CHECKPOINT)["labels"]):
             try:
                 labels = np.asarray(read())

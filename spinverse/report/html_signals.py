@@ -8,13 +8,14 @@ from plotly.subplots import make_subplots
 from scipy.spatial import ConvexHull, QhullError
 
 from ..acquisition import Acquisition
-from .html_parts import DATA, MEASURED, PREDICTED, SERIES, Picture, Table, number, series
+from .html_parts import DATA, FALSE, MEASURED, PREDICTED, SERIES, Picture, Table, number, series
 from .plots import panels, priors_of, stage_starts
 
 _MOST_DOTS = 16_000  # beyond, means and ranges only
 _MOST_TEXTS = 3000  # beyond, directions are not said
 _MOST_PANELS = 12
 _MOST_SHELLS, _MOST_POINTS = 24, 3000  # on spheres
+_LEAST = 1e-6  # of the largest signal, on logarithmic axes
 _SAME_B = 0.02  # relative: b-values of one shell
 
 
@@ -63,48 +64,69 @@ def history(rows: list[dict]) -> Picture:
 
 def by_b(acquisition: Acquisition, predicted: np.ndarray, measured: np.ndarray | None,
          axis: str) -> Picture:
-    """Signals by b, a panel for each kind of sequence."""
+    """Signals by b on a logarithmic axis, a panel for each kind of sequence; residuals below."""
     kinds = _kinds(acquisition)
-    figure, places = _grid(kinds, "b (s/mm²)", axis)
+    figure, places = _grid(kinds, "b (s/mm²)", axis, "difference" if measured is not None else "")
     sets = [("predicted" if measured is not None else "simulated", predicted, PREDICTED, "circle")]
     if measured is not None:
-        sets.insert(0, ("measured", measured, MEASURED, "square"))
-    span = max(float(np.ptp(acquisition.b)), 1.0)
+        # larger and open, so that both are seen at the same place
+        sets.insert(0, ("measured", measured, MEASURED, "square-open"))
     dots = len(predicted) <= _MOST_DOTS
     for (_, rows), place in zip(kinds.items(), places, strict=True):
-        b = acquisition.b[rows]
-        levels = [np.flatnonzero(shell) for shell in _shells(b)]
-        for k, (name, values, colour, symbol) in enumerate(sets):
-            shift = (k - (len(sets) - 1) / 2) * 0.012 * span  # or one would hide the other
-            first = place == places[0]
+        b, here = acquisition.b[rows], {"row": place[0], "col": place[1]}
+        shells, first = [np.flatnonzero(shell) for shell in _shells(b)], place == places[0]
+        x = np.array([b[shell].mean() for shell in shells])
+        text = _texts(acquisition, rows)
+
+        def add(name, values, colour, symbol, b=b, x=x, rows=rows, shells=shells, text=text,
+                legend=first, here=here):
+            size = 7 if symbol == "square-open" else 4
             if dots:
                 figure.add_scatter(
-                    x=b + shift, y=values[rows], mode="markers", name=name, legendgroup=name,
-                    showlegend=False, text=_texts(acquisition, rows),
-                    marker={"color": colour, "size": 4, "opacity": 0.45, "symbol": symbol},
-                    hovertemplate=f"{name} %{{y:.4f}}<br>%{{text}}", row=place[0], col=place[1])
-            mean = np.array([values[rows][shell].mean() for shell in levels])
+                    x=b, y=values[rows], mode="markers", name=name, legendgroup=name,
+                    showlegend=False, text=text, marker={
+                        "color": colour, "size": size, "opacity": 0.6, "symbol": symbol},
+                    hovertemplate=f"{name} %{{y:.3e}}<br>%{{text}}", **here)
+            mean = np.array([values[rows][shell].mean() for shell in shells])
+            ends = None if dots else {
+                "type": "data", "symmetric": False, "thickness": 1,
+                "array": [values[rows][s].max() - m for s, m in zip(shells, mean, strict=True)],
+                "arrayminus": [m - values[rows][s].min()
+                               for s, m in zip(shells, mean, strict=True)]}
             figure.add_scatter(
-                x=np.array([b[shell].mean() for shell in levels]) + shift, y=mean,
-                mode="lines+markers", name=name, legendgroup=name, showlegend=first,
-                line={"color": colour, "dash": "dash" if symbol == "square" else "solid"},
-                marker={"size": 7, "symbol": symbol},
-                error_y=None if dots else {
-                    "type": "data", "symmetric": False, "thickness": 1,
-                    "array": [values[rows][s].max() - m for s, m in zip(levels, mean,
-                                                                      strict=True)],
-                    "arrayminus": [m - values[rows][s].min() for s, m in zip(levels, mean,
-                                                                           strict=True)]},
-                hovertemplate=f"{name}, mean %{{y:.4f}}", row=place[0], col=place[1])
-    figure.update_yaxes(rangemode="tozero")
+                x=x, y=mean, mode="lines+markers", name=name, legendgroup=name, showlegend=legend,
+                line={"color": colour, "dash": "dash" if symbol == "square-open" else "solid"},
+                marker={"size": size + 3, "symbol": symbol}, error_y=ends,
+                hovertemplate=f"{name}, mean %{{y:.3e}}", **here)
+
+        for each in sets:
+            add(*each)
+        if measured is not None:
+            add("predicted − measured", predicted - measured, FALSE, "circle", legend=first,
+                here={"row": place[0] + 1, "col": place[1]})
+    values = np.concatenate([values for _, values, *_ in sets])
+    positive = values[values > 0]
+    low, high = (positive.min(), positive.max()) if len(positive) else (0.1, 1.0)
+    low = max(low, _LEAST * high)
+    for place in places:  # b = 0 is where the axis begins, whatever the spacing
+        figure.update_yaxes(type="log", exponentformat="power", row=place[0], col=place[1],
+                            range=[np.log10(low) - 0.1, np.log10(high) + 0.1])
+        if measured is not None:
+            most = 1.1 * max(float(np.abs(predicted - measured).max()), 1e-15)
+            figure.update_yaxes(range=[-most, most], row=place[0] + 1, col=place[1])
+    figure.update_xaxes(range=[-0.03 * acquisition.b.max(), 1.03 * acquisition.b.max() or 1.0])
     caption = "Dots are directions, lines their mean" if dots else \
         "Means over directions, bars from the least to the largest"
+    if measured is not None:
+        caption += "; below is predicted − measured"
+    if len(values) > len(values[values >= low]):
+        caption += f"; {(values < low).sum()} values below {low:.1e} are out of the figure"
     more = len(panels(acquisition)) - _MOST_PANELS
     if more > 0:
         caption += f"; {more} more sequences are in the table only"
-    return _picture("signals-b", figure, places, caption + ".",
+    return _picture("signals-b", figure, places, caption + ". The signal axis is logarithmic.",
                     f"Signals against b for {', '.join(map(_flat, kinds))}; the numbers are in "
-                    "the table below.")
+                    "the table below.", 130 if measured is not None else 0)
 
 
 def by_direction(acquisition: Acquisition, predicted: np.ndarray, measured: np.ndarray | None,
@@ -294,26 +316,41 @@ def _shells(b: np.ndarray) -> list[np.ndarray]:
     return [place == k for k in range(len(starts))]
 
 
-def _grid(kinds: dict, x: str, y: str):
-    """Subplots with one panel a kind, at most three in a row, and their places."""
-    columns = min(len(kinds), 3)
+def _grid(kinds: dict, x: str, y: str, below: str = ""):
+    """Subplots with one panel a kind, at most three in a row, and their places.
+
+    With ``below``, a title, each has a lower panel for residuals.
+    """
+    columns, deep = min(len(kinds), 3), 2 if below else 1
     lines = -(-len(kinds) // columns)
-    figure = make_subplots(lines, columns, shared_yaxes=True, horizontal_spacing=0.03,
-                           vertical_spacing=min(0.16, 0.5 / lines),
-                           subplot_titles=[title.replace("\n", "<br>") for title in kinds])
+    titles, there = [], []  # type: list[str], list[list[dict | None]]
+    for k in range(0, lines * columns, columns):
+        part = [title.replace("\n", "<br>") for title in list(kinds)[k: k + columns]]
+        titles += part + [""] * len(part) * (deep - 1)
+        there += [[{}] * len(part) + [None] * (columns - len(part))] * deep
+    figure = make_subplots(deep * lines, columns, shared_yaxes=True, horizontal_spacing=0.03,
+                           vertical_spacing=min(0.16, 0.5 / lines) / deep, specs=there,
+                           row_heights=[0.7, 0.3] * lines if below else None,
+                           subplot_titles=titles)
     figure.update_annotations(font_size=13)
-    places = [(k // columns + 1, k % columns + 1) for k in range(len(kinds))]
+    places = [(k // columns * deep + 1, k % columns + 1) for k in range(len(kinds))]
     for row, column in places:
-        figure.update_xaxes(title=x, row=row, col=column)
+        figure.update_xaxes(title=x, row=row + deep - 1, col=column)
+        if below:
+            figure.update_xaxes(showticklabels=False, row=row, col=column)
+            figure.update_yaxes(exponentformat="power", nticks=4, row=row + 1, col=column)
         if column == 1:
             figure.update_yaxes(title=y, row=row, col=column)
+            figure.update_yaxes(title=below or y, row=row + deep - 1, col=column)
     bottom = -0.24 if lines == 1 else -0.24 / lines
     figure.update_layout(legend={"orientation": "h", "y": bottom}, margin={"t": 40})
     return figure, places
 
 
-def _picture(name: str, figure, places: list, caption: str, alt: str) -> Picture:
-    return Picture(name, figure, 120 + 290 * places[-1][0], caption, alt,
+def _picture(name: str, figure, places: list, caption: str, alt: str, more: int = 0) -> Picture:
+    """With ``more`` px for each line of panels."""
+    lines = len({row for row, _ in places})
+    return Picture(name, figure, 120 + (290 + more) * lines, caption, alt,
                    panels=max(column for _, column in places))
 
 

@@ -10,7 +10,7 @@ from ..mesh import MeshData
 from ..mesh.checks import facets_of
 from ..units import permeability_from_internal
 from .html_parts import BACKGROUND, FALSE, FOUND, LABELS, MEASURED, MISSED, TRUE, UNSURE, Picture
-from .html_run import Found
+from .html_run import MOST_CELLS, Found
 from .planes import box_edges, lines, section
 from .plots_cells import bins
 
@@ -60,7 +60,44 @@ def histogram(facets: Found, cut: float | None, rule: str) -> Picture:
                    f"Histogram of permeabilities. {spans}.")
 
 
-def interface(facets: Found, still: bytes | None) -> Picture:
+def cells(facets: Found, still: bytes | None) -> Picture | None:
+    """Found cells in their box, beside the true membrane where it is known; None without cells."""
+    found, known = facets.found_cells, bool(facets.true.any())
+    if not found:
+        return None
+    titles = ["true", "found"] if known else ["found"]
+    figure = make_subplots(1, len(titles), subplot_titles=titles, horizontal_spacing=0.0,
+                           specs=[[{"type": "scene"}] * len(titles)])
+    if known:
+        _add_mesh(figure, facets.points, facets.triples[facets.true], TRUE, 1.0, scene="scene",
+                  name="true membrane", showlegend=True)
+    last = "scene2" if known else "scene"
+    step = -(-sum(int(surface.sum()) for *_, surface in found) // _MOST_FACETS)
+    for k, (label, _, surface) in enumerate(found):
+        name = f"cell {label}" if k < len(LABELS) else "further cells"
+        _add_mesh(figure, facets.points, facets.triples[surface][::step],
+                  LABELS[k % len(LABELS)], 1.0, scene=last, name=name, legendgroup=name,
+                  showlegend=k <= len(LABELS))
+    for scene, drawn in (("scene", facets.true if known else None),
+                         (last, np.any([surface for *_, surface in found], axis=0))):
+        if drawn is not None:
+            _add_edges(figure, facets.points, facets.triples[drawn], scene=scene, showlegend=False)
+            _add_box(figure, facets.points, scene=scene)
+    _scene(figure, *{"scene", last})
+    figure.update_layout(margin={"t": 26}, legend={"orientation": "h", "y": -0.02})
+    count = "The largest" if len(found) == MOST_CELLS else f"{len(found)}"
+    count += f" {'region' if facets.labels_enclosed else 'cell'}{'s' * (len(found) > 1)}"
+    caption = count + (" that the found facets enclose" if facets.labels_enclosed else " found")
+    caption += ", beside the true membrane" if known else ""
+    caption += ". Drag to turn, scroll to zoom; a click on a name in the legend hides it. " \
+        "Surfaces of mesh facets are rougher, and so larger, than smooth ones."
+    if step > 1:
+        caption += f" Every {step}th facet is drawn."
+    return Picture("cells", figure, 460, caption, f"{caption.split('.')[0]}, in a box; the table "
+                   "below has their sizes.", still, solid=True, panels=len(titles))
+
+
+def interface(facets: Found, explained: bool | None, still: bytes | None) -> Picture:
     """The interface in its box, to be turned; classes of facets can be switched on and off."""
     points = facets.points
     known = facets.true.any()
@@ -75,13 +112,14 @@ def interface(facets: Found, still: bytes | None) -> Picture:
     else:
         classes.append(("found", found & surely, FOUND))
     some = f", {(found & true & ~surely).sum()} of them true" if known else ""
-    classes.append((f"found, undetermined{some}", found & ~surely, UNSURE))
+    why = ": the data are NOT explained" if explained is False else ""
+    classes.append((f"found, undetermined{some}{why}", found & ~surely, UNSURE))
     figure = go.Figure()
     shown = found | true
     step = -(-int(shown.sum()) // _MOST_FACETS)
     drawn = np.zeros(len(shown), bool)
     drawn[np.flatnonzero(shown)[::step]] = True
-    confidence = None if facets.posterior_std is None else np.clip(
+    confidence = None if facets.posterior_std is None or explained is False else np.clip(
         1 - facets.posterior_std / facets.prior_std, 0.0, 1.0)
     for name, member, colour in classes:
         member = member & drawn
@@ -226,22 +264,24 @@ def _add_mesh(figure, points, triples, colour, opacity, **more) -> None:
                       hoverinfo="skip", **more)
 
 
-def _add_box(figure, points) -> None:
+def _add_box(figure, points, **more) -> None:
     edges = box_edges(np.array([points.min(axis=0), points.max(axis=0)]))
     figure.add_scatter3d(**_broken(edges), mode="lines", line={"color": MEASURED, "width": 1},
-                         showlegend=False, hoverinfo="skip")
+                         showlegend=False, hoverinfo="skip", **more)
 
 
-def _scene(figure) -> None:
+def _scene(figure, *names: str) -> None:
     axes = {f"{name}axis": {"title": f"{name} (µm)", "showbackground": False, "nticks": 5}
             for name in "xyz"}
-    figure.update_layout(scene={"aspectmode": "data", "camera": {
-        "eye": {"x": 1.3, "y": -1.7, "z": 0.85}, "center": {"x": 0, "y": 0, "z": -0.08}}, **axes},
+    scene = {"aspectmode": "data", "camera": {
+        "eye": {"x": 1.3, "y": -1.7, "z": 0.85}, "center": {"x": 0, "y": 0, "z": -0.08}}, **axes}
+    figure.update_layout(
+        **dict.fromkeys(names or ("scene",), scene),
         legend={"x": 0, "y": 1, "bgcolor": "rgba(0,0,0,0)"},
         margin={"t": 8, "l": 0, "r": 0, "b": 0})
 
 
-def _add_edges(figure, points: np.ndarray, triples: np.ndarray) -> None:
+def _add_edges(figure, points: np.ndarray, triples: np.ndarray, **more) -> None:
     """Edges of triangles as one broken line, on both sides of them; none on fine surfaces."""
     if not 0 < len(triples) <= _MOST_EDGED:
         return
@@ -252,7 +292,7 @@ def _add_edges(figure, points: np.ndarray, triples: np.ndarray) -> None:
     aside = 1.5e-3 * np.ptp(points, axis=0).max() * normal[:, None]
     path = np.concatenate([x + aside, x - aside])[:, [0, 1, 2, 0]]
     figure.add_scatter3d(**_broken(path), mode="lines", name="edges", hoverinfo="skip",
-                         line={"color": "#4d535d", "width": 1.5})
+                         line={"color": "#4d535d", "width": 1.5}, **more)
 
 
 def _add_section(figure, facets: Found, labels: np.ndarray, cut, colours: dict, axis: int,

@@ -48,25 +48,26 @@ def signals(path: Path, acquisition: Acquisition, predicted: np.ndarray,
     """
     kinds = panels(acquisition)
     figure, axes, columns = _panels(len(kinds) + (measured is not None))
-    span = max(float(np.ptp(acquisition.b)), 1.0)
-    top = float(np.max([predicted, predicted if measured is None else measured]))
+    every = np.concatenate([predicted, [] if measured is None else measured])
+    top = max(float(every.max()), 1e-12)
+    low = max(float(every[every > 0].min(initial=top)), 1e-6 * top)
     for index, ((title, rows), axis) in enumerate(zip(kinds.items(), axes, strict=False)):
         b = acquisition.b[rows]
-        sets = [("simulated", predicted, PREDICTED, "o", 0.0)] if measured is None else [
-            # side by side, or one would hide the other
-            ("measured", measured, MEASURED, "s", -0.008),
-            ("predicted", predicted, PREDICTED, "o", 0.008)]
-        for label, values, colour, marker, shift in sets:
-            axis.plot(b + shift * span, values[rows], marker, color=colour, markersize=2.6,
-                      alpha=0.55, markeredgewidth=0, label=label)
+        sets = [("simulated", predicted, PREDICTED, "o")] if measured is None else [
+            # larger and open, so that both are seen at the same place
+            ("measured", measured, MEASURED, "s"), ("predicted", predicted, PREDICTED, "o")]
+        for label, values, colour, marker in sets:
+            axis.plot(b, values[rows], marker, color=colour, alpha=0.55, label=label,
+                      **({"markersize": 2.6, "markeredgewidth": 0} if marker == "o" else
+                         {"markersize": 5, "markeredgewidth": 0.6, "fillstyle": "none"}))
             levels = np.unique(b)
             means = [values[rows][b == level].mean() for level in levels]
-            axis.plot(levels + shift * span, means, color=colour, linewidth=1.0,
+            axis.plot(levels, means, color=colour, linewidth=1.0,
                       linestyle="-" if marker == "o" else "--")
         axis.set_title(title, fontsize=10)
         axis.set(xlabel="b (s/mm²)", ylabel="|S| / |S(b = 0)|" if index % columns == 0 else "",
-                 ylim=(min(0.0, float(np.min(predicted))), 1.05 * max(top, 1e-12)))
-        axis.tick_params(labelsize=8)
+                 yscale="log", ylim=(0.9 * low, 1.1 * top))
+        axis.tick_params(which="both", labelsize=8)
     axes[0].legend(fontsize=8, frameon=False, markerscale=2, loc="best",
                    title="dots: directions, line: mean", title_fontsize=7)
     if measured is not None:
@@ -135,7 +136,7 @@ def _sequence(waveform) -> str:
 
 def priors_of(rows: list[dict]) -> list[str]:
     """Names of the prior terms of a history, in the order of their first use."""
-    others = ("stage", "iteration", "loss", "data", "gradient_norm", "step", "seconds")
+    others = ("stage", "iteration", "phase", "loss", "data", "gradient_norm", "step", "seconds")
     return [key for key in dict.fromkeys(key for row in rows for key in row) if key not in others]
 
 
@@ -185,7 +186,8 @@ def losses(path: Path, rows: list[dict]) -> None:
 def interface(path: Path | BinaryIO, corners: np.ndarray, permeability: np.ndarray,
               found: np.ndarray, true: np.ndarray | None, bounds: np.ndarray,
               evidence: np.ndarray | None = None,
-              level: float = 3.0, determined: np.ndarray | None = None, dpi: int = DPI) -> None:
+              level: float = 3.0, determined: np.ndarray | None = None, dpi: int = DPI,
+              explained: bool | None = None) -> None:
     """The found interface in its box, beside the true one where that is known; same view.
 
     Args:
@@ -198,6 +200,7 @@ def interface(path: Path | BinaryIO, corners: np.ndarray, permeability: np.ndarr
             show it then, in place of the permeability.
         level: evidence below which a facet is undetermined.
         determined: ``(nf,)`` bool, where the evidence is not known: undetermined facets are marked.
+        explained: of the `Verdict`; False says that the data are not, and nothing is determined.
     """
     from matplotlib import cm, colors
     from matplotlib.patches import Patch
@@ -206,6 +209,8 @@ def interface(path: Path | BinaryIO, corners: np.ndarray, permeability: np.ndarr
     panels = 1 if true is None else 2
     figure = figure_of(4.8 * panels + 1.0, 5.0)
     width = 0.88 / panels
+    if explained is False:
+        evidence, determined = None, np.zeros(len(found), bool)
     if evidence is None:
         values = np.log10(np.maximum(permeability[found], 1e-12))
         low, high = (values.min(), values.max()) if found.any() else (0.0, 0.0)
@@ -234,7 +239,12 @@ def interface(path: Path | BinaryIO, corners: np.ndarray, permeability: np.ndarr
     if true is not None:
         title += f" ({(found & true).sum()} true, {(found & ~true).sum()} false)"
     axis.set_title(title, fontsize=11)
-    if evidence is not None or determined is not None:
+    if explained is False:
+        figure.legend(handles=[Patch(
+            facecolor=UNDETERMINED, alpha=0.5,
+            label=f"the data are NOT explained: none of {found.sum()} is determined")],
+            loc="upper center", bbox_to_anchor=(0.88 - width / 2, 0.92), fontsize=9, frameon=False)
+    elif evidence is not None or determined is not None:
         below = "" if evidence is None else f" (below {level:g} σ)"
         figure.legend(handles=[
             Patch(facecolor=scale.to_rgba(high), label=f"determined: {(~unsure).sum()}"),
@@ -242,10 +252,11 @@ def interface(path: Path | BinaryIO, corners: np.ndarray, permeability: np.ndarr
                   label=f"undetermined{below}: {unsure.sum()}")],
             loc="upper center", bbox_to_anchor=(0.88 - width / 2, 0.92), ncols=2, fontsize=9,
             frameon=False)
-    bar = figure.colorbar(scale, cax=figure.add_axes((0.90, 0.22, 0.018, 0.5)))
-    bar.set_label(label, fontsize=9)
-    bar.ax.tick_params(labelsize=8)
-    bar.ax.yaxis.set_minor_formatter(NullFormatter())
+    if not unsure.all():  # else no facet has a colour of the scale
+        bar = figure.colorbar(scale, cax=figure.add_axes((0.90, 0.22, 0.018, 0.5)))
+        bar.set_label(label, fontsize=9)
+        bar.ax.tick_params(labelsize=8)
+        bar.ax.yaxis.set_minor_formatter(NullFormatter())
     figure.savefig(path, dpi=dpi, format="png" if hasattr(path, "write") else None)
 
 

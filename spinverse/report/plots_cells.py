@@ -120,7 +120,8 @@ def write_all(run: Run) -> list[Path]:
     if not (run.path / "figures" / "interface.png").is_file():
         write("interface", plots.interface, found.points[found.triples], found.permeability,
               found.membrane, found.true if found.true.any() else None, found.bounds,
-              determined=found.determined)
+              determined=found.determined,
+              explained=(run.summary.get("verdict") or {}).get("explained"))
     if found.labels is not None:
         write("planes", planes, found)
     return made

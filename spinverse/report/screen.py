@@ -16,7 +16,7 @@ from .. import __version__
 from .._stack import load_stack
 from ..config import ExtraTermsSection, KnownTissue, PermeabilitySection
 from ..errors import one_line
-from ..inversion import TAO, Progress, Reconstruction, Shapes, Stage
+from ..inversion import TAO, Progress, Shapes, Stage
 from ..inversion.parameters import Unknown
 from ..mesh import Mesh
 from ..units import describe_diffusivity, describe_permeability
@@ -268,12 +268,10 @@ def describe_stage(number: int, stage: Stage | Shapes) -> str:
     return f"stage {number + 1}: {stage.name}: {', '.join(words)}"
 
 
-def describe_result(result: Reconstruction, rule: dict, number: int,
-                    figures: dict | None) -> list[str]:
+def describe_result(rule: dict, number: int, figures: dict | None) -> list[str]:
     """What was found, in words."""
-    lines = [f"final data misfit {result.data_misfit:.3e} (mean square of normalised signals)"]
     cut = f" at {describe_permeability(rule['cut_um_per_ms'])}" if "cut_um_per_ms" in rule else ""
-    lines.append(f"membrane: {number} facets by the rule {rule['rule']}{cut}")
+    lines = [f"membrane: {number} facets by the rule {rule['rule']}{cut}"]
     if figures is None:
         lines.append("the true membrane is not known, so there are no metrics")
     else:
