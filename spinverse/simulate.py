@@ -82,8 +82,8 @@ def simulate(tissue: Tissue, acquisition: Acquisition, engine: str = "auto",
             by cell, or UFL coefficients.
         extra_breakpoints: times in ms at which it jumps.
         mesh_error: estimate the error of the mesh, once, for a strong and a middle measurement
-            (`engines.modal.mesh_error`; not by time stepping). It takes about a tenth of the time,
-            or a twentieth of a second. A line of the log warns of errors that are not small.
+            (`engines.modal.mesh_error`; not by time stepping). It takes a tenth to a half of the
+            time, or a twentieth of a second. A line of the log warns of errors that are not small.
 
     Returns:
         Signals, um^d times density, the same on every rank, with `Signals.estimated_error` and

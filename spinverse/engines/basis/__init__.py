@@ -5,4 +5,6 @@
     responses    a Krylov space of the start: smaller where walls are half closed
     drifting     modes and their drifts along periodic axes, which `gauge` gives the operators of
     dense        LAPACK, for small problems
+    parts        bases of parts that exchange nothing, like ones once
+    spectrum     refuses operators that are not symmetric or not positive; counts eigenvalues
 """
