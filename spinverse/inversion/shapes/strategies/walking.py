@@ -51,8 +51,8 @@ def walk_from(search: Search, starts: Sequence[Hypothesis], ledger: SearchLedger
             places.sort(key=lambda walk: walk.white)
             run(places[0], search.settings.steps, ledger)
             found.append(ledger.take(places[0]))
-            if ledger.over():
-                return found
+        if ledger.over():
+            return found
         begun += places
     begun.sort(key=lambda walk: walk.white)
     for walk in begun[:followed]:
