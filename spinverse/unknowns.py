@@ -106,4 +106,4 @@ def with_ghosts(index_map, owned: np.ndarray) -> np.ndarray:
     vector = dolfinx.la.vector(index_map, *owned.shape[1:] or (1,), dtype=owned.dtype)
     vector.array[: owned.size] = np.ascontiguousarray(owned).ravel()
     vector.scatter_forward()
-    return vector.array.reshape(-1, *owned.shape[1:])
+    return vector.array.reshape(index_map.size_local + index_map.num_ghosts, *owned.shape[1:])

@@ -128,11 +128,10 @@ class _Estimate:
         forward = self._residuals(pieces, [basis.start for basis in self.bases], 1.0)
         if mirrored:
             # f(TE - t) = -f(t): L^T at TE - t is the conjugate of L at t, and so is all else
-            adjoint = forward.reshape(len(forward), -1, 2)[:, ::-1] * [1.0, -1.0]
-            adjoint = adjoint.reshape(forward.shape) / self.ratio
+            adjoint = _backward(forward, [1.0, -1.0]) / self.ratio
         else:
             adjoint = self._residuals(pieces[::-1], [basis.receive for basis in self.bases], -1.0)
-            adjoint = adjoint.reshape(len(forward), -1, 2)[:, ::-1].reshape(forward.shape)
+            adjoint = _backward(adjoint)
         answer = conjugate_gradients(self.matrix, lambda r: r / self._diagonal, forward, STEPS)
         total = 0j
         for k, piece in enumerate(pieces):
@@ -212,3 +211,9 @@ def _applied(basis: Eigenmodes, piece: _Piece, u: np.ndarray, turn: float) -> np
 
 def _field(basis: Eigenmodes, piece: _Piece) -> int | None:
     return (len(basis.fields) > 1 and piece.sign < 0) * 1 if len(basis.fields) else None
+
+
+def _backward(pairs: np.ndarray, factors=(1.0, 1.0)) -> np.ndarray:
+    """Pairs of columns in the other order, times a factor each; a rank may have no rows."""
+    columns = np.arange(pairs.shape[1]).reshape(-1, 2)[::-1].ravel()
+    return pairs[:, columns] * np.tile(factors, len(columns) // 2)
