@@ -273,6 +273,7 @@ class _Gathered:
         for part in np.argsort(-parts.sizes, kind="stable"):
             rank_of[part] = np.argmin(load)
             load[rank_of[part]] += float(parts.sizes[part]) ** 3
+        self.idle = len(np.unique(rank_of)) < comm.size
         order = np.argsort(rank_of, kind="stable")
         starts = np.empty(len(parts), dtype=np.int64)
         starts[order] = np.cumsum(parts.sizes[order]) - parts.sizes[order]
@@ -312,7 +313,18 @@ class _Gathered:
 
     def to_owners(self, columns: np.ndarray) -> np.ndarray:
         """And back. Collective."""
-        return times(self.Q, columns)
+        if not self.idle:
+            return times(self.Q, columns)
+        # PETSc's product of matrices crashes where a rank has no rows; that with vectors does not
+        x, y = self.Q.createVecs()
+        result = np.empty((y.getLocalSize(), columns.shape[1]), order="F")
+        for column, found in zip(columns.T, result.T, strict=True):
+            x.array[:] = column
+            self.Q.mult(x, y)
+            found[:] = y.array_r
+        x.destroy()
+        y.destroy()
+        return result
 
     def destroy(self) -> None:
         self.Q.destroy()
