@@ -59,7 +59,7 @@ class Unknowns:
         """Local columns of owned ones. Collective."""
         if not self.tied or self._map.comm.size == 1:
             return np.asfortranarray(owned)
-        vector = self._vector(owned.shape[1])
+        vector = dolfinx.la.vector(self._map, owned.shape[1])
         vector.array[: owned.size] = owned.ravel()
         vector.scatter_forward()
         return np.asfortranarray(vector.array.reshape(-1, owned.shape[1]))
@@ -68,7 +68,7 @@ class Unknowns:
         """Owned columns of loads of which each rank's local ones are a part. Collective."""
         if not self.tied or self._map.comm.size == 1:
             return loads
-        vector = self._vector(loads.shape[1])
+        vector = dolfinx.la.vector(self._map, loads.shape[1])
         vector.array[:] = loads.ravel()
         vector.scatter_reverse(dolfinx.la.InsertMode.add)
         return vector.array.reshape(-1, loads.shape[1])[: self.num_owned].copy(order="F")
@@ -81,12 +81,13 @@ class Unknowns:
         """P^T of loads at the owned broken dofs: a rank's part of them, in local columns."""
         return self._transposed @ broken if self.tied else broken
 
+    def owned_loads(self, broken: np.ndarray) -> np.ndarray:
+        """P^T of loads at the owned broken dofs, owned columns. Collective."""
+        return self.gathered(self.load(broken))
+
     def nearest(self, broken: np.ndarray) -> np.ndarray:
         """Local columns of values at the owned broken dofs; means of what is tied. Collective."""
-        return self.local(self.gathered(self.load(broken)) / self._squares) if self.tied else broken
-
-    def _vector(self, number: int):
-        return dolfinx.la.vector(self._map, number)
+        return self.local(self.owned_loads(broken) / self._squares) if self.tied else broken
 
 
 class _Between:

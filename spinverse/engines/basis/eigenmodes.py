@@ -30,7 +30,6 @@ from ...phases import phase
 from ...problem import BlochTorrey
 from ...unknowns import Unknowns
 from ..linear.direct import count_pivots, failure
-from ..linear.ties import Tied
 from .blocks import CANDIDATES, Inverse, at_gap, coarse_modes, lowest_pairs
 from .dense import dense_modes, gathered, is_small
 from .drifting import enriched, lowest
@@ -161,10 +160,9 @@ def eigenmodes(problem: BlochTorrey, number: int, options_prefix: str = "spinver
     wanted = min(number + CANDIDATES, size)
     with phase("assembly"):
         A, M = problem.decay_matrix(), problem.mass_matrix
-    tied = Tied(problem, A)
     shift = shift_of(problem)
     iterative = _iterative(problem, size, solver, options_prefix)
-    start = tied.load(wave(problem))[:, 0]
+    start = problem.unknowns.owned_loads(wave(problem))[:, 0]
     made = None  # to be freed at the end
     with phase("eigenproblem"):
         if is_small(size, wanted, problem.comm.size) and not iterative:
@@ -191,7 +189,7 @@ def eigenmodes(problem: BlochTorrey, number: int, options_prefix: str = "spinver
     R = _responses(problem, columns, solve) if responses and not problem.periodic else None
     if made is not None:
         made.destroy()
-    tied.destroy()
+    problem.release(A)
     return project(problem, values, columns, nest, R, shift)
 
 

@@ -26,7 +26,6 @@ from ...parallel.exchange import reduced
 from ...phases import phase
 from ...problem import BlochTorrey
 from ...unknowns import with_ghosts
-from ..linear.ties import Tied
 from .blocks import CANDIDATES, at_gap
 from .dense import ALWAYS, dense_modes, is_small
 from .eigenmodes import (
@@ -142,9 +141,9 @@ class Parts:
         problem = self.problem
         with phase("assembly"):
             A, M = problem.decay_matrix(), problem.mass_matrix
-        tied, shift, small = Tied(problem, A), shift_of(problem), rounding(A, M)
+        shift, small = shift_of(problem), rounding(A, M)
         gathered = _Gathered(problem.comm, self, A, M)
-        start = gathered.to_parts(tied.load(wave(problem)))
+        start = gathered.to_parts(problem.unknowns.owned_loads(wave(problem)))
         with phase("eigenproblem"):
             found: dict[int, tuple] = {}
             solved_for = _Alike()
@@ -178,7 +177,7 @@ class Parts:
         bases = self._projected({part: decay_rates(values[part], small) for part in which},
                                 columns, answer, shift)
         gathered.destroy()
-        tied.destroy()
+        problem.release(A)
         return bases
 
     @phase("projection")

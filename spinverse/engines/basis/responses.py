@@ -33,7 +33,6 @@ from ...parallel.exchange import reduced
 from ...phases import phase
 from ...problem import BlochTorrey
 from ..linear.direct import direct, failure
-from ..linear.ties import Tied
 from .eigenmodes import Eigenmodes, check_decay, project
 from .spectrum import decay_rates, diagonalised, rounding
 
@@ -74,14 +73,13 @@ def _responses(problem: BlochTorrey, A: PETSc.Mat, M: PETSc.Mat, number: int, ra
     dim, size, unknowns = problem.mesh.dim, A.getSize()[0], problem.unknowns
     mass = problem.mass_of_unknowns
     number = min(number, size)
-    tied = Tied(problem, A)
     shifted = A.copy()
     shifted.axpy(rate, M)
     try:
         ksp = direct(shifted, options_prefix, "responses", problem.extra_blocks is None)
     except SolverError:
         shifted.destroy()
-        tied.destroy()
+        problem.release(A)
         raise
     try:
         def respond(loads):
@@ -91,7 +89,7 @@ def _responses(problem: BlochTorrey, A: PETSc.Mat, M: PETSc.Mat, number: int, ra
             return respond(rate * (mass @ functions))
 
         space = _Space(problem.comm, mass, number)
-        values, slow = _slowest(problem, A, tied, relax, number // _SLOW)
+        values, slow = _slowest(problem, A, relax, number // _SLOW)
         newest = space.add(slow * np.exp(-_FADING * values / rate))
         newest = np.hstack([newest, space.add(respond(rate * _loads_of_starts(problem)))])
         operators = problem.phase_operators
@@ -99,14 +97,14 @@ def _responses(problem: BlochTorrey, A: PETSc.Mat, M: PETSc.Mat, number: int, ra
                   *operators[dim:]]
         while space.size < number and newest.shape[1]:
             newest = space.add(respond(np.hstack([F @ newest for F in forces])))
-        values, functions = _diagonalised(A, tied, space)
+        values, functions = _diagonalised(problem, A, space)
         kept = max(1, int(np.searchsorted(values, _FASTEST * rate)))
     except PETSc.Error as error:
         raise SolverError(failure(ksp, size, "responses")) from error
     finally:
         ksp.destroy()
         shifted.destroy()
-        tied.destroy()
+        problem.release(A)
     return values[:kept], functions[:, :kept]
 
 
@@ -171,7 +169,7 @@ def _kept(sizes: np.ndarray, room: int) -> int:
     return first + int(np.argmax(-np.diff(logs)))
 
 
-def _slowest(problem: BlochTorrey, A: PETSc.Mat, tied: Tied, relax: Callable,
+def _slowest(problem: BlochTorrey, A: PETSc.Mat, relax: Callable,
              number: int) -> tuple[np.ndarray, np.ndarray]:
     """About the slowest modes: values ``(k,)`` and functions, by a block Krylov space."""
     x = problem.space.tabulate_dof_coordinates()[: problem.local_mass.shape[0]]
@@ -180,7 +178,7 @@ def _slowest(problem: BlochTorrey, A: PETSc.Mat, tied: Tied, relax: Callable,
     extent = float(np.max(problem.mesh.bounds[1] - problem.mesh.bounds[0]))
     waves = np.cos(x @ np.sin(np.outer([1.3, 2.1, 2.9], k)) * (3 * k ** (1 / 3) / extent) + k)
     space = _Space(problem.comm, problem.mass_of_unknowns,
-                   min(_ROUNDS * waves.shape[1], tied.matrix.getSize()[0]))
+                   min(_ROUNDS * waves.shape[1], A.getSize()[0]))
     block = _normalised(problem.comm, problem.mass_of_unknowns, problem.unknowns.nearest(waves))
     for _ in range(_ROUNDS):
         before = space.size
@@ -188,7 +186,7 @@ def _slowest(problem: BlochTorrey, A: PETSc.Mat, tied: Tied, relax: Callable,
         block = space.functions[:, before:]
         if not block.shape[1]:
             break
-    values, functions = _diagonalised(A, tied, space)
+    values, functions = _diagonalised(problem, A, space)
     return values[:number], functions[:, :number]
 
 
@@ -199,14 +197,15 @@ def _loads_of_starts(problem: BlochTorrey) -> np.ndarray:
     return problem.unknowns.load(mass @ _normalised(problem.comm, mass, starts))
 
 
-def _diagonalised(A: PETSc.Mat, tied: Tied, space: _Space) -> tuple[np.ndarray, np.ndarray]:
+def _diagonalised(problem: BlochTorrey, A: PETSc.Mat,
+                  space: _Space) -> tuple[np.ndarray, np.ndarray]:
     """Rayleigh-Ritz: eigenvalues ascending, ``(K,)``, and functions ``(n, K)``."""
     functions = space.functions
     columns = functions[: A.getLocalSize()[1]]
     values, rotation = diagonalised(space.comm, inner(space.comm, columns, times(A, columns)))
-    if tied.problem.extra_blocks is not None:
+    if problem.extra_blocks is not None:
         check_decay(values)
-    return decay_rates(values, rounding(A, tied.problem.mass_matrix)), functions @ rotation
+    return decay_rates(values, rounding(A, problem.mass_matrix)), functions @ rotation
 
 
 def _normalised(comm, mass, functions: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ import numpy as np
 from petsc4py import PETSc
 
 from ...parallel.columns import solved, times
+from ...parallel.exchange import Route
 from ...problem import BlochTorrey
 
 # kappa h / D: facets above it are tied in the coarse space; below the other one they hinder
@@ -145,14 +146,15 @@ def _block_inverses(problem: BlochTorrey, matrix: PETSc.Mat) -> PETSc.Mat:
         label.scatter_forward()
         node, starts = label.array.copy(), everything.getOwnershipRangesColumn()
         everything.destroy()
-    place = _local_places(index_map, columns)
+    place = index_map.global_to_local(columns.astype(np.int64))
     entries = []
     for label, bounds in ((cell, None), (node, None if everything is None else starts)):
         same = label[rows - first] == label[place]
         block = (label[rows[same] - first], rows[same], columns[same].astype(np.int64),
                  values[same])
         if comm.size > 1 and bounds is not None:
-            block = _sent(comm, block, np.searchsorted(bounds, block[0], side="right") - 1)
+            route = Route(comm, np.searchsorted(bounds, block[0], side="right") - 1)
+            block = tuple(route.forward(part) for part in block)
         entries.append(_inverted(*block))
     i, j, v = (np.concatenate(part) for part in zip(*entries, strict=True))
     result = PETSc.Mat().create(comm)
@@ -161,24 +163,6 @@ def _block_inverses(problem: BlochTorrey, matrix: PETSc.Mat) -> PETSc.Mat:
     result.setPreallocationCOO(i.astype(PETSc.IntType), j.astype(PETSc.IntType))
     result.setValuesCOO(v)
     return result
-
-
-def _local_places(index_map, columns: np.ndarray) -> np.ndarray:
-    """Local numbers of global dofs that are owned or ghosts here."""
-    first, last = index_map.local_range
-    order = np.argsort(index_map.ghosts)
-    owned = (columns >= first) & (columns < last)
-    place = np.where(owned, columns - first, 0)
-    if len(order):
-        found = np.searchsorted(index_map.ghosts, columns[~owned], sorter=order)
-        place[~owned] = last - first + order[np.minimum(found, len(order) - 1)]
-    return place
-
-
-def _sent(comm, arrays: tuple, to: np.ndarray) -> tuple:
-    """Entries of the arrays, each sent to its rank."""
-    parts = comm.alltoall([tuple(a[to == rank] for a in arrays) for rank in range(comm.size)])
-    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
 
 
 def _inverted(group: np.ndarray, rows: np.ndarray, columns: np.ndarray, values: np.ndarray):

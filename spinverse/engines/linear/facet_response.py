@@ -18,7 +18,6 @@ from ...parallel.columns import solved
 from ...phases import phase
 from ...problem import BlochTorrey
 from .direct import direct
-from .ties import Tied
 
 _BLOCK = 64  # facets solved at once
 
@@ -54,7 +53,6 @@ def surrounding_conductance(problem: BlochTorrey, rate: float,
     shifted = A.copy()
     shifted.axpy(rate, problem.mass_matrix)
     ksp = direct(shifted, options_prefix, "facet responses")
-    tied = Tied(problem, A)
     response = np.zeros(len(mine))
     index_map = problem.space.dofmap.index_map
     try:
@@ -62,8 +60,8 @@ def surrounding_conductance(problem: BlochTorrey, rate: float,
             count = min(_BLOCK, total - first)
             here = np.arange(max(first - offset, 0),
                              min(max(first + count - offset, 0), len(mine)))
-            loads = tied.load(_distributed(index_map, comm, jumps[here], here + offset - first,
-                                           count))
+            loads = problem.unknowns.owned_loads(_distributed(
+                index_map, comm, jumps[here], here + offset - first, count))
             answer = comm.allreduce((loads * solved(ksp, loads)).sum(axis=0))
             response[here] = answer[here + offset - first]
     except PETSc.Error as error:
@@ -71,7 +69,7 @@ def surrounding_conductance(problem: BlochTorrey, rate: float,
     finally:
         ksp.destroy()
         shifted.destroy()
-        tied.destroy()
+        problem.release(A)
     result = np.full(facets, np.inf)
     kappa = problem.kappa.x.array[mine]
     # nothing conducts around a facet whose own permeability is all that R shows

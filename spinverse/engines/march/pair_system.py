@@ -54,7 +54,7 @@ class PairSystem:
                                 or self.signed or self.timed)
         # A(-g, -Q) is A(g, Q) with the sign of Im m turned; terms of the user's may not know that
         self._symmetric = problem.extra_terms is None
-        self._full = problem.compile(self.operator(m, v))
+        self._full = problem.compile(problem.weak_form(m, v))
         self._matrix = fem_petsc.create_matrix(self._full)
         self._decay: PETSc.Mat | None = None
         self._drift: dict[tuple[int, ...], PETSc.Mat] = {}
@@ -63,10 +63,6 @@ class PairSystem:
         # the last stage and adjoint as Functions, for the derivatives
         self.stage = dolfinx.fem.Function(self.space)
         self.adjoint = dolfinx.fem.Function(self.space)
-
-    def operator(self, m, v) -> ufl.Form:
-        """The whole weak form for given m and v, with a common ``problem.g`` and ``problem.Q``."""
-        return forms.bloch_torrey(m, v, self.problem.coefficients) + self.problem.extra_of(m, v)
 
     def extra_has(self, coefficient) -> bool:
         return has(self.extra, coefficient)
@@ -226,8 +222,7 @@ class PairSystem:
     @cached_property
     def initial(self) -> PETSc.Vec:
         """The density; its projection in the mass product where facets are tied."""
-        broken = np.zeros((len(self.problem.initial), 2))
-        broken[:, 0] = self.problem.initial
+        broken = np.outer(self.problem.initial, [1.0, 0.0])
         y = self.mass.createVecRight()
         if self.prolongation is None:
             y.setArray(broken.ravel())
@@ -240,13 +235,7 @@ class PairSystem:
     @cached_property
     def _receive(self) -> list[PETSc.Vec]:
         """Integrals of Re m and Im m as vectors."""
-        result = []
-        scale = self.problem.scale
-        for part in range(2):
-            broken = np.zeros((len(scale), 2))
-            broken[:, part] = scale
-            result.append(self._tested(broken))
-        return result
+        return [self._tested(np.outer(self.problem.scale, unit)) for unit in np.eye(2)]
 
     def _tested(self, broken: np.ndarray) -> PETSc.Vec:
         """P^T M b for a pair of values at each owned broken dof, ``(nd, 2)``."""
@@ -267,17 +256,8 @@ class PairSystem:
         self._set(self._canonical(gradient)[0])
         owned = 2 * self.space.dofmap.index_map.size_local
         for vector, function in ((stage, self.stage), (adjoint, self.adjoint)):
-            if self.prolongation is None:
-                function.x.array[:owned] = vector.getArray(readonly=True)
-            else:
-                broken = self._broken
-                self.prolongation.mult(vector, broken)
-                function.x.array[:owned] = broken.getArray(readonly=True)
+            function.x.array[:owned] = prolonged(self.prolongation, vector)
             function.x.scatter_forward()
-
-    @cached_property
-    def _broken(self) -> PETSc.Vec:
-        return self.prolongation.createVecLeft()
 
 
 def _without_zeros(matrix: PETSc.Mat) -> PETSc.Mat:

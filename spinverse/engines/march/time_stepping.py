@@ -40,8 +40,8 @@ from ...phases import phase
 from ...problem import BlochTorrey
 from ..derivatives import derivative_of
 from ..progress import silent
-from ..schedule.checks import check_directions
 from ..schedule.echoes import refocusing_times, split
+from ..schedule.groups import check_directions
 from .common_factor import CommonFactor
 from .pair_system import PairSystem
 from .side_by_side import SideBySide

@@ -12,9 +12,7 @@ from functools import cached_property
 
 import dolfinx
 import numpy as np
-import ufl
 
-from ... import forms
 from ...errors import InputError
 from ...problem import BlochTorrey
 from ...unknowns import with_ghosts
@@ -41,20 +39,13 @@ class ModeDerivatives:
             self._known[id(coefficient)] = derivative_of(self, coefficient), coefficient
         return self._known[id(coefficient)][0]
 
-    def operator(self, m, v) -> ufl.Form:
-        return forms.bloch_torrey(m, v, self.problem.coefficients) + self.problem.extra_of(m, v)
-
-    @property
+    @cached_property
     def stage(self) -> dolfinx.fem.Function:
-        return self._functions[0]
-
-    @property
-    def adjoint(self) -> dolfinx.fem.Function:
-        return self._functions[1]
+        return dolfinx.fem.Function(self.problem.pair_space)
 
     @cached_property
-    def _functions(self) -> tuple:
-        return tuple(dolfinx.fem.Function(self.problem.pair_space) for _ in range(2))
+    def adjoint(self) -> dolfinx.fem.Function:
+        return dolfinx.fem.Function(self.problem.pair_space)
 
     def add(self, sums: list, bases: list[Eigenmodes], weights: list[np.ndarray],
             turning: bool) -> None:

@@ -43,8 +43,7 @@ from ..basis.eigenmodes import Eigenmodes, eigenmodes
 from ..basis.parts import Parts, packed_columns
 from ..basis.responses import response_basis
 from ..progress import silent
-from ..schedule.checks import check_directions
-from ..schedule.groups import Batch, batches, plan
+from ..schedule.groups import Batch, batches, check_directions, plan
 from ..schedule.waves import Wave, first_step
 from .chebyshev import Propagation, Store
 from .coefficients import ModeDerivatives, add_up

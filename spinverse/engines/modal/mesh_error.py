@@ -30,7 +30,6 @@ from ...problem import BlochTorrey
 from ..basis.blocks import conjugate_gradients
 from ..basis.eigenmodes import Eigenmodes
 from ..basis.parts import combined
-from ..linear.ties import Tied
 from ..schedule.echoes import refocusing_times
 from ..schedule.waves import Wave
 from .chebyshev import Propagation
@@ -103,15 +102,14 @@ class _Estimate:
         fine.set_permeability(problem.kappa.x.array[: problem.mesh.num_owned_facets])
         self.u, self.rate = (dolfinx.fem.Function(problem.pair_space) for _ in range(2))
         v, c = ufl.TestFunction(fine.pair_space), problem.coefficients
-        self._form = problem.compile(forms.mass(self.rate, v, c) + problem.extra_of(self.u, v)
-                                     + forms.bloch_torrey(self.u, v, c))
+        self._form = problem.compile(forms.mass(self.rate, v, c) + problem.weak_form(self.u, v))
         self._vector = dolfinx.fem.create_vector(fine.pair_space)
         A, M = fine.decay_matrix(), fine.mass_matrix
         self.matrix = A.copy()
         extent = float(np.max(problem.mesh.bounds[1] - problem.mesh.bounds[0]))
         # any rate that is small beside those of rough functions keeps it definite
         self.matrix.axpy(min(float(b.eigenvalues[-1]) for b in self.bases) / 1e2 + 1 / extent**2, M)
-        Tied(fine, A).destroy()
+        fine.release(A)
         diagonal = self.matrix.getDiagonal()
         self._diagonal = diagonal.array_r[:, None].copy()
         diagonal.destroy()
@@ -172,7 +170,7 @@ class _Estimate:
         self._vector.scatter_reverse(dolfinx.la.InsertMode.add)
         problem.g.value[:], problem.echo_sign.value = 0.0, 1.0
         owned = self._vector.array.reshape(-1, 2)[: fine.space.dofmap.index_map.size_local]
-        return fine.unknowns.gathered(fine.unknowns.load(owned))
+        return fine.unknowns.owned_loads(owned)
 
 
 def _step(basis: Eigenmodes, piece: _Piece, turn: float) -> Propagation | Rest:
