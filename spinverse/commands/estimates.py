@@ -123,7 +123,7 @@ def _tried(engine: MatrixFormalism) -> tuple[list[tuple[int, list[int], int]], i
         kinds = [(unknowns, float(parts.volumes.sum()), 1)]
     whole, result = parts.volumes.sum(), []
     for size, volume, copies in kinds:
-        tries = [min(size, engine.first_guess(volume))]
+        tries = [min(size, engine.choice.first_guess(volume))]
         while tries[-1] < min(size, matter * volume / whole):
             tries.append(min(size, int(_RAISED * tries[-1]) + 1))
         result.append((size, tries, copies))

@@ -207,9 +207,13 @@ def _iterative(problem: BlochTorrey, size: int, solver: str, options_prefix: str
 def shift_of(problem: BlochTorrey) -> float:
     """1/ms: A is singular when nothing relaxes or leaves; a small shift keeps it definite."""
     extent = float(np.max(problem.mesh.bounds[1] - problem.mesh.bounds[0]))
-    fastest = problem.comm.allreduce(
+    return 0.3 * fastest(problem) / extent**2
+
+
+def fastest(problem: BlochTorrey) -> float:
+    """Largest diffusivity, um^2/ms. Collective."""
+    return problem.comm.allreduce(
         float(np.max(problem.tissue.diffusivity, initial=1e-12)), op=MPI.MAX)
-    return 0.3 * fastest / extent**2
 
 
 def wave(problem: BlochTorrey) -> np.ndarray:

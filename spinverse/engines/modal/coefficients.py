@@ -3,7 +3,7 @@
 With the modes as a fixed basis, dJ = <G, dA> + sum_j <H_j, dX_j> + sum_s <F_s, dB_s>, where the
 K x K matrices A, X_j and B_s are the weak form between modes: a(phi_b, phi_a) for its real part,
 and with i phi_a in place of phi_a for what turns phases. With the eigenpairs (w, psi) of G that is
-a sum of w da(psi, psi), and `coefficient_derivatives` has each term.
+a sum of w da(psi, psi), and `spinverse.engines.derivatives` has each term.
 """
 
 from __future__ import annotations
@@ -49,14 +49,10 @@ class ModeDerivatives:
 
     def add(self, sums: list, bases: list[Eigenmodes], weights: list[np.ndarray],
             turning: bool) -> None:
-        """Add <weights, d(operator)> to each of ``sums``, at the present g and sign of the echo.
+        """Add <weights, d(operator)> to ``sums``, at the present g and sign of the echo. Collective.
 
-        Those of different parts at once, for the operator has no entries between them. Collective.
-
-        Args:
-            bases: of the problem, or of its parts.
-            weights: ``(K, K)`` symmetric, for each.
-            turning: of the operator that i multiplies, not of the real one.
+        Weights ``(K, K)``, symmetric, of all ``bases`` at once, for the operator has no entries
+        between parts; of the operator that i multiplies (``turning``), or of the real one.
         """
         found = [np.linalg.eigh(weight) for weight in weights]
         largest = max(np.abs(values).max(initial=0.0) for values, _ in found)
@@ -79,10 +75,7 @@ def add_up(derivatives: ModeDerivatives, sums: list, bases: list[Eigenmodes],
            operators: list[np.ndarray]) -> None:
     """Fill sums of ``derivatives``. Collective.
 
-    Args:
-        bases: of the problem, or of its parts.
-        operators: for each ``(1 + n, K, K)`` G, and the derivatives by `Eigenmodes.turning`, if
-            any.
+    From G ``(1 + n, K, K)`` of each basis: by decay, and by `Eigenmodes.turning`, if any.
     """
     problem = derivatives.problem
     dim = problem.mesh.dim

@@ -1,8 +1,4 @@
-"""One piece of a waveform along periodic axes, as an exponential of drifting modes.
-
-The operators are those of `spinverse.engines.basis.gauge`, the pieces those of
-`spinverse.engines.schedule.waves`.
-"""
+"""One piece of a waveform along periodic axes, as an exponential of drifting modes."""
 
 from __future__ import annotations
 

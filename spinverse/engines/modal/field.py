@@ -2,10 +2,7 @@
 
 What turns them does not change its sign with the gradient, so no half of a waveform is the mirror
 image of the other one, and there is no rest: all pieces are propagated,
-
-    u' = -(Lambda + i B_s + i g(t) . X) u,
-
-with the field B_s of the sign s that 180-degree pulses turn, if it is one that they turn.
+u' = -(Lambda + i B_s + i g(t) . X) u, with the field B_s of the sign s that 180-degree pulses turn.
 """
 
 from __future__ import annotations
@@ -17,11 +14,9 @@ from .chebyshev import Propagation
 
 def step_in_field(basis, number: int, direction: tuple[float, ...], gradient: np.ndarray,
                   duration: float, known: dict, corrected: bool):
-    """The exponential of one piece.
+    """The exponential of one piece in a `Eigenmodes` with fields, under that of a ``number``.
 
     Args:
-        basis: `Eigenmodes` with fields.
-        number: of the field.
         direction: of the gradient, empty without.
         gradient: ``(C,)`` of each column, rad/(ms um).
         known: a cache for one basis.

@@ -55,9 +55,9 @@ class _Piece:
 
 @phase("error of the mesh")
 def mesh_error(engine: MatrixFormalism) -> float:
-    """Estimate for the strongest measurement and a middle one, the larger. Collective.
+    """For the strongest measurement and a middle one the larger, of S / S(b=0, t=0). Collective.
 
-    Of S / S(b=0, t=0); after `MatrixFormalism.signals`.
+    After `MatrixFormalism.signals`.
     """
     problem, table = engine.problem, engine.acquisition
     order = np.argsort(table.b, kind="stable")
@@ -67,7 +67,7 @@ def mesh_error(engine: MatrixFormalism) -> float:
     for row in np.unique(order[[len(order) // 2, -1]]) if len(order) else ():
         antisymmetric = table.waveforms[table.waveform_index[row]].antisymmetric
         changes.append(estimate(_pieces(problem, table, row), antisymmetric))
-    estimate.destroy()
+    estimate.matrix.destroy()
     scale = abs(problem.magnetisation_at_start) or 1.0
     return max(map(abs, changes), default=0.0) / scale
 
@@ -113,9 +113,6 @@ class _Estimate:
         diagonal = self.matrix.getDiagonal()
         self._diagonal = diagonal.array_r[:, None].copy()
         diagonal.destroy()
-
-    def destroy(self) -> None:
-        self.matrix.destroy()
 
     def __call__(self, pieces: list[_Piece], antisymmetric: bool) -> complex:
         """What one more degree adds to a signal, um^d times density. Collective.
