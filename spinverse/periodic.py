@@ -1,8 +1,7 @@
 """Periodic boxes: opposite faces of the mesh, and which of their nodes are one.
 
-With m = w exp(-i Q(t) . x), Q(t) = int_0^t g (see `spinverse.forms`), m has a phase jump across
-the box and w has none, so opposite faces are tied node by node, like facets of infinite
-permeability.
+With m = w exp(-i Q(t) . x), Q(t) = int_0^t g (see `spinverse.forms`), m has a phase jump across the
+box and w has none, so opposite faces are tied node by node, like facets of infinite permeability.
 """
 
 from __future__ import annotations

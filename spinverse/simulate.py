@@ -31,12 +31,10 @@ def make_engine(problem: BlochTorrey, acquisition: Acquisition, engine: str = "a
                 modes: int | str = "auto", tolerance: float = 1e-4,
                 time_step: float | str = "auto",
                 functions: str = "modes") -> MatrixFormalism | TimeStepping:
-    """The engine of a name; see `simulate` for the arguments. Collective.
+    """The engine of a name; see `simulate` and `MatrixFormalism` for the arguments. Collective.
 
-    ``functions`` is of the matrix formalism (`MatrixFormalism`).
-
-    With "auto" a line of the log (rank 0, level warning) says it if the matrix formalism cannot
-    take the problem's extra terms.
+    With "auto" the log (rank 0, level warning) says it if the matrix formalism cannot take the
+    problem's extra terms.
 
     Raises:
         InputError: an unknown name, or arguments that the engine refuses.
@@ -118,15 +116,12 @@ def signals_of(engine: MatrixFormalism | TimeStepping, acquisition: Acquisition,
     whole = Signals(acquisition.with_unweighted(), engine.signals(), engine.estimated_error, UM3)
     error = (error_of_mesh(engine) if mesh_error and isinstance(engine, MatrixFormalism)
              else np.nan)
-    return replace(whole.select(slice(len(acquisition))), acquisition=acquisition,
-                   unweighted=_reference(whole)[: len(acquisition)], mesh_error=error)
-
-
-def _reference(signals: Signals) -> np.ndarray:
     try:
-        return signals.reference
+        unweighted = whole.reference
     except InputError:  # nothing is left at b = 0
-        return np.full(len(signals), np.nan)
+        unweighted = np.full(len(whole), np.nan)
+    return replace(whole.select(slice(len(acquisition))), acquisition=acquisition,
+                   unweighted=unweighted[: len(acquisition)], mesh_error=error)
 
 
 def degree_for(tissue: Tissue, acquisition: Acquisition, degree: int | str = "auto") -> int:

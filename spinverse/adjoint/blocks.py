@@ -83,12 +83,7 @@ class EngineOperation:
 
 
 def simulated_signals(permeability: FacetField, engine) -> SignalVector:
-    """Signals of an engine at a permeability, um/ms, on the tape. Collective.
-
-    Args:
-        permeability: on every owned facet of the engine's mesh.
-        engine: `MatrixFormalism` or `TimeStepping`.
-    """
+    """Signals of either engine at a permeability, um/ms, on the tape. Collective."""
     return apply(EngineOperation(engine), permeability, SignalVector)
 
 

@@ -49,11 +49,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Values:
-    """A control with a value for each entry of a coefficient.
-
-    Attributes:
-        log: as `Number`.
-    """
+    """A control with a value for each entry of a coefficient; ``log`` as `Number`."""
 
     log: bool = False
 
@@ -162,12 +158,7 @@ class _SignalsOfControls(EngineOperation):
 
 @dataclass(frozen=True, eq=False)
 class SquaredDifference:
-    """Half the mean of |S - measured|^2 / scale^2, of complex signals: the default loss.
-
-    Attributes:
-        measured: ``(N,)`` complex.
-        scale: what differences are measured in.
-    """
+    """Half the mean of |S - measured|^2 / scale^2, of ``(N,)`` complex S: the default loss."""
 
     measured: np.ndarray
     scale: float
@@ -202,12 +193,10 @@ class CoefficientFunctional(ReducedFunctional):
         Numbers as floats; owned entries otherwise.
         """
         values = [c.tape_value() for c in self.controls] if values is None else values
-        found = {}
-        for handle, control in zip(self._handles, self._wrapped(values), strict=True):
-            physical = handle.physical(control.values)
-            found[handle.name] = float(physical[0]) if physical.size == 1 and handle.shared else (
-                physical)
-        return found
+        found = {handle.name: (handle.physical(control.values), handle.shared) for handle, control
+                 in zip(self._handles, self._wrapped(values), strict=True)}
+        return {name: float(array[0]) if shared and array.size == 1 else array
+                for name, (array, shared) in found.items()}
 
     def _wrapped(self, values) -> list[CoefficientValues]:
         if isinstance(values, _Array) or np.ndim(values) == 0:
@@ -236,8 +225,7 @@ def reduced_functional(tissue: Tissue, acquisition: Acquisition, loss, controls,
     """How far simulated signals are from measured ones, as a function of coefficients. Collective.
 
     Args:
-        tissue: what the spins live in.
-        acquisition: the measurements.
+        tissue, acquisition: as `spinverse.simulate`, like the arguments that are not named here.
         loss: measured signals, `Signals` or ``(N,)`` complex, for `SquaredDifference` over the
             magnetisation at the start; or any loss of complex signals with ``value(S)`` and
             ``pull_back(S, adjoint)``, such as those of `spinverse.inversion.likelihood`.
@@ -245,10 +233,9 @@ def reduced_functional(tissue: Tissue, acquisition: Acquisition, loss, controls,
             (1/T2) and "kappa" (permeability); or a mapping of names to `Number` and `Values`.
             Constants are one control of their size; of other coefficients all entries are, unless
             `Number` says otherwise.
-        engine, degree, modes, tolerance, time_step, extra_terms, extra_coefficients,
-            extra_breakpoints: as `spinverse.simulate`. Time stepping has the exact derivative of
-            its discrete signals; the matrix formalism that in a fixed basis, which all modes, or
-            as many as the tolerance asks for, make as good as exact.
+        engine: time stepping has the exact derivative of its discrete signals; the matrix formalism
+            that in a fixed basis, which all modes, or as many as the tolerance asks for, make as
+            good as exact.
 
     Returns:
         J, taped at the coefficients as they are: ``J(values)``, ``J.derivative()`` (a list, one for

@@ -26,6 +26,20 @@ class System(Protocol):
     adjoint: dolfinx.fem.Function
 
 
+class Derivatives:
+    """One sum for each coefficient of a system, made when it is first asked for."""
+
+    def __init__(self, system: System):
+        self._system = system
+        self._known: dict = {}
+
+    def __call__(self, coefficient) -> OfPermeability | OfFunction | OfConstant:
+        if id(coefficient) not in self._known:
+            # the coefficient is kept, so that no other one gets its id
+            self._known[id(coefficient)] = derivative_of(self._system, coefficient), coefficient
+        return self._known[id(coefficient)][0]
+
+
 def derivative_of(system: System, coefficient) -> OfPermeability | OfFunction | OfConstant:
     """The sum for one coefficient.
 

@@ -99,18 +99,9 @@ class Ranges:
 
 def scatter(comm: MPI.Comm, array: np.ndarray | None) -> np.ndarray:
     """This rank's range of an array that rank 0 holds, see `Ranges`. Collective."""
-    root = comm.rank == 0
-    array = np.ascontiguousarray(array) if root else None
     kind, shape = comm.bcast((array.dtype, array.shape) if array is not None else None)
-    ranges = Ranges(comm, shape[0])
-    result = np.empty((ranges.stop - ranges.start, *shape[1:]), kind)
-    width = kind.itemsize * prod(shape[1:])
-    row = MPI.BYTE.Create_contiguous(width).Commit()  # rows are counted, bytes might be too many
-    given = None if array is None else [
-        _bytes(array), (np.diff(ranges.bounds), ranges.bounds[:-1]), row]
-    comm.Scatterv(given, [_bytes(result), len(result), row])
-    row.Free()
-    return result
+    rows = np.empty((0, *shape[1:]), kind) if array is None or comm.rank else array
+    return Route(comm, Ranges(comm, shape[0]).holder(np.arange(len(rows)))).forward(rows)
 
 
 def gather_chosen(comm: MPI.Comm, chosen: np.ndarray, keys: np.ndarray,

@@ -36,21 +36,20 @@ def enriched(problem: BlochTorrey, A: PETSc.Mat, columns: np.ndarray,
              solve: Callable[[np.ndarray], np.ndarray], rounding: float) -> tuple:
     """Modes and responses, diagonalised. Collective.
 
-    The operator between them is made of the functions as they are after orthonormalisation. What
-    is known of A times a mode or a response would have to go through the same combinations of
-    functions that nearly depend on each other, where it loses a digit with each of them.
+    The operator between them is made of the functions as they are after orthonormalisation: through
+    the combinations of functions that nearly depend on each other what is known of A times each
+    would lose digits.
 
     Args:
-        problem: the discrete problem.
-        A: its decay matrix.
+        A: the decay matrix of the problem.
         columns: ``(n, K)`` modes, local columns of `spinverse.unknowns`, mass-orthonormal.
         solve: owned columns of loads to (A + s M)^-1 of them.
         rounding: of decay rates, 1/ms.
 
     Returns:
-        Eigenvalues ``(m,)``, local columns ``(n, m)`` and a rotation ``(m, m)``: the columns
-        times its transpose are the modes and responses one after the other, orthonormalised, so
-        that a smaller basis is the first of them.
+        Eigenvalues ``(m,)``, local columns ``(n, m)`` and a rotation ``(m, m)``: the columns times
+        its transpose are modes and responses one after the other, orthonormalised, so that a
+        smaller basis is the first of them.
 
     Raises:
         SolverError: the functions lost their digits.

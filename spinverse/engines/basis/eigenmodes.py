@@ -48,25 +48,24 @@ class Eigenmodes:
 
     Attributes:
         eigenvalues: ``(K,)`` ascending, 1/ms.
-        columns: ``(n, K)`` values at the rank's unknowns (`spinverse.unknowns`), um^-3/2.
-        unknowns: that they are of.
+        columns: ``(n, K)`` values at the rank's ``unknowns`` (`spinverse.unknowns`), um^-3/2.
         positions: ``(d, K, K)`` position operators Phi^T J_j Phi, um.
-        start: ``(K,)`` initial magnetisation in the modes.
-        receive: ``(K,)`` integral of each mode's magnetisation: the signal is receive . m.
+        start, receive: ``(K,)`` the initial magnetisation in the modes, and the integral of each:
+            the signal is receive . m.
         reach: ``(d,)`` half-widths of the bounding box: a bound on |x|, um.
         gauge: what drives them along periodic axes, None without.
-        nest: ``(K, K)`` how to leave some out: see `drifting_basis.enriched`; None without.
-        responses: ``(d, d, K, K)`` Phi^T J_j (A + s M)^-1 J_k Phi, um^2 ms; None if not asked for.
-            With `fields` these are counted with the positions.
+        nest: ``(K, K)`` how to leave some out: see `drifting.enriched`; None without.
+        responses: ``(d, d, K, K)`` Phi^T J_j (A + s M)^-1 J_k Phi, um^2 ms, fields behind the axes;
+            None if not asked for.
         shift: s of `responses`, 1/ms.
         fields: ``(n, K, K)`` what turns phases without gradient, rad/ms, before a 180-degree pulse
-            and (n = 2) after it: see `spinverse.extra_terms`; n = 0 for nothing.
+            and (n = 2) after it: see `spinverse.extra_terms`.
         field_reach: ``(n,)`` bounds on the spectral radius of `fields`, rad/ms.
-        rows: of the rank's unknowns that ``columns`` are the values at, where they are zero at all
-            others (`parts`); None for all of them.
+        rows: of the rank's unknowns that ``columns`` are at, zero at all others (`parts`); None for
+            all.
         copies: rows and columns of parts that have the same operators.
-        about: ``(d,)`` what ``positions`` and ``responses`` are relative to, um from the centre of
-            the mesh.
+        about: ``(d,)`` what positions and responses are relative to, um from the centre of the
+            mesh.
     """
 
     eigenvalues: np.ndarray

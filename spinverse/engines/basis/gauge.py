@@ -5,16 +5,13 @@ the others,
 
     u' = -A(t) u,    A = Lambda + i Q . N + Q . C Q + i g . X,    N_j = Phi^T n_j Phi,  C likewise,
 
-N antisymmetric, C symmetric: at rest (g = 0) A is Hermitian with spectrum in [0, inf). Plateaus of
-Q are one piece. Where Q varies, steps are of fourth order: two exponentials of weighted means of A
-at the Gauss points (commutator-free, as in `spinverse.acquisition.waveform`), for which the means
-of g, Q and Q Q^T are enough.
+N antisymmetric, C symmetric: at rest (g = 0) A is Hermitian with spectrum in [0, inf). Its pieces
+are those of `spinverse.engines.schedule.waves`.
 
 Mirror images: f(TE - t) = -f(t) gives Q(TE - t) = Q(t), so A(TE - t) = A(t)^H and the second half
-of the evolution is the conjugate transpose of the first. f(TE - t) = f(t) gives Q(TE - t) = -Q(t),
-A(TE - t) = A(t)^T, and the second half is the transpose. These are the rules of the matrix
-formalism without periodic axes; here they hold for the gap in the middle as well, of which half is
-a piece.
+of the evolution is the conjugate transpose of the first; f(TE - t) = f(t) gives Q(TE - t) = -Q(t),
+A(TE - t) = A(t)^T, and the transpose: as without periodic axes, here with half of the gap in the
+middle as a piece.
 """
 
 from __future__ import annotations

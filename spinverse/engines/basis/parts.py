@@ -1,13 +1,11 @@
 """Modes of parts that exchange nothing, each with modes of its own.
 
-A mode of all of the problem at once is a mode of one part, and the more parts there are, the more
-modes: dense algebra in all of them would cost the third power of the number of parts. Values of
-different parts are at different unknowns, so that one column has room for a mode of each part
-(*packed* columns): operators are applied to as many columns as the part with the most modes has.
-
-Every part is on one rank for its eigenproblem, the same one up to the order of its unknowns. Parts
-with the same matrices have their modes in common, and if their operators are then the same, their
-signals (`Eigenmodes.copies`).
+The more parts there are, the more modes of all at once: dense algebra in these would cost the third
+power of the number of parts. Values of different parts are at different unknowns, so that one
+column has room for a mode of each (*packed* columns): operators are applied to as many columns as
+the part with the most modes has. Every part is on one rank for its eigenproblem, the same one up to
+the order of its unknowns. Parts with the same matrices have their modes in common, and if their
+operators are then the same, their signals (`Eigenmodes.copies`).
 """
 
 from __future__ import annotations

@@ -1,23 +1,20 @@
 """A Galerkin basis of what a uniform start becomes, instead of the lowest modes.
 
 Where walls are half closed everywhere, modes lie close together and hundreds of them matter, while
-what the measurements can reach from their common start is a space of few dimensions: the states
-depend smoothly on the gradient vector. That space is spanned by the responses
+what measurements reach from their common start is a space of few dimensions. It is spanned by the
+responses
 
     w_0 = (A + s M)^-1 s M start,   w = (A + s M)^-1 F w',   F one of  s M,  g x_j M,  B,
 
 to decay itself, to the strongest gradient g along each axis, and to fields: the terms of the
 expansion of (A + i g . X + s M)^-1 in the gradient, a block rational Krylov space with one pole
 (Ruhe, Linear Algebra Appl. 58 (1984) 391). What is rough of the start has decayed before a pulse
-ends, so it is relaxed first: it would only bring fast functions in. Long after a pulse the slowest
-modes are left; an approximation of them begins the space, with their share then as weight.
+ends, so it is relaxed first. Long after a pulse the slowest modes are left; an approximation of
+them begins the space, with their share then as weight. A generation of responses is orthogonalised
+against those before it, and its singular vectors are kept from the largest singular value on.
 
-One factorisation and blocks of right-hand sides make all this; no eigenproblem of mesh size is
-solved. In the space, the decay operator is diagonalised (Rayleigh-Ritz), so that all else is as
-with modes.
-
-A generation of responses is orthogonalised against those before it, and its singular vectors are
-kept from the largest singular value on: how much the strongest gradient makes of them.
+One factorisation and blocks of right-hand sides make all this. In the space the decay operator is
+diagonalised (Rayleigh-Ritz), so that all else is as with modes.
 """
 
 from __future__ import annotations
@@ -126,10 +123,8 @@ class _Space:
         return self._columns[1, :, : self.size]
 
     def add(self, candidates: np.ndarray) -> np.ndarray:
-        """Take in what candidates ``(n, m)`` add.
-
-        Returns:
-            ``(n, k)`` the new directions, as long as they are among the candidates.
+        """The new directions ``(n, k)`` that candidates ``(n, m)`` add, as long as they are among
+        these.
         """
         new = self._without(self._without(candidates))
         values, vectors = self.comm.bcast(

@@ -1,9 +1,8 @@
 """Decay rates: eigenvalues of an operator that is symmetric and not negative, or an error.
 
 Rounding leaves a rate of zero at plus or minus some units of the last digit of the largest rate
-that the mesh knows. What is further below zero, or further from symmetric, is no rounding: a basis
-that lost its digits, or physics that an engine of decaying modes does not have. Neither is to be
-hidden by a clip.
+that the mesh knows. Beyond that a basis lost its digits, or physics are not those of decaying
+modes; neither is to be hidden by a clip.
 """
 
 from __future__ import annotations

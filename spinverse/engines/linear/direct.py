@@ -56,11 +56,8 @@ def count_pivots(pc: PETSc.PC) -> None:
 def failure(ksp: PETSc.KSP, size: int, what: str, instead: str | None = None) -> str:
     """What to say of a factorisation that failed: why, and what helps.
 
-    Args:
-        ksp: the solver.
-        size: number of unknowns.
-        what: the computation.
-        instead: PETSc options that do without a factor, if not those of ``ksp``.
+    Of ``what`` with ``size`` unknowns; ``instead`` are PETSc options that do without a factor, if
+    not those of ``ksp``.
     """
     prefix = ksp.getOptionsPrefix() or ""
     instead = instead or f"-{prefix}ksp_type cg -{prefix}pc_type gamg"

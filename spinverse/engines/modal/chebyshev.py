@@ -172,15 +172,12 @@ class Propagation:
 
     def backward(self, adjoint: np.ndarray, gradient: np.ndarray,
                  turning: tuple[np.ndarray, np.ndarray] | None = None) -> np.ndarray:
-        """Pull an adjoint back, and add to the derivative with respect to A.
+        """Pull an adjoint back to that of the input, and add to the derivative with respect to A.
 
         Args:
             adjoint: ``(K, C)`` complex p with dJ = Re sum(conj(p) d(output)).
             gradient: ``(K, K)``; dJ = sum(gradient * dA) is added in place.
             turning: ``(D, K, K)`` for X along each direction and ``(K, K)`` for the field.
-
-        Returns:
-            ``(K, C)`` adjoint of the input.
         """
         product = np.empty_like(gradient)
 

@@ -18,7 +18,7 @@ from ...problem import BlochTorrey
 from ...unknowns import with_ghosts
 from ..basis.eigenmodes import Eigenmodes
 from ..basis.parts import combined
-from ..derivatives import derivative_of
+from ..derivatives import Derivatives
 
 _SMALL = 1e-15  # of the largest eigenvalue
 
@@ -28,16 +28,13 @@ class ModeDerivatives:
 
     def __init__(self, problem: BlochTorrey):
         self.problem = problem
-        self._known: dict = {}
+        self._derivatives = Derivatives(self)
 
     def __call__(self, coefficient):
         if self.problem.periodic and coefficient is self.problem.coefficients.D:
             raise InputError("coefficient: the diffusivity on a periodic box, expected engine "
                              "time_stepping for its derivative")
-        if id(coefficient) not in self._known:
-            # the coefficient is kept, so that no other one gets its id
-            self._known[id(coefficient)] = derivative_of(self, coefficient), coefficient
-        return self._known[id(coefficient)][0]
+        return self._derivatives(coefficient)
 
     @cached_property
     def stage(self) -> dolfinx.fem.Function:
@@ -49,7 +46,7 @@ class ModeDerivatives:
 
     def add(self, sums: list, bases: list[Eigenmodes], weights: list[np.ndarray],
             turning: bool) -> None:
-        """Add <weights, d(operator)> to ``sums``, at the present g and sign of the echo. Collective.
+        """Add <weights, d(operator)> to ``sums`` at the present g and sign of the echo. Collective.
 
         Weights ``(K, K)``, symmetric, of all ``bases`` at once, for the operator has no entries
         between parts; of the operator that i multiplies (``turning``), or of the real one.

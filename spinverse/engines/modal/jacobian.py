@@ -23,7 +23,7 @@ from ...phases import phase
 from ..schedule.groups import Batch
 from .chebyshev import Propagation
 from .matrix_formalism import MatrixFormalism, free_jumps
-from .rest import divided_differences
+from .steps import divided_differences
 
 _log = logging.getLogger(__name__)
 
@@ -116,8 +116,8 @@ def _sweeps(engine: MatrixFormalism, weights: np.ndarray | None,
 def _backward(forward: list, p: np.ndarray, eigenvalues: np.ndarray, count: int) -> list[tuple]:
     """Pull all adjoints back through the pieces: what each measurement's G is the product of.
 
-    For each step ``(swept, states, factor)``: lists over the measurements of ``(K, n)``, and what their
-    product ``swept states^T`` is multiplied by, entry by entry.
+    For each step ``(swept, states, factor)``: lists over the measurements of ``(K, n)``, and what
+    their product ``swept states^T`` is multiplied by, entry by entry.
     """
     products = []
     for step in reversed(forward):

@@ -35,18 +35,16 @@ from ...parallel.exchange import reduced
 from ...phases import phase
 from ...problem import BlochTorrey
 from ...unknowns import with_ghosts
+from .. import silent
 from ..basis.eigenmodes import Eigenmodes, eigenmodes
 from ..basis.parts import Parts, packed_columns
 from ..basis.responses import response_basis
-from ..progress import silent
 from ..schedule.groups import Batch, batches, check_directions, plan
 from ..schedule.waves import Wave
 from .chebyshev import Propagation, Store
 from .choice import Choice
 from .coefficients import ModeDerivatives, add_up
-from .drift import propagation as drifting
-from .field import step_in_field
-from .rest import Rest, divided_differences, real_product
+from .steps import Rest, divided_differences, drifting, real_product, step_in_field
 
 FUNCTIONS = ("modes", "responses")
 _PER_PULSE = 2.0  # pole of the responses, times the time that a gradient is on for
@@ -123,9 +121,8 @@ class MatrixFormalism:
                    remember: bool = False) -> Eigenmodes | None:
         """The modes at a permeability, ``(nf,)`` um/ms; as it is if nothing is said. Collective.
 
-        With ``by_parts`` and modes "auto" those of parts that exchange nothing, if there are any: in
-        `parts`, and no `basis`. To ``remember`` is to have parts that touch in one, for what crosses the
-        facets between them has a derivative.
+        With ``by_parts`` and modes "auto" in `parts`, of parts that exchange nothing, if there are
+        any. To ``remember``, touching parts are one: facets between them have a derivative.
         """
         if permeability is not None:
             self.problem.set_permeability(permeability)

@@ -6,13 +6,10 @@ what they are driven by, the residuals of the two equations in the larger space,
 
     r_u = M u' + L(t) u,    r_z = -M z' + L(t)^T z,    dS = int r_z . (A + s M)^-1 r_u dt
 
-to leading order (weighted by the dual: Becker and Rannacher, Acta Numerica 10 (2001) 1). Residuals
-have next to no part in the space of the mesh, so that a few steps of conjugate gradients do for the
-inverse, and the integral is a sum over the middles of some pieces of the waveform. No eigenproblem
-and no factor is made in the larger space.
-
-L(t)^T is L(t) with the opposite Q, for all operators of the matrix formalism are symmetric but for
-the drift.
+to leading order (weighted by the dual: Becker and Rannacher, Acta Numerica 10 (2001) 1). A few
+steps of conjugate gradients do for the inverse, as residuals have next to no part in the space of
+the mesh; the integral is a sum over the middles of some pieces. L(t)^T is L(t) with the opposite Q:
+all operators of the matrix formalism are symmetric but for the drift.
 """
 
 from __future__ import annotations
@@ -33,9 +30,8 @@ from ..basis.parts import combined
 from ..schedule.echoes import refocusing_times
 from ..schedule.waves import Wave
 from .chebyshev import Propagation
-from .drift import propagation as drifting
 from .matrix_formalism import MatrixFormalism
-from .rest import Rest
+from .steps import Rest, drifting
 
 PIECES = 8  # of TE, at least
 STEPS = 4  # of conjugate gradients
