@@ -20,8 +20,6 @@ def write_together(comm: MPI.Comm, path: Path, arrays: Sequence[np.ndarray],
     """Write a file that appears whole or not at all. Collective.
 
     Args:
-        comm: the communicator.
-        path: of the file.
         arrays: as many on each rank: this rank's rows of each.
         write: called on rank 0 with a temporary path, and with an iterator over the bytes of each
             array, the rows of all ranks in the ranks' order. It goes through them in their order.

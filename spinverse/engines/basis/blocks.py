@@ -171,9 +171,7 @@ def coarse_modes(preconditioner: TwoLevel, A: PETSc.Mat, M: PETSc.Mat, wanted: i
 
 
 class _Span:
-    """Modes X, last moves P and corrections W side by side; relative errors of the last but one
-    values.
-    """
+    """Modes X, last moves P and corrections W side by side in one array."""
 
     def __init__(self, comm, A: PETSc.Mat, M: PETSc.Mat, start: np.ndarray, number: int):
         self.comm, self.A, self.M = comm, A, M

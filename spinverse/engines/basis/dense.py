@@ -24,8 +24,7 @@ def is_small(size: int, wanted: int, ranks: int) -> bool:
 
 
 def dense_modes(A: PETSc.Mat, M: PETSc.Mat, wanted: int) -> tuple:
-    """The lowest pairs of A x = lambda M x, by rank 0, for the same digits on all ranks.
-    Collective.
+    """The lowest pairs of A x = lambda M x, by rank 0, so that digits are the same. Collective.
 
     Returns:
         Eigenvalues ``(wanted,)``, vectors ``(n_local, wanted)``, and a function from a shift s to

@@ -123,9 +123,7 @@ class _Space:
         return self._columns[1, :, : self.size]
 
     def add(self, candidates: np.ndarray) -> np.ndarray:
-        """The new directions ``(n, k)`` that candidates ``(n, m)`` add, as long as they are among
-        these.
-        """
+        """New directions ``(n, k)`` of candidates ``(n, m)``, as long as they are among these."""
         new = self._without(self._without(candidates))
         values, vectors = self.comm.bcast(
             tuple(np.linalg.eigh(self._products(new, self.mass @ new))))

@@ -21,7 +21,6 @@ from ...errors import InputError
 from ...extra_terms import has
 from ...phases import phase
 from ..schedule.groups import Batch
-from .chebyshev import Propagation
 from .matrix_formalism import MatrixFormalism, free_jumps
 from .steps import divided_differences
 
@@ -99,7 +98,7 @@ def _sweeps(engine: MatrixFormalism, weights: np.ndarray | None,
         products = []
         if forward:
             p = engine.at_the_end(basis, group, w, left, right)
-            products = _backward(forward, p, basis.eigenvalues, len(group.rows))
+            products = _backward(forward, p, len(group.rows))
         for m, row in enumerate(group.rows):
             G = np.zeros((K, K))
             for swept, states, factor in products:
@@ -113,37 +112,25 @@ def _sweeps(engine: MatrixFormalism, weights: np.ndarray | None,
             yield row, G[upper]
 
 
-def _backward(forward: list, p: np.ndarray, eigenvalues: np.ndarray, count: int) -> list[tuple]:
-    """Pull all adjoints back through the pieces: what each measurement's G is the product of.
+def _backward(forward: list, p: np.ndarray, count: int) -> list[tuple]:
+    """What each measurement's G is the product of: all adjoints, pulled back through the pieces.
 
-    For each step ``(swept, states, factor)``: lists over the measurements of ``(K, n)``, and what
-    their product ``swept states^T`` is multiplied by, entry by entry.
+    ``(swept, states, factor)``, over the measurements ``(K, n)``: factor times swept states^T.
     """
     products = []
     for step in reversed(forward):
-        if isinstance(step, Propagation):
-            p, found = _swept(step, p, count)
-            products += found
-        else:
-            products.append((_by_measurement([p], count),
-                             _by_measurement([step._input], count),
-                             divided_differences(eigenvalues, step.duration)))
-            p = np.exp(-eigenvalues * step.duration)[:, None] * p
+        found: dict = {}
+
+        def visit(swept, term, factor, found=found):
+            key = None if np.ndim(factor) else factor
+            swept_of, terms_of, _ = found.setdefault(key, ([], [], factor))
+            swept_of.append(swept.copy())
+            terms_of.append(term)
+
+        p = step.sweep(p, visit)
+        products += [(_by_measurement(swept, count), _by_measurement(terms, count), factor)
+                     for swept, terms, factor in found.values()]
     return products
-
-
-def _swept(step: Propagation, adjoint: np.ndarray, count: int) -> tuple[np.ndarray, list[tuple]]:
-    """`Propagation.backward` with the products of each measurement by themselves."""
-    found: dict[float, tuple[list, list]] = {}
-
-    def visit(swept, term, factor):
-        swept_of, terms_of = found.setdefault(factor, ([], []))
-        swept_of.append(swept.copy())
-        terms_of.append(term)
-
-    adjoint = step.sweep(adjoint, visit)
-    return adjoint, [(_by_measurement(swept, count), _by_measurement(terms, count), factor)
-                     for factor, (swept, terms) in found.items()]
 
 
 def _by_measurement(states: list[np.ndarray], count: int) -> np.ndarray:

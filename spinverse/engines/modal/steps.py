@@ -34,8 +34,14 @@ class Rest:
         return np.exp(-self.eigenvalues * self.duration)[:, None] * u
 
     def backward(self, adjoint, gradient):
-        product = real_product(adjoint, self._input)
-        gradient += product * divided_differences(self.eigenvalues, self.duration)
+        def visit(swept, term, factor):
+            gradient[:] += real_product(swept, term) * factor
+
+        return self.sweep(adjoint, visit)
+
+    def sweep(self, adjoint, visit):
+        """As `Propagation.sweep`; the factor is ``(K, K)``."""
+        visit(adjoint, self._input, divided_differences(self.eigenvalues, self.duration))
         return np.exp(-self.eigenvalues * self.duration)[:, None] * adjoint
 
 
