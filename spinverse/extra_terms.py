@@ -21,12 +21,14 @@ import inspect
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import dolfinx
 import numpy as np
 import ufl
 from dolfinx.fem import petsc as fem_petsc
 from petsc4py import PETSc
+from scipy.sparse.linalg import LinearOperator, aslinearoperator
 from ufl.algorithms import expand_derivatives
 from ufl.algorithms.check_arities import ArityMismatch, check_form_arity
 
@@ -139,9 +141,6 @@ def _degree(expression, degrees: list[float]) -> float:
     return np.inf
 
 
-# ---- coefficients -------------------------------------------------------------------------------
-
-
 def coefficients_of(mesh: Mesh, given: Mapping | None) -> dict:
     """Named values as UFL.
 
@@ -194,9 +193,6 @@ def cell_function(domain, values: np.ndarray, name: str) -> dolfinx.fem.Function
     function.x.array.reshape(-1, *shape)[cells] = values
     function.x.scatter_forward()
     return function
-
-
-# ---- structure ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -379,13 +375,8 @@ def _moved(values: np.ndarray, shape: tuple, seed: int) -> np.ndarray:
     return values * (1 + 0.1 * wave) + 0.05 * size * pattern * (1 + 0.3 * wave)
 
 
-class Operator:
-    """A sparse matrix of owned rows plus one that reaches over ranks, applied to dense columns."""
-
-    def __init__(self, local, matrix: PETSc.Mat):
-        self.local, self.matrix = local, matrix
-
-    def __matmul__(self, columns: np.ndarray) -> np.ndarray:
-        """``(n_owned, n)`` to the same. Collective."""
-        result = times(self.matrix, columns)
-        return result if self.local is None else result + self.local @ columns
+def reaching(matrix: PETSc.Mat, local=None) -> LinearOperator:
+    """A matrix that reaches over ranks, plus a local one, for columns of owned rows. Collective."""
+    product = partial(times, matrix)
+    operator = LinearOperator(matrix.getSizes()[0][:1] * 2, product, matmat=product, dtype=float)
+    return operator if local is None else operator + aslinearoperator(local)

@@ -91,8 +91,6 @@ class BlochTorrey:
         self.extra_blocks: extra.Blocks | None = None
         self._with_extra: PETSc.Mat | None = None
 
-    # ---- what both engines share -------------------------------------------------------------
-
     @property
     def comm(self):
         return self.mesh.comm
@@ -189,8 +187,6 @@ class BlochTorrey:
             return self.space.dofmap.index_map.size_global
         return self.prolongation.getSize()[1]
 
-    # ---- real symmetric operators of the scalar space (matrix formalism) ---------------------
-
     @cached_property
     def scalar_arguments(self) -> tuple:
         """Trial and test function of the scalar space and the coefficients, for `forms`."""
@@ -203,12 +199,9 @@ class BlochTorrey:
         return form, fem_petsc.create_matrix(form)
 
     def decay_matrix(self) -> PETSc.Mat:
-        """Matrix of `forms.decay` at the present permeability, on the tied space.
+        """Matrix of `forms.decay` and of what is real of the extra terms, as they are now.
 
-        With what is real of the extra terms.
-
-        Raises:
-            InputError: extra terms that the matrix formalism cannot take.
+        On the tied space. Raises InputError for extra terms that the matrix formalism cannot take.
         """
         for old in (self.extra_blocks, self._with_extra):
             if old is not None:
@@ -267,18 +260,14 @@ class BlochTorrey:
         if self.extra_blocks is None:
             return self._positions_of_unknowns
         more, operator = self.extra_blocks.positions, self.unknowns.operator
-        return [operator(extra.Operator(self.local_positions[j], more[j])) if j in more else J
+        return [operator(extra.reaching(more[j], self.local_positions[j])) if j in more else J
                 for j, J in enumerate(self._positions_of_unknowns)] + [
-                operator(extra.Operator(None, matrix))
+                operator(extra.reaching(matrix))
                 for matrix in self.extra_blocks.fields[: self.num_fields]]
 
     @cached_property
     def extra_structure(self) -> tuple[int, bool]:
-        """`spinverse.extra_terms.structure` of the extra terms. Collective.
-
-        Raises:
-            InputError: extra terms that the matrix formalism cannot take.
-        """
+        """`spinverse.extra_terms.structure`, or its error. Collective."""
         return (0, False) if self.extra_form.empty() else extra.structure(self)
 
     @property

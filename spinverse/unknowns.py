@@ -13,6 +13,7 @@ import dolfinx
 import numpy as np
 import scipy.sparse
 from petsc4py import PETSc
+from scipy.sparse.linalg import aslinearoperator
 
 
 class Unknowns:
@@ -53,7 +54,7 @@ class Unknowns:
             return J
         if scipy.sparse.issparse(J):
             return (self._transposed @ J @ self.owned_dofs).tocsr()
-        return _Between(self, J)
+        return aslinearoperator(self._transposed) @ J @ aslinearoperator(self.owned_dofs)
 
     def local(self, owned: np.ndarray) -> np.ndarray:
         """Local columns of owned ones. Collective."""
@@ -88,16 +89,6 @@ class Unknowns:
     def nearest(self, broken: np.ndarray) -> np.ndarray:
         """Local columns of values at the owned broken dofs; means of what is tied. Collective."""
         return self.local(self.owned_loads(broken) / self._squares) if self.tied else broken
-
-
-class _Between:
-    """An operator that is known by its products at the broken dofs alone."""
-
-    def __init__(self, unknowns: Unknowns, operator):
-        self.unknowns, self.operator = unknowns, operator
-
-    def __matmul__(self, columns: np.ndarray) -> np.ndarray:
-        return self.unknowns.load(self.operator @ self.unknowns.broken(columns))
 
 
 def with_ghosts(index_map, owned: np.ndarray) -> np.ndarray:

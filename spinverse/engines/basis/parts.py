@@ -144,15 +144,20 @@ class Parts:
         start = gathered.to_parts(problem.unknowns.owned_loads(wave(problem)))
         with phase("eigenproblem"):
             found: dict[int, tuple] = {}
-            solved_for = _Alike()
+            alike: dict[tuple, list] = {}
             for part, number in zip(which, numbers, strict=True):
                 if part not in gathered.places:
                     continue
                 blocks = gathered.block(part)
-                twin = solved_for.find(part, int(number), blocks)
-                found[part] = found[twin] if twin is not None else _solve(
-                    blocks, int(number), shift, start[gathered.places[part]][:, 0],
-                    problem.extra_blocks is None)
+                like = alike.setdefault((int(number), blocks[0].shape, blocks[0].nnz), [])
+                twins = (other for other, known in like if _same(blocks, known))
+                if (twin := next(twins, None)) is not None:
+                    found[part] = found[twin]
+                    continue
+                like.append((part, blocks))
+                found[part] = _solve(blocks, int(number), shift,
+                                     start[gathered.places[part]][:, 0],
+                                     problem.extra_blocks is None)
         values = {part: rates for each in problem.comm.allgather(
             {part: each[0] for part, each in found.items()}) for part, rates in each.items()}
         for rates in values.values():
@@ -238,21 +243,9 @@ def _close(a: np.ndarray, b: np.ndarray) -> bool:
     return bool(np.abs(a - b).max(initial=0.0) <= _SAME * np.abs(b).max(initial=0.0))
 
 
-class _Alike:
-    """Parts by their matrices."""
-
-    def __init__(self):
-        self._known: dict[tuple, list] = {}
-
-    def find(self, part: int, number: int, blocks: list[scipy.sparse.csr_matrix]) -> int | None:
-        """A part before this one that has the same matrices, if there is any."""
-        like = self._known.setdefault((number, blocks[0].shape, blocks[0].nnz), [])
-        for other, known in like:
-            if all(np.array_equal(a.indices, b.indices) and np.array_equal(a.indptr, b.indptr)
-                   and _close(a.data, b.data) for a, b in zip(blocks, known, strict=True)):
-                return other
-        like.append((part, blocks))
-        return None
+def _same(blocks: list[scipy.sparse.csr_matrix], others: list[scipy.sparse.csr_matrix]) -> bool:
+    return all(np.array_equal(a.indices, b.indices) and np.array_equal(a.indptr, b.indptr)
+               and _close(a.data, b.data) for a, b in zip(blocks, others, strict=True))
 
 
 class _Gathered:

@@ -88,10 +88,13 @@ def _responses(problem: BlochTorrey, A: PETSc.Mat, M: PETSc.Mat, number: int, ra
         space = _Space(problem.comm, mass, number)
         values, slow = _slowest(problem, A, relax, number // _SLOW)
         newest = space.add(slow * np.exp(-_FADING * values / rate))
-        newest = np.hstack([newest, space.add(respond(rate * _loads_of_starts(problem)))])
+        # what the evolution and its adjoint begin with, of norm 1
+        starts = _normalised(problem.comm, problem.local_mass,
+                             np.column_stack([problem.initial, problem.scale]))
+        loads = unknowns.load(problem.local_mass @ starts)
+        newest = np.hstack([newest, space.add(respond(rate * loads))])
         operators = problem.phase_operators
-        forces = [rate * mass, *(strength * J for J in problem.phase_operators[:dim]),
-                  *operators[dim:]]
+        forces = [rate * mass, *(strength * J for J in operators[:dim]), *operators[dim:]]
         while space.size < number and newest.shape[1]:
             newest = space.add(respond(np.hstack([F @ newest for F in forces])))
         values, functions = _diagonalised(problem, A, space)
@@ -181,13 +184,6 @@ def _slowest(problem: BlochTorrey, A: PETSc.Mat, relax: Callable,
             break
     values, functions = _diagonalised(problem, A, space)
     return values[:number], functions[:, :number]
-
-
-def _loads_of_starts(problem: BlochTorrey) -> np.ndarray:
-    """Of what the evolution and its adjoint begin with, of norm 1: ``(n, 2)``."""
-    mass = problem.local_mass
-    starts = np.column_stack([problem.initial, problem.scale])
-    return problem.unknowns.load(mass @ _normalised(problem.comm, mass, starts))
 
 
 def _diagonalised(problem: BlochTorrey, A: PETSc.Mat,

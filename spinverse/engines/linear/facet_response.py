@@ -9,6 +9,7 @@ the way around the facet, which is in series with any new permeability.
 
 from __future__ import annotations
 
+import dolfinx
 import numpy as np
 import scipy.sparse
 from petsc4py import PETSc
@@ -54,14 +55,13 @@ def surrounding_conductance(problem: BlochTorrey, rate: float,
     shifted.axpy(rate, problem.mass_matrix)
     ksp = direct(shifted, options_prefix, "facet responses")
     response = np.zeros(len(mine))
-    index_map = problem.space.dofmap.index_map
     try:
         for first in range(0, total, _BLOCK):
             count = min(_BLOCK, total - first)
             here = np.arange(max(first - offset, 0),
                              min(max(first + count - offset, 0), len(mine)))
             loads = problem.unknowns.owned_loads(_distributed(
-                index_map, comm, jumps[here], here + offset - first, count))
+                problem.space.dofmap.index_map, jumps[here], here + offset - first, count))
             answer = comm.allreduce((loads * solved(ksp, loads)).sum(axis=0))
             response[here] = answer[here + offset - first]
     except PETSc.Error as error:
@@ -97,19 +97,11 @@ def _uniform_jumps(problem: BlochTorrey) -> scipy.sparse.csr_matrix:
     return (rows @ T).tocsr()
 
 
-def _distributed(index_map, comm, rows: scipy.sparse.csr_matrix, columns: np.ndarray,
+def _distributed(index_map, rows: scipy.sparse.csr_matrix, columns: np.ndarray,
                  count: int) -> np.ndarray:
     """Rows over owned and ghost dofs as columns over owned dofs alone, ``(n_owned, count)``."""
-    owned = index_map.size_local
-    matrix = PETSc.Mat().createDense(((owned, index_map.size_global), (PETSc.DECIDE, count)),
-                                     comm=comm)
-    matrix.setUp()
-    local = np.arange(owned + index_map.num_ghosts, dtype=np.int32)
-    dofs = index_map.local_to_global(local).astype(PETSc.IntType)
-    for k, column in enumerate(columns):
-        row = rows[k]
-        matrix.setValues(dofs[row.indices], [int(column)], row.data)
-    matrix.assemble()
-    result = matrix.getDenseArray(readonly=True).copy()
-    matrix.destroy()
-    return result
+    vector = dolfinx.la.vector(index_map, count)
+    values = vector.array.reshape(-1, count)
+    values[:, columns] = rows.T.toarray()
+    vector.scatter_reverse(dolfinx.la.InsertMode.add)
+    return np.asfortranarray(values[: index_map.size_local])

@@ -65,8 +65,6 @@ class PairSystem:
     def extra_has(self, coefficient) -> bool:
         return has(self.extra, coefficient)
 
-    # ---- matrices -----------------------------------------------------------------------------
-
     @cached_property
     def prolongation(self) -> PETSc.Mat | None:
         """P of the problem for both parts: dofs of the pair are those of the scalar, doubled."""
@@ -204,8 +202,6 @@ class PairSystem:
         self._factors[key] = Factor(slim, self._prefix)
         slim.destroy()
         return self._factors[key]
-
-    # ---- columns, of one measurement ----------------------------------------------------------
 
     @cached_property
     def _vectors(self) -> tuple[PETSc.Vec, PETSc.Vec]:

@@ -157,8 +157,7 @@ class MatrixFormalism:
         """Signals in the present modes. Collective."""
         if remember:
             self._store.restart()
-        bases = self.bases
-        found: list[tuple] = []
+        bases, found = self.bases, []
         number = len(self._batches) * len(bases)
         for basis in bases:
             for batch in self._batches:
@@ -204,10 +203,7 @@ class MatrixFormalism:
 
     @phase("propagation back")
     def _by_operator(self, adjoint: np.ndarray, turning: bool = False) -> list[np.ndarray]:
-        """Derivatives by Lambda as a matrix, symmetric, for each basis ``(1, K, K)``. Collective.
-
-        ``turning``: and to each of `Eigenmodes.turning`.
-        """
+        """Derivatives by Lambda, ``(1, K, K)`` of each basis; and by its `turning`. Collective."""
         result, tape = [], iter(self._tape)
         for basis in self._taped:
             K = len(basis)
@@ -225,13 +221,13 @@ class MatrixFormalism:
         """Group the measurements, and choose this rank's."""
         self.max_step = max_step
         self.groups = plan(self.acquisition, max_step, self.problem.mesh.dim,
-                            self.problem.periodic, self._fields)
+                           self.problem.periodic, self._fields)
         by_cost = sorted(range(len(self.groups)), key=lambda i: (-self.groups[i].cost, i))
         self._mine = by_cost[self.problem.comm.rank:: self.problem.comm.size]
         self._batches = batches(self.groups[i] for i in self._mine)
 
     def evolve_batch(self, basis: Eigenmodes, batch: Batch, remember: bool = False,
-                      corrected: bool = False, store: Store | None = None) -> tuple:
+                     corrected: bool = False, store: Store | None = None) -> tuple:
         """Signals of the batch's rows; with what the omitted modes do, if ``corrected``.
 
         And what an adjoint needs, in memory of ``store``: batch, left and right states at the end,
@@ -263,13 +259,12 @@ class MatrixFormalism:
                                    (0.0, float(highest)), store=store or Store())
             u = step.forward(u, remember)
             forward.append(step)
-        K = len(basis)
-        u = u.reshape(K, directions, -1)
-        right = u[:, :, :count].reshape(K, -1)
+        u = u.reshape(len(basis), directions, -1)
+        right = u[:, :, :count].reshape(len(basis), -1)
         if not batch.fold:
             left = np.repeat(basis.receive[:, None], len(batch.rows), axis=1)
         else:
-            left = u[:, :, count:].reshape(K, -1) if double else right / self.ratio
+            left = u[:, :, count:].reshape(len(basis), -1) if double else right / self.ratio
         decay = np.exp(-basis.eigenvalues[:, None] * batch.gap)
         signals = ((left if batch.fold > 0 else left.conj()) * decay * right).sum(axis=0)
         return signals, (batch, left, right, forward)
@@ -357,10 +352,7 @@ def _backward_turning(step, p: np.ndarray, G: np.ndarray, batch: Batch, place: i
 
 
 def _operators(basis: Eigenmodes, along: tuple[tuple[float, ...], ...], corrected: bool) -> tuple:
-    """Positions along D directions ``(D, K, K)`` and a bound on their reach.
-
-    And what omitted modes add, with its largest value; for one direction.
-    """
+    """Positions along D directions ``(D, K, K)``, their reach, and what omitted modes add."""
     X = np.tensordot(np.array(along), basis.positions, axes=1)
     reach = float(np.max(np.abs(along) @ basis.reach))
     if not corrected:
@@ -370,11 +362,7 @@ def _operators(basis: Eigenmodes, along: tuple[tuple[float, ...], ...], correcte
 
 
 def free_jumps(problem: BlochTorrey, basis: Eigenmodes) -> tuple[np.ndarray, np.ndarray]:
-    """Facets that are not tied, and the jumps of the modes there. Collective.
-
-    Returns:
-        Owned facets ``(n,)`` and ``(n * nq, K)``, the rows of a facet one after the other.
-    """
+    """Owned facets that are not tied, ``(n,)``, and modes' jumps, ``(n * nq, K)``. Collective."""
     free, T = problem.free_jumps
     return free, T @ (basis.columns if problem.unknowns.tied
                       else with_ghosts(problem.space.dofmap.index_map, basis.modes))
