@@ -99,9 +99,7 @@ def _check_launcher(announced: int, actual: int) -> None:
 def check_stack(import_module: Callable[[str], ModuleType], distributions: Iterable[str]) -> Stack:
     """Import the stack in order and check each part; :func:`load_stack` is the usual entry.
 
-    Args:
-        import_module: as ``importlib.import_module``.
-        distributions: Names of the installed ones, normalised (lower case, hyphens).
+    ``distributions`` are names of the installed ones, normalised (lower case, hyphens).
 
     Raises:
         StackError: The first thing that is missing, foreign or of a wrong version or kind.

@@ -197,13 +197,10 @@ def cell_function(domain, values: np.ndarray, name: str) -> dolfinx.fem.Function
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """Real symmetric matrices on the broken scalar space.
+    """Real symmetric matrices on the broken scalar space: R, and J_j by axis, if the terms know g.
 
-    Attributes:
-        decay: R.
-        fields: J_b + J_e and, if the terms know s, J_b - J_e.
-        positions: J_j by axis, if the terms know g.
-        turns: whether any of the fields is not zero.
+    ``fields`` are J_b + J_e and, if the terms know s, J_b - J_e; ``turns``: whether any is not
+    zero.
     """
 
     decay: PETSc.Mat

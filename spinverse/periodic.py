@@ -47,10 +47,8 @@ def pair_across(mesh: Mesh, axis: int, points: tuple[np.ndarray, np.ndarray],
 
     Every rank gathers both faces: surfaces are small beside what a rank holds of the volume.
     ``points (n, k, 3)`` um and ``labels (n, k)`` are of the nodes of the owned facets on the lower
-    and the upper face. Gives ``(m, 2)`` labels, lower face first, the same on every rank.
-
-    Raises:
-        InputError: a face is missing, or the two do not carry the same triangulation.
+    and the upper face. Gives ``(m, 2)`` labels, lower face first, the same on every rank. Raises
+    InputError where a face is missing, or the two do not carry the same triangulation.
     """
     bounds = mesh.bounds[:, axis]
     period = bounds[1] - bounds[0]

@@ -21,12 +21,10 @@ PerCell = "float | Mapping[int, float] | np.ndarray"
 
 @dataclass(frozen=True, eq=False)
 class Permeability:
-    """Permeability of every owned facet.
+    """Permeability of every owned facet, um/ms, ``(nf,)``, in [0, inf].
 
-    Attributes:
-        mesh: the mesh.
-        values: ``(nf,)`` um/ms, in [0, inf]. On interior facets ``inf`` ties the two sides
-            exactly. On outer facets 0 reflects; inf is not allowed there.
+    On interior facets ``inf`` ties the two sides exactly. On outer facets 0 reflects; inf is not
+    allowed there.
     """
 
     mesh: Mesh

@@ -37,10 +37,9 @@ from .types import SignalVector, Spread, _Array
 class Number:
     """A control that is one number: all entries of a coefficient, or some of them, have its value.
 
-    Attributes:
-        where: ``(n,)`` bool over the owned entries, for example ``mesh.interface > 0`` for the
-            permeability; the others stay as they are. All entries if not given.
-        log: the control is the natural logarithm, so that the value stays positive.
+    Those ``where`` ``(n,)`` bool over the owned entries is True, for example ``mesh.interface > 0``
+    for the permeability; the others stay as they are. ``log``: the control is the natural
+    logarithm.
     """
 
     where: np.ndarray | None = None

@@ -27,7 +27,7 @@ class System(Protocol):
 
 
 class Derivatives:
-    """One sum for each coefficient of a system, made when it is first asked for."""
+    """One sum for each coefficient of a system, empty when it is asked for."""
 
     def __init__(self, system: System):
         self._system = system
@@ -37,7 +37,9 @@ class Derivatives:
         if id(coefficient) not in self._known:
             # the coefficient is kept, so that no other one gets its id
             self._known[id(coefficient)] = derivative_of(self._system, coefficient), coefficient
-        return self._known[id(coefficient)][0]
+        found = self._known[id(coefficient)][0]
+        found.reset()
+        return found
 
 
 def derivative_of(system: System, coefficient) -> OfPermeability | OfFunction | OfConstant:

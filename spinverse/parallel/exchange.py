@@ -97,13 +97,9 @@ def gather_chosen(comm: MPI.Comm, chosen: np.ndarray, keys: np.ndarray,
                   *arrays: np.ndarray) -> tuple[np.ndarray, ...] | None:
     """The chosen rows of all ranks on rank 0, in the lexicographic order of their keys. Collective.
 
-    Args:
-        chosen: ``(n,)`` bool: a surface in a mesh, say; not most of what there is.
-        keys: ``(n, k)`` integers that tell rows apart whatever the rank, as vertex triples do.
-        *arrays: ``(n, ...)`` each.
-
-    Returns:
-        ``(keys, *arrays)`` on rank 0, ``None`` elsewhere.
+    ``chosen`` ``(n,)`` bool are few, a surface in a mesh, say; ``keys`` ``(n, k)`` are integers
+    that tell rows apart whatever the rank, as vertex triples do. ``(keys, *arrays)``, or ``None``
+    elsewhere.
     """
     parts = [comm.gather(np.asarray(a)[chosen], root=0) for a in (keys, *arrays)]
     if comm.rank:

@@ -65,12 +65,9 @@ def write_npz(comm: MPI.Comm, path: Path, arrays: Mapping[str, np.ndarray | Rows
 class NpzReader:
     """An open ``.npz`` of any kind, of which each rank reads its rows. A context manager.
 
-    Every rank goes through all of what is asked for, piece by piece, and so notices content that is
-    not what the zip's checksums say. Methods are collective; ``names`` are those of the arrays.
-
-    Raises:
-        OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error: from here and from all
-            methods, on every rank the same.
+    Every rank goes through all of what is asked for, and so notices content that is not what the
+    zip's checksums say. Methods are collective, and raise the same on every rank: OSError,
+    ValueError, KeyError, zipfile.BadZipFile, zlib.error. ``names`` are those of the arrays.
     """
 
     def __init__(self, comm: MPI.Comm, path: Path):

@@ -65,11 +65,8 @@ def lowest_pairs(inverse: Inverse, A: PETSc.Mat, M: PETSc.Mat, wanted: int, shif
                  first: np.ndarray, prefix: str) -> tuple:
     """The lowest pairs of A x = lambda M x on the broken space. Collective.
 
-    Args:
-        inverse: of A + shift M.
-        first: of `coarse_modes`.
-        prefix: of PETSc options; ``rtol`` and ``max_it`` behind it are the tolerance and the most
-            iterations.
+    From the ``inverse`` of A + shift M and the ``first`` of `coarse_modes`. PETSc options ``rtol``
+    and ``max_it`` behind the prefix are the tolerance and the most iterations.
 
     Returns:
         Eigenvalues ``(wanted,)`` and vectors ``(n_local, wanted)``.

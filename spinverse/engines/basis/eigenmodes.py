@@ -32,8 +32,7 @@ from ...unknowns import Unknowns
 from ..linear.direct import count_pivots, failure
 from .blocks import CANDIDATES, Inverse, at_gap, coarse_modes, lowest_pairs
 from .dense import dense_modes, gathered, is_small
-from .drifting import enriched, lowest
-from .gauge import Gauge, gauge_of
+from .drifting import Gauge, enriched, gauge_of, lowest
 from .spectrum import decay_rates, negative_pivots, rounding
 
 SOLVERS = ("auto", "direct", "iterative")
@@ -179,8 +178,7 @@ def eigenmodes(problem: BlochTorrey, number: int, options_prefix: str = "spinver
             values, vectors = converged_pairs(made, wanted)
             solve = partial(solved, made.getST().getKSP())
     kept = at_gap(values, min(number, size), CANDIDATES // (1 + len(problem.periodic)))
-    if problem.extra_blocks is not None:
-        check_decay(values)
+    check_decay(problem, values)
     values, nest = decay_rates(values[:kept], small := rounding(A, M)), None
     columns = problem.unknowns.local(vectors[:, :kept])
     if problem.periodic and kept < size:
@@ -263,9 +261,9 @@ def _pairs_of_root(A: PETSc.Mat, M: PETSc.Mat, start: np.ndarray, solved: Callab
     return values, vectors[first:last].copy(order="F")
 
 
-def check_decay(values: np.ndarray) -> None:
+def check_decay(problem: BlochTorrey, values: np.ndarray) -> None:
     """Extra terms may let magnetisation grow, which the engine's exponentials do not know."""
-    if values[0] < -1e-8 * max(1.0, abs(values[-1])):
+    if problem.extra_blocks is not None and values[0] < -1e-8 * max(1.0, abs(values[-1])):
         raise Unsuitable(f"a mode grows by a factor e in {-1 / values[0]:.3g} ms")
 
 
@@ -306,13 +304,13 @@ def shift_invert(A: PETSc.Mat, M: PETSc.Mat, wanted: int, least: int, shift: flo
     column.destroy()
     eps.setFromOptions()
     try:
-        if not definite and pc.getType() == PETSc.PC.Type.CHOLESKY:
+        counted = not definite and pc.getType() == PETSc.PC.Type.CHOLESKY
+        if counted:
             st.restoreOperator(st.getOperator())  # the matrix to be factorised
             count_pivots(pc)
         eps.solve()
-        if not definite and pc.getType() == PETSc.PC.Type.CHOLESKY:
-            if negative_pivots(pc):
-                raise Unsuitable(f"a mode grows by a factor e in less than {1 / shift:.3g} ms")
+        if counted and negative_pivots(pc):
+            raise Unsuitable(f"a mode grows by a factor e in less than {1 / shift:.3g} ms")
     except (PETSc.Error, SystemError) as error:  # slepc4py wraps some PETSc errors
         raise SolverError(failure(ksp, size, f"eigenproblem, {wanted} modes",
                                   f"-{options_prefix}solver iterative")) from error
@@ -356,8 +354,8 @@ def _responses(problem: BlochTorrey, columns: np.ndarray, solve: Callable) -> np
 
 @phase("projection")
 def project(problem: BlochTorrey, values: np.ndarray, columns: np.ndarray,
-             nest: np.ndarray | None = None, responses: np.ndarray | None = None,
-             shift: float = 0.0) -> Eigenmodes:
+            nest: np.ndarray | None = None, responses: np.ndarray | None = None,
+            shift: float = 0.0) -> Eigenmodes:
     """Position operators, start and receive vectors, the same on every rank."""
     K, dim = len(values), problem.mesh.dim
     operators = problem.phase_operators

@@ -78,16 +78,13 @@ def packed_columns(problem: BlochTorrey, bases: list[Eigenmodes]) -> tuple:
 class Parts:
     """Parts of a problem at its present permeability. Collective.
 
-    Args:
-        problem: the discrete problem.
-        touching: whether parts that touch are one: what crosses a closed facet has a derivative by
-            its permeability.
+    If ``touching``, parts that touch are one: what crosses a closed facet has a derivative by its
+    permeability.
 
     Attributes:
         labels: ``(n,)`` part of each local unknown (`spinverse.unknowns`).
-        sizes: ``(P,)`` unknowns of each.
-        volumes: ``(P,)`` um^d.
-        centres: ``(P, d)`` um from the centre of the mesh.
+        sizes, volumes, centres: ``(P,)`` unknowns of each, ``(P,)`` um^d, ``(P, d)`` um from the
+            centre of the mesh.
     """
 
     def __init__(self, problem: BlochTorrey, touching: bool):
@@ -130,11 +127,7 @@ class Parts:
               which: Iterable[int]) -> list[tuple[list[int], Eigenmodes]]:
         """About so many of the lowest modes of each of some parts, with `responses`. Collective.
 
-        Returns:
-            Parts that are alike, and their modes.
-
-        Raises:
-            SolverError, InputError: as `eigenmodes`.
+        For each kind of parts that are alike these, and their modes; errors as of `eigenmodes`.
         """
         problem = self.problem
         with phase("assembly"):
@@ -161,8 +154,7 @@ class Parts:
         values = {part: rates for each in problem.comm.allgather(
             {part: each[0] for part, each in found.items()}) for part, rates in each.items()}
         for rates in values.values():
-            if problem.extra_blocks is not None:
-                check_decay(rates)
+            check_decay(problem, rates)
         most = max(map(len, values.values()))
         columns = np.zeros((gathered.size, most))
         for part, (rates, vectors, _) in found.items():

@@ -47,15 +47,13 @@ def response_basis(problem: BlochTorrey, number: int, rate: float, strength: flo
 
     Args:
         problem: the discrete problem, without periodic axes.
-        number: of functions; a few fewer or more come back, cut at a gap, or fewer if there are
-            no more.
+        number: of functions; a few fewer or more come back, cut at a gap, or what there is.
         rate: s, 1/ms; a few over the time that the gradient is on for.
         strength: g, rad/(ms um).
         options_prefix: PETSc options with this prefix reach the linear solver.
 
     Raises:
-        SolverError: if the factorisation fails.
-        InputError: extra terms that the matrix formalism cannot take.
+        SolverError: if the factorisation fails; InputError: extra terms that have no place.
     """
     with phase("assembly"):
         A, M = problem.decay_matrix(), problem.mass_matrix
@@ -192,8 +190,7 @@ def _diagonalised(problem: BlochTorrey, A: PETSc.Mat,
     functions = space.functions
     columns = functions[: A.getLocalSize()[1]]
     values, rotation = diagonalised(space.comm, inner(space.comm, columns, times(A, columns)))
-    if problem.extra_blocks is not None:
-        check_decay(values)
+    check_decay(problem, values)
     return decay_rates(values, rounding(A, problem.mass_matrix)), functions @ rotation
 
 

@@ -59,9 +59,6 @@ def count_below(A: PETSc.Mat, M: PETSc.Mat, rate: float) -> int:
     """How many rates of A x = lambda M x are below one, 1/ms. Collective.
 
     The negative pivots of A - rate M (Sylvester): a factor, and no eigenproblem.
-
-    Raises:
-        SolverError: the factorisation failed.
     """
     shifted = A.copy()
     shifted.axpy(-rate, M)

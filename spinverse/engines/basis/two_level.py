@@ -2,12 +2,10 @@
 
 The matrix A + s M of the problem has stiff parts of two kinds: slopes within a cell (D / h^2) and
 jumps across facets that conduct well (kappa / h). What is soft is smooth, up to facets that hardly
-conduct. Four additive parts deal with one each:
-
-- the inverse of each cell's own block: exact where nothing crosses facets;
-- the inverse of the block of all degrees of freedom at one node: exact where jumps are all;
-- a coarse space that is continuous across conducting facets: the problem with these tied;
-- a coarse space of constants by cell, where many facets conduct badly.
+conduct. Four additive parts deal with one each: the inverse of each cell's own block, exact where
+nothing crosses facets; the inverse of the block of all degrees of freedom at one node, exact where
+jumps are all; a coarse space that is continuous across conducting facets, the problem with these
+tied; and one of constants by cell, where many facets conduct badly.
 
 This is an auxiliary-space preconditioner (Xu, Computing 56, 1996; for broken elements Antonietti
 and Houston, J. Sci. Comput. 46, 2011). All blocks are the same whatever the number of ranks.
@@ -31,16 +29,11 @@ FACTOR_CONTINUOUS, FACTOR_CONSTANTS = 150_000, 20_000
 
 
 class TwoLevel:
-    """Approximate inverse of a symmetric positive definite matrix on the broken space.
+    """Approximate inverse of a symmetric positive definite matrix A + s M on the broken space.
 
-    Args:
-        problem: nothing may be tied in it; its permeability decides on the coarse spaces.
-        matrix: A + s M.
-        prefix: of PETSc options; the coarse solvers have it with ``continuous_`` and
-            ``constants_`` behind it.
-
-    Attributes:
-        spaces: prolongations of the coarse spaces by name.
+    Nothing may be tied in the problem; its permeability decides on the coarse spaces, whose
+    prolongations are ``spaces``. PETSc options of the coarse solvers have ``continuous_`` and
+    ``constants_`` behind the prefix.
     """
 
     def __init__(self, problem: BlochTorrey, matrix: PETSc.Mat, prefix: str):

@@ -29,13 +29,12 @@ def surrounding_conductance(problem: BlochTorrey, rate: float,
                             options_prefix: str = "spinverse_facets_") -> np.ndarray:
     """Conductance c of the medium around each facet, at the present permeability. Collective.
 
-    One solve for each wanted facet with one factor of A + rate M.
+    One solve for each ``wanted`` facet, ``(nf,)`` bool, or each that is not tied, with one factor
+    of A + rate M.
 
     Args:
-        problem: the discrete problem.
-        rate: s, 1/ms, positive. With 2 / TE, x / (1 + x / (s TE)) follows 1 - exp(-x), what a
-            leak drains until TE, to second order.
-        wanted: ``(nf,)`` bool; all facets that are not tied, if not given.
+        rate: s, 1/ms, positive. With 2 / TE, x / (1 + x / (s TE)) follows 1 - exp(-x), what a leak
+            drains until TE, to second order.
         options_prefix: PETSc options with this prefix reach the solver.
 
     Returns:

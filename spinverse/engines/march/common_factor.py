@@ -57,12 +57,8 @@ class CommonFactor:
             return False
         return PETSc.Options(options_prefix).getBool("common", problem.num_unknowns >= PAYS_FROM)
 
-    @property
-    def mass(self) -> PETSc.Mat:
-        return self.problem.mass_matrix
-
     def mass_times(self, columns: np.ndarray) -> np.ndarray:
-        return times(self.mass, columns)
+        return times(self.problem.mass_matrix, columns)
 
     @cached_property
     def _positions(self) -> list[PETSc.Mat]:
@@ -93,7 +89,7 @@ class CommonFactor:
         if tau not in self._factors:
             if len(self._factors) >= FACTORS:
                 self._factors.pop(next(iter(self._factors))).destroy()
-            matrix = self.mass.copy()
+            matrix = self.problem.mass_matrix.copy()
             matrix.axpy(tau, self._decay, PETSc.Mat.Structure.DIFFERENT_NONZERO_PATTERN)
             self._factors[tau] = direct(matrix, self._prefix, "time stepping")
             matrix.destroy()
@@ -101,7 +97,7 @@ class CommonFactor:
 
     def start(self, count: int) -> np.ndarray:
         """Columns at the start, ``(n_local, 2 count)``."""
-        y = np.zeros((self.mass.getLocalSize()[0], 2 * count), order="F")
+        y = np.zeros((self.problem.mass_matrix.getLocalSize()[0], 2 * count), order="F")
         y[:, :count] = self._initial[:, None]
         return y
 
@@ -122,7 +118,7 @@ class CommonFactor:
         """The density, ``(n_local,)``; its projection in the mass product where facets are tied."""
         if self.problem.prolongation is None:
             return self.problem.initial.copy()
-        ksp = direct(self.mass, self._prefix, "time stepping")
+        ksp = direct(self.problem.mass_matrix, self._prefix, "time stepping")
         result = solved(ksp, self._tested(self.problem.initial))[:, 0]
         ksp.destroy()
         return result
@@ -158,10 +154,7 @@ class CommonFactor:
               transposed: bool = False) -> np.ndarray:
         """y with (M + tau (A + i g . X)) y = load, or its conjugate transpose's. Collective.
 
-        Args:
-            loads, guess: ``(n_local, 2 m)``.
-            gradients: of each measurement, rad/(ms um).
-            tau: ms.
+        Of loads and a guess ``(n_local, 2 m)``, and a gradient of each measurement, rad/(ms um).
 
         Raises:
             SolverError: a solver failed or did not converge.
@@ -177,7 +170,7 @@ class CommonFactor:
             self._subtract_turned(residual, now, strengths)
             z = solved(factor, residual)
             if factor.getConvergedReason() < 0:
-                raise SolverError(f"time stepping: linear solve of {self.mass.getSize()[0]} "
+                raise SolverError(f"time stepping: linear solve of {matrix.getSize()[0]} "
                                   f"unknowns failed (PETSc reason {factor.getConvergedReason()}); "
                                   "more memory, or another solver?")
             last, size = size, self._size(residual, z)

@@ -47,11 +47,10 @@ class PairSystem:
         self.problem, self.comm, self._prefix = problem, problem.comm, options_prefix
         self.space = problem.pair_space
         m, v = ufl.TrialFunction(self.space), ufl.TestFunction(self.space)
-        self.extra = problem.extra_form
-        self.signed, self.timed = self.extra_has(problem.echo_sign), self.extra_has(problem.t)
+        self.signed, self.timed, by_g, by_Q = (has(problem.extra_form, known) for known in (
+            problem.echo_sign, problem.t, problem.g, problem.Q))
         # A is linear in g and quadratic in Q, or assembled anew for each of them
-        self._polynomial = not (self.extra_has(problem.g) or self.extra_has(problem.Q)
-                                or self.signed or self.timed)
+        self._polynomial = not (by_g or by_Q or self.signed or self.timed)
         # A(-g, -Q) is A(g, Q) with the sign of Im m turned; terms of the user's may not know that
         self._symmetric = problem.extra_terms is None
         self._full = problem.compile(problem.weak_form(m, v))
@@ -61,9 +60,6 @@ class PairSystem:
         self._factors: OrderedDict = OrderedDict()
         self.stage = dolfinx.fem.Function(self.space)
         self.adjoint = dolfinx.fem.Function(self.space)
-
-    def extra_has(self, coefficient) -> bool:
-        return has(self.extra, coefficient)
 
     @cached_property
     def prolongation(self) -> PETSc.Mat | None:

@@ -126,9 +126,8 @@ class TimeStepping:
     def signals(self, permeability: np.ndarray | None = None, remember: bool = False) -> np.ndarray:
         """Complex signals, ``(N,)``, um^3 times density, the same on every rank. Collective.
 
-        Args:
-            permeability: ``(nf,)`` um/ms of the owned facets; as it is if nothing is said.
-            remember: keep what `gradient` needs: the permeability, it computes the rest again.
+        At a permeability, ``(nf,)`` um/ms of the owned facets, or the present one. What `gradient`
+        needs to ``remember`` is the permeability; it computes the rest again.
 
         Raises:
             SolverError: a factorisation or solve failed, or the signals are not finite.
@@ -163,9 +162,35 @@ class TimeStepping:
         return result
 
     def _rows_by_steps(self, time_step: float, rows=None) -> dict[tuple[_Run, ...], list[int]]:
-        problem, system = self.problem, self._system
-        return _plan(self.acquisition, time_step, problem.mesh.dim, rows, problem.periodic,
-                     system.signed, system.timed, problem.extra_breakpoints)
+        """Rows of the table by the steps that they take; neighbours share gradients."""
+        acquisition, problem, system = self.acquisition, self.problem, self._system
+        plan: dict[tuple, list[int]] = {}
+        pieces, dim = [], problem.mesh.dim
+        for waveform in acquisition.waveforms:
+            turns = refocusing_times(waveform) if system.signed else ()
+            cuts = sorted({*turns, *problem.extra_breakpoints})
+            found = _along_period(waveform, time_step, cuts) if problem.periodic else split(
+                zip(*waveform.segments(time_step), strict=True), cuts)
+            pieces.append(_with_extras(found, time_step, turns, system.signed, system.timed))
+        along = np.isin(np.arange(dim), problem.periodic)
+        for row in range(len(acquisition)) if rows is None else rows:
+            k = acquisition.waveform_index[row]
+            g = acquisition.strength[row] * (
+                1.0 if acquisition.waveforms[k].vector else acquisition.directions[row, :dim])
+            runs: list[_Run] = []
+            for duration, value, wave, known in pieces[k]:
+                steps = max(1, int(np.ceil(duration / time_step * (1 - 1e-12))))
+                # times and values that differ by rounding are to share a factor
+                step = float(f"{duration / steps:.12g}")
+                gradient = _times(value, g, dim)
+                if wave is not None:
+                    gradient += _times(wave, g * along, dim)
+                gradient += known
+                if runs and (runs[-1].gradient, runs[-1].step) == (gradient, step):
+                    steps += runs.pop().steps
+                runs.append(_Run(gradient, steps, step))
+            plan.setdefault(tuple(runs), []).append(row)
+        return dict(sorted(plan.items(), key=lambda item: (max(item[0]).gradient, item[0])))
 
     def _choose_step(self) -> None:
         """Halve the step until some measurements of each waveform change by no more than it allows.
@@ -242,8 +267,6 @@ class TimeStepping:
             raise InputError(f"adjoint: shape {adjoint.shape}, expected "
                              f"({len(self.acquisition)},): one value for each measurement")
         sums = [self._derivatives(c) for c in coefficients]
-        for total in sums:
-            total.reset()
         if self._remembered is not None:
             problem.kappa.x.array[:] = self._remembered
         try:
@@ -287,39 +310,6 @@ class TimeStepping:
         finally:
             system.forget_factors()
         return np.array(found)
-
-
-def _plan(acquisition: Acquisition, time_step: float, dim: int, rows=None,
-          periodic: tuple[int, ...] = (), signed: bool = False, timed: bool = False,
-          breakpoints: tuple[float, ...] = ()) -> dict[tuple[_Run, ...], list[int]]:
-    """Rows of the table by the steps that they take; neighbours share gradients."""
-    plan: dict[tuple, list[int]] = {}
-    pieces = []
-    for waveform in acquisition.waveforms:
-        turns = refocusing_times(waveform) if signed else ()
-        cuts = sorted({*turns, *breakpoints})
-        found = _along_period(waveform, time_step, cuts) if periodic else split(
-            zip(*waveform.segments(time_step), strict=True), cuts)
-        pieces.append(_with_extras(found, time_step, turns, signed, timed))
-    along = np.isin(np.arange(dim), periodic)
-    for row in range(len(acquisition)) if rows is None else rows:
-        k = acquisition.waveform_index[row]
-        g = acquisition.strength[row] * (
-            1.0 if acquisition.waveforms[k].vector else acquisition.directions[row, :dim])
-        runs: list[_Run] = []
-        for duration, value, wave, known in pieces[k]:
-            steps = max(1, int(np.ceil(duration / time_step * (1 - 1e-12))))
-            # times and values that differ by rounding are to share a factor
-            step = float(f"{duration / steps:.12g}")
-            gradient = _times(value, g, dim)
-            if wave is not None:
-                gradient += _times(wave, g * along, dim)
-            gradient += known
-            if runs and (runs[-1].gradient, runs[-1].step) == (gradient, step):
-                steps += runs.pop().steps
-            runs.append(_Run(gradient, steps, step))
-        plan.setdefault(tuple(runs), []).append(row)
-    return dict(sorted(plan.items(), key=lambda item: (max(item[0]).gradient, item[0])))
 
 
 def _with_extras(pieces, time_step: float, turns: tuple[float, ...], signed: bool,

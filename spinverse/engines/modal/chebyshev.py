@@ -98,15 +98,14 @@ class Propagation:
 
     Args:
         eigenvalues: ``(K,)`` of A, 1/ms.
-        X: ``(K, K)`` position operator along the direction, um; any real matrix if ``interval``
-            is given. ``(D, K, K)`` for several directions: columns are D equal blocks then.
+        X: ``(K, K)`` position operator along the direction, um; any real matrix if ``interval`` is
+            given. ``(D, K, K)`` for several directions: columns are D equal blocks then.
         q: ``(C,)`` precession gradient of each column, rad/(ms um): Y of column c is q[c] X.
         reach: bound on the spectral radius of the symmetric part of X, um.
-        duration: ms.
         square: what times q[c]^2 is added to A, a number (times 1) or ``(K, K)`` symmetric.
         interval: that the Hermitian part of all columns lies in, 1/ms; else [0, lambda_max].
-        field, field_reach: ``(K, K)`` real symmetric, added to Y of every column, and a bound on
-            its spectral radius, rad/ms.
+        field, field_reach: ``(K, K)`` real symmetric, rad/ms, added to Y of every column, and a
+            bound on its spectral radius.
         store: lends the memory for what is remembered.
     """
 

@@ -76,8 +76,6 @@ def add_up(derivatives: ModeDerivatives, sums: list, bases: list[Eigenmodes],
     """
     problem = derivatives.problem
     dim = problem.mesh.dim
-    for total in sums:
-        total.reset()
     g, sign = problem.g.value, problem.echo_sign
     g[:], sign.value = 0.0, 1.0
     derivatives.add(sums, bases, [part[0] for part in operators], False)

@@ -93,7 +93,8 @@ def _sweeps(engine: MatrixFormalism, weights: np.ndarray | None,
         group = Batch.of([engine.groups[index]])
         values, (_, left, right, forward) = engine.evolve_batch(basis, group, True)
         signals[group.rows] = values
-        w = _phase(values) if weights is None else np.asarray(weights)[group.rows]
+        w = (values / np.where(values == 0, 1.0, np.abs(values)) if weights is None
+             else np.asarray(weights)[group.rows])
         ket = left.conj() if group.fold > 0 else left
         products = []
         if forward:
@@ -139,11 +140,6 @@ def _by_measurement(states: list[np.ndarray], count: int) -> np.ndarray:
     K, _, number = stacked.shape
     by = stacked.reshape(K, -1, count, number).transpose(2, 0, 1, 3)
     return np.ascontiguousarray(by).reshape(count, K, -1).view(float)
-
-
-def _phase(signals: np.ndarray) -> np.ndarray:
-    magnitude = np.abs(signals)
-    return np.divide(signals, magnitude, out=np.zeros_like(signals), where=magnitude > 0)
 
 
 def _gather(comm: MPI.Comm, rows: np.ndarray, matrices: np.ndarray) -> tuple:

@@ -10,7 +10,7 @@ cut into pieces of fourth order in their length (`spinverse.acquisition.waveform
 are symmetric, so a waveform with f(TE - t) = -f(t) needs its first half only:
 S = conj(l)^T exp(-Lambda tau) u, where u and l are start and receive after that half and tau is
 the gap in the middle. With f(TE - t) = f(t) it is l^T exp(-Lambda tau) u. Along periodic axes the
-modes drift instead: see `spinverse.engines.basis.gauge`.
+modes drift instead: see `spinverse.engines.basis.drifting`.
 
 Extra terms take part if they have the structure that `spinverse.extra_terms` tells: what decays is
 in Lambda, what turns with the gradient in X, and what turns without it is a field B,

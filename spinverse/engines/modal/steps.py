@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..basis.gauge import Gauge
+from ..basis.drifting import Gauge
 from ..schedule.waves import Wave
 from .chebyshev import Propagation
 
@@ -59,13 +59,10 @@ def divided_differences(eigenvalues: np.ndarray, duration: float) -> np.ndarray:
 
 def step_in_field(basis, number: int, direction: tuple[float, ...], gradient: np.ndarray,
                   duration: float, known: dict, corrected: bool):
-    """The exponential of one piece in a `Eigenmodes` with fields, under that of a ``number``.
+    """The exponential of one piece in a basis with fields, of which one has the ``number``.
 
-    Args:
-        direction: of the gradient, empty without.
-        gradient: ``(C,)`` of each column, rad/(ms um).
-        known: a cache for one basis.
-        corrected: with what omitted modes do.
+    Along a direction, empty without gradient, whose strength in each column is ``(C,)`` rad/(ms
+    um). ``known`` is a cache for one basis; ``corrected``: with what omitted modes do.
     """
     B, bound = basis.fields[number], basis.field_reach[number]
     if direction not in known:
@@ -104,10 +101,8 @@ def drifting(basis, wave: Wave, direction: tuple[float, ...], q: np.ndarray, dur
                 operators: dict) -> Propagation:
     """The exponential of one piece in a basis with a `Gauge`.
 
-    Args:
-        direction: of the gradient, empty for a vector waveform.
-        q: ``(C,)`` strength of each column, rad/(ms um).
-        operators: a cache for one basis, from direction to its operators.
+    Along a direction, empty for a vector waveform, with the strength q ``(C,)`` of each column,
+    rad/(ms um). ``operators`` is a cache for one basis, from direction to its operators.
     """
     gauge = basis.gauge
     rate, phase, square = (np.asarray(mean) for mean in (wave.rate, wave.phase, wave.square))
