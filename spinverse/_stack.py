@@ -143,8 +143,8 @@ def check_stack(import_module: Callable[[str], ModuleType], distributions: Itera
             "seismology package): pip uninstall pyadjoint, then pip install --force-reinstall "
             "pyadjoint-ad")
     return Stack(
-        str(dolfinx.__version__),
-        *(".".join(map(str, part.Sys.getVersion())) for part in (petsc, slepc)),
+        str(dolfinx.__version__), ".".join(map(str, petsc.Sys.getVersion())),
+        ".".join(map(str, slepc.Sys.getVersion())),
         str(getattr(pyadjoint, "__version__", "unknown")),
         " ".join(mpi.Get_library_version().partition("\n")[0].replace(":", " ").split()), source)
 

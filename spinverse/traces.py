@@ -96,10 +96,7 @@ class FacetTraces:
         return found
 
     def periodic_pairs(self, axis: int) -> np.ndarray:
-        """Global dofs at nodes that are one on a box periodic in ``axis``, ``(n, 2)``. Collective.
-
-        The same on every rank.
-        """
+        """Global dofs, on all ranks, at nodes that a period joins, ``(n, 2)``. Collective."""
         index_map = self.space.dofmap.index_map
         global_dofs = np.concatenate([np.arange(*index_map.local_range), index_map.ghosts])
         x = self.space.tabulate_dof_coordinates()

@@ -32,9 +32,8 @@ def write_npz(comm: MPI.Comm, path: Path, arrays: Mapping[str, np.ndarray | Rows
     Arrays are `Rows`, or the same on every rank; the bytes are the same at any number of ranks.
 
     Raises:
-        ValueError: on every rank, where one of them has rows of Python objects, or of another type
-            or width than the others.
-        OSError: on every rank, where rank 0 cannot write.
+        ValueError: rows of Python objects, or of another type or width than on other ranks.
+        OSError: rank 0 cannot write. Either on every rank.
     """
     rows = {name: np.ascontiguousarray(array.values) for name, array in arrays.items()
             if isinstance(array, Rows)}

@@ -159,11 +159,7 @@ def _block_inverses(problem: BlochTorrey, matrix: PETSc.Mat) -> PETSc.Mat:
 
 
 def _inverted(group: np.ndarray, rows: np.ndarray, columns: np.ndarray, values: np.ndarray):
-    """Inverses of the diagonal blocks of a matrix whose entries are given, block by block.
-
-    Returns:
-        Rows, columns and values of all entries.
-    """
+    """Rows, columns and values of the inverses of the diagonal blocks of given entries."""
     if not len(group):
         return rows, columns, values
     members = np.unique(np.stack([group, rows], axis=1), axis=0)  # by group, then by dof

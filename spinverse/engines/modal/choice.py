@@ -1,5 +1,4 @@
-"""How many modes, and pieces of what length, keep signals within a tolerance: half of it for each.
-"""
+"""How many modes, and pieces of what length, keep signals within a tolerance."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ _STIFFEST = 1e5  # 1/ms: modes that decay faster only make exponentials long
 
 
 class Choice:
-    """For one `MatrixFormalism`, whose pieces it cuts."""
+    """For one `MatrixFormalism`, whose pieces it cuts; half of its tolerance is for either."""
 
     def __init__(self, engine):
         self.engine, self.problem, self.table = engine, engine.problem, engine.acquisition
