@@ -19,7 +19,6 @@ from ..acquisition import Acquisition
 from ..config import KnownTissue, ReconstructConfig, SimulateConfig
 from ..engines.basis.parts import Parts
 from ..engines.basis.spectrum import count_below
-from ..engines.linear.ties import Tied
 from ..engines.march.time_stepping import TimeStepping
 from ..engines.modal.matrix_formalism import MatrixFormalism
 from ..extra_terms import has
@@ -114,7 +113,7 @@ def _tried(engine: MatrixFormalism) -> tuple[list[tuple[int, list[int], int]], i
     if unknowns <= _COUNTED:
         A = problem.decay_matrix()
         matter = count_below(A, problem.mass_matrix, _cutoff(engine))
-        Tied(problem, A).destroy()
+        problem.release(A)
     parts = Parts(problem, False)
     if parts.worth_it:
         # by size and volume, for all that is known before they are solved for
@@ -124,7 +123,7 @@ def _tried(engine: MatrixFormalism) -> tuple[list[tuple[int, list[int], int]], i
         kinds = [(unknowns, float(parts.volumes.sum()), 1)]
     whole, result = parts.volumes.sum(), []
     for size, volume, copies in kinds:
-        tries = [min(size, engine.first_guess(volume))]
+        tries = [min(size, engine.choice.first_guess(volume))]
         while tries[-1] < min(size, matter * volume / whole):
             tries.append(min(size, int(_RAISED * tries[-1]) + 1))
         result.append((size, tries, copies))
