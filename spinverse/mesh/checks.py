@@ -235,19 +235,24 @@ def _check_vertices(data: MeshData, where: str, diagonal: float) -> None:
                          "um between vertices")
 
 
-def _near(corners: np.ndarray, places: np.ndarray):
-    """Yield pairs (i, j) where place j is in the ball around the ``corners (n, m, 3)`` of i."""
+def near(corners: np.ndarray, places: np.ndarray, reach: float = 1.0):
+    """Yield (i, j) where place j is within ``reach`` radii of the ball around ``corners[i]``.
+
+    Args:
+        corners: ``(n, m, 3)``, of simplices, whose balls have their middles as centres.
+        places: ``(k, 3)``.
+    """
     tree, middle = cKDTree(places), corners.mean(axis=1)
-    radius = np.linalg.norm(corners - middle[:, None], axis=2).max(axis=1) * (1 + ON_FACET)
+    radius = np.linalg.norm(corners - middle[:, None], axis=2).max(axis=1) * (1 + ON_FACET) * reach
     size = np.frexp(radius)[1]  # by powers of two, that a large one does not widen the search
     for power in np.unique(size):
         rows = np.flatnonzero(size == power)
-        for part in np.array_split(rows, len(rows) // 100000 + 1):  # bounds the memory
+        for part in np.array_split(rows, len(rows) // 20000 + 1):  # bounds the memory
             pairs = cKDTree(middle[part]).sparse_distance_matrix(
                 tree, 2.0**power, output_type="ndarray")
             i = part[pairs["i"]]
-            near = pairs["v"] <= radius[i]
-            yield i[near], pairs["j"][near]
+            held = pairs["v"] <= radius[i]
+            yield i[held], pairs["j"][held]
 
 
 def places_in_cells(points: np.ndarray, cells: np.ndarray, places: np.ndarray,
@@ -261,7 +266,7 @@ def places_in_cells(points: np.ndarray, cells: np.ndarray, places: np.ndarray,
     """
     dim = cells.shape[1] - 1
     found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, dim + 1)))]
-    for cell, place in _near(points[cells], places):
+    for cell, place in near(points[cells], places):
         hit, which = np.unique(cell, return_inverse=True)
         corners = points[cells[hit]][..., :dim]
         inverse = np.linalg.inv(corners[:, 1:] - corners[:, :1])

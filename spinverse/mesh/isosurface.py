@@ -7,7 +7,7 @@ from scipy.spatial import cKDTree
 
 from spinverse.errors import InputError
 from spinverse.mesh.grids import kuhn_steps
-from spinverse.mesh.surfaces import Surface, part_volumes, parts
+from spinverse.mesh.surfaces import Surface, merged, part_volumes, parts
 
 MOST_NODES = 2e7
 SNAP = 0.1  # values this near the level, in grid steps of a distance, would make slivers
@@ -24,8 +24,9 @@ def layer(surface: Surface, gap: float) -> Surface:
     step = gap / 2
     low = surface.points.min(axis=0) - gap - 2 * step
     shape = np.ceil((surface.points.max(axis=0) + gap + 2 * step - low) / step).astype(int) + 1
-    if np.prod(shape.astype(float)) > MOST_NODES:
-        least = gap * (np.prod(shape.astype(float)) / MOST_NODES) ** (1 / 3)
+    nodes_asked = np.prod(shape.astype(float))
+    if nodes_asked > MOST_NODES:
+        least = gap * (nodes_asked / MOST_NODES) ** (1 / 3)
         raise InputError(f"surface '{surface.name}': gap is {gap:g} um, expected at least "
                          f"{least:.3g} um for a layer around a cell of this extent")
     axes = [a + step * np.arange(n) for a, n in zip(low, shape, strict=True)]
@@ -36,9 +37,8 @@ def layer(surface: Surface, gap: float) -> Surface:
     found = isosurface(distance, gap, low, step, f"layer around {surface.name}")
     # the parts around the cell have outward normals; those that line its inside do not
     labels = parts(found)
-    triangles = found.triangles[(part_volumes(found, labels) > 0)[labels]]
-    used, numbers = np.unique(triangles, return_inverse=True)
-    return Surface(found.points[used], numbers.reshape(-1, 3), found.name)
+    outer = found.triangles[(part_volumes(found, labels) > 0)[labels]]
+    return merged(Surface(found.points, outer, found.name), None)
 
 
 def isosurface(values: np.ndarray, level: float, origin, step: float,
@@ -87,19 +87,13 @@ def _cut(tets: np.ndarray, below: np.ndarray) -> list[np.ndarray]:
             continue
         # even permutation of the corners: normals point away from the inner ones
         if np.linalg.det(np.eye(4)[inner + outer]) < 0:
-            if len(outer) > 1:
-                outer[0], outer[1] = outer[1], outer[0]
-            else:
-                inner[0], inner[1] = inner[1], inner[0]
-        if len(inner) == 1:
-            (a,), (b, c, d) = inner, outer
-            edges = [[(a, b), (a, c), (a, d)]]
-        elif len(inner) == 3:
-            (a, b, c), (d,) = inner, outer
-            edges = [[(a, d), (b, d), (c, d)]]
-        else:
+            swapped = outer if len(outer) > 1 else inner
+            swapped[:2] = swapped[1::-1]
+        if len(inner) == 2:
             (a, b), (c, d) = inner, outer
             edges = [[(a, c), (a, d), (b, d)], [(a, c), (b, d), (b, c)]]
+        else:
+            edges = [[(a, b) for a in inner for b in outer]]
         found += [np.stack([rows[:, list(edge)] for edge in three], axis=1) for three in edges]
     return found
 
@@ -107,11 +101,10 @@ def _cut(tets: np.ndarray, below: np.ndarray) -> list[np.ndarray]:
 def samples(surface: Surface, spacing: float) -> np.ndarray:
     """Points on the triangles, no farther apart than about ``spacing`` um."""
     corners = surface.corners
-    longest = np.linalg.norm(corners - corners[:, [1, 2, 0]], axis=2).max(axis=1)
-    counts = np.maximum(1, np.ceil(longest / spacing)).astype(int)
+    counts = np.maximum(1, np.ceil(surface.lengths.max(axis=1) / spacing)).astype(int)
     found = []
     for n in np.unique(counts):
-        i, j = np.meshgrid(np.arange(n + 1), np.arange(n + 1), indexing="ij")
+        i, j = np.indices((n + 1, n + 1))
         i, j = i[i + j <= n] / n, j[i + j <= n] / n
         weights = np.stack([i, j, 1 - i - j], axis=1)
         found.append((weights @ corners[counts == n]).reshape(-1, 3))

@@ -16,6 +16,7 @@ import numpy as np
 from spinverse.errors import InputError, one_line, warn_caller
 from spinverse.mesh.checks import RepairWarning, cell_volumes, facets_of, find_facets
 from spinverse.mesh.data import CELLS, MeshData
+from spinverse.mesh.grids import oriented
 from spinverse.mesh.tetgen import read_tetgen
 from spinverse.mesh.xdmf import read_xdmf
 
@@ -275,8 +276,7 @@ def _repaired(data: MeshData) -> MeshData:
     in_range = len(tets) and 0 <= tets.min() <= tets.max() < len(fixed.points)
     inverted = cell_volumes(fixed.points, tets) < 0 if in_range else np.zeros(len(tets), bool)
     if inverted.any():
-        tets = tets.copy()
-        tets[inverted] = tets[inverted][:, [0, 1, 3, 2]]
+        tets = oriented(fixed.points, tets.copy())
         done.append(f"{inverted.sum()} inverted tets turned")
     if done:
         warn_caller(f"mesh '{data.name}': " + "; ".join(done), RepairWarning)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,16 +27,10 @@ from spinverse.mesh.checks import (
 )
 from spinverse.mesh.connected import cell_regions
 from spinverse.mesh.data import MeshData
+from spinverse.mesh.grids import oriented
 from spinverse.mesh.isosurface import layer, samples
-from spinverse.mesh.surfaces import (
-    Surface,
-    defects,
-    depths,
-    flatness,
-    load_surface,
-    parts,
-    repair_with_defects,
-)
+from spinverse.mesh.repair import repair_with_defects
+from spinverse.mesh.surfaces import Surface, defects, depths, load_surface, parts
 
 # what an MPI launcher tells its ranks; a child that imports MPI would take itself for one
 LAUNCHERS = ("PMI", "PMIX", "MPI_LOCAL", "HYDI_", "HYDRA_", "MPIEXEC_", "OMPI_", "PRTE_", "SLURM_")
@@ -56,11 +51,11 @@ def from_surface(surface: Surface | str | Path, size: float | None = None,
     Parts of the surface that lie in another part bound cavities, which count as outside (and
     are left empty without ``outside``).
 
-    Two methods: ``"exact"`` keeps every triangle (gmsh, Delaunay), and needs a surface without
-    defects. ``"envelope"`` makes a new surface within a distance of the given one (fTetWild, Hu
-    et al., ACM Trans. Graph. 39 (2020) 117), and takes holes, cuts and overlaps. ``"auto"`` is
-    exact for a surface without defects whose triangles are not thin and no finer than a third of
-    ``size``, and envelope otherwise and where exact fails.
+    ``"exact"`` keeps every triangle (gmsh, Delaunay), and needs a surface without defects.
+    ``"envelope"`` makes a new surface within a distance of the given one (fTetWild, Hu et al., ACM
+    Trans. Graph. 39 (2020) 117), and takes holes, cuts and overlaps. ``"auto"`` is exact for a
+    surface without defects whose triangles are not thin and no finer than a third of ``size``, and
+    envelope otherwise and where exact fails.
 
     Args:
         surface: a :class:`Surface`, or a file for :func:`surfaces.read_surface`.
@@ -68,12 +63,11 @@ def from_surface(surface: Surface | str | Path, size: float | None = None,
             into the volume. Envelope: a twentieth of the box diagonal.
         outside: ``"box"``: up to a box; ``"tight"``: a layer around the cell; ``None``: nothing.
         gap: between the cell and the outer boundary, um; a tenth of the cell's largest extent.
-        method: ``"auto"``, ``"exact"`` or ``"envelope"``.
+        method: as above.
         envelope: distance that the surface may move, um; the smaller of 1e-3 of the box diagonal
             and a tenth of the median edge.
-        repair: repair the surface first, see
-            :func:`surfaces.repair_with_defects`; without it a defect is
-            an error, except for ``method="envelope"``.
+        repair: repair the surface first, see :func:`.repair.repair_with_defects`; without it a
+            defect is an error, except for ``method="envelope"``.
         scale: um per unit of the file.
         timeout: seconds for the mesher, which is ended then.
         cell_tags: ``"common"``, or ``"each"``: the inside of the surface's first part has tag 1, of
@@ -102,18 +96,15 @@ def from_surface(surface: Surface | str | Path, size: float | None = None,
     if gap is not None and outside is None:
         raise InputError(f"{owner}: gap is {gap:g} without outside, expected outside='box' or "
                          "'tight'")
-    strict = not repair and method != "envelope"
     if isinstance(surface, str | Path):
         surface = load_surface(surface, scale)
     elif not isinstance(surface, Surface):
         raise InputError(f"{owner}: surface is {shown(surface)}, expected a Surface or a path")
     surface, found = repair_with_defects(surface) if repair else (surface, defects(surface))
-    if strict and found:
-        raise InputError(f"surface '{surface.name}': {'; '.join(found)}; expected a clean "
-                         "surface (repair=True, or method='envelope')")
-    if found and method == "exact":
-        raise InputError(f"surface '{surface.name}': {'; '.join(found)}; expected a clean "
-                         "surface for method='exact' ('auto' or 'envelope' take it)")
+    if found and (method == "exact" or not repair and method != "envelope"):
+        wanted = "clean surface for method='exact' ('auto' or 'envelope' take it)" if repair else \
+            "clean surface (repair=True, or method='envelope')"
+        raise InputError(f"surface '{surface.name}': {'; '.join(found)}; expected a {wanted}")
     outer = _outer(surface, outside, gap, size)
     if size is not None:
         extent = np.ptp((outer or surface).points, axis=0)
@@ -122,14 +113,15 @@ def from_surface(surface: Surface | str | Path, size: float | None = None,
         except InputError as error:
             raise InputError(f"{error}; the surface is {np.max(extent):.3g} um across (another "
                              "unit in its file? scale=1e-3 for nm)") from None
-    steps = _steps(surface, method, found, size)
     common = {"points": surface.points, "triangles": surface.triangles,
               "outer_points": outer.points if outer else np.empty((0, 3)),
               "outer_triangles": outer.triangles if outer else np.empty((0, 3), np.int64)}
+    if envelope is None:
+        envelope = min(1e-3 * surface.diagonal, 0.1 * surface.edge_length)
     failures = []
-    for step in steps:
-        job = _exact_job(surface, outer, size) if step == "exact" else \
-            _envelope_job(surface, size, envelope)
+    for step in _steps(surface, method, found, size):
+        job = _exact_job(surface, outer, size) if step == "exact" else {
+            "size": surface.diagonal / 20 if size is None else size, "envelope": envelope}
         try:
             arrays = run_mesher({"method": step, **common, **job}, timeout, surface.name)
             flush = outer if outside == "box" and step == "envelope" else None
@@ -148,10 +140,7 @@ def from_surface(surface: Surface | str | Path, size: float | None = None,
 
 
 def run_mesher(job: dict, timeout: float, name: str) -> dict[str, np.ndarray]:
-    """Run ``_mesher.py`` on ``job`` in a process group of its own.
-
-    Returns:
-        The arrays ``points``, ``tets``, ``tags``.
+    """Run ``_mesher.py`` on ``job`` in a process group of its own; ``points, tets, tags``.
 
     Raises:
         SolverError: it said that it failed, ended by a signal, or is not done after ``timeout``
@@ -176,7 +165,10 @@ def run_mesher(job: dict, timeout: float, name: str) -> dict[str, np.ndarray]:
                 raise SolverError(f"no mesh of '{name}' after {timeout:g} s (timeout), ended"
                                   ) from None
             finally:
-                _end(child)
+                if child.poll() is None:
+                    with suppress(ProcessLookupError):
+                        os.killpg(child.pid, signal.SIGKILL)
+                    child.wait()
             log.seek(max(0, log.tell() - 2000))
             last = log.read().decode(errors="replace").strip().splitlines()[-1:]
         if code != 0 or not target.is_file():
@@ -192,29 +184,19 @@ def run_mesher(job: dict, timeout: float, name: str) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _end(child: subprocess.Popen) -> None:
-    if child.poll() is None:
-        try:
-            os.killpg(child.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        child.wait()
-
-
 def _steps(surface: Surface, method: str, found: list[str], size: float | None) -> list[str]:
     """The methods to try, in order."""
-    have = {"exact": find_spec("gmsh") is not None,
-            "envelope": find_spec("wildmeshing") is not None}
     library = {"exact": "gmsh", "envelope": "wildmeshing"}
+    order = [method]
     if method == "auto":
         # fine or thin triangles would make as fine or thin tetrahedra
         fine = size is not None and 3 * surface.edge_length < size
-        order = ["envelope"] if found else ["exact", "envelope"]
-        if not found and (fine or flatness(surface).min() < THIN):
+        order = ["exact", "envelope"]
+        if found:
+            order = ["envelope"]
+        elif fine or surface.flatness.min() < THIN:
             order = ["envelope", "exact"]
-    else:
-        order = [method]
-    steps = [step for step in order if have[step]]
+    steps = [step for step in order if find_spec(library[step]) is not None]
     if not steps:
         why = f" for a surface with defects ({'; '.join(found)})" if found else ""
         raise InputError(f"surface '{surface.name}': {library[order[0]]} is not installed, "
@@ -238,12 +220,6 @@ def _exact_job(surface: Surface, outer: Surface | None, size: float | None) -> d
             "size": 1e22 if size is None else size}
 
 
-def _envelope_job(surface: Surface, size: float | None, envelope: float | None) -> dict:
-    if envelope is None:
-        envelope = min(1e-3 * surface.diagonal, 0.1 * surface.edge_length)
-    return {"size": surface.diagonal / 20 if size is None else size, "envelope": envelope}
-
-
 def _outer(surface: Surface, outside: str | None, gap: float | None,
            size: float | None) -> Surface | None:
     if outside is None:
@@ -261,15 +237,13 @@ def _box(surface: Surface, gap: float, size: float | None) -> Surface:
     faces = []
     for axis in range(3):
         u, v = (axis + 1) % 3, (axis + 2) % 3
-        i, j = np.meshgrid(np.arange(counts[u]), np.arange(counts[v]), indexing="ij")
-        for side in (0, 1):
-            corner = np.zeros((4, i.size, 3), np.int64)
-            corner[..., axis] = side * counts[axis]
-            for k, (a, b) in enumerate([(0, 0), (1, 0), (1, 1), (0, 1)]):
-                corner[k, :, u], corner[k, :, v] = i.ravel() + a, j.ravel() + b
-            turn = 1 if side else -1
-            for three in ((0, 1, 2), (0, 2, 3)):
-                faces.append(corner[list(three[::turn])].swapaxes(0, 1))
+        ij = np.indices((counts[u], counts[v])).reshape(2, -1)
+        for side, turn in ((0, -1), (1, 1)):
+            corner = np.full((4, ij.shape[1], 3), side * counts[axis])
+            for k, step in enumerate([(0, 0), (1, 0), (1, 1), (0, 1)]):
+                corner[k][:, [u, v]] = ij.T + step
+            faces += [corner[list(three[::turn])].swapaxes(0, 1)
+                      for three in ((0, 1, 2), (0, 2, 3))]
     nodes, place = np.unique(np.concatenate(faces).reshape(-1, 3), axis=0, return_inverse=True)
     return Surface(low + nodes * ((high - low) / counts), place.reshape(-1, 3), "box")
 
@@ -278,8 +252,7 @@ def _mesh(surface: Surface, arrays: dict, box: Surface | None) -> MeshData:
     points, tets, tags = arrays["points"], arrays["tets"], arrays["tags"]
     used, numbers = np.unique(tets, return_inverse=True)
     points, tets = points[used], numbers.reshape(-1, 4)
-    turned = cell_volumes(points, tets) < 0
-    tets[turned] = tets[turned][:, [0, 1, 3, 2]]
+    tets = oriented(points, tets)
     if box is not None:
         points = _flush(points, tets, box)
     facets, pairs = facets_of(tets, surface.name)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from spinverse.errors import InputError, one_line
-from spinverse.mesh.checks import cell_volumes
 from spinverse.mesh.data import MeshData
+from spinverse.mesh.grids import oriented
 
 KINDS = {"tetrahedron": 3, "triangle": 2, "polyline": 1}  # topologies, their dimensions
 
@@ -125,6 +125,5 @@ def _data(path: Path, points, cells, tagged, values, facets, facet_values) -> Me
         cell_tags[order] = values[given]
     if 0 <= cells.min() <= cells.max() < len(points):
         # DOLFINx does not orient cells, so an inverted one is no defect
-        turned = cell_volumes(points, cells) < 0
-        cells[turned, -2:] = cells[turned, :-3:-1]
+        cells = oriented(points, cells)
     return MeshData(points, cells, cell_tags, facets, facet_values, name=path.name)
