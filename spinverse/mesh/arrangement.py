@@ -13,7 +13,7 @@ from spinverse.errors import SolverError
 from spinverse.mesh import arguments as expect
 from spinverse.mesh import gmsh_model
 from spinverse.mesh.checks import cell_volumes
-from spinverse.mesh.grids import GROWTH, oriented
+from spinverse.mesh.grids import BALL, GROWTH, oriented
 from spinverse.mesh.packing import images, smallest_cut
 
 AROUND = ("box", "tight", "none")
@@ -76,22 +76,15 @@ def mesh(cells: Arrangement, size: float):
     layer or the gap between two cells is thinner than half of it.
 
     Returns:
-        points: ``(Nv, 3)`` um.
-        simplices: triangles or tets, positively oriented.
-        owner: the cell of each simplex, -1 for the space around.
-        layer: its layer, 0 for the innermost.
-
-    Raises:
-        InputError: a size that would give too many simplices.
-        SolverError: gmsh failed.
+        Points ``(Nv, 3)`` um; triangles or tets, positively oriented; the cell that each is in, -1
+        for the space around; and its layer there, 0 for the innermost.
     """
     name, dim = cells.name, cells.dim
     outer = cells.radii[:, -1]
     centres, owners = cells.images()
     target, smallest = _target(cells, size)
-    ball = {2: pi, 3: 4 / 3 * pi}[dim]
     total = np.prod(cells.lengths) if cells.ecs == "box" else \
-        ball * ((outer + (cells.gap if cells.ecs == "tight" else 0))**dim).sum()
+        BALL[dim] * ((outer + (cells.gap if cells.ecs == "tight" else 0))**dim).sum()
     expect.affordable_volume(name, total, size, dim)
     for algorithm in (gmsh_model.FRONTAL_DELAUNAY, gmsh_model.DELAUNAY):
         try:
@@ -119,7 +112,7 @@ def mesh(cells: Arrangement, size: float):
 def match(cells: Arrangement, size: float, points: np.ndarray, simplices: np.ndarray,
           owner: np.ndarray, layer: np.ndarray,
           measure: Callable[[np.ndarray], np.ndarray] | None = None) -> np.ndarray:
-    """Move vertices so that every layer of every cell holds what the smooth one does.
+    """The points, moved so that every layer of every cell holds what the smooth one does.
 
     Vertices move away from the centre of their cell in proportion to the square of the local
     edge length, as a chord's distance from its arc goes, so that narrow gaps with their short
@@ -128,18 +121,13 @@ def match(cells: Arrangement, size: float, points: np.ndarray, simplices: np.nda
     sides. As volumes are not quite linear in it, it is found by repetition.
 
     Args:
-        size: as for :func:`mesh`.
-        points, simplices, owner, layer: from :func:`mesh`.
+        size, points, simplices, owner, layer: as for and from :func:`mesh`.
         measure: volumes (areas) of the simplices from the points; ``None``: their own.
-
-    Returns:
-        moved points, ``(Nv, 3)``.
     """
     dim = cells.dim
     count, layers = cells.radii.shape
-    outer = cells.radii[:, -1]
-    centres, owners = cells.images()
-    wanted = {2: pi, 3: 4 / 3 * pi}[dim] * cells.radii**dim
+    outer, (centres, owners) = cells.radii[:, -1], cells.images()
+    wanted = BALL[dim] * cells.radii**dim
     inside = owner >= 0
     region = owner[inside] * layers + layer[inside]
     near = _nearest(points[:, :dim], centres, outer[owners])
@@ -169,11 +157,9 @@ def match(cells: Arrangement, size: float, points: np.ndarray, simplices: np.nda
             break
         factor = factor * change
         shift = np.zeros_like(r)
-        for i in range(count):
+        for i, radii in enumerate(cells.radii):
             own = nearest == i
-            knots = np.concatenate([[0], cells.radii[i], [fade[i]]])
-            shift[own] = np.interp(r[own], knots,
-                                   [0, *(cells.radii[i] * (factor[i] - 1)), 0])
+            shift[own] = np.interp(r[own], [0, *radii, fade[i]], [0, *(radii * (factor[i] - 1)), 0])
         moved = points.copy()
         moved[:, :dim] += (unit * away * (shift * weight)[:, None])[twin]
     return moved
@@ -219,11 +205,10 @@ def _geometry(gmsh, cells: Arrangement, centres, owners) -> dict[int, tuple[int,
         # from the outermost layer inwards: the innermost shape that holds an entity wins
         for label, pieces in zip(labels, parents[len(around):], strict=True):
             known.update({tag: label for _, tag in pieces})
-        if around:
-            inside = {piece for pieces in parents[:len(around)] for piece in pieces}
-            beyond = [piece for piece in children if piece not in inside]
-            if beyond:
-                occ.remove(beyond, recursive=True)
+        inside = {piece for pieces in parents[:len(around)] for piece in pieces}
+        beyond = [piece for piece in children if piece not in inside]
+        if around and beyond:
+            occ.remove(beyond, recursive=True)
     occ.synchronize()
     return known
 
@@ -253,11 +238,10 @@ def _clear(cells: Arrangement, centres, owners) -> np.ndarray:
     """Distance of each cell to the next one or to the end of the space around it, um."""
     outer = cells.radii[:, -1]
     clear = np.full(len(outer), cells.gap if cells.ecs == "tight" else outer.max())
-    if len(centres) > 1:
-        for i, centre in enumerate(cells.centres):
-            apart = np.linalg.norm(centres - centre, axis=1) - outer[owners] - outer[i]
-            apart[np.linalg.norm(centres - centre, axis=1) == 0] = np.inf
-            clear[i] = min(clear[i], apart.min())
+    for i, centre in enumerate(cells.centres):
+        apart = np.linalg.norm(centres - centre, axis=1)
+        apart = np.where(apart > 0, apart - outer[owners] - outer[i], np.inf)
+        clear[i] = min(clear[i], apart.min())
     if cells.ecs == "box" and not cells.periodic:
         clear = np.minimum(clear, (cells.lengths / 2 - np.abs(cells.centres)
                                    - outer[:, None]).min(axis=1))
@@ -268,12 +252,11 @@ def _target(cells: Arrangement, size: float):
     """The edge length as a function of the point, and the smallest that it takes."""
     # all that the sizes in the box depend on
     centres, owners = cells.images(margin=size / GROWTH)
-    outer, dim = cells.radii[owners, -1], cells.dim
-    inner = cells.radii[owners, 0]
+    inner, outer, dim = cells.radii[owners, 0], cells.radii[owners, -1], cells.dim
     finest = np.minimum(size, 2 * pi * inner / EDGES_A_CIRCLE)
     if cells.radii.shape[1] > 1:
-        finest = np.minimum(finest,
-                            FLATTEST * np.diff(cells.radii, axis=1).min(axis=1)[owners])
+        thinnest = np.diff(cells.radii, axis=1).min(axis=1)
+        finest = np.minimum(finest, FLATTEST * thinnest[owners])
     if cells.periodic:
         # a cap that a face cuts off needs vertices of its own, or it is flat
         cut = smallest_cut(cells.centres, cells.radii, cells.lengths)
@@ -281,8 +264,7 @@ def _target(cells: Arrangement, size: float):
     # the widths of gaps vanish nowhere, but a box face that a cell crosses is no gap
     walls = cells.lengths / 2 if cells.ecs == "box" and not cells.periodic else None
     floor = FLATTEST * _clear(cells, centres, owners).min()
-    if cells.ecs == "none":
-        floor = size
+    floor = size if cells.ecs == "none" else floor
 
     def target(point):
         point = point[:dim]
@@ -305,20 +287,15 @@ def _target(cells: Arrangement, size: float):
 
 def _nearest(points: np.ndarray, centres: np.ndarray, radii: np.ndarray) -> np.ndarray:
     """The cell whose surface each point is nearest to (or deepest inside), ``(n,)``."""
-    # power-free: distance minus radius, chunked as there may be many of both
-    found = np.empty(len(points), np.int64)
-    for start in range(0, len(points), 4096):
-        part = points[start:start + 4096]
-        distance = np.linalg.norm(part[:, None] - centres[None], axis=2) - radii
-        found[start:start + 4096] = distance.argmin(axis=1)
-    return found
+    parts = np.array_split(points, len(points) // 4096 + 1)  # bounds the memory
+    return np.concatenate([(np.linalg.norm(part[:, None] - centres, axis=2) - radii).argmin(axis=1)
+                           for part in parts])
 
 
 def _snapped(points: np.ndarray, cells: Arrangement) -> np.ndarray:
     """Vertices on the faces of the box exactly there, copies on opposite faces exactly equal."""
     dim, half = cells.dim, cells.lengths / 2
     near = 1e-7 * float(cells.lengths.max())
-    points = points.copy()
     for axis in range(dim):
         low, high = (np.flatnonzero(np.abs(points[:, axis] - s * half[axis]) < near)
                      for s in (-1, 1))

@@ -28,10 +28,6 @@ def box(lengths: Sequence[float], size: float | None = None,
         cells: bricks along x, y, z.
         centre: of the box, um.
         periodic: opposite faces carry the same triangles (with ``cells`` they always do).
-
-    Raises:
-        InputError: a bad value, both or none of ``size`` and ``cells``.
-        SolverError: gmsh failed.
     """
     lengths = expect.lengths("box", "lengths", lengths, 3)
     centre = np.array(expect.vector("box", "centre", centre))
@@ -63,9 +59,6 @@ def intervals(thicknesses: Sequence[float], cells_per_layer: int | Sequence[int]
         thicknesses: of the layers, um.
         cells_per_layer: intervals in every layer, or one number for each.
         size: instead: longest interval, um, or one length for each layer.
-
-    Raises:
-        InputError: a bad value, both or none of ``cells_per_layer`` and ``size``.
     """
     x, edges = _layer_coordinates("intervals", thicknesses, cells_per_layer, size, 1)
     points = np.column_stack([x, np.zeros((len(x), 2))])
@@ -85,9 +78,6 @@ def slabs(thicknesses: Sequence[float], cells_per_layer: int | Sequence[int] | N
             for each layer.
         width: along y and z, um.
         cells_across: bricks along y and along z.
-
-    Raises:
-        InputError: a bad value, both or none of ``cells_per_layer`` and ``size``.
     """
     width = expect.positive("slabs", "width", width)
     across = expect.count("slabs", "cells_across", cells_across)
@@ -108,9 +98,9 @@ def _layer_coordinates(name: str, thicknesses, cells_per_layer, size,
         expect.affordable(name, cells_a_step * steps.sum())
         counts = [max(1, ceil(s * (1 - 1e-12))) for s in steps]
     else:
-        layer_counts = [cells_per_layer] * len(thicknesses) if np.ndim(cells_per_layer) == 0 \
-            else cells_per_layer
-        counts = expect.counts(name, "cells_per_layer", layer_counts, len(thicknesses))
+        if np.ndim(cells_per_layer) == 0:
+            cells_per_layer = [cells_per_layer] * len(thicknesses)
+        counts = expect.counts(name, "cells_per_layer", cells_per_layer, len(thicknesses))
         expect.affordable(name, float(cells_a_step * sum(counts)))
     edges = np.concatenate([[0], np.cumsum(thicknesses)]) - thicknesses.sum() / 2
     x = np.concatenate([np.linspace(a, b, n, endpoint=False) for a, b, n
@@ -134,10 +124,6 @@ def tagged_grid(shape, length: float, size: float | None = None, cells: int | No
             tets around the square they share, outer squares closed by pyramids split in
             two; ``"kuhn"``: six tets in each cube; ``"gmsh"``: unstructured. Opposite faces
             of the two lattices carry the same triangles.
-
-    Raises:
-        InputError: a bad value, or no cell's centroid lies in the shape.
-        SolverError: gmsh failed.
     """
     name = "tagged_grid"
     length = expect.positive(name, "length", length)
@@ -182,10 +168,6 @@ def l_cell(size: float, size_interface: float | None = None, pattern: str = "kuh
         arm: length of both arms of the L, corner included, along x and y, um.
         width: of both arms, um.
         height: along z, um.
-
-    Raises:
-        InputError: a bad value, a cell that does not lie inside the box.
-        SolverError: gmsh failed.
     """
     name = "l_cell"
     size = expect.positive(name, "size", size)

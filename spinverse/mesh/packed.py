@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import pi
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from spinverse.mesh import arguments as expect
 from spinverse.mesh import arrangement
 from spinverse.mesh.arrangement import AROUND, TAGGED, Arrangement
 from spinverse.mesh.data import MeshData
-from spinverse.mesh.grids import extrude, levels, tagged
+from spinverse.mesh.grids import BALL, extrude, levels, tagged
 from spinverse.mesh.packing import pack, random_radii
 
 
@@ -56,10 +55,6 @@ def packed_cylinders(height: float, size: float, radii: Sequence[float] | None =
         layers: prisms along z.
         cell_tags: ``"common"`` or ``"each"``.
         match_volume: move the faceted circles so that each holds pi r^2.
-
-    Raises:
-        InputError: a bad value, or cylinders that find no place.
-        SolverError: gmsh failed.
     """
     name = "packed_cylinders"
     height = expect.positive(name, "height", height)
@@ -112,7 +107,7 @@ def _packed(name, dim, radii, count, mean_radius, deviation, distribution, fract
     expect.one_of(name, volume_fraction=fraction, box=box)
     if fraction is not None:
         fraction = expect.number(name, "volume_fraction", fraction, 1e-6, 1.0)
-        held = {2: pi, 3: 4 / 3 * pi}[dim] * (outer**dim).sum()
+        held = BALL[dim] * (outer**dim).sum()
         lengths = np.full(dim, (held / fraction)**(1 / dim))
     else:
         lengths = expect.lengths(name, "box", box, dim)

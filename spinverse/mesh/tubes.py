@@ -59,28 +59,21 @@ def twisted_axons(centres: Sequence[Sequence[float]], radii: float | Sequence[fl
         height: along z, um.
         size: largest edge length, um; in the plane it shrinks in thin layers and gaps, and
             around axons that would have fewer than ten edges.
-        twist: rad/um.
+        twist: rad/um; too strong a one for ``layers`` turns tets inside out, which is an error.
         bend: 1/um.
         g_ratio: inner over outer radius, for a layer of myelin.
-        ecs: ``"none"``; ``"box"``: the box that leaves ``ecs_gap`` around the straight
-            axons, bent and twisted with them; ``"tight"``: all within ``ecs_gap`` of an
-            axon and the voids that this encloses (axons further apart than two such gaps
-            have pieces of their own).
+        ecs: as for :func:`.packed.packed_cylinders`; the ``"box"`` leaves ``ecs_gap`` around
+            the straight axons, and is bent and twisted with them.
         ecs_gap: um; ``None``: half of the mean radius.
         layers: prisms along z; ``None``: enough for edges along the outermost axon to be at
             most ``size``.
         cell_tags: ``"common"`` or ``"each"``.
         match_volume: let each axon hold pi r^2 height: for the facets around, and for those
             that cut the corners of the twist.
-
-    Raises:
-        InputError: a bad value, axons that touch.
-        SolverError: gmsh failed, or the twist is too strong for ``layers``.
     """
     name = "twisted_axons"
     rows: Any = centres if np.ndim(centres) else [centres]
-    places = np.asarray([expect.vector(name, f"centres[{i}]", [*row, 0.0]) if np.ndim(row) == 1
-                         else expect.vector(name, f"centres[{i}]", row)
+    places = np.asarray([expect.vector(name, f"centres[{i}]", [*row, 0] if np.ndim(row) else row)
                          for i, row in enumerate(rows)])
     if not len(places):
         raise InputError(f"{name}: centres is {expect.shown(centres)}, expected (x, y) rows")
@@ -106,10 +99,6 @@ def torus(major_radius: float, minor_radius: float, size: float,
         size: target edge length, um.
         box: lengths (x, y, z) of a box centred at the origin, um; ``None``: inside only.
         match_volume: move the faceted surface out so that it holds 2 pi^2 R r^2.
-
-    Raises:
-        InputError: a bad value, a torus without a hole, or one that leaves the box.
-        SolverError: gmsh failed.
     """
     name = "torus"
     major = expect.positive(name, "major_radius", major_radius)
