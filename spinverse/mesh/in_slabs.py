@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import factorial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from mpi4py import MPI
 from ..errors import InputError, on_all, one_line
 from ..parallel.exchange import Ranges, Route
 from ..parallel.npz import NpzReader
-from .checks import FLAT, cell_volumes
+from .checks import flat_cells
 from .data import CELLS
 from .distributed import Mesh
 
@@ -113,13 +112,10 @@ def _check(comm: MPI.Comm, path: Path, points: np.ndarray, cells: np.ndarray, co
     fail(~used, "vertices belong to no cell", "none (spinverse.mesh.read with repair=True drops "
          "them)")
     near, place = route.backward(points[asked]), place.reshape(cells.shape)
-    flat, inverted = np.zeros(len(cells), bool), np.zeros(len(cells), bool)
+    flat, inverted = np.zeros((2, len(cells)), bool)
     for begin in range(0, len(cells), BLOCK):
         part = slice(begin, begin + BLOCK)
-        volumes, x = cell_volumes(near, place[part]), near[place[part]]
-        i, j = np.triu_indices(dim + 1, 1)
-        longest = np.linalg.norm(x[:, i] - x[:, j], axis=2).max(axis=1)
-        flat[part] = factorial(dim) * np.abs(volumes) <= FLAT * longest**dim
+        volumes, flat[part] = flat_cells(near, place[part])
         inverted[part] = volumes < 0
     fail(flat, "cells have no volume", "none")
     fail(inverted, "cells are inverted", "positive orientation (spinverse.mesh.read with "

@@ -21,9 +21,6 @@ def random_radii(name: str, count: int, mean: float, deviation: float, distribut
     """``count`` radii, ``(count,)`` um, of a distribution with this mean and deviation.
 
     ``"normal"`` is cut below a tenth of the mean; a deviation of 0 gives equal radii.
-
-    Raises:
-        InputError: a bad value.
     """
     count = expect.count(name, "count", count)
     mean = expect.positive(name, "mean_radius", mean)
@@ -139,12 +136,11 @@ def _clearance(points, radius, centres, radii, lengths, gap, periodic, shells) -
     if periodic:
         offset -= lengths * np.round(offset / lengths)
     clear = (np.linalg.norm(offset, axis=2) - radii - radius - gap).min(axis=1, initial=np.inf)
-    if periodic:
-        for axes, wall in _walls(points, lengths):
-            distance = np.linalg.norm(wall[:, axes], axis=1)
-            for shell in shells:
-                clear = np.minimum(clear, np.abs(distance - shell * radius)
-                                   - _short_of_touching(shell * radius, gap))
+    for axes, wall in _walls(points, lengths) if periodic else ():
+        distance = np.linalg.norm(wall[:, axes], axis=1)
+        for shell in shells:
+            clear = np.minimum(clear, np.abs(distance - shell * radius)
+                               - _short_of_touching(shell * radius, gap))
     return clear
 
 
@@ -163,9 +159,8 @@ def _walls(points, lengths):
 
 def _push(centres, radii, lengths, gap, periodic, shells) -> tuple[np.ndarray, float]:
     """Push overlapping pairs apart, sweep after sweep; also the largest overlap left."""
-    margin = gap * (1 + 1e-6) + 1e-9 * radii.max()
+    margin, x = gap * (1 + 1e-6) + 1e-9 * radii.max(), centres.copy()
     half = lengths / 2 - radii[:, None] - gap
-    x = centres.copy()
     for _ in range(SWEEPS):
         wrapped = np.mod(x + lengths / 2, lengths) if periodic else x
         tree = cKDTree(wrapped, boxsize=lengths if periodic else None)
@@ -176,9 +171,9 @@ def _push(centres, radii, lengths, gap, periodic, shells) -> tuple[np.ndarray, f
         distance = np.linalg.norm(offset, axis=1)
         overlap = radii[i] + radii[j] + margin - distance
         near = overlap > 0
-        move = np.zeros_like(x)
         step = offset[near] / np.maximum(distance[near], 1e-300)[:, None] \
             * overlap[near, None] / 2
+        move = np.zeros_like(x)
         np.add.at(move, i[near], step)
         np.add.at(move, j[near], -step)
         worst = overlap.max(initial=0.0)
@@ -200,9 +195,8 @@ def _push_off_walls(x, radii, lengths, gap, shells) -> float:
             side = np.zeros_like(x)
             side[:, axes] = wall[:, axes]
             distance = np.linalg.norm(side, axis=1)
-            short = _short_of_touching(shell * radii, gap) * (1 + 1e-6) \
-                - np.abs(distance - shell * radii)
-            short[short < 0] = 0
+            short = np.maximum(0, _short_of_touching(shell * radii, gap) * (1 + 1e-6)
+                               - np.abs(distance - shell * radii))
             worst = max(worst, short.max())
             short *= np.where(distance < shell * radii, -1, 1)
             x += side / np.maximum(distance, 1e-300)[:, None] * short[:, None]

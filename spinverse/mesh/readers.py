@@ -28,19 +28,17 @@ def read(path: str | Path, repair: bool = False) -> MeshData:
     """Read and check a mesh file; coordinates are taken as um.
 
     * ``.npz``: ``points (Nv, 3)``, ``tets (Nt, 4)`` (or ``triangles``, ``intervals``), optionally
-      ``cell_tags (Nt,)``,
-      ``interface_facets (Nb, 3)``, ``interface_tags (Nb,)``; other keys are ignored.
+      ``cell_tags (Nt,)``, ``interface_facets (Nb, 3)``, ``interface_tags (Nb,)``; no others.
     * ``.msh``: gmsh 2.2 and 4.x with linear tetrahedra, or else triangles in the plane z = 0,
       or else intervals on the x axis. Physical tags of these cells become cell tags (1 without
-      physical groups). Facets (triangles, of tetrahedra) of a physical group become interface
-      facets with that tag if the group holds at least one interior facet: a membrane that
-      reaches the outer boundary keeps its outer part, while a group that only names outer
-      boundary is no membrane and is left out. Vertices of no tet (gmsh writes geometry
-      points) are dropped and the others renumbered in file order; that is the input
-      numbering from then on, and ``input_vertices`` holds the place of each in the file.
+      physical groups). Facets of a physical group become interface facets with that tag if one of
+      them at least is an inner one: a membrane that reaches the outer boundary keeps its outer
+      part, while a group that only names outer boundary is left out. Vertices of no tet (gmsh
+      writes geometry points) are dropped and the others renumbered in file order; that is the
+      input numbering from then on, and ``input_vertices`` holds the place of each in the file.
     * ``.node`` or ``.ele``: TetGen, see :func:`tetgen.read_tetgen`; the companions have the same
-      name. Region attributes become cell tags, markers of ``.face`` interface tags; of them, and
-      of unused vertices, the rules are those of ``.msh``.
+      name. Region attributes become cell tags, markers of ``.face`` interface tags, and the rest
+      is as for ``.msh``.
     * ``.xdmf``: as DOLFINx and meshio write it, see :func:`xdmf.read_xdmf`, with the same rules
       for vertices; facets in it are interface facets.
 
@@ -59,14 +57,19 @@ def read(path: str | Path, repair: bool = False) -> MeshData:
         UnitWarning: the size suggests that the coordinates are not in um.
     """
     path = Path(path)
-    readers = {".npz": _read_npz, ".msh": _read_msh, ".node": _read_tetgen, ".ele": _read_tetgen,
-               ".xdmf": lambda file: _used_only(read_xdmf(file))}
+    readers = {".npz": _read_npz, ".msh": _read_msh, ".node": read_tetgen, ".ele": read_tetgen,
+               ".xdmf": read_xdmf}
     if path.suffix.lower() not in readers:
         raise InputError(f"mesh file '{path}': suffix is '{path.suffix}', expected one of "
                          + ", ".join(readers))
     if not path.is_file():
         raise InputError(f"mesh file '{path}': no such file, expected a mesh")
-    data = readers[path.suffix.lower()](path)
+    kind = path.suffix.lower()
+    data = readers[kind](path)
+    if kind in (".node", ".ele"):
+        data = _membranes_only(data)
+    if kind != ".npz":
+        data = _used_only(data)
     return (_repaired(data) if repair else data).check()
 
 
@@ -121,7 +124,7 @@ def _read_msh(path: Path) -> MeshData:
         # meshio prints remarks of its own; the named format keeps it from sys.exit on errors
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             mesh = _parse_msh(path, content)
-        groups = _groups(content)
+        groups = _groups(path, content)
     except Exception as error:  # the parser raises whatever the bytes lead to
         expected = "format 2.2 or 4.x"
         if "'gmsh:physical'" in str(error):  # meshio cannot read a mixture in 4.x
@@ -132,9 +135,11 @@ def _read_msh(path: Path) -> MeshData:
                          f"({one_line(error)[:200]}), expected {expected}") from None
     physical = mesh.cell_data.get("gmsh:physical", [np.zeros(len(b.data), int)
                                                     for b in mesh.cells])
-    dim = _dimension(mesh)
-    if dim is None:
-        others = sorted({b.type for b in mesh.cells})
+    others = sorted({b.type for b in mesh.cells})
+    dim = next((d for d in (3, 2, 1) if GMSH[d] in others), 0)
+    rows = [b.data.ravel() for b in mesh.cells if b.type == GMSH[dim]]
+    # cells of a lower dimension only where they lie in the plane or on the axis
+    if not dim or mesh.points[np.concatenate(rows), dim:].any():
         raise InputError(f"mesh file '{path}': holds no tetrahedra (it holds "
                          f"{', '.join(others) or 'nothing'}), expected linear ones, or triangles "
                          "in the plane z = 0, or intervals on the x axis")
@@ -150,7 +155,7 @@ def _read_msh(path: Path) -> MeshData:
     data = _membranes_only(MeshData(mesh.points, cells, cell_tags, facets[tagged],
                                     facet_tags[tagged], name=path.name))
     _in_one_group(path, "interface facet", data.interface_facets, data.interface_tags)
-    return _used_only(data)
+    return data
 
 
 def _in_one_group(path: Path, kind: str, rows: np.ndarray, tags: np.ndarray) -> None:
@@ -165,41 +170,17 @@ def _in_one_group(path: Path, kind: str, rows: np.ndarray, tags: np.ndarray) -> 
                          "in one group")
 
 
-def _groups(content: bytes) -> dict[tuple[int, int], list[int]]:
-    """Physical groups of each gmsh entity (dimension, number) in format 4.x; meshio has the first.
-    """
+def _groups(path: Path, content: bytes) -> list[dict[int, list[int]]]:
+    """By dimension the physical groups of each entity in format 4; meshio tells the first only."""
     version, kind, width = content.split(b"\n", 2)[1].split()[:3]
-    begin = content.find(b"$Entities\n") + len(b"$Entities\n")
-    if version[:1] != b"4" or begin < len(b"$Entities\n"):
-        return {}
-    words = iter(content[begin:content.index(b"$EndEntities", begin)].split()
-                 if kind == b"0" else ())
-    types = {"int": "i4", "count": f"u{int(width)}", "float": "f8"}
-
-    def take(what: str, number: int) -> list:
-        nonlocal begin
-        if kind == b"0":
-            return [float(next(words)) for _ in range(number)]
-        values = np.frombuffer(content, types[what], number, begin)
-        begin += values.nbytes
-        return values.tolist()
-
-    found = {}
-    for dim, count in enumerate(take("count", 4)):
-        for _ in range(int(count)):
-            tag, = take("int", 1)
-            take("float", 3 if dim == 0 and version == b"4.1" else 6)
-            found[dim, int(tag)] = [int(v) for v in take("int", int(take("count", 1)[0]))]
-            if dim:
-                take("int", int(take("count", 1)[0]))
-    return found
-
-
-def _read_tetgen(path: Path) -> MeshData:
-    data = read_tetgen(path)
-    if not len(data.cells):
-        raise InputError(f"mesh file '{path}': holds no tetrahedra, expected some")
-    return _used_only(_membranes_only(data))
+    begin = content.find(b"$Entities\n")
+    if version[:1] != b"4" or begin < 0:
+        return [{}, {}, {}, {}]
+    with open(path, "rb") as file:
+        file.seek(begin + len(b"$Entities\n"))
+        if version == b"4.1":
+            return meshio.gmsh._gmsh41._read_entities(file, kind == b"0", int(width))[0]
+        return meshio.gmsh._gmsh40._read_entities(file, kind == b"0")
 
 
 def _parse_msh(path: Path, content: bytes):
@@ -213,23 +194,13 @@ def _parse_msh(path: Path, content: bytes):
         return meshio.gmsh.read(copy)
 
 
-def _dimension(mesh) -> int | None:
-    """That of the cells: 3; 2 and 1 only where they lie in the plane or on the axis."""
-    for dim in (3, 2, 1):
-        rows = [b.data for b in mesh.cells if b.type == GMSH[dim]]
-        if rows:
-            flat = not mesh.points[np.concatenate(rows).ravel(), dim:].any()
-            return dim if flat else None
-    return None
-
-
-def _blocks(mesh, physical, dim: int, groups: dict) -> tuple[np.ndarray, np.ndarray]:
+def _blocks(mesh, physical, dim: int, groups: list) -> tuple[np.ndarray, np.ndarray]:
     """Rows and tags of one dimension; a row for each group that an entity is in."""
     rows, tags = [np.empty((0, dim + 1), np.int64)], [np.empty(0, np.int64)]
     entities = mesh.cell_data.get("gmsh:geometrical", physical)
     for block, tag, entity in zip(mesh.cells, physical, entities, strict=True):
         if block.type == GMSH[dim]:
-            more = groups.get((dim, int(entity[0])), [])[1:] if len(entity) else []
+            more = groups[dim].get(int(entity[0]), [])[1:] if len(entity) else []
             for one in (tag, *(np.full(len(tag), other) for other in more)):
                 rows.append(np.asarray(block.data, np.int64))
                 tags.append(np.asarray(one, np.int64))

@@ -43,10 +43,8 @@ def read_tetgen(path: str | Path) -> MeshData:
         raise InputError(f"mesh file '{files['.ele']}': {width} nodes a tetrahedron, expected 4 "
                          "or 10")
     tets = _whole(files[".ele"], rows[:, 1:5]) - first
-    tags = None
-    if rows.shape[1] > 1 + width:
-        tags = _whole(files[".ele"], rows[:, -1])
-        tags = tags if tags.any() else None
+    tags = _whole(files[".ele"], rows[:, -1]) if rows.shape[1] > 1 + width else None
+    tags = tags if np.any(tags) else None
     _in_range(files[".ele"], tets, len(points))
 
     triples, markers = np.empty((0, 3), np.int64), np.empty(0, np.int64)
@@ -62,8 +60,9 @@ def read_tetgen(path: str | Path) -> MeshData:
             triples = _whole(files[".face"], rows[:, 1:4])[markers != 0] - first
             markers = markers[markers != 0]
             _in_range(files[".face"], triples, len(points))
-    volumes = cell_volumes(points, tets)
-    if len(tets) and (volumes < 0).all():  # the other convention, not a defect
+    if not len(tets):
+        raise InputError(f"mesh file '{path}': holds no tetrahedra, expected some")
+    if (cell_volumes(points, tets) < 0).all():  # the other convention, not a defect
         tets = tets[:, [0, 1, 3, 2]]
     return MeshData(points, tets, tags, triples, markers, name=path.name)
 
