@@ -16,7 +16,7 @@ from mpi4py import MPI
 from ..errors import InputError, on_all, on_root
 from ..parallel.exchange import Ranges, gather_chosen, reduced, scatter
 from ..parallel.npz import Rows, write_npz
-from .checks import find_facets
+from .checks import cell_volumes, find_facets
 from .data import CELLS, MeshData, tags_in_words
 from .ordered import FacetRows, FacetSlabs, Slabs
 
@@ -30,8 +30,7 @@ class Mesh:
     on the rank. Facets form a submesh of their own; a facet is known everywhere by its vertex
     triple in the numbering of the input, whatever the number of ranks.
 
-    Build one with `Mesh.from_data`, `spinverse.mesh.read` or the builders in
-    `spinverse.mesh`.
+    Build one with `Mesh.from_data`, `spinverse.mesh.read` or the builders in `spinverse.mesh`.
 
     Attributes:
         domain: the dolfinx mesh (coordinates in um).
@@ -52,15 +51,7 @@ class Mesh:
     def __init__(self, domain: dolfinx.mesh.Mesh, cell_tags: np.ndarray,
                  interface_triples: np.ndarray, interface_tags: np.ndarray,
                  input_vertices: np.ndarray, name: str = "mesh"):
-        """Collective. For `from_slabs`.
-
-        Args:
-            domain: the dolfinx mesh.
-            cell_tags, input_vertices: this rank's even range of the input's (`Ranges`): no rank
-                has all of them.
-            interface_triples, interface_tags: rows of the known membrane, on any rank.
-            name: for messages and reports.
-        """
+        """Collective. Of a dolfinx mesh, and the rest as for `from_slabs`."""
         self.domain, self.name = domain, name
         topology = domain.topology
         dim = topology.dim
@@ -102,13 +93,12 @@ class Mesh:
         root = comm.rank == 0
         held: Any = data  # nothing elsewhere
         dim, name = comm.bcast(on_root(comm, lambda: (held.dim, held.name)))
-        points, cells, tags, vertices = (scatter(comm, array) for array in (
+        arrays = (scatter(comm, array) for array in (
             (held.points[:, :dim], held.cells, held.cell_tags, held.input_vertices)
             if root else (None,) * 4))
-        triples, triple_tags = (
-            (held.input_vertices[held.interface_facets], held.interface_tags) if root
-            else (np.empty((0, dim), np.int64), np.empty(0, np.int32)))
-        return cls.from_slabs(comm, points, cells, tags, vertices, triples, triple_tags, name)
+        known = (held.input_vertices[held.interface_facets], held.interface_tags) if root \
+            else (np.empty((0, dim), np.int64), np.empty(0, np.int32))
+        return cls.from_slabs(comm, *arrays, *known, name)
 
     @classmethod
     def from_slabs(cls, comm: MPI.Comm, points: np.ndarray, cells: np.ndarray,
@@ -118,20 +108,17 @@ class Mesh:
         """Distribute a mesh of which each rank holds an even range (`Ranges`). Collective.
 
         Args:
-            comm: the communicator.
             points: this rank's, ``(n, 3)`` or ``(n, d)`` um.
             cells: this rank's, ``(m, d + 1)`` numbers among the points of all ranks.
             cell_tags: ``(m,)``.
             input_vertices: ``(n,)`` number of each point in the input.
             interface_triples, interface_tags: rows of the known membrane, on any rank.
-            name: for messages and reports.
         """
         dim = cells.shape[1] - 1
         element = basix.ufl.element("Lagrange", _CELL_TYPES[dim].name, 1, shape=(dim,))
         partitioner = dolfinx.mesh.create_cell_partitioner(GhostMode.shared_facet, 2)
-        domain = dolfinx.mesh.create_mesh(comm, cells, element,
-                                          np.ascontiguousarray(points[:, :dim]),
-                                          partitioner=partitioner)
+        domain = dolfinx.mesh.create_mesh(
+            comm, cells, element, np.ascontiguousarray(points[:, :dim]), partitioner=partitioner)
         return cls(domain, cell_tags, interface_triples, interface_tags, input_vertices, name)
 
     @property
@@ -146,12 +133,12 @@ class Mesh:
     @property
     def num_cells(self) -> int:
         """Number of cells of the whole mesh."""
-        return self.domain.topology.index_map(self.domain.topology.dim).size_global
+        return self.domain.topology.index_map(self.dim).size_global
 
     @property
     def num_facets(self) -> int:
         """Number of facets of the whole mesh, outer ones included."""
-        return self.facets.topology.index_map(self.facets.topology.dim).size_global
+        return self.facets.topology.index_map(self.dim - 1).size_global
 
     @property
     def num_owned_facets(self) -> int:
@@ -159,15 +146,14 @@ class Mesh:
 
     @property
     def num_owned_cells(self) -> int:
-        return self.domain.topology.index_map(self.domain.topology.dim).size_local
+        return self.domain.topology.index_map(self.dim).size_local
 
     @cached_property
     def bounds(self) -> np.ndarray:
         """Lower and upper corner of the bounding box, ``(2, 3)``, um."""
         x = self.domain.geometry.x
-        low = x.min(axis=0) if len(x) else np.full(3, np.inf)
-        high = x.max(axis=0) if len(x) else np.full(3, -np.inf)
-        return np.array([reduced(self.comm, low, MPI.MIN), reduced(self.comm, high, MPI.MAX)])
+        return np.array([reduced(self.comm, x.min(axis=0, initial=np.inf), MPI.MIN),
+                         reduced(self.comm, x.max(axis=0, initial=-np.inf), MPI.MAX)])
 
     @property
     def centre(self) -> np.ndarray:
@@ -190,14 +176,12 @@ class Mesh:
     @cached_property
     def cell_volumes(self) -> np.ndarray:
         """Volume of each cell on this rank, ghosts last, ``(nc,)``, um^d."""
-        x = self.domain.geometry.x[self.domain.geometry.dofmaps[0]][..., : self.dim]
-        return np.abs(np.linalg.det(x[:, 1:] - x[:, :1])) / factorial(self.dim)
+        return np.abs(cell_volumes(self.domain.geometry.x, self.domain.geometry.dofmaps[0]))
 
     @cached_property
     def facet_cells(self) -> np.ndarray:
         """Local cells on the two sides of each owned facet, ``(nf, 2)``; -1 is outside."""
-        dim = self.domain.topology.dim
-        links = self.domain.topology.connectivity(dim - 1, dim)
+        links = self.domain.topology.connectivity(self.dim - 1, self.dim)
         cells = np.full((self.num_owned_facets, 2), -1, dtype=np.int32)
         first = links.offsets[self.facet_entities]
         cells[:, 0] = links.array[first]
@@ -206,13 +190,10 @@ class Mesh:
         return cells
 
     def find_facets(self, triples: np.ndarray) -> np.ndarray:
-        """Owned facet of each vertex triple.
+        """Index of the owned facet of each row of vertices, ``(n,)``, -1 where none is owned here.
 
         Args:
             triples: ``(n, d)`` vertices in the input numbering, any order within a row.
-
-        Returns:
-            ``(n,)`` index of the owned facet, -1 where the facet is not owned here.
         """
         order = np.lexsort(self.facet_vertices.T[::-1])
         place = find_facets(self.facet_vertices[order], triples)
@@ -265,7 +246,7 @@ class Mesh:
             what: begins the message.
 
         Raises:
-            InputError: if a facet of the mesh has no row on any rank.
+            InputError: a facet of the mesh has no row on any rank.
         """
         rows = self.facet_slabs.rows_of(triples)
         if rows.missing:
@@ -274,21 +255,14 @@ class Mesh:
         return rows
 
     def scatter_facets(self, triples: np.ndarray, values: np.ndarray, what: str) -> np.ndarray:
-        """Values of the owned facets from rows on any ranks, see `facet_rows`. Collective.
-
-        Raises:
-            InputError: if a facet of the mesh has no row on any rank.
-        """
+        """Values of the owned facets from rows on any ranks, as `facet_rows`. Collective."""
         return self.facet_rows(triples, what).values(values)
 
     def save(self, path: str | Path) -> None:
         """Write the mesh as ``.npz``, as `spinverse.mesh.read` takes it. Collective.
 
-        Cells are in the order of the input, with their tags; vertices too, without those that no
-        cell has. Interface facets have their tags.
-
-        Args:
-            path: of the file, which appears complete or not at all.
+        Cells, and the vertices that they have, are in the order of the input. The file appears
+        complete or not at all.
 
         Raises:
             InputError: on every rank: another suffix, or no such folder.
@@ -315,8 +289,7 @@ class Mesh:
         if self.comm.size > 1:
             return f"{words}, on {self.comm.size} ranks"
         return "\n".join([words, *tags_in_words(self.domain.geometry.x, self.cell_volumes,
-                                                self.cell_tags, self.interface[self.interface != 0])
-                          ])
+                          self.cell_tags, self.interface[self.interface != 0])])
 
 
 def _target(path: str | Path) -> Path:

@@ -21,9 +21,7 @@ def model(name: str, size: float, smallest: float | None = None,
     """A fresh gmsh model; closes gmsh again, or leaves the caller's session as it was.
 
     Args:
-        name: for messages.
-        size: largest target edge length, um.
-        smallest: smallest one, um; ``None``: ``size``.
+        size, smallest: largest and smallest target edge length, um; ``None``: as the largest.
         algorithm: of gmsh for surfaces.
 
     Raises:
@@ -47,8 +45,8 @@ def model(name: str, size: float, smallest: float | None = None,
     if not shared:
         gmsh.initialize(["spinverse", "-v", "0"], readConfigFiles=False, interruptible=False)
     before = {key: gmsh.option.getNumber(key) for key in options}
+    current = gmsh.model.getCurrent() if shared else None
     try:
-        current = gmsh.model.getCurrent() if shared else None
         for key, value in options.items():
             gmsh.option.setNumber(key, value)
         gmsh.model.add(f"spinverse {name}")
@@ -58,14 +56,12 @@ def model(name: str, size: float, smallest: float | None = None,
             raise
         raise SolverError(f"{name}: gmsh could not mesh it ({one_line(error)})") from None
     finally:
-        if _busy:
-            pass
-        elif shared:
+        if shared and not _busy:
             gmsh.model.remove()
             gmsh.model.setCurrent(current)
             for key, value in before.items():
                 gmsh.option.setNumber(key, value)
-        else:
+        elif not _busy:
             gmsh.finalize()
 
 
@@ -81,8 +77,7 @@ def arrays(gmsh, name: str, dim: int = 3,
            again: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mesh the model: points, cells (tets or triangles) and each cell's gmsh entity.
 
-    Args:
-        again: optimise tets once more, which rids narrow gaps of the worst.
+    ``again`` optimises tets once more, which rids narrow gaps of the worst.
 
     Raises:
         SolverError: gmsh left a part of the geometry without cells, or took longer than TIMEOUT.
@@ -127,39 +122,28 @@ def _in_time(name: str, make) -> None:
     thread.join(TIMEOUT)
     if thread.is_alive():
         _busy.append(name)
-        _end_at_once()
+        # When this process ends, C++ destructors would take the data from under the thread, which
+        # now and then is a segmentation fault. glibc hands the exit code to _exit, which calls none
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "on_exit"):
+            libc.on_exit(libc._exit, None)
         raise SolverError(f"{name}: gmsh made no mesh in {TIMEOUT:g} s (try a larger size, or a "
                           "simpler geometry)")
     if errors:
         raise errors[0]
 
 
-def _end_at_once() -> None:
-    """Let this process end, when it does, with its exit code and without C++ destructors.
-
-    They would take the data away from under the thread that is still meshing, which now and
-    then is a segmentation fault after the message. Python has flushed and closed by then.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "on_exit"):  # glibc; it hands the exit code to _exit
-        libc.on_exit(libc._exit, None)
-
-
 def match_opposite(gmsh, name: str, lengths: np.ndarray, dim: int = 3) -> None:
     """Make the mesh of each face of a box centred at the origin a copy of the opposite one's.
 
-    Faces are paired by the bounding boxes of their parts, moved by the box length.
-
-    Args:
-        lengths: of the box, ``(3,)`` um; the first ``dim`` count.
+    Faces are paired by the bounding boxes of their parts, moved by the ``lengths (3,)`` um of the
+    box, of which the first ``dim`` count.
 
     Raises:
         SolverError: opposite faces are cut into different parts.
     """
-    entities = gmsh.model.getEntities(dim - 1)
-    tags = np.array([tag for _, tag in entities])
-    bounds = np.array([gmsh.model.getBoundingBox(dim - 1, tag) for tag in tags])
-    bounds = bounds.reshape(-1, 2, 3)
+    tags = np.array([tag for _, tag in gmsh.model.getEntities(dim - 1)])
+    bounds = np.reshape([gmsh.model.getBoundingBox(dim - 1, tag) for tag in tags], (-1, 2, 3))
     # OCC widens bounding boxes by 1e-7 of its own
     near = max(1e-5 * float(np.max(lengths[:dim])), 1e-6)
     for axis in range(dim):

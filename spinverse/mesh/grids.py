@@ -71,9 +71,9 @@ def bcc(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return points, oriented(points, tets)
 
 
-def extrude(flat: np.ndarray, triangles: np.ndarray,
-            z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Prisms over ``triangles`` between the levels ``z``, three tets each, layer by layer.
+def extrude(flat: np.ndarray, triangles: np.ndarray, height: float,
+            layers: int) -> tuple[np.ndarray, np.ndarray]:
+    """Prisms over ``triangles (Nt, 3)`` in equal layers about z = 0, three tets each.
 
     Splitting from the lowest vertex number upwards gives neighbours the same diagonal;
     vertices are renumbered along x, then y, so that opposite sides of a periodic rectangle
@@ -81,28 +81,22 @@ def extrude(flat: np.ndarray, triangles: np.ndarray,
 
     Args:
         flat: ``(Nv, 2)`` or ``(Nv, 3)`` points of the triangles, um; only x and y count.
-        triangles: ``(Nt, 3)``.
-        z: ascending, um.
+        height: of all layers, um.
 
     Returns:
-        Points ``(len(z) Nv, 3)`` um; tets ``(3 (len(z) - 1) Nt, 4)``, three after three a prism.
+        Points ``((layers + 1) Nv, 3)`` um; tets ``(3 layers Nt, 4)``, three after three a prism.
     """
+    z = np.linspace(-height / 2, height / 2, layers + 1)
     n = len(flat)
     digits = np.round(flat[:, :2] / np.ptp(flat[:, :2]), 9)
     order = np.lexsort((digits[:, 1], digits[:, 0]))
-    rank = np.empty(n, np.int64)
-    rank[order] = np.arange(n)
+    rank = np.argsort(order)
     points = np.concatenate([np.column_stack([flat[order, :2], np.full(n, level)]) for level in z])
     low = np.sort(rank[triangles], axis=1)
     prism = np.concatenate([low, low + n], axis=1)
     tets = prism[:, [[0, 1, 2, 5], [0, 1, 4, 5], [0, 3, 4, 5]]].reshape(-1, 4)
-    tets = np.concatenate([tets + k * n for k in range(len(z) - 1)])
+    tets = np.concatenate([tets + k * n for k in range(layers)])
     return points, oriented(points, tets)
-
-
-def levels(height: float, layers: int) -> np.ndarray:
-    """``layers`` equal steps over ``height``, centred at 0."""
-    return np.linspace(-height / 2, height / 2, layers + 1)
 
 
 def graded(planes: np.ndarray, size: float, fine: float, is_fine: np.ndarray) -> np.ndarray:

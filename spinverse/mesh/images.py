@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.ndimage import binary_dilation
 
 from spinverse.errors import InputError, one_line, warn_caller
-from spinverse.mesh.arguments import affordable, lengths, positive, shown
+from spinverse.mesh.arguments import affordable, each, positive, shown
 from spinverse.mesh.checks import UnitWarning, facets_of, find_facets
 from spinverse.mesh.data import MeshData
 from spinverse.mesh.grids import kuhn_steps
@@ -51,9 +50,7 @@ class LabelImage:
         if labels.min() < 0 or labels.max() > np.iinfo(np.int32).max:
             raise InputError(f"{where}: labels are {labels.min():g} to {labels.max():g}, expected "
                              f"0 to {np.iinfo(np.int32).max}")
-        size = self.voxel_size
-        size = [size] * 3 if np.ndim(size) == 0 else size
-        object.__setattr__(self, "voxel_size", lengths(where, "voxel_size", size, 3))
+        object.__setattr__(self, "voxel_size", each(where, "voxel_size", self.voxel_size, 3))
         object.__setattr__(self, "labels", labels.astype(np.int64))
 
 
@@ -78,17 +75,14 @@ def read_labels(path: str | Path, voxel_size=None) -> LabelImage:
     """
     path = Path(path)
     where = f"label image '{path}'"
-    kind = next((s for s in (".npy", ".npz", ".nii", ".nii.gz")
-                 if path.name.lower().endswith(s)), None)
-    if kind is None:
+    name = path.name.lower()
+    if not name.endswith((".npy", ".npz", ".nii", ".nii.gz")):
         raise InputError(f"{where}: suffix is '{path.suffix}', expected .npy, .npz, .nii or "
                          ".nii.gz")
     if not path.is_file():
         raise InputError(f"{where}: no such file, expected an image")
-    if kind in (".nii", ".nii.gz"):
-        labels, found = _nifti(path, where, warn=voxel_size is None)
-    else:
-        labels, found = _numpy(path, where, kind)
+    labels, found = _numpy(path, where, name[-4:]) if name.endswith((".npy", ".npz")) else \
+        _nifti(path, where, warn=voxel_size is None)
     voxel_size = found if voxel_size is None else voxel_size
     if voxel_size is None:
         raise InputError(f"{where}: holds no voxel size, expected voxel_size in um")
@@ -141,9 +135,12 @@ def from_labels(image, voxel_size=None, size: float | None = None, smooth: int =
     if not (labels > 0).any():
         raise InputError(f"{where}: holds label 0 only, expected at least one cell")
     affordable(where, 6.0 * meshed.sum())
-    nodes, tets, tags = _voxels(labels, meshed)
-    facets, pairs = facets_of(tets, image.name)
-    interface, interface_tags = _interfaces(nodes, facets, pairs, tags, labels.shape)
+    shape = np.array(labels.shape) + 1  # of the grid's nodes
+    lowest = np.ravel_multi_index(np.nonzero(meshed), shape)
+    used, numbers = np.unique(lowest[:, None, None] + kuhn_steps(shape), return_inverse=True)
+    nodes, tets = np.stack(np.unravel_index(used, shape), axis=1), numbers.reshape(-1, 4)
+    tags = np.repeat(labels[meshed], 6)
+    interface, interface_tags = _interfaces(nodes, tets, tags, labels.shape)
     points = nodes * step
     if smooth:
         points = smoothed(points, tets, interface, int(smooth), np.zeros(3),
@@ -163,16 +160,11 @@ def interface_pairs(data: MeshData) -> dict[int, tuple[int, int]]:
     tags, first = np.unique(data.interface_tags, return_index=True)
     sides = pairs[find_facets(facets, data.interface_facets[first])]
     both = np.sort(np.where(sides < 0, 0, data.cell_tags[sides]), axis=1)
-    return {tag: (low, high) for tag, (low, high) in
-            zip(tags.tolist(), both.tolist(), strict=True)}
+    return dict(zip(tags.tolist(), map(tuple, both.tolist()), strict=True))
 
 
 def coarsened(image: LabelImage, size: float) -> LabelImage:
-    """Blocks of voxels of about ``size`` um as one voxel, with the commonest label in the block.
-
-    Raises:
-        InputError: ``size`` is below two thirds of the smallest side of a voxel.
-    """
+    """Blocks of voxels of about ``size`` um as one voxel, with the commonest label in the block."""
     if 1.5 * size < image.voxel_size.min():
         raise InputError(f"label image '{image.name}': size is {size:g} um, expected at least the "
                          f"voxel size {image.voxel_size.min():g} um")
@@ -182,30 +174,19 @@ def coarsened(image: LabelImage, size: float) -> LabelImage:
     missing = -np.array(image.labels.shape) % block
     labels = np.pad(image.labels, [(0, m) for m in missing], mode="edge")
     counts = np.array(labels.shape) // block
-    labels = labels.reshape(counts[0], block[0], counts[1], block[1], counts[2], block[2])
+    labels = labels.reshape(np.stack([counts, block], axis=1).ravel())
     labels = np.sort(labels.transpose(0, 2, 4, 1, 3, 5).reshape(counts.prod(), -1))
-    best, longest = labels[:, 0].copy(), np.zeros(len(labels), int)
-    run = np.zeros(len(labels), int)
+    best, (longest, run) = labels[:, 0].copy(), np.zeros((2, len(labels)), int)
     for k in range(labels.shape[1]):
-        same = labels[:, k] == labels[:, max(k - 1, 0)]
-        run = np.where(same, run + 1, 1)
+        run = np.where(labels[:, k] == labels[:, max(k - 1, 0)], run + 1, 1)
         better = run > longest
         best[better], longest[better] = labels[better, k], run[better]
     return LabelImage(best.reshape(counts), image.voxel_size * block, image.name)
 
 
-def _voxels(labels: np.ndarray, meshed: np.ndarray):
-    """Grid nodes ``(Nv, 3)`` in voxels, six tets a voxel and their labels."""
-    voxels = np.argwhere(meshed)
-    shape = np.array(labels.shape) + 1
-    lowest = np.asarray(np.ravel_multi_index(voxels.T, shape))
-    tets = lowest[:, None, None] + kuhn_steps(shape)
-    used, numbers = np.unique(tets, return_inverse=True)
-    nodes = np.stack(np.unravel_index(used, shape), axis=1)
-    return nodes, numbers.reshape(-1, 4), np.repeat(labels[meshed], 6)
-
-
-def _interfaces(nodes, facets, pairs, tags, shape) -> tuple[np.ndarray, np.ndarray]:
+def _interfaces(nodes, tets, tags, shape) -> tuple[np.ndarray, np.ndarray]:
+    """Facets between different labels that are not on the border of the image, and their tags."""
+    facets, pairs = facets_of(tets)
     sides = np.sort(np.where(pairs < 0, 0, tags[pairs]), axis=1)
     corners = nodes[facets]
     border = ((corners == 0).all(axis=1) | (corners == shape).all(axis=1)).any(axis=1)
@@ -216,22 +197,21 @@ def _interfaces(nodes, facets, pairs, tags, shape) -> tuple[np.ndarray, np.ndarr
 
 def _numpy(path: Path, where: str, kind: str):
     try:
-        opened: Any = (np.load(path, allow_pickle=False) if kind == ".npz"
-                       else open(path, "rb"))
-        with opened as file:
-            if kind == ".npy":
-                return np.load(file, allow_pickle=False), None
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded, None
+        with loaded as file:
             keys = [key for key in file.files if key != "voxel_size"]
-            key = "labels" if "labels" in keys else keys[0] if len(keys) == 1 else None
-            size = file["voxel_size"] if "voxel_size" in file.files else None
-            labels = None if key is None else file[key]
+            key = keys[0] if len(keys) == 1 else "labels"
+            size = file["voxel_size"].tolist() if "voxel_size" in file.files else None
+            labels = file[key] if key in keys else None
     except Exception as error:  # zip, pickle and header errors have no common base
         raise InputError(f"{where}: cannot be read as {kind} ({one_line(error)[:200]}), "
                          "expected a numpy array") from None
     if labels is None:
         raise InputError(f"{where}: holds {', '.join(keys) or 'nothing'}, expected the key "
                          "'labels'")
-    return labels, None if size is None else size.tolist()
+    return labels, size
 
 
 def _nifti(path: Path, where: str, warn: bool):

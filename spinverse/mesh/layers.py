@@ -12,7 +12,7 @@ from spinverse.mesh import arguments as expect
 from spinverse.mesh import gmsh_model
 from spinverse.mesh.checks import cell_volumes
 from spinverse.mesh.data import MeshData
-from spinverse.mesh.grids import BALL, GROWTH, extrude, levels, oriented, tagged
+from spinverse.mesh.grids import BALL, GROWTH, extrude, oriented, tagged
 
 ORIGIN = (0.0, 0.0, 0.0)
 FLATTEST = 3.0  # edge length over thickness; from 10 on gmsh leaves slivers in shells
@@ -49,7 +49,7 @@ def cylinders(radii: Sequence[float], height: float, size: float | Sequence[floa
     height = expect.positive(name, "height", height)
     layers = expect.count(name, "layers", layers)
     flat, triangles, tags = _layered(name, 2, radii, size, match_volume, 3 * layers)
-    points, tets = extrude(flat, triangles, levels(height, layers))
+    points, tets = extrude(flat, triangles, height, layers)
     return tagged(name, points, tets, np.tile(np.repeat(tags, 3), layers))
 
 

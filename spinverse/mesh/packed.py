@@ -11,7 +11,7 @@ from spinverse.mesh import arguments as expect
 from spinverse.mesh import arrangement
 from spinverse.mesh.arrangement import AROUND, TAGGED, Arrangement
 from spinverse.mesh.data import MeshData
-from spinverse.mesh.grids import BALL, extrude, levels, tagged
+from spinverse.mesh.grids import BALL, extrude, tagged
 from spinverse.mesh.packing import pack, random_radii
 
 
@@ -65,7 +65,7 @@ def packed_cylinders(height: float, size: float, radii: Sequence[float] | None =
     flat, triangles, owner, layer = arrangement.mesh(cells, size)
     if match_volume:
         flat = arrangement.match(cells, size, flat, triangles, owner, layer)
-    points, tets = extrude(flat, triangles, levels(height, layers))
+    points, tets = extrude(flat, triangles, height, layers)
     tags = np.tile(np.repeat(cells.tags(owner, layer, cell_tags), 3), layers)
     return tagged(name, points, tets, tags)
 

@@ -14,7 +14,7 @@ from spinverse.mesh import arrangement, gmsh_model
 from spinverse.mesh.arrangement import AROUND, TAGGED, Arrangement
 from spinverse.mesh.checks import cell_volumes
 from spinverse.mesh.data import MeshData
-from spinverse.mesh.grids import extrude, levels, oriented, tagged
+from spinverse.mesh.grids import extrude, oriented, tagged
 from spinverse.mesh.packed import with_myelin
 
 MOST_LAYERS = 100000
@@ -182,10 +182,9 @@ def _bundle(name, centres, radii, height, size, twist, bend, ecs, ecs_gap, layer
     cells = Arrangement(name, centres - middle, radii, ecs, gap, high - low)
     flat, triangles, owner, layer = arrangement.mesh(cells, size)
     expect.affordable(name, 3.0 * layers * len(triangles))
-    z = levels(height, layers)
 
     def deformed(section):
-        points, tets = extrude(section + [*middle, 0], triangles, z)
+        points, tets = extrude(section + [*middle, 0], triangles, height, layers)
         return _deform(points, bend, twist), tets
 
     def measure(section):
