@@ -43,22 +43,20 @@ def exact(job) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         loops[int(shell)] = gmsh.model.geo.addSurfaceLoop([entity])
     volumes = {}
     for number in np.unique(job["volumes"][:, 0]):
-        rows = job["volumes"][job["volumes"][:, 0] == number]
-        volume = gmsh.model.geo.addVolume([loops[int(shell)] for shell in rows[:, 2]])
-        volumes[volume] = int(rows[0, 1])
+        rows = job["volumes"][job["volumes"][:, 0] == number].tolist()
+        volume = gmsh.model.geo.addVolume([loops[shell] for _, _, shell in rows])
+        volumes[volume] = rows[0][1]
     gmsh.model.geo.synchronize()
     gmsh.model.mesh.generate(3)
     numbers, coordinates, _ = gmsh.model.mesh.getNodes()
     place = np.zeros(int(max(numbers)) + 1, np.int64)
     place[np.asarray(numbers, np.int64)] = np.arange(len(numbers))
-    tets, tags = [], []
-    for volume, tag in volumes.items():
-        _, nodes = gmsh.model.mesh.getElementsByType(4, volume)
-        if not len(nodes):
-            raise RuntimeError(f"gmsh made no tetrahedra in volume {volume}")
-        tets.append(place[np.asarray(nodes, np.int64)].reshape(-1, 4))
-        tags.append(np.full(len(tets[-1]), tag))
-    return np.reshape(coordinates, (-1, 3)), np.concatenate(tets), np.concatenate(tags)
+    found = [gmsh.model.mesh.getElementsByType(4, volume)[1] for volume in volumes]
+    counts = [len(nodes) // 4 for nodes in found]
+    if not all(counts):
+        raise RuntimeError(f"gmsh made no tetrahedra in volume {counts.index(0) + 1}")
+    tets = place[np.concatenate(found).astype(np.int64)].reshape(-1, 4)
+    return np.reshape(coordinates, (-1, 3)), tets, np.repeat(list(volumes.values()), counts)
 
 
 def envelope(job) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -13,15 +13,11 @@ from .distributed import Mesh
 
 
 def cell_regions(num_cells: int, pairs: np.ndarray, walls: np.ndarray) -> np.ndarray:
-    """Connected regions of cells when some facets are walls.
+    """The connected region of each cell of a whole mesh, from 0 in the order of first cells.
 
     Args:
-        num_cells: of the whole mesh.
         pairs: ``(n, 2)`` cells of every facet, -1 outside.
-        walls: ``(n,)`` bool.
-
-    Returns:
-        ``(num_cells,)`` region of each cell, numbered from 0 in the order of first cells.
+        walls: ``(n,)`` bool, the facets that part regions.
     """
     return components(num_cells, pairs[~walls & (pairs >= 0).all(axis=1)])
 
@@ -34,7 +30,6 @@ def connected_cells(mesh: Mesh, open_facets: np.ndarray) -> np.ndarray:
     No rank holds more than its own part.
 
     Args:
-        mesh: the mesh.
         open_facets: ``(nf,)`` bool over owned facets.
 
     Returns:
@@ -67,7 +62,6 @@ def sizes_of(mesh: Mesh, labels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Volumes of some of the sets of `connected_cells`. Collective.
 
     Args:
-        mesh: the mesh.
         labels: ``(owned cells,)`` int64, from 0.
         wanted: ``(n,)`` labels, any on any rank.
 

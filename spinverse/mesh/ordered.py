@@ -19,7 +19,6 @@ class Slabs:
     """Items, each owned by one rank, sorted over all ranks. Collective.
 
     Args:
-        comm: the communicator.
         keys: ``(n, d)`` whole numbers of the items that this rank owns; no two are equal.
         to: ``(n,)`` rank whose slab each belongs to.
 
@@ -55,7 +54,6 @@ class FacetSlabs(Slabs):
     """Slabs of facets, which are of one length but for the facets of a vertex. Collective.
 
     Args:
-        comm: the communicator.
         facets: ``(nf, d)`` vertices of the owned facets, ascending.
     """
 
@@ -63,20 +61,14 @@ class FacetSlabs(Slabs):
         super().__init__(comm, facets, _even(comm, facets[:, 0]))
         self.total = comm.allreduce(len(facets))
         # an empty slab begins where the next one does
-        firsts = comm.allgather(int(self.keys[0, 0]) if len(self.keys) else None)
-        self._firsts = np.full(comm.size, np.iinfo(np.int64).max)
-        for rank in reversed(range(comm.size)):
-            if firsts[rank] is not None:
-                self._firsts[rank] = firsts[rank]
-            elif rank + 1 < comm.size:
-                self._firsts[rank] = self._firsts[rank + 1]
+        none = np.iinfo(np.int64).max
+        firsts = comm.allgather(int(self.keys[0, 0]) if len(self.keys) else none)
+        self._firsts = np.minimum.accumulate(firsts[::-1])[::-1]
 
     def rows_of(self, triples: np.ndarray) -> FacetRows:
-        """Where the facets are among rows that other ranks may have. Collective.
+        """Where the facets are among rows ``(n, d)`` that any ranks have, or several. Collective.
 
-        Args:
-            triples: ``(n, d)`` this rank's rows, vertices in any order within a row. It does not
-                matter which rank has which row, nor if several have the same.
+        Vertices may be in any order within a row.
         """
         return FacetRows(self, triples)
 

@@ -47,7 +47,7 @@ def read_tetgen(path: str | Path) -> MeshData:
     tags = tags if np.any(tags) else None
     _in_range(files[".ele"], tets, len(points))
 
-    triples, markers = np.empty((0, 3), np.int64), np.empty(0, np.int64)
+    triples = markers = None
     if files[".face"].is_file():
         header, rows = _table(files[".face"], (1, 2), 4)
         if len(header) > 1 and header[1] and len(rows):
@@ -70,9 +70,8 @@ def read_tetgen(path: str | Path) -> MeshData:
 def _table(path: Path, header_widths: tuple, least: int) -> tuple[list[int], np.ndarray]:
     """The numbers of the first line and the rows that it announces; ``#`` starts a comment."""
     try:
-        text = path.read_text(errors="strict")
-        lines = [line for line in (raw.split("#", 1)[0].strip() for raw in text.splitlines())
-                 if line]
+        stripped = (raw.split("#", 1)[0].strip() for raw in path.read_text().splitlines())
+        lines = [line for line in stripped if line]
         header = [int(word) for word in lines[0].split()]
         rows = np.loadtxt(lines[1:], ndmin=2) if len(lines) > 1 else np.empty((0, least))
     except (ValueError, IndexError, OSError) as error:
@@ -85,8 +84,8 @@ def _table(path: Path, header_widths: tuple, least: int) -> tuple[list[int], np.
         raise InputError(f"mesh file '{path}': has {len(rows)} rows, expected the {header[0]} "
                          "that its first line announces")
     if rows.shape[1] < least:
-        raise InputError(f"mesh file '{path}': has {rows.shape[1]} columns, expected at least "
-                         f"{least}")
+        raise InputError(f"mesh file '{path}': has {rows.shape[1]} columns, expected {least} or "
+                         "more")
     return header, rows
 
 

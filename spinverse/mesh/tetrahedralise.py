@@ -25,7 +25,7 @@ from spinverse.mesh.checks import (
     find_facets,
     places_in_cells,
 )
-from spinverse.mesh.connected import cell_regions
+from spinverse.mesh.connected import components
 from spinverse.mesh.data import MeshData
 from spinverse.mesh.grids import oriented
 from spinverse.mesh.isosurface import layer, samples
@@ -105,7 +105,10 @@ def from_surface(surface: Surface | str | Path, size: float | None = None,
         wanted = "clean surface for method='exact' ('auto' or 'envelope' take it)" if repair else \
             "clean surface (repair=True, or method='envelope')"
         raise InputError(f"surface '{surface.name}': {'; '.join(found)}; expected a {wanted}")
-    outer = _outer(surface, outside, gap, size)
+    outer = None
+    if outside is not None:
+        gap = 0.1 * float(np.ptp(surface.points, axis=0).max()) if gap is None else gap
+        outer = _box(surface, gap, size) if outside == "box" else layer(surface, gap)
     if size is not None:
         extent = np.ptp((outer or surface).points, axis=0)
         try:
@@ -147,8 +150,7 @@ def run_mesher(job: dict, timeout: float, name: str) -> dict[str, np.ndarray]:
             seconds, and then it is ended.
     """
     program = Path(__file__).with_name("_mesher.py")
-    environment = {key: value for key, value in os.environ.items()
-                   if not key.startswith(LAUNCHERS)}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHERS)}
     environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory(prefix="spinverse-") as folder:
         source, target = Path(folder) / "job.npz", Path(folder) / "mesh.npz"
@@ -187,15 +189,10 @@ def run_mesher(job: dict, timeout: float, name: str) -> dict[str, np.ndarray]:
 def _steps(surface: Surface, method: str, found: list[str], size: float | None) -> list[str]:
     """The methods to try, in order."""
     library = {"exact": "gmsh", "envelope": "wildmeshing"}
-    order = [method]
-    if method == "auto":
-        # fine or thin triangles would make as fine or thin tetrahedra
-        fine = size is not None and 3 * surface.edge_length < size
-        order = ["exact", "envelope"]
-        if found:
-            order = ["envelope"]
-        elif fine or surface.flatness.min() < THIN:
-            order = ["envelope", "exact"]
+    # fine or thin triangles would make as fine or thin tetrahedra
+    fine = size is not None and 3 * surface.edge_length < size
+    order = [method] if method != "auto" else ["envelope"] if found else \
+        ["envelope", "exact"] if fine or surface.flatness.min() < THIN else ["exact", "envelope"]
     steps = [step for step in order if find_spec(library[step]) is not None]
     if not steps:
         why = f" for a surface with defects ({'; '.join(found)})" if found else ""
@@ -220,15 +217,6 @@ def _exact_job(surface: Surface, outer: Surface | None, size: float | None) -> d
             "size": 1e22 if size is None else size}
 
 
-def _outer(surface: Surface, outside: str | None, gap: float | None,
-           size: float | None) -> Surface | None:
-    if outside is None:
-        return None
-    if gap is None:
-        gap = 0.1 * float(np.ptp(surface.points, axis=0).max())
-    return _box(surface, gap, size) if outside == "box" else layer(surface, gap)
-
-
 def _box(surface: Surface, gap: float, size: float | None) -> Surface:
     """The bounding box, ``gap`` um larger on each side, its faces split into right triangles."""
     low, high = surface.points.min(axis=0) - gap, surface.points.max(axis=0) + gap
@@ -251,21 +239,26 @@ def _box(surface: Surface, gap: float, size: float | None) -> Surface:
 def _mesh(surface: Surface, arrays: dict, box: Surface | None) -> MeshData:
     points, tets, tags = arrays["points"], arrays["tets"], arrays["tags"]
     used, numbers = np.unique(tets, return_inverse=True)
-    points, tets = points[used], numbers.reshape(-1, 4)
-    tets = oriented(points, tets)
+    points = points[used]
+    tets = oriented(points, numbers.reshape(-1, 4))
     if box is not None:
         points = _flush(points, tets, box)
     facets, pairs = facets_of(tets, surface.name)
     sides = np.where(pairs < 0, OUTSIDE, tags[pairs])
-    walls = facets[sides[:, 0] != sides[:, 1]]
-    return MeshData(points, tets, tags, walls, name=surface.name).check()
+    return MeshData(points, tets, tags, facets[sides[:, 0] != sides[:, 1]],
+                    name=surface.name).check()
+
+
+def _pieces(tets: np.ndarray) -> np.ndarray:
+    """The connected piece of each tet, ``(Nt,)``."""
+    _, pairs = facets_of(tets)
+    return components(len(tets), pairs[pairs[:, 1] >= 0])
 
 
 def _by_part(surface: Surface, data: MeshData) -> MeshData:
     """Tags 1, 2, ... for the pieces of the inside in the order of the surface's parts."""
     inside = np.flatnonzero(data.cell_tags == INSIDE)
-    _, pairs = facets_of(data.cells[inside])
-    piece = cell_regions(len(inside), pairs, np.zeros(len(pairs), bool))
+    piece = _pieces(data.cells[inside])
     # the surface nearest to a place inside is that around it
     _, near = cKDTree(surface.corners.mean(axis=1)).query(
         data.points[data.cells[inside]].mean(axis=1))
@@ -283,29 +276,21 @@ def _by_part(surface: Surface, data: MeshData) -> MeshData:
 def _flush(points: np.ndarray, tets: np.ndarray, box: Surface) -> np.ndarray:
     """Move vertices of the outer boundary onto the box, unless that spoils a tet."""
     facets, pairs = facets_of(tets)
-    low, high = box.points.min(axis=0), box.points.max(axis=0)
-    near = 0.01 * np.linalg.norm(high - low)
     boundary = np.unique(facets[pairs[:, 1] < 0])
     moved = points.copy()
-    for plane in (low, high):
-        on = np.abs(points[boundary] - plane) < near
+    for plane in (box.points.min(axis=0), box.points.max(axis=0)):
+        on = np.abs(points[boundary] - plane) < 0.01 * box.diagonal
         moved[boundary] = np.where(on, plane, moved[boundary])
     spoilt = cell_volumes(moved, tets) < 0.1 * cell_volumes(points, tets)
-    back = np.unique(tets[spoilt])
-    moved[back] = points[back]
+    moved[tets[spoilt]] = points[tets[spoilt]]
     return moved if (cell_volumes(moved, tets) > 0).all() else points
 
 
 def _compare(surface: Surface, data: MeshData, step: str, envelope: float) -> list[str]:
-    """How the mesh's inside differs from the surface's, in words.
-
-    Raises:
-        SolverError: there is no inside, or a part of the surface is far from it.
-    """
+    """How the mesh's inside differs from the surface's, in words; an error if a part is lost."""
     inside = data.cells[data.cell_tags == INSIDE]
     if not len(inside):
         raise SolverError(f"surface '{surface.name}': {step} found no inside; {TRY}")
-    said = []
     lost, far = _lost(surface, data, inside, envelope)
     if lost > LOST:
         before, after = (np.ptp(points, axis=0) for points in
@@ -315,16 +300,15 @@ def _compare(surface: Surface, data: MeshData, step: str, envelope: float) -> li
                           f"to {far:.3g} um away from what is left ({before[axis]:.3g} um along "
                           f"{'xyz'[axis]} became {after[axis]:.3g}); expected all of it (thin "
                           "processes need an envelope below their radius)")
+    said = []
     mesh, wanted = cell_volumes(data.points, inside).sum(), surface.volume
     if abs(mesh - wanted) > LOST * abs(wanted):
         said.append(f"the inside has {mesh:.4g} um^3, the surface encloses {wanted:.4g}, "
                     "overlaps twice (a smaller envelope follows thin processes better)")
-    _, pairs = facets_of(inside)
-    pieces = cell_regions(len(inside), pairs, np.zeros(len(pairs), bool)).max() + 1
-    depth, _ = depths(surface, parts(surface))
-    if pieces > (depth % 2 == 0).sum():
-        said.append(f"the inside falls into {pieces} pieces, the surface into "
-                    f"{(depth % 2 == 0).sum()}")
+    pieces = _pieces(inside).max() + 1
+    bodies = (depths(surface, parts(surface))[0] % 2 == 0).sum()
+    if pieces > bodies:
+        said.append(f"the inside falls into {pieces} pieces, the surface into {bodies}")
     return said
 
 
@@ -335,9 +319,9 @@ def _lost(surface: Surface, data: MeshData, inside: np.ndarray,
     What lies in the inside is not lost: parts that overlap have become one.
     """
     middles = surface.corners.mean(axis=1)
-    walls = Surface(data.points, data.interface_facets)
     near = NEAR_BY * surface.diagonal
-    distance, _ = cKDTree(samples(walls, near)).query(middles)
+    walls = samples(Surface(data.points, data.interface_facets), near)
+    distance, _ = cKDTree(walls).query(middles)
     away = np.flatnonzero(distance > 2 * near + envelope)
     _, held, _ = places_in_cells(data.points, inside, middles[away], 0.0)
     away = np.delete(away, held)

@@ -36,11 +36,9 @@ class WholeMesh:
     @classmethod
     def of(cls, mesh: Mesh) -> WholeMesh:
         """Gather a distributed mesh on every rank. Collective; for meshes of moderate size."""
-        geometry, count = mesh.domain.geometry, mesh.num_owned_cells
-        nodes = geometry.dofmaps[0][:count]
-        vertices = np.asarray(geometry.input_global_indices, dtype=np.int64)
-        parts = mesh.comm.allgather((mesh.input_cells[:count], vertices[nodes],
-                                     vertices, geometry.x))
+        geometry, count, vertices = mesh.domain.geometry, mesh.num_owned_cells, mesh.input_nodes
+        parts = mesh.comm.allgather((mesh.input_cells[:count],
+                                     vertices[geometry.dofmaps[0][:count]], vertices, geometry.x))
         ids = np.concatenate([part[0] for part in parts])
         cells = np.concatenate([part[1] for part in parts])[np.argsort(ids)]
         points = np.zeros((max(part[2].max(initial=-1) for part in parts) + 1, 3))
