@@ -8,32 +8,20 @@ from mpi4py import MPI
 
 from ..errors import InputError, on_root
 from . import builders, readers, shapes
-from .builders import (
-    bent_axon,
-    box,
-    cylinders,
-    disks,
-    intervals,
-    l_cell,
-    packed_cylinders,
-    packed_spheres,
-    slabs,
-    sphere_in_box,
-    spheres,
-    tagged_grid,
-    torus,
-    twisted_axons,
-)
+from .blocks import box, intervals, l_cell, slabs, tagged_grid
 from .checks import RepairWarning, UnitWarning
 from .data import MeshData
 from .distributed import Mesh
 from .images import LabelImage, from_labels, interface_pairs, read_labels
 from .in_slabs import read_in_slabs
+from .layers import cylinders, disks, sphere_in_box, spheres
 from .morphology import neuron_surface
+from .packed import packed_cylinders, packed_spheres
 from .readers import write_msh, write_npz
 from .shapes import Ball, BentTube, Cylinder, Torus
 from .surfaces import Surface, read_surface
 from .tetrahedralise import from_surface
+from .tubes import bent_axon, torus, twisted_axons
 
 __all__ = [
     "Ball", "BentTube", "Cylinder", "LabelImage", "Mesh", "MeshData", "RepairWarning", "Surface",

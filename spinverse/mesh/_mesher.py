@@ -93,7 +93,7 @@ def envelope(job) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def main(source: str, target: str, seconds: str) -> None:
     signal.alarm(int(float(seconds)) + 2)  # if the caller is gone
     with np.load(source) as file:
-        job = {key: file[key] for key in file.files}
+        job = dict(file)
     try:
         points, tets, tags = {"exact": exact, "envelope": envelope}[str(job["method"])](job)
     except Exception as error:  # the libraries raise whatever they like

@@ -52,17 +52,13 @@ class Arrangement:
         return self.centres.shape[1]
 
     def images(self, margin: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-        """Centres of the cells and the cell of each; in a periodic box also of their images that
-        reach into it, or into ``margin`` um around it."""
+        """Centres and the cell of each, in a periodic box with images up to ``margin`` um off."""
         if not self.periodic:
             return self.centres, np.arange(len(self.centres))
         return images(self.centres, self.radii[:, -1], self.lengths, margin)
 
     def tags(self, owner: np.ndarray, layer: np.ndarray, how: str) -> np.ndarray:
-        """Cell tags: ``layer + 1`` (common) or the same plus ``layers`` times the owner (each).
-
-        The space around the cells gets the number after the last.
-        """
+        """Cell tags, see :func:`.packed.packed_cylinders`."""
         count, layers = self.radii.shape
         last = layers if how == "common" else count * layers
         inside = layer + 1 + (0 if how == "common" else owner * layers)
@@ -79,9 +75,7 @@ def mesh(cells: Arrangement, size: float):
         Points ``(Nv, 3)`` um; triangles or tets, positively oriented; the cell that each is in, -1
         for the space around; and its layer there, 0 for the innermost.
     """
-    name, dim = cells.name, cells.dim
-    outer = cells.radii[:, -1]
-    centres, owners = cells.images()
+    name, dim, outer = cells.name, cells.dim, cells.radii[:, -1]
     target, smallest = _target(cells, size)
     total = np.prod(cells.lengths) if cells.ecs == "box" else \
         BALL[dim] * ((outer + (cells.gap if cells.ecs == "tight" else 0))**dim).sum()
@@ -89,7 +83,7 @@ def mesh(cells: Arrangement, size: float):
     for algorithm in (gmsh_model.FRONTAL_DELAUNAY, gmsh_model.DELAUNAY):
         try:
             with gmsh_model.model(name, size, smallest, algorithm) as gmsh:
-                labels = _geometry(gmsh, cells, centres, owners)
+                labels = _geometry(gmsh, cells)
                 gmsh_model.set_sizes(gmsh, target)
                 if cells.periodic:
                     gmsh_model.match_opposite(gmsh, name, np.resize(cells.lengths, 3), dim)
@@ -130,7 +124,10 @@ def match(cells: Arrangement, size: float, points: np.ndarray, simplices: np.nda
     wanted = BALL[dim] * cells.radii**dim
     inside = owner >= 0
     region = owner[inside] * layers + layer[inside]
-    near = _nearest(points[:, :dim], centres, outer[owners])
+    # the cell whose surface a point is nearest to, or deepest inside; in parts for the memory
+    near = np.concatenate([
+        (np.linalg.norm(part[:, None] - centres, axis=2) - outer[owners]).argmin(axis=1)
+        for part in np.array_split(points[:, :dim], len(points) // 4096 + 1)])
     nearest = owners[near]
     offset = points[:, :dim] - centres[near]
     r = np.linalg.norm(offset, axis=1)
@@ -142,11 +139,11 @@ def match(cells: Arrangement, size: float, points: np.ndarray, simplices: np.nda
     mean = np.bincount(nearest[on_surface], weight[on_surface], count) \
         / np.maximum(np.bincount(nearest[on_surface], minlength=count), 1)
     weight = np.minimum(weight / mean[nearest], 2.0)
-    away = np.ones_like(offset)
+    twin = slice(None)
     if cells.periodic:
         depth = (cells.lengths / 2 - np.abs(points[:, :dim])) / (outer[nearest, None] / 2)
-        away = np.clip(depth, 0, 1)
-    twin = _twins(points[:, :dim], cells.lengths) if cells.periodic else slice(None)
+        unit = unit * np.clip(depth, 0, 1)
+        twin = _twins(points[:, :dim], cells.lengths)
     factor, moved = np.ones_like(cells.radii), points
     measure = measure or (lambda p: np.abs(cell_volumes(p, simplices)))
     for _ in range(50):
@@ -161,7 +158,7 @@ def match(cells: Arrangement, size: float, points: np.ndarray, simplices: np.nda
             own = nearest == i
             shift[own] = np.interp(r[own], [0, *radii, fade[i]], [0, *(radii * (factor[i] - 1)), 0])
         moved = points.copy()
-        moved[:, :dim] += (unit * away * (shift * weight)[:, None])[twin]
+        moved[:, :dim] += (unit * (shift * weight)[:, None])[twin]
     return moved
 
 
@@ -172,9 +169,9 @@ def _twins(points: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.array([min(same) for same in cKDTree(inside).query_ball_point(inside, near)])
 
 
-def _geometry(gmsh, cells: Arrangement, centres, owners) -> dict[int, tuple[int, int]]:
+def _geometry(gmsh, cells: Arrangement) -> dict[int, tuple[int, int]]:
     """Make the shapes; returns (owner, layer) of each gmsh entity inside a cell."""
-    occ, dim = gmsh.model.occ, cells.dim
+    occ, dim, (centres, owners) = gmsh.model.occ, cells.dim, cells.images()
 
     def ball(centre, radius):
         return (2, occ.addDisk(*centre, 0, radius, radius)) if dim == 2 else \
@@ -196,13 +193,12 @@ def _geometry(gmsh, cells: Arrangement, centres, owners) -> dict[int, tuple[int,
         for centre, i in zip(centres, owners, strict=True):
             labels.append((int(i), layer))
             parts.append(ball(centre, cells.radii[i, layer]))
-    known = {}
-    if not around and cells.radii.shape[1] == 1:
-        known = {tag: label for (_, tag), label in zip(parts, labels, strict=True)}
-    else:
+    known = {tag: label for (_, tag), label in zip(parts, labels, strict=True)}
+    if around or cells.radii.shape[1] > 1:
         children, parents = occ.fragment(around, parts) if around else \
             occ.fragment(parts[:1], parts[1:])
         # from the outermost layer inwards: the innermost shape that holds an entity wins
+        known = {}
         for label, pieces in zip(labels, parents[len(around):], strict=True):
             known.update({tag: label for _, tag in pieces})
         inside = {piece for pieces in parents[:len(around)] for piece in pieces}
@@ -261,10 +257,7 @@ def _target(cells: Arrangement, size: float):
         # a cap that a face cuts off needs vertices of its own, or it is flat
         cut = smallest_cut(cells.centres, cells.radii, cells.lengths)
         finest = np.minimum(finest, CUT * cut[owners])
-    # the widths of gaps vanish nowhere, but a box face that a cell crosses is no gap
-    walls = cells.lengths / 2 if cells.ecs == "box" and not cells.periodic else None
-    floor = FLATTEST * _clear(cells, centres, owners).min()
-    floor = size if cells.ecs == "none" else floor
+    floor = size if cells.ecs == "none" else FLATTEST * _clear(cells, centres, owners).min()
 
     def target(point):
         point = point[:dim]
@@ -274,8 +267,8 @@ def _target(cells: Arrangement, size: float):
         if cells.ecs == "none":
             return h
         surfaces = np.abs(r - outer)
-        if walls is not None:
-            surfaces = np.append(surfaces, np.abs(walls - np.abs(point)).min())
+        if cells.ecs == "box" and not cells.periodic:  # a face that a cell crosses is no gap
+            surfaces = np.append(surfaces, np.abs(cells.lengths / 2 - np.abs(point)).min())
         elif cells.ecs == "tight":
             surfaces = np.append(surfaces, abs((r - outer).min() - cells.gap))
         if len(surfaces) > 1:
@@ -283,13 +276,6 @@ def _target(cells: Arrangement, size: float):
         return h
 
     return target, float(min(size, finest.min(), floor))
-
-
-def _nearest(points: np.ndarray, centres: np.ndarray, radii: np.ndarray) -> np.ndarray:
-    """The cell whose surface each point is nearest to (or deepest inside), ``(n,)``."""
-    parts = np.array_split(points, len(points) // 4096 + 1)  # bounds the memory
-    return np.concatenate([(np.linalg.norm(part[:, None] - centres, axis=2) - radii).argmin(axis=1)
-                           for part in parts])
 
 
 def _snapped(points: np.ndarray, cells: Arrangement) -> np.ndarray:

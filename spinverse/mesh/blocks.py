@@ -74,8 +74,7 @@ def slabs(thicknesses: Sequence[float], cells_per_layer: int | Sequence[int] | N
     Args:
         thicknesses: of the layers, um.
         cells_per_layer: bricks along x in every layer, or one number for each.
-        size: instead of ``cells_per_layer``: largest brick length along x, um, or one
-            for each layer.
+        size: instead: largest brick length along x, um, or one for each layer.
         width: along y and z, um.
         cells_across: bricks along y and along z.
     """
@@ -120,13 +119,11 @@ def tagged_grid(shape, length: float, size: float | None = None, cells: int | No
         length: side of the cube, um; it is centred at the origin.
         size: target edge length, um; for the lattices ``cells`` is ``length / size`` rounded.
         cells: cubes along each side; for gmsh ``size`` is ``length / cells``.
-        pattern: ``"bcc"``: body-centred cubic, neighbouring cubes' centres joined by four
-            tets around the square they share, outer squares closed by pyramids split in
-            two; ``"kuhn"``: six tets in each cube; ``"gmsh"``: unstructured. Opposite faces
-            of the two lattices carry the same triangles.
+        pattern: ``"bcc"``: body-centred cubic, four tets around each square that two cubes share,
+            outer squares closed by pyramids split in two; ``"kuhn"``: six tets in each cube;
+            ``"gmsh"``: unstructured. Opposite faces of the lattices carry the same triangles.
     """
-    name = "tagged_grid"
-    length = expect.positive(name, "length", length)
+    name, length = "tagged_grid", expect.positive("tagged_grid", "length", length)
     expect.choice(name, "pattern", pattern, ("bcc", "kuhn", "gmsh"))
     expect.one_of(name, size=size, cells=cells)
     if cells is not None:
@@ -144,9 +141,9 @@ def tagged_grid(shape, length: float, size: float | None = None, cells: int | No
         raise InputError(f"{name}: {shape.describe()} holds no centroid of the {len(tets)} "
                          "cells, expected at least one (a smaller size, or a larger shape)")
     facets, pairs = facets_of(tets)
-    sides = np.where(pairs < 0, False, inside[pairs])
-    surface = facets[sides[:, 0] != sides[:, 1]]
-    return MeshData(points, tets, np.where(inside, 1, 2), surface, name=name).check()
+    sides = inside[pairs] & (pairs >= 0)
+    return MeshData(points, tets, np.where(inside, 1, 2), facets[sides[:, 0] != sides[:, 1]],
+                    name=name).check()
 
 
 def l_cell(size: float, size_interface: float | None = None, pattern: str = "kuhn",
@@ -159,8 +156,7 @@ def l_cell(size: float, size_interface: float | None = None, pattern: str = "kuh
 
     Args:
         size: target edge length (of bricks, for ``"kuhn"``), um.
-        size_interface: the same at the cell's faces, um; it grows by 0.3 um per um from
-            there. ``None``: ``size``.
+        size_interface: the same at the cell's faces, um, from where it grows by 0.3 um per um.
         pattern: ``"kuhn"``: bricks of six tets whose planes follow the cell's faces through
             the whole box; ``"gmsh"``: unstructured, fine at the cell's faces only.
         box: lengths (x, y, z), um.

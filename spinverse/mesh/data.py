@@ -23,8 +23,8 @@ class MeshData:
     Cells are tetrahedra, triangles in the plane z = 0, or intervals on the x axis: the dimension
     d is 3, 2 or 1. Facets are what separates cells: triangles, edges, points.
 
-    Types are converted and shapes checked on construction; geometry and conformity are
-    checked by :meth:`check`, which every reader and builder calls.
+    Types are converted and shapes checked on construction, the rest by :meth:`check`, which every
+    reader and builder calls.
 
     Attributes:
         points: vertex coordinates, ``(Nv, 3)`` float64, um.
@@ -85,11 +85,7 @@ class MeshData:
                            self.cell_tags, self.interface_tags)])
 
     def check(self) -> MeshData:
-        """Check geometry and conformity (see :func:`checks.check_mesh`); returns itself.
-
-        Raises:
-            InputError: the first defect found, in one line.
-        """
+        """Check geometry and conformity, see :func:`checks.check_mesh`; returns itself."""
         checks.check_mesh(self)
         return self
 

@@ -55,15 +55,12 @@ class Mesh:
         self.domain, self.name = domain, name
         topology = domain.topology
         dim = topology.dim
-        for pair in ((dim - 1, dim), (dim, dim - 1), (dim - 1, 0), (dim, 0)):
+        edges = ((dim - 1, 1), (1, 0)) if dim == 3 else ()  # of facets
+        for pair in ((dim - 1, dim), (dim, dim - 1), (dim - 1, 0), (dim, 0), *edges):
             topology.create_connectivity(*pair)
-        for pair in ((dim - 1, 1), (1, 0)) if dim == 3 else ():  # the edges of facets
-            topology.create_connectivity(*pair)
-        facet_index_map = topology.index_map(dim - 1)
-        owned = np.arange(facet_index_map.size_local, dtype=np.int32)
+        owned = np.arange(topology.index_map(dim - 1).size_local, dtype=np.int32)
         self.facets, self.facet_map, *_ = dolfinx.mesh.create_submesh(domain, dim - 1, owned)
-        submesh_cells = np.arange(len(owned), dtype=np.int32)
-        self.facet_entities = self.facet_map.sub_topology_to_topology(submesh_cells, False)
+        self.facet_entities = self.facet_map.sub_topology_to_topology(owned, False)
         self.facet_space = dolfinx.fem.functionspace(self.facets, ("DG", 0))
 
         comm, geometry = domain.comm, domain.geometry
@@ -72,9 +69,7 @@ class Mesh:
         vertices = Ranges(comm, geometry.index_map().size_global).fetch(
             self.input_nodes, input_vertices)
         self.facet_vertices = np.sort(vertices[nodes].reshape(-1, dim), axis=1)
-        is_outer = np.zeros(facet_index_map.size_local + facet_index_map.num_ghosts, dtype=bool)
-        is_outer[dolfinx.mesh.exterior_facet_indices(topology)] = True
-        self.outer = is_outer[self.facet_entities]
+        self.outer = np.isin(self.facet_entities, dolfinx.mesh.exterior_facet_indices(topology))
         self.input_cells = np.asarray(topology.original_cell_index, dtype=np.int64)
         self.cell_tags = Ranges(comm, self.num_cells).fetch(
             self.input_cells, np.asarray(cell_tags, dtype=np.int32))
@@ -83,12 +78,7 @@ class Mesh:
 
     @classmethod
     def from_data(cls, data: MeshData | None, comm: MPI.Comm | None = None) -> Mesh:
-        """Distribute a mesh that rank 0 holds. Collective.
-
-        Args:
-            data: the mesh on rank 0; ignored on the other ranks.
-            comm: ``MPI.COMM_WORLD`` when nothing is said.
-        """
+        """Distribute a mesh that rank 0 of ``comm`` (``MPI.COMM_WORLD``) holds. Collective."""
         comm = MPI.COMM_WORLD if comm is None else comm
         root = comm.rank == 0
         held: Any = data  # nothing elsewhere
@@ -243,10 +233,9 @@ class Mesh:
         Args:
             triples: ``(n, d)`` this rank's rows: vertices in the input numbering, any order within
                 a row. Rows may be on any rank, and on several.
-            what: begins the message.
 
         Raises:
-            InputError: a facet of the mesh has no row on any rank.
+            InputError: a facet of the mesh has no row on any rank; ``what`` begins the message.
         """
         rows = self.facet_slabs.rows_of(triples)
         if rows.missing:

@@ -89,22 +89,18 @@ def arrays(gmsh, name: str, dim: int = 3,
 
     _in_time(name, make)
     numbers, coordinates, _ = gmsh.model.mesh.getNodes()
-    cells, entities = [], []
-    for _, entity in gmsh.model.getEntities(dim):
-        _, nodes = gmsh.model.mesh.getElementsByType({2: 2, 3: 4}[dim], entity)
-        if not len(nodes):
-            raise SolverError(f"{name}: gmsh made no cells in part {entity} of the geometry "
-                              "(try a smaller size)")
-        cells.append(np.asarray(nodes, np.int64).reshape(-1, dim + 1))
-        entities.append(np.full(len(cells[-1]), entity))
-    if not cells:
-        raise SolverError(f"{name}: gmsh made no cells (try a smaller size)")
-    cells, entities = np.concatenate(cells), np.concatenate(entities)
+    entities = [entity for _, entity in gmsh.model.getEntities(dim)]
+    nodes = [gmsh.model.mesh.getElementsByType({2: 2, 3: 4}[dim], entity)[1]
+             for entity in entities]
+    counts = [len(part) // (dim + 1) for part in nodes]
+    if not counts or 0 in counts:
+        where = f" in part {entities[counts.index(0)]} of the geometry" if counts else ""
+        raise SolverError(f"{name}: gmsh made no cells{where} (try a smaller size)")
     place = np.zeros(int(max(numbers)) + 1, np.int64)
     place[np.asarray(numbers, np.int64)] = np.arange(len(numbers))
-    used, cells = np.unique(place[cells], return_inverse=True)
+    used, cells = np.unique(place[np.concatenate(nodes).astype(np.int64)], return_inverse=True)
     points = np.asarray(coordinates, float).reshape(-1, 3)[used]
-    return points, cells.reshape(-1, dim + 1), entities
+    return points, cells.reshape(-1, dim + 1), np.repeat(entities, counts)
 
 
 def _in_time(name: str, make) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +29,7 @@ class LabelImage:
         name: for messages.
 
     Raises:
-        InputError: not three-dimensional, labels that are no integers or negative, a voxel size
-            that is not positive.
+        InputError: not three-dimensional, no integers, negative ones, no positive voxel size.
     """
 
     labels: np.ndarray
@@ -93,18 +92,17 @@ def from_labels(image, voxel_size=None, size: float | None = None, smooth: int =
                 background: bool = False) -> MeshData:
     """Mesh a segmentation: every voxel becomes six tetrahedra (Kuhn), so it always works.
 
-    Cell tags are the labels. Interface facets are the facets between voxels of different labels;
-    their tags number the pairs of labels that touch, (0, 1), (0, 2), ..., (1, 2), ..., in
-    ascending order from 1 on (:func:`interface_pairs` tells them of a mesh). Voxel (i, j, k)
-    fills i to i + 1 times the voxel size along x, and so on. A cell that is cut by the border of
-    the image has no membrane there.
+    Cell tags are the labels. Interface facets are those between different labels; their tags
+    number the pairs of labels that touch, (0, 1), (0, 2), ..., (1, 2), ..., from 1 on
+    (:func:`interface_pairs` tells them of a mesh). Voxel (i, j, k) fills i to i + 1 times the
+    voxel size along x, and so on. A cell that the border of the image cuts has no membrane there.
 
     Args:
         image: a :class:`LabelImage`, a file for :func:`read_labels`, or an integer array
             ``(nx, ny, nz)``.
         voxel_size: um, one number or three; needed for an array.
-        size: edge length to coarsen to, um: blocks of voxels become one with the label that most
-            of them have (the lowest of equals). ``None``: the voxels as they are.
+        size: edge length to coarsen to, um: a block of voxels becomes one with the commonest label
+            in it (the lowest of equals). ``None``: the voxels as they are.
         smooth: steps of Taubin's smoothing of the interfaces; 0 leaves the voxels' staircase,
             whose volumes are exact and whose area is up to 1.5 (a plane: 1.7) times too large.
         background: mesh label 0 too, with cell tag 0; without it nothing outside is meshed.
@@ -115,12 +113,12 @@ def from_labels(image, voxel_size=None, size: float | None = None, smooth: int =
     owner = "from_labels"
     if isinstance(image, str | Path):
         image = read_labels(image, voxel_size)
-    elif not isinstance(image, LabelImage):
-        if voxel_size is None:
-            raise InputError(f"{owner}: voxel_size is None, expected um for an array")
+    elif isinstance(image, LabelImage):
+        image = image if voxel_size is None else replace(image, voxel_size=voxel_size)
+    elif voxel_size is None:
+        raise InputError(f"{owner}: voxel_size is None, expected um for an array")
+    else:
         image = LabelImage(image, voxel_size)
-    elif voxel_size is not None:
-        image = LabelImage(image.labels, voxel_size, image.name)
     if isinstance(smooth, bool) or not isinstance(smooth, int | np.integer) or smooth < 0:
         raise InputError(f"{owner}: smooth is {shown(smooth)}, expected a number of steps")
     if not isinstance(background, bool | np.bool_):

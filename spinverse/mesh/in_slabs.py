@@ -68,11 +68,11 @@ def _arrays(file: NpzReader, path: Path) -> tuple:
         if file.shape(name) != shape:
             raise InputError(f"mesh file '{path}': {name} has shape {file.shape(name)}, expected "
                              f"{shape}")
-        array = file.rows(name)
+        found = file.rows(name)
         kinds, words = ("iu", "integers") if kind is np.int64 else ("iuf", "real numbers")
-        if array.dtype.kind not in kinds:
-            raise InputError(f"mesh file '{path}': {name} has type {array.dtype}, expected {words}")
-        return array.astype(kind, copy=False)
+        if found.dtype.kind not in kinds:
+            raise InputError(f"mesh file '{path}': {name} has type {found.dtype}, expected {words}")
+        return found.astype(kind, copy=False)
 
     def tags(name: str, length: int, here: int) -> np.ndarray:
         given = name in file.names
@@ -80,8 +80,7 @@ def _arrays(file: NpzReader, path: Path) -> tuple:
 
     here = Ranges(file.comm, number)
     triples = rows("interface_facets", (facets, dim)) if facets else np.empty((0, dim), np.int64)
-    triple_tags = tags("interface_tags", facets, len(triples)) if facets \
-        else np.empty(0, np.int32)
+    triple_tags = tags("interface_tags", facets, len(triples)) if facets else np.empty(0, np.int32)
     return (rows("points", (count, 3), np.float64), rows(key, (number, dim + 1)),
             tags("cell_tags", number, here.stop - here.start), triples, triple_tags, count, facets)
 

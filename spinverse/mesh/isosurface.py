@@ -51,17 +51,15 @@ def isosurface(values: np.ndarray, level: float, origin, step: float,
 
     Args:
         values: ``(nx, ny, nz)``, above ``level`` on the border of the grid.
-        origin: of node (0, 0, 0), um.
-        step: between nodes, um.
+        origin, step: of node (0, 0, 0), and between nodes, um.
     """
     shape = np.array(values.shape)
     flat = np.asarray(values, float).ravel() - level
     flat = np.where(np.abs(flat) < SNAP * step, np.where(flat < 0, -SNAP, SNAP) * step, flat)
     below = (flat < 0).reshape(shape)
-    mixed = np.zeros(shape - 1, int)
-    for corner in np.ndindex(2, 2, 2):
-        mixed += below[tuple(slice(c, c + n - 1) for c, n in zip(corner, shape, strict=True))]
-    cubes = np.ravel_multi_index(np.nonzero((mixed > 0) & (mixed < 8)), shape)
+    corners = np.lib.stride_tricks.sliding_window_view(below, (2, 2, 2))
+    mixed = corners.any(axis=(3, 4, 5)) & ~corners.all(axis=(3, 4, 5))
+    cubes = np.ravel_multi_index(np.nonzero(mixed), shape)
     ends = []  # of the cut edges, three for each triangle, (n, 3, 2)
     for steps in kuhn_steps(shape):
         tets = cubes[:, None] + steps

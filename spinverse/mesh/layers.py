@@ -59,9 +59,8 @@ def spheres(radii: Sequence[float], size: float | Sequence[float],
 
     Args:
         radii: ascending, um; the last is the outer boundary.
-        size: target edge length, um, at most three times the thickness of a layer; or one
-            for each layer, taken as it is: far above the thickness it gives flat tets there
-            (see :func:`.checks.quality`). From a fine layer on it grows by 0.3 um per um.
+        size: target edge length, um, as in :func:`disks`; one for each layer that is far above
+            its thickness gives flat tets there (see :func:`.checks.quality`).
         centre: um.
         match_volume: move the faceted spheres out so that each holds 4/3 pi r^3.
     """
@@ -78,10 +77,8 @@ def sphere_in_box(radius: float, box: Sequence[float], size: float,
     Args:
         radius: um.
         box: lengths (x, y, z) of the box, um.
-        size: target edge length, um; above the gap to the box it gives flat tets there
-            (see :func:`.checks.quality`).
-        size_interface: target edge length at the sphere, um; it grows to ``size`` over
-            one radius. ``None``: ``size``.
+        size: target edge length, um; above the gap to the box it gives flat tets there.
+        size_interface: the same at the sphere, um, from where it grows to ``size`` over one radius.
         centre: of the ball, um.
         match_volume: move the faceted sphere out so that it holds 4/3 pi radius^3.
         periodic: opposite faces of the box carry the same triangles.

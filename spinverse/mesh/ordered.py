@@ -1,7 +1,7 @@
 """Facets and cells in the order of the input, in one slab a rank.
 
-The order of files is that of the input: facets by their vertices, cells by their number. A slab is
-what one rank has of it: the slabs of all ranks follow each other in the ranks' order.
+Facets are in the order of their vertices, cells in that of their number. The slabs of all ranks
+follow each other in the ranks' order.
 """
 
 from __future__ import annotations
@@ -125,8 +125,8 @@ def _places(rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 def _even(comm: MPI.Comm, first: np.ndarray) -> np.ndarray:
     """The rank for each facet, by its first vertex, so that all get as many.
 
-    Vertices are counted by the rank in whose even range they are; low ones come first in more
-    facets than high ones, so that even ranges would not do themselves.
+    Vertices are counted by the rank in whose even range they are. Such ranges would not do
+    themselves: low vertices come first in more facets than high ones.
     """
     vertices, inverse, counts = np.unique(first, return_inverse=True, return_counts=True)
     highest = comm.allreduce(int(vertices[-1]) if len(vertices) else -1, op=MPI.MAX)

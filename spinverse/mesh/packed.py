@@ -25,10 +25,10 @@ def packed_cylinders(height: float, size: float, radii: Sequence[float] | None =
                      match_volume: bool = True) -> MeshData:
     """Parallel cylinders along z at random places in a box centred at the origin.
 
-    Tags of cells with ``cell_tags="common"``: 1 for the insides of all cylinders, then (with
-    ``g_ratio``) 2 for their myelin, then the extracellular space; with ``"each"``: cylinder i
-    (from 0) has i + 1, or 2 i + 1 and 2 i + 2 for its myelin, and the extracellular space the
-    number after the last. An interface has the lower tag of its two sides.
+    Tags of cells with ``cell_tags="common"``: 1 for the insides of all cylinders, with ``g_ratio``
+    2 for their myelin; with ``"each"``: cylinder i (from 0) has i + 1, or 2 i + 1 and 2 i + 2 for
+    its myelin; the extracellular space has the number after the last. An interface has the lower
+    tag of its two sides.
 
     Args:
         height: um.
@@ -39,15 +39,13 @@ def packed_cylinders(height: float, size: float, radii: Sequence[float] | None =
         mean_radius: um.
         radius_deviation: standard deviation, um.
         distribution: ``"gamma"``, ``"lognormal"`` or ``"normal"``.
-        volume_fraction: of the box that the cylinders hold, myelin included; the box is
-            square then. Or give
+        volume_fraction: of a square box that the cylinders hold, myelin included. Or give
         box: lengths (x, y) of the box, um.
         g_ratio: inner over outer radius, for a layer of myelin.
         gap: smallest distance between cylinders, and to the box if it is not periodic, um;
             ``None``: a tenth of the mean radius.
-        ecs: ``"box"``; ``"tight"``: all within ``ecs_gap`` of a cylinder and the voids that
-            this encloses (cylinders further apart than two such gaps have pieces of their
-            own); ``"none"``: no extracellular space.
+        ecs: space around: ``"box"``; ``"tight"``: all within ``ecs_gap`` of a cylinder, and the
+            voids that this encloses (in pieces, where gaps are twice as wide); or ``"none"``.
         ecs_gap: um; ``None``: half of the mean radius.
         periodic: cylinders reach through the faces of the box and come in again opposite;
             all opposite faces carry the same triangles, which a periodic boundary needs.

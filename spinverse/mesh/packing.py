@@ -50,10 +50,9 @@ def pack(name: str, radii: np.ndarray, lengths: np.ndarray, gap: float, seed: in
 
     Cells are put down in descending order at random free positions. One that finds none in
     ``TRIES`` is put down at the best of them, and at the end all overlapping pairs are pushed
-    apart until none is left, so that denser packings are reached than by random sequential
-    addition alone. In a periodic box cells reach through its faces; none nearly touches a
-    face, an edge or a corner (by half a gap and a tenth of the radius), inside or out, as
-    that would leave flat tets.
+    apart: that packs denser than random sequential addition alone. In a periodic box cells reach
+    through its faces; none nearly touches a face, an edge or a corner (by half a gap and a tenth
+    of the radius), inside or out, as that would leave flat tets.
 
     Args:
         radii: of the cells, ``(n,)`` um.
@@ -87,9 +86,8 @@ def pack(name: str, radii: np.ndarray, lengths: np.ndarray, gap: float, seed: in
 
 def _put_down(rng, radii, lengths, gap, periodic, shells) -> tuple[np.ndarray, bool]:
     """Random sequential addition; also whether a cell found no free position."""
-    centres = np.zeros((len(radii), len(lengths)))
+    centres, crowded = np.zeros((len(radii), len(lengths))), False
     placed: list[int] = []
-    crowded = False
     for i in np.argsort(-radii, kind="stable"):
         half = lengths / 2 - (0 if periodic else gap + radii[i])
         found = rng.uniform(-half, half, (TRIES, len(lengths)))
@@ -104,11 +102,7 @@ def _put_down(rng, radii, lengths, gap, periodic, shells) -> tuple[np.ndarray, b
 
 def images(centres: np.ndarray, radii: np.ndarray, lengths: np.ndarray,
            margin: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """All periodic images of cells that reach into the box: centres and the cell of each.
-
-    Args:
-        margin: distance from the box up to which images count as well, um.
-    """
+    """Periodic images of cells within ``margin`` um of the box: centres and the cell of each."""
     shifts = np.array(sorted(product((0, -1, 1), repeat=len(lengths)),
                              key=lambda s: (np.abs(s).sum(), s)))
     moved = centres[:, None] + shifts * lengths
@@ -120,8 +114,7 @@ def images(centres: np.ndarray, radii: np.ndarray, lengths: np.ndarray,
 def smallest_cut(centres: np.ndarray, radii: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Half width of the smallest cut of each cell by the faces of a periodic box, ``(n,)`` um.
 
-    Args:
-        radii: of its layers, ``(n, layers)`` um.
+    Of all its layers, whose ``radii`` are ``(n, layers)`` um.
     """
     smallest = np.full(len(centres), np.inf)
     for axes, wall in _walls(centres, lengths):
@@ -140,12 +133,8 @@ def _clearance(points, radius, centres, radii, lengths, gap, periodic, shells) -
         distance = np.linalg.norm(wall[:, axes], axis=1)
         for shell in shells:
             clear = np.minimum(clear, np.abs(distance - shell * radius)
-                               - _short_of_touching(shell * radius, gap))
+                               - np.maximum(gap / 2, shell * radius / 10))
     return clear
-
-
-def _short_of_touching(radius, gap: float):
-    return np.maximum(gap / 2, radius / 10)
 
 
 def _walls(points, lengths):
@@ -195,7 +184,7 @@ def _push_off_walls(x, radii, lengths, gap, shells) -> float:
             side = np.zeros_like(x)
             side[:, axes] = wall[:, axes]
             distance = np.linalg.norm(side, axis=1)
-            short = np.maximum(0, _short_of_touching(shell * radii, gap) * (1 + 1e-6)
+            short = np.maximum(0, np.maximum(gap / 2, shell * radii / 10) * (1 + 1e-6)
                                - np.abs(distance - shell * radii))
             worst = max(worst, short.max())
             short *= np.where(distance < shell * radii, -1, 1)

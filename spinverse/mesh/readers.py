@@ -43,10 +43,8 @@ def read(path: str | Path, repair: bool = False) -> MeshData:
       for vertices; facets in it are interface facets.
 
     Args:
-        path: the file; its suffix says the format.
-        repair: swap two vertices of inverted tets and, in ``.npz`` too, drop vertices of no
-            tet (renumbering as above); a warning says what was done. Without it both are
-            errors in ``.npz``, and inverted tets are in ``.msh``.
+        repair: swap two vertices of inverted tets and, in ``.npz`` too, drop vertices of no tet,
+            instead of refusing the mesh; a warning says what was done.
 
     Raises:
         InputError: no such file, an unknown suffix, a file that cannot be parsed, a missing
@@ -218,9 +216,14 @@ def _membranes_only(data: MeshData) -> MeshData:
                    interface_tags=data.interface_tags[keep])
 
 
+def _in_range(data: MeshData) -> bool:
+    cells = data.cells
+    return bool(cells.size) and 0 <= cells.min() <= cells.max() < len(data.points)
+
+
 def _used_only(data: MeshData) -> MeshData:
     """Drop the vertices of no tet and renumber the others in their order."""
-    if data.cells.size and not 0 <= data.cells.min() <= data.cells.max() < len(data.points):
+    if data.cells.size and not _in_range(data):
         return data  # for the check to name
     used = np.zeros(len(data.points), bool)
     used[data.cells] = True
@@ -238,16 +241,13 @@ def _used_only(data: MeshData) -> MeshData:
 
 def _repaired(data: MeshData) -> MeshData:
     """Positive orientation and no unused vertices, with a warning that counts both."""
-    fixed = _used_only(data)
-    tets = fixed.cells
-    done = []
+    fixed, done = _used_only(data), []
     if len(fixed.points) < len(data.points):
         done.append(f"{len(data.points) - len(fixed.points)} vertices of no tet dropped, "
                     "the others renumbered")
-    in_range = len(tets) and 0 <= tets.min() <= tets.max() < len(fixed.points)
-    inverted = cell_volumes(fixed.points, tets) < 0 if in_range else np.zeros(len(tets), bool)
-    if inverted.any():
-        tets = oriented(fixed.points, tets.copy())
+    tets = fixed.cells.copy()
+    if _in_range(fixed) and (inverted := cell_volumes(fixed.points, tets) < 0).any():
+        tets = oriented(fixed.points, tets)
         done.append(f"{inverted.sum()} inverted tets turned")
     if done:
         warn_caller(f"mesh '{data.name}': " + "; ".join(done), RepairWarning)

@@ -8,7 +8,6 @@ rounds, `unique_faces` keeps one of two walls that cancel; and `fix_winding`, `f
 
 from __future__ import annotations
 
-from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
@@ -16,16 +15,7 @@ import numpy as np
 from spinverse.errors import InputError, warn_caller
 from spinverse.mesh.checks import RepairWarning
 from spinverse.mesh.connected import components
-from spinverse.mesh.surfaces import (
-    Surface,
-    defects,
-    edges_of,
-    flips,
-    merged,
-    parts,
-    repeats,
-    turned_parts,
-)
+from spinverse.mesh.surfaces import Surface, defects, edges_of, flips, merged, outward, repeats
 
 MENDED = 0.02  # of volume and area: what MeshFix may change
 NEAR = 1e-6  # of the box diagonal: vertices that a repair merges
@@ -42,19 +32,15 @@ def repair_with_defects(surface: Surface) -> tuple[Surface, list[str]]:
     that cut each other, which are left then, are cut out and closed anew by MeshFix (Attene,
     Visual Comput. 26, 1393, 2010) where pymeshfix is installed, unless that changes the shape.
 
-    Returns:
-        The surface, and its :func:`.surfaces.defects` that are left to the mesher.
+    Returns the surface, and its :func:`.surfaces.defects` that are left to the mesher. A
+    :class:`.RepairWarning` says what was done, and what is left.
 
     Raises:
         InputError: no triangle is left.
-
-    Warns:
-        RepairWarning: what was done, and what is left.
     """
     done: dict[str, int] = {}
-    count = len(surface.points)
-    surface = merged(surface, NEAR * surface.diagonal)
-    done["vertices merged or unused"] = count - len(surface.points)
+    given, surface = surface, merged(surface, NEAR * surface.diagonal)
+    done["vertices merged or unused"] = len(given.points) - len(surface.points)
     bad = repeats(surface.triangles)
     done["triangles that repeat a vertex dropped"] = bad.sum()
     triangles = surface.triangles[~bad]
@@ -66,15 +52,15 @@ def repair_with_defects(surface: Surface) -> tuple[Surface, list[str]]:
                          f"{len(surface.triangles)} after the repair, expected a closed surface")
     against, _ = flips(*edges_of(triangles)[:2])
     done["triangles turned to agree with their neighbours"] = against.sum()
-    points, triangles, holes = _filled(surface.points, _turned(triangles, against))
+    triangles = np.where(against[:, None], triangles[:, ::-1], triangles)
+    points, triangles, holes = _filled(surface.points, triangles)
     done[f"holes closed, of up to {max(holes, default=0)} edges"] = len(holes)
     surface = merged(Surface(points, triangles, surface.name), None)
     if not len(edges_of(surface.triangles)[2]):
-        surface, done["parts turned inside out"] = _outward(surface)
+        surface, done["parts turned inside out"] = outward(surface)
     said = [f"{number} {text}" for text, number in done.items() if number]
     left = defects(surface)
-    mended = _mended(surface) if left else None
-    if mended is not None:
+    if left and (mended := _mended(surface)) is not None:
         said.append(f"by MeshFix: {'; '.join(left)}")
         surface, left = mended, []
     if said or left:
@@ -94,21 +80,10 @@ def _mended(surface: Surface) -> Surface | None:
     fix.repair(joincomp=False, remove_smallest_components=False)
     if not len(fix.faces):
         return None
-    found, _ = _outward(Surface(fix.points, fix.faces, surface.name))
+    found, _ = outward(Surface(fix.points, fix.faces, surface.name))
     change = max(abs(found.volume / surface.volume - 1) if surface.volume else np.inf,
                  abs(found.areas.sum() / surface.areas.sum() - 1))
     return None if change > MENDED or defects(found) else found
-
-
-def _turned(triangles: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    return np.where(rows[:, None], triangles[:, ::-1], triangles)
-
-
-def _outward(surface: Surface) -> tuple[Surface, int]:
-    """The surface with all parts as they should be oriented, and how many were turned."""
-    labels = parts(surface)
-    wrong = turned_parts(surface, labels)
-    return replace(surface, triangles=_turned(surface.triangles, wrong[labels])), wrong.sum()
 
 
 def _once(triangles: np.ndarray) -> np.ndarray:

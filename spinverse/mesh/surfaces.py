@@ -5,7 +5,7 @@ trimesh parses files.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +30,7 @@ class Surface:
         name: for messages.
 
     Raises:
-        InputError: no triangles, wrong shapes, coordinates that are not finite, or vertex
-            numbers out of range.
+        InputError: no triangles, a wrong shape or type, points that are not finite or not there.
     """
 
     points: np.ndarray
@@ -102,7 +101,6 @@ def read_surface(path: str | Path, repair: bool = False, scale: float = 1.0) -> 
     :func:`morphology.neuron_surface`.
 
     Args:
-        path: the file; its suffix says the format.
         repair: repair what can be (see :func:`.repair.repair_with_defects`) instead of refusing.
         scale: um per unit of the file: 1e-3 for nanometres, 1e6 for metres.
 
@@ -163,9 +161,7 @@ def load_surface(path: str | Path, scale: float = 1.0) -> Surface:
 def defects(surface: Surface, intersections: bool = True) -> list[str]:
     """What keeps the surface from bounding a volume, in words; empty for a clean one.
 
-    Triangles that repeat a vertex, are given twice or have no area; edges with one triangle
-    (holes) or more than two; neighbours of opposite orientation; parts whose normals point the
-    wrong way; and, unless ``intersections`` is false, triangles that cut others.
+    Triangles that cut others are looked for unless ``intersections`` is false.
     """
     triangles = surface.triangles
     repeated = repeats(triangles)
@@ -180,9 +176,8 @@ def defects(surface: Surface, intersections: bool = True) -> list[str]:
         "edges belong to more than two triangles": crowded,
         "parts cannot be oriented": twisted,
         "triangles are oriented against their neighbours": 0 if twisted else turned.sum()}
-    labels = parts(surface)
     if not any(counts.values()):
-        counts["parts have normals that point the wrong way"] = turned_parts(surface, labels).sum()
+        counts["parts have normals that point the wrong way"] = outward(surface)[1]
     found = [f"{count} {text}" for text, count in counts.items() if count]
     if intersections:
         cuts = self_intersections(surface)
@@ -190,7 +185,7 @@ def defects(surface: Surface, intersections: bool = True) -> list[str]:
             found.append(f"{len(cuts)} pairs of triangles cut each other, first "
                          f"{cuts[0, 0]} and {cuts[0, 1]}")
         # edges that pass exactly through edges are no cuts, as where mirror images meet
-        elif not found and (crossed := _half_in_each_other(surface, labels)):
+        elif not found and (crossed := _half_in_each_other(surface)):
             found.append(f"{crossed} pairs of parts lie half in each other")
     return found
 
@@ -209,13 +204,9 @@ def part_volumes(surface: Surface, labels: np.ndarray) -> np.ndarray:
 
 
 def depths(surface: Surface, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How many other parts enclose each part, and the innermost of them (-1: none).
+    """How many others enclose each of the :func:`parts`, and the innermost of them (-1: none).
 
-    Args:
-        labels: of :func:`parts`.
-
-    Returns:
-        Both ``(number of parts,)`` int64. A part is taken to lie where its first vertex lies.
+    Both ``(number of parts,)`` int64. A part is taken to lie where its first vertex lies.
     """
     each, low, high = _by_part(surface, labels)
     inside = np.zeros((len(each), len(each)), bool)  # [k, j]: part k lies in part j
@@ -227,9 +218,9 @@ def depths(surface: Surface, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return depth, np.where(depth > 0, parent, -1)
 
 
-def _half_in_each_other(surface: Surface, labels: np.ndarray) -> int:
+def _half_in_each_other(surface: Surface) -> int:
     """Number of pairs of parts of which the first has vertices inside and outside the second."""
-    each, low, high = _by_part(surface, labels)
+    each, low, high = _by_part(surface, parts(surface))
     found = 0
     for k, part in enumerate(each):
         points = np.unique(part.reshape(-1, 3), axis=0)
@@ -252,13 +243,10 @@ def _by_part(surface: Surface, labels: np.ndarray) -> tuple:
 
 
 def winding_number(corners: np.ndarray, point: np.ndarray) -> float:
-    """How often triangles wind around a point: their solid angles over 4 pi.
+    """How often triangles of ``corners (n, 3, 3)`` wind around a ``point (3,)``.
 
-    The solid angle is that of Van Oosterom and Strackee, IEEE Trans. Biomed. Eng. 30 (1983) 125.
-
-    Args:
-        corners: ``(n, 3, 3)``.
-        point: ``(3,)``.
+    By their solid angles over 4 pi (Van Oosterom and Strackee, IEEE Trans. Biomed. Eng. 30 (1983)
+    125).
     """
     a, b, c = (corners - point).swapaxes(0, 1)
     la, lb, lc = (np.linalg.norm(x, axis=1) for x in (a, b, c))
@@ -270,10 +258,7 @@ def winding_number(corners: np.ndarray, point: np.ndarray) -> float:
 def self_intersections(surface: Surface) -> np.ndarray:
     """Pairs of triangles without a common vertex of which an edge of one cuts the other.
 
-    Triangles that overlap within one plane are not found.
-
-    Returns:
-        ``(n, 2)`` int64, ascending.
+    Ascending, ``(n, 2)`` int64. Triangles that overlap within one plane are not found.
     """
     corners, found = surface.corners, []
     # the larger of two that meet has the other's middle within twice its radius
@@ -298,20 +283,16 @@ def _edges_cut(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     cut = np.zeros(len(first), bool)
     for k in range(3):
         p, q = first[:, k], first[:, (k + 1) % 3]
-        across = heights[k] * heights[(k + 1) % 3] < 0
-        turns = side(p, q, a, b), side(p, q, b, c), side(p, q, c, a)
-        cut |= across & (turns[0] != 0) & (turns[0] == turns[1]) & (turns[1] == turns[2])
+        turns = side(p, q, a, b) + side(p, q, b, c) + side(p, q, c, a)
+        cut |= (heights[k] * heights[(k + 1) % 3] < 0) & (np.abs(turns) == 3)
     return cut
 
 
 def edges_of(triangles: np.ndarray):
-    """The edges of triangles.
+    """The directed edges ``(3 Nt, 2)``, triangle by triangle, and how they belong together.
 
-    Returns:
-        halves: ``(3 Nt, 2)`` directed edges, triangle by triangle.
-        pairs: rows of ``halves`` of each edge of exactly two triangles, ``(n, 2)``.
-        open_edges: rows of ``halves`` of the edges of one triangle.
-        crowded: number of edges of more than two.
+    Then the two rows of them for each edge of exactly two triangles, ``(n, 2)``, the row of each
+    edge of one triangle, and the number of edges of more than two.
     """
     halves = triangles[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2)
     _, edge, counts = np.unique(np.sort(halves, axis=1) @ [triangles.max() + 1, 1],
@@ -344,10 +325,15 @@ def repeats(triangles: np.ndarray) -> np.ndarray:
     return (triangles == triangles[:, [1, 2, 0]]).any(axis=1)
 
 
-def turned_parts(surface: Surface, labels: np.ndarray) -> np.ndarray:
-    """Parts whose normals point inwards at even depth, or outwards at odd depth."""
-    depth, _ = depths(surface, labels)
-    return (part_volumes(surface, labels) < 0) == (depth % 2 == 0)
+def outward(surface: Surface) -> tuple[Surface, int]:
+    """The surface with normals inwards in parts at odd depth only, and how many parts were turned.
+    """
+    labels = parts(surface)
+    inward = part_volumes(surface, labels) < 0
+    wrong = inward == (depths(surface, labels)[0] % 2 == 0)
+    triangles = surface.triangles
+    return replace(surface, triangles=np.where(wrong[labels][:, None], triangles[:, ::-1],
+                                               triangles)), int(wrong.sum())
 
 
 def merged(surface: Surface, tolerance: float | None) -> Surface:

@@ -15,22 +15,16 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial import cKDTree
 
-from spinverse.errors import InputError, SolverError, warn_caller
-from spinverse.mesh.arguments import affordable_volume, choice, positive, shown
-from spinverse.mesh.arrangement import TAGGED
-from spinverse.mesh.checks import (
-    RepairWarning,
-    cell_volumes,
-    facets_of,
-    find_facets,
-    places_in_cells,
-)
-from spinverse.mesh.connected import components
-from spinverse.mesh.data import MeshData
-from spinverse.mesh.grids import oriented
-from spinverse.mesh.isosurface import layer, samples
-from spinverse.mesh.repair import repair_with_defects
-from spinverse.mesh.surfaces import Surface, defects, depths, load_surface, parts
+from ..errors import InputError, SolverError, warn_caller
+from .arguments import affordable_volume, choice, positive, shown
+from .arrangement import TAGGED
+from .checks import RepairWarning, cell_volumes, facets_of, find_facets, places_in_cells
+from .connected import components
+from .data import MeshData
+from .grids import oriented
+from .isosurface import layer, samples
+from .repair import repair_with_defects
+from .surfaces import Surface, defects, depths, load_surface, parts
 
 # what an MPI launcher tells its ranks; a child that imports MPI would take itself for one
 LAUNCHERS = ("PMI", "PMIX", "MPI_LOCAL", "HYDI_", "HYDRA_", "MPIEXEC_", "OMPI_", "PRTE_", "SLURM_")
@@ -48,8 +42,7 @@ def from_surface(surface: Surface | str | Path, size: float | None = None,
     """Mesh the inside of a closed surface, and the outside if asked.
 
     Cells inside have tag 1, outside tag 2; the interface facets are the surface, with tag 1.
-    Parts of the surface that lie in another part bound cavities, which count as outside (and
-    are left empty without ``outside``).
+    Parts of the surface within another bound cavities, which are outside (empty without it).
 
     ``"exact"`` keeps every triangle (gmsh, Delaunay), and needs a surface without defects.
     ``"envelope"`` makes a new surface within a distance of the given one (fTetWild, Hu et al., ACM
@@ -70,9 +63,9 @@ def from_surface(surface: Surface | str | Path, size: float | None = None,
             defect is an error, except for ``method="envelope"``.
         scale: um per unit of the file.
         timeout: seconds for the mesher, which is ended then.
-        cell_tags: ``"common"``, or ``"each"``: the inside of the surface's first part has tag 1, of
-            the next one 2, ..., outside the number after the last; the facets of the surface have
-            the tag of the inside that they bound. Parts that the mesher has joined count as one.
+        cell_tags: ``"common"``, or ``"each"``: the insides of the surface's parts have tags 1, 2,
+            ..., outside the number after the last, the facets of the surface the tag of the inside
+            that they bound. Parts that the mesher has joined count as one.
 
     Raises:
         InputError: a bad argument, file or surface, or no mesher is installed.
@@ -80,8 +73,7 @@ def from_surface(surface: Surface | str | Path, size: float | None = None,
             surface's area, as of processes thinner than the envelope.
 
     Warns:
-        RepairWarning: what was repaired; a mesh that holds another volume than the surface, or
-            whose inside falls into more parts.
+        RepairWarning: what was repaired; another volume than the surface's, or more parts.
     """
     owner = "from_surface"
     method = choice(owner, "method", method, ("auto", "exact", "envelope"))
@@ -146,8 +138,7 @@ def run_mesher(job: dict, timeout: float, name: str) -> dict[str, np.ndarray]:
     """Run ``_mesher.py`` on ``job`` in a process group of its own; ``points, tets, tags``.
 
     Raises:
-        SolverError: it said that it failed, ended by a signal, or is not done after ``timeout``
-            seconds, and then it is ended.
+        SolverError: it failed, ended by a signal, or was ended after ``timeout`` seconds.
     """
     program = Path(__file__).with_name("_mesher.py")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHERS)}
@@ -178,7 +169,7 @@ def run_mesher(job: dict, timeout: float, name: str) -> dict[str, np.ndarray]:
             said = f": {last[0][:200]}" if last and code > 0 else ""
             raise SolverError(f"the mesher of '{name}' crashed ({cause}{said})")
         with np.load(target) as file:
-            arrays = {key: file[key] for key in file.files}
+            arrays = dict(file)
     if "error" in arrays:
         raise SolverError(str(arrays["error"]))
     if not len(arrays["tets"]):

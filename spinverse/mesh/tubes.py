@@ -29,8 +29,7 @@ def bent_axon(radii: Sequence[float], height: float, size: float, bend: float = 
 
     Args:
         radii: of the layers in each cross-section z = const, ascending, um.
-        height, size, bend, twist, ecs, ecs_gap, layers, match_volume: as in
-            :func:`twisted_axons`.
+        height, size, bend, twist, ecs, ecs_gap, layers, match_volume: as there.
     """
     radii = expect.ascending("bent_axon", "radii", radii)
     return _bundle("bent_axon", np.zeros((1, 2)), radii[None], height, size, twist, bend, ecs,
@@ -57,19 +56,14 @@ def twisted_axons(centres: Sequence[Sequence[float]], radii: float | Sequence[fl
         centres: (x, y) of the axons in the plane z = 0, ``(n, 2)`` um.
         radii: outer radius, one for all or one for each, um.
         height: along z, um.
-        size: largest edge length, um; in the plane it shrinks in thin layers and gaps, and
-            around axons that would have fewer than ten edges.
+        size: largest edge length, um; in the plane as for :func:`.packed.packed_cylinders`.
         twist: rad/um; too strong a one for ``layers`` turns tets inside out, which is an error.
         bend: 1/um.
-        g_ratio: inner over outer radius, for a layer of myelin.
-        ecs: as for :func:`.packed.packed_cylinders`; the ``"box"`` leaves ``ecs_gap`` around
-            the straight axons, and is bent and twisted with them.
-        ecs_gap: um; ``None``: half of the mean radius.
+        g_ratio, ecs, ecs_gap, cell_tags: as there; the ``"box"`` leaves ``ecs_gap`` around the
+            straight axons, and is bent and twisted with them.
         layers: prisms along z; ``None``: enough for edges along the outermost axon to be at
             most ``size``.
-        cell_tags: ``"common"`` or ``"each"``.
-        match_volume: let each axon hold pi r^2 height: for the facets around, and for those
-            that cut the corners of the twist.
+        match_volume: let each axon hold pi r^2 height, whatever its facets cut off.
     """
     name = "twisted_axons"
     rows: Any = centres if np.ndim(centres) else [centres]
@@ -79,12 +73,11 @@ def twisted_axons(centres: Sequence[Sequence[float]], radii: float | Sequence[fl
         raise InputError(f"{name}: centres is {expect.shown(centres)}, expected (x, y) rows")
     outer = expect.each(name, "radii", radii, len(places))
     places = places[:, :2]
-    for i in range(len(places)):
-        apart = np.linalg.norm(places[i + 1:] - places[i], axis=1) - outer[i + 1:] - outer[i]
-        if not (apart > 0).all():
-            j = i + 1 + apart.argmin()
-            raise InputError(f"{name}: axons {i} and {j} leave a gap of {apart.min():.3g} um, "
-                             "expected a positive one")
+    i, j = np.triu_indices(len(places), 1)
+    gaps = np.linalg.norm(places[j] - places[i], axis=1) - outer[j] - outer[i]
+    for k in np.flatnonzero(gaps <= 0)[:1]:
+        raise InputError(f"{name}: axons {i[k]} and {j[k]} leave a gap of {gaps[k]:.3g} um, "
+                         "expected a positive one")
     return _bundle(name, places, with_myelin(name, outer, g_ratio), height, size, twist, bend,
                    ecs, ecs_gap, layers, cell_tags, match_volume)
 
