@@ -27,11 +27,9 @@ def exact(job) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     for key, value in {"General.NumThreads": 1, "Mesh.Algorithm3D": 1, "Mesh.RandomSeed": 1,
                        "Mesh.Optimize": 1, "Mesh.MeshSizeMax": float(job["size"])}.items():
         gmsh.option.setNumber(key, value)
-    points, triangles, shells = job["points"], job["triangles"], job["shells"]
-    if len(job["outer_points"]):
-        triangles = np.concatenate([triangles, job["outer_triangles"] + len(points)])
-        points = np.concatenate([points, job["outer_points"]])
-        shells = np.concatenate([shells, np.full(len(job["outer_triangles"]), -1)])
+    points = np.concatenate([job["points"], job["outer_points"]])
+    triangles = np.concatenate([job["triangles"], job["outer_triangles"] + len(job["points"])])
+    shells = np.concatenate([job["shells"], np.full(len(job["outer_triangles"]), -1)])
     gmsh.model.add("surface")
     loops = {}
     for shell in np.unique(shells):
@@ -65,8 +63,7 @@ def envelope(job) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
     points, triangles = job["points"], job["triangles"].astype(np.int32)
     outer = job["outer_points"]
-    everything = np.concatenate([points, outer]) if len(outer) else points
-    diagonal = np.linalg.norm(np.ptp(everything, axis=0))
+    diagonal = np.linalg.norm(np.ptp(np.concatenate([points, outer]), axis=0))
     mesher = wildmeshing.Tetrahedralizer(
         epsilon=float(job["envelope"]) / diagonal,
         edge_length_r=min(float(job["size"]) / diagonal, 1.0), max_threads=1, coarsen=False)

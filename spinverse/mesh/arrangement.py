@@ -31,10 +31,8 @@ class Arrangement:
         name: for messages.
         centres: ``(n, d)`` um.
         radii: of the layers of each cell, ascending, ``(n, layers)`` um.
-        ecs: space around the cells: ``"box"``, ``"tight"`` (all within ``gap`` of a cell, and
-            the voids that this encloses; cells further apart than two gaps stay apart), or
-            ``"none"``.
-        gap: for ``"tight"``, um.
+        ecs, gap: space around the cells, see :func:`.packed.packed_cylinders`, and its width for
+            ``"tight"``, um.
         lengths: of the box, centred at the origin, ``(d,)`` um.
         periodic: cells reach through the faces of the box and come in again opposite.
     """
@@ -84,10 +82,9 @@ def mesh(cells: Arrangement, size: float):
         try:
             with gmsh_model.model(name, size, smallest, algorithm) as gmsh:
                 labels = _geometry(gmsh, cells)
-                gmsh_model.set_sizes(gmsh, target)
                 if cells.periodic:
                     gmsh_model.match_opposite(gmsh, name, np.resize(cells.lengths, 3), dim)
-                points, simplices, entities = gmsh_model.arrays(gmsh, name, dim, again=True)
+                points, simplices, entities = gmsh_model.arrays(gmsh, name, dim, True, target)
             break
         except SolverError:
             # the first is finer, but now and then leaves surfaces that cross; a second try on

@@ -156,7 +156,8 @@ def l_cell(size: float, size_interface: float | None = None, pattern: str = "kuh
 
     Args:
         size: target edge length (of bricks, for ``"kuhn"``), um.
-        size_interface: the same at the cell's faces, um, from where it grows by 0.3 um per um.
+        size_interface: the same at the cell's faces, um (``None``: ``size``); it grows by 0.3 um
+            per um.
         pattern: ``"kuhn"``: bricks of six tets whose planes follow the cell's faces through
             the whole box; ``"gmsh"``: unstructured, fine at the cell's faces only.
         box: lengths (x, y, z), um.
@@ -185,10 +186,10 @@ def l_cell(size: float, size_interface: float | None = None, pattern: str = "kuh
     lows = np.array([low, low])
     highs = np.array([low + [arm, width, height], low + [width, arm, height]])
     if pattern == "kuhn":
-        bends = [[low[i], low[i] + width, high[i]] if i < 2 else [low[i], high[i]]
-                 for i in range(3)]
-        axes = [graded(np.array([0, *bends[i], lengths[i]]), size, fine,
-                       np.array([False, *[True] * len(bends[i]), False])) for i in range(3)]
+        axes = []
+        for i in range(3):
+            planes = np.unique([0, low[i], *highs[:, i], lengths[i]])
+            axes.append(graded(planes, size, fine, (planes > 0) & (planes < lengths[i])))
         expect.affordable(name, 6 * np.prod([len(x) - 1 for x in axes], dtype=float))
         points, tets = kuhn(*axes)
     else:
@@ -206,9 +207,8 @@ def l_cell(size: float, size_interface: float | None = None, pattern: str = "kuh
             cell, _ = occ.fuse(arms[:1], arms[1:])
             occ.fragment([(3, outer)], cell)
             occ.synchronize()
-            if fine != size:
-                gmsh_model.set_sizes(gmsh, target)
-            points, tets, _ = gmsh_model.arrays(gmsh, name)
+            points, tets, _ = gmsh_model.arrays(gmsh, name,
+                                                target=None if fine == size else target)
         tets = oriented(points, tets)
     middle = points[tets].mean(axis=1)[:, None]
     inside = ((lows < middle) & (middle < highs)).all(axis=2).any(axis=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,7 @@ class MeshData:
     cell_tags: Any = None
     interface_facets: Any = None
     interface_tags: Any = None
-    name: str = field(default="mesh")
+    name: str = "mesh"
     input_vertices: Any = None
 
     def __post_init__(self):

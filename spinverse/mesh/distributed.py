@@ -73,7 +73,7 @@ class Mesh:
         self.input_cells = np.asarray(topology.original_cell_index, dtype=np.int64)
         self.cell_tags = Ranges(comm, self.num_cells).fetch(
             self.input_cells, np.asarray(cell_tags, dtype=np.int32))
-        self.interface = self.facet_slabs.rows_of(interface_triples).values(
+        self.interface = FacetRows(self.facet_slabs, interface_triples).values(
             np.asarray(interface_tags, dtype=np.int32))
 
     @classmethod
@@ -83,12 +83,11 @@ class Mesh:
         root = comm.rank == 0
         held: Any = data  # nothing elsewhere
         dim, name = comm.bcast(on_root(comm, lambda: (held.dim, held.name)))
-        arrays = (scatter(comm, array) for array in (
-            (held.points[:, :dim], held.cells, held.cell_tags, held.input_vertices)
-            if root else (None,) * 4))
+        arrays = (held.points[:, :dim], held.cells, held.cell_tags, held.input_vertices) if root \
+            else (None,) * 4
         known = (held.input_vertices[held.interface_facets], held.interface_tags) if root \
             else (np.empty((0, dim), np.int64), np.empty(0, np.int32))
-        return cls.from_slabs(comm, *arrays, *known, name)
+        return cls.from_slabs(comm, *(scatter(comm, array) for array in arrays), *known, name)
 
     @classmethod
     def from_slabs(cls, comm: MPI.Comm, points: np.ndarray, cells: np.ndarray,
@@ -237,7 +236,7 @@ class Mesh:
         Raises:
             InputError: a facet of the mesh has no row on any rank; ``what`` begins the message.
         """
-        rows = self.facet_slabs.rows_of(triples)
+        rows = FacetRows(self.facet_slabs, triples)
         if rows.missing:
             raise InputError(f"{what}: {rows.missing} of the mesh's {self.facet_slabs.total} "
                              "facets have no value; expected one row for every vertex triple")

@@ -65,23 +65,23 @@ def model(name: str, size: float, smallest: float | None = None,
             gmsh.finalize()
 
 
-def set_sizes(gmsh, target) -> None:
-    """Let ``target(point (3,)) -> um`` say the edge length, clipped to the model's limits."""
-    # else the fine edges of a boundary reach far inside
-    gmsh.option.setNumber("Mesh.MeshSizeExtendFromBoundary", 0)
-    gmsh.model.mesh.setSizeCallback(
-        lambda _dim, _tag, x, y, z, _size: float(target(np.array([x, y, z]))))
-
-
-def arrays(gmsh, name: str, dim: int = 3,
-           again: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def arrays(gmsh, name: str, dim: int = 3, again: bool = False,
+           target=None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mesh the model: points, cells (tets or triangles) and each cell's gmsh entity.
 
-    ``again`` optimises tets once more, which rids narrow gaps of the worst.
+    Args:
+        again: optimise tets once more, which rids narrow gaps of the worst.
+        target: ``target(point (3,)) -> um`` says the edge length, clipped to the model's limits.
 
     Raises:
         SolverError: gmsh left a part of the geometry without cells, or took longer than TIMEOUT.
     """
+    if target is not None:
+        # else the fine edges of a boundary reach far inside
+        gmsh.option.setNumber("Mesh.MeshSizeExtendFromBoundary", 0)
+        gmsh.model.mesh.setSizeCallback(
+            lambda _dim, _tag, x, y, z, _size: float(target(np.array([x, y, z]))))
+
     def make():
         gmsh.model.mesh.generate(dim)
         if again and dim == 3:

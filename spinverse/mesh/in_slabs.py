@@ -13,6 +13,7 @@ from ..parallel.npz import NpzReader
 from .checks import flat_cells
 from .data import CELLS
 from .distributed import Mesh
+from .ordered import FacetRows
 
 BLOCK = 512  # cells whose edges are looked at together
 
@@ -26,7 +27,6 @@ def read_in_slabs(path: str | Path, comm: MPI.Comm | None = None) -> Mesh:
     `read` looks for them on rank 0.
 
     Args:
-        path: of the file.
         comm: ``MPI.COMM_WORLD`` when nothing is said.
 
     Raises:
@@ -47,7 +47,7 @@ def read_in_slabs(path: str | Path, comm: MPI.Comm | None = None) -> Mesh:
     _check(comm, path, points, cells, count)
     mesh = Mesh.from_slabs(comm, points, cells, tags, np.arange(
         Ranges(comm, count).start, Ranges(comm, count).stop), triples, triple_tags, path.name)
-    found = mesh.num_facets - mesh.facet_slabs.rows_of(triples).missing
+    found = mesh.num_facets - FacetRows(mesh.facet_slabs, triples).missing
     if found != facets:
         raise InputError(f"mesh file '{path}': {facets - found} of {facets} interface facets are "
                          "no facets of the mesh or are given twice, expected each once")

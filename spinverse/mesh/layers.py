@@ -78,7 +78,7 @@ def sphere_in_box(radius: float, box: Sequence[float], size: float,
         radius: um.
         box: lengths (x, y, z) of the box, um.
         size: target edge length, um; above the gap to the box it gives flat tets there.
-        size_interface: the same at the sphere, um, from where it grows to ``size`` over one radius.
+        size_interface: the same at the sphere, um (``None``: ``size``); it grows over one radius.
         centre: of the ball, um.
         match_volume: move the faceted sphere out so that it holds 4/3 pi radius^3.
         periodic: opposite faces of the box carry the same triangles.
@@ -105,13 +105,12 @@ def sphere_in_box(radius: float, box: Sequence[float], size: float,
         outer = occ.addBox(*(-lengths / 2), *lengths)
         occ.fragment([(3, outer)], [(3, occ.addSphere(*centre, radius))])
         occ.synchronize()
-        if fine != size:
-            gmsh_model.set_sizes(gmsh, target)
         if periodic:
             gmsh_model.match_opposite(gmsh, name, lengths)
-        points, tets, entities = gmsh_model.arrays(gmsh, name)
-    tags = 1 + (_reach(points - centre, tets, entities) > radius * (1 + 1e-6))
+        points, tets, entities = gmsh_model.arrays(
+            gmsh, name, target=None if fine == size else target)
     points = points - centre
+    tags = 1 + (_reach(points, tets, entities) > radius * (1 + 1e-6))
     if match_volume:
         points = _match(name, points, tets, tags, np.array([radius]), 3, fixed=radius + gap)
     return tagged(name, points + centre, tets, tags)
@@ -146,9 +145,8 @@ def _layered(name: str, dim: int, radii, size, match: bool,
         if len(parts) > 1:
             occ.fragment(parts[-1:], parts[:-1])
         occ.synchronize()
-        if varied:
-            gmsh_model.set_sizes(gmsh, target)
-        points, cells, entities = gmsh_model.arrays(gmsh, name, dim, again=varied)
+        points, cells, entities = gmsh_model.arrays(gmsh, name, dim, varied,
+                                                    target if varied else None)
     if dim == 2:
         points[:, 2] = 0
     tags = 1 + np.abs(_reach(points, cells, entities)[:, None] - radii).argmin(axis=1)
@@ -171,15 +169,14 @@ def _match(name: str, points: np.ndarray, cells: np.ndarray, tags: np.ndarray,
     All vertices of a surface lie at its radius, so that one factor scales what it holds exactly;
     between surfaces the radius is mapped linearly, and beyond ``fixed`` nothing moves.
     """
-    held = np.abs(cell_volumes(points, cells))
-    held = np.bincount(tags, weights=held)[1:len(radii) + 1].cumsum()
+    volumes = np.abs(cell_volumes(points, cells))
+    held = np.bincount(tags, weights=volumes)[1:len(radii) + 1].cumsum()
     wanted = radii * (BALL[dim] * radii**dim / held)**(1 / dim)
     if fixed is not None and not wanted[-1] < fixed:
         raise SolverError(f"{name}: matching the volume needs radius {wanted[-1]:g} um, which "
                           f"leaves the box at {fixed:g} um (try a smaller size)")
     outer = [] if fixed is None else [fixed]
-    knots = np.concatenate([[0], radii, outer])
-    values = np.concatenate([[0], wanted, outer])
+    knots, values = (np.array([0, *inner, *outer]) for inner in (radii, wanted))
     r = np.linalg.norm(points, axis=1)
     # past the last knot: the same factor; that is 1 with `fixed`, round-off without
     new = np.where(r <= knots[-1], np.interp(r, knots, values), r * values[-1] / knots[-1])

@@ -65,20 +65,15 @@ class FacetSlabs(Slabs):
         firsts = comm.allgather(int(self.keys[0, 0]) if len(self.keys) else none)
         self._firsts = np.minimum.accumulate(firsts[::-1])[::-1]
 
-    def rows_of(self, triples: np.ndarray) -> FacetRows:
-        """Where the facets are among rows ``(n, d)`` that any ranks have, or several. Collective.
-
-        Vertices may be in any order within a row.
-        """
-        return FacetRows(self, triples)
-
     def holder(self, facets: np.ndarray) -> np.ndarray:
         """The rank in whose slab each facet would be."""
         return np.maximum(np.searchsorted(self._firsts, facets[:, 0], side="right") - 1, 0)
 
 
 class FacetRows:
-    """Rows of facets, see `FacetSlabs.rows_of`.
+    """Where the facets are among rows ``(n, d)`` that any ranks have, or several. Collective.
+
+    Vertices may be in any order within a row.
 
     Attributes:
         missing: how many facets of the mesh have no row.

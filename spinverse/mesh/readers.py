@@ -55,14 +55,14 @@ def read(path: str | Path, repair: bool = False) -> MeshData:
         UnitWarning: the size suggests that the coordinates are not in um.
     """
     path = Path(path)
+    kind = path.suffix.lower()
     readers = {".npz": _read_npz, ".msh": _read_msh, ".node": read_tetgen, ".ele": read_tetgen,
                ".xdmf": read_xdmf}
-    if path.suffix.lower() not in readers:
+    if kind not in readers:
         raise InputError(f"mesh file '{path}': suffix is '{path.suffix}', expected one of "
                          + ", ".join(readers))
     if not path.is_file():
         raise InputError(f"mesh file '{path}': no such file, expected a mesh")
-    kind = path.suffix.lower()
     data = readers[kind](path)
     if kind in (".node", ".ele"):
         data = _membranes_only(data)
@@ -79,11 +79,7 @@ def write_npz(path: str | Path, data: MeshData) -> None:
 
 
 def write_msh(path: str | Path, data: MeshData) -> None:
-    """Write ``data`` as gmsh 2.2 (binary), cell and interface tags as physical tags.
-
-    Raises:
-        InputError: a suffix other than ``.msh``.
-    """
+    """Write ``data`` as gmsh 2.2 (binary), cell and interface tags as physical tags."""
     path = _target(path, ".msh")
     cells, tags = [(GMSH[data.dim], data.cells)], [data.cell_tags]
     if len(data.interface_facets):
@@ -131,8 +127,8 @@ def _read_msh(path: Path) -> MeshData:
             expected = "vertices without parametric coordinates (Mesh.SaveParametric = 0)"
         raise InputError(f"mesh file '{path}': cannot be read as gmsh .msh "
                          f"({one_line(error)[:200]}), expected {expected}") from None
-    physical = mesh.cell_data.get("gmsh:physical", [np.zeros(len(b.data), int)
-                                                    for b in mesh.cells])
+    none = [np.zeros(len(block.data), int) for block in mesh.cells]
+    physical = mesh.cell_data.get("gmsh:physical", none)
     others = sorted({b.type for b in mesh.cells})
     dim = next((d for d in (3, 2, 1) if GMSH[d] in others), 0)
     rows = [b.data.ravel() for b in mesh.cells if b.type == GMSH[dim]]

@@ -178,7 +178,10 @@ def _bundle(name, centres, radii, height, size, twist, bend, ecs, ecs_gap, layer
 
     def deformed(section):
         points, tets = extrude(section + [*middle, 0], triangles, height, layers)
-        return _deform(points, bend, twist), tets
+        x, y, z = points.T
+        x = x + bend * z**2
+        c, s = np.cos(twist * z), np.sin(twist * z)
+        return np.column_stack([c * x - s * y, s * x + c * y, z]), tets
 
     def measure(section):
         # a triangle's prisms follow each other in every layer, three tets each
@@ -196,11 +199,3 @@ def _bundle(name, centres, radii, height, size, twist, bend, ecs, ecs_gap, layer
                           "gentler deformation, a smaller size or more layers")
     tags = np.tile(np.repeat(cells.tags(owner, layer, cell_tags), 3), layers)
     return tagged(name, points, tets, tags)
-
-
-def _deform(points: np.ndarray, bend: float, twist: float) -> np.ndarray:
-    """x -> x + bend z^2, then turned about the z axis by twist z."""
-    x, y, z = points.T
-    x = x + bend * z**2
-    c, s = np.cos(twist * z), np.sin(twist * z)
-    return np.column_stack([c * x - s * y, s * x + c * y, z])

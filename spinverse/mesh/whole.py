@@ -9,7 +9,6 @@ import dolfinx
 import numpy as np
 
 from .checks import cell_volumes, facets_of, find_facets
-from .data import MeshData
 from .distributed import Mesh
 
 
@@ -49,11 +48,6 @@ class WholeMesh:
         triples = vertices[mine].reshape(-1, mesh.dim)
         return cls(points, cells, facets, sides, find_facets(facets, triples),
                    mesh.input_cells[:count])
-
-    @cached_property
-    def data(self) -> MeshData:
-        """The mesh without tags or known membranes."""
-        return MeshData(self.points, self.cells)
 
     @cached_property
     def outer(self) -> np.ndarray:
