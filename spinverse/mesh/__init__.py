@@ -53,9 +53,8 @@ def build(builder, *args, comm: MPI.Comm | None = None, **kwargs) -> Mesh:
     """Run a builder on rank 0 and distribute its mesh. Collective.
 
     Args:
-        builder: a function that returns a `MeshData`, as `spheres` or `from_surface`.
+        builder: returns a `MeshData`, as `spheres` does: ``build(spheres, [3, 6], size=1)``.
         comm: ``MPI.COMM_WORLD`` when nothing is said.
-        *args, **kwargs: of the builder: ``build(spheres, [3, 6], size=1)``.
 
     Raises:
         InputError: on every rank, what the builder raises.

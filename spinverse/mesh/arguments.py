@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isfinite
+from pathlib import Path
 
 import numpy as np
 
@@ -50,6 +51,15 @@ def vector(owner: str, key: str, value) -> tuple[float, float, float]:
         raise InputError(f"{owner}: {key} is {shown(value)}, expected three finite numbers"
                          ) from None
     return x, y, z
+
+
+def target(path: str | Path, suffix: str) -> Path:
+    """A file to write a mesh to."""
+    path = Path(path)
+    if path.suffix.lower() != suffix or not path.parent.is_dir():
+        raise InputError(f"mesh file '{path}': suffix is '{path.suffix}', expected the suffix "
+                         f"{suffix} and a folder that is there")
+    return path
 
 
 def number(owner: str, key: str, value, low: float = -np.inf, high: float = np.inf) -> float:

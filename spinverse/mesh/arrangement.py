@@ -136,11 +136,14 @@ def match(cells: Arrangement, size: float, points: np.ndarray, simplices: np.nda
     mean = np.bincount(nearest[on_surface], weight[on_surface], count) \
         / np.maximum(np.bincount(nearest[on_surface], minlength=count), 1)
     weight = np.minimum(weight / mean[nearest], 2.0)
-    twin = slice(None)
+    twin: slice | np.ndarray = slice(None)
     if cells.periodic:
         depth = (cells.lengths / 2 - np.abs(points[:, :dim])) / (outer[nearest, None] / 2)
         unit = unit * np.clip(depth, 0, 1)
-        twin = _twins(points[:, :dim], cells.lengths)
+        # the first of the vertices that are one in the periodic box
+        tiny, place = 1e-6 * cells.lengths.max(), points[:, :dim]
+        place = np.where(place > cells.lengths / 2 - tiny, place - cells.lengths, place)
+        twin = np.array([min(same) for same in cKDTree(place).query_ball_point(place, tiny)])
     factor, moved = np.ones_like(cells.radii), points
     measure = measure or (lambda p: np.abs(cell_volumes(p, simplices)))
     for _ in range(50):
@@ -157,13 +160,6 @@ def match(cells: Arrangement, size: float, points: np.ndarray, simplices: np.nda
         moved = points.copy()
         moved[:, :dim] += (unit * (shift * weight)[:, None])[twin]
     return moved
-
-
-def _twins(points: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """For each point of a periodic box the first that is the same one, ``(Nv,)``."""
-    near = 1e-6 * lengths.max()
-    inside = np.where(points > lengths / 2 - near, points - lengths, points)
-    return np.array([min(same) for same in cKDTree(inside).query_ball_point(inside, near)])
 
 
 def _geometry(gmsh, cells: Arrangement) -> dict[int, tuple[int, int]]:

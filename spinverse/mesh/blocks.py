@@ -51,15 +51,7 @@ def box(lengths: Sequence[float], size: float | None = None,
 
 def intervals(thicknesses: Sequence[float], cells_per_layer: int | Sequence[int] | None = None,
               size: float | Sequence[float] | None = None) -> MeshData:
-    """Layers in one dimension, on the x axis from ``-sum/2`` on: :func:`slabs` without width.
-
-    Cells are tagged 1..n by layer, the points between layers 1..n-1.
-
-    Args:
-        thicknesses: of the layers, um.
-        cells_per_layer: intervals in every layer, or one number for each.
-        size: instead: longest interval, um, or one length for each layer.
-    """
+    """Layers on the x axis from ``-sum/2`` on, with arguments and tags as :func:`slabs`."""
     x, edges = _layer_coordinates("intervals", thicknesses, cells_per_layer, size, 1)
     points = np.column_stack([x, np.zeros((len(x), 2))])
     cells = np.column_stack([np.arange(len(x) - 1), np.arange(1, len(x))])

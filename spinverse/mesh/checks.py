@@ -156,10 +156,13 @@ def check_mesh(data: MeshData) -> None:
                     f"lowest radius ratio is {ratios.min():.2g} (1: regular), expected "
                     f"{QUALITY:g} at least: signals lose accuracy and solvers time there (try "
                     "another size, or the mesher's optimisation)")
+    warn_of_units(where, diagonal, "mesh in metres or millimetres?")
+
+
+def warn_of_units(where: str, diagonal: float, hint: str) -> None:
     if not SMALLEST <= diagonal <= LARGEST:
-        warn_caller(f"{where}: box diagonal is {diagonal:.3g} um, expected "
-                    f"{SMALLEST:g} to {LARGEST:g} um (mesh in metres or millimetres?)",
-                    UnitWarning)
+        warn_caller(f"{where}: box diagonal is {diagonal:.3g} um, expected {SMALLEST:g} to "
+                    f"{LARGEST:g} um ({hint})", UnitWarning)
 
 
 def _check_arrays(data: MeshData, where: str) -> float:

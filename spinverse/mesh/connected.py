@@ -23,14 +23,10 @@ def cell_regions(num_cells: int, pairs: np.ndarray, walls: np.ndarray) -> np.nda
 
 
 def connected_cells(mesh: Mesh, open_facets: np.ndarray) -> np.ndarray:
-    """Sets of cells that are connected through open interior facets. Collective.
+    """Sets of cells that are connected through ``open_facets (nf,)``, owned inner ones. Collective.
 
     Every rank connects its own cells and those next to them; then the smallest numbers spread
     from rank to rank, once for each time that a set crosses from one to another on the way.
-    No rank holds more than its own part.
-
-    Args:
-        open_facets: ``(nf,)`` bool over owned facets.
 
     Returns:
         ``(nc,)`` int64: of each cell on this rank, ghosts last, the smallest input number of a
@@ -59,14 +55,10 @@ def connected_cells(mesh: Mesh, open_facets: np.ndarray) -> np.ndarray:
 
 
 def sizes_of(mesh: Mesh, labels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Volumes of some of the sets of `connected_cells`. Collective.
+    """Volumes, ``(n,)`` um^3, of the ``wanted (n,)`` sets of `connected_cells`. Collective.
 
-    Args:
-        labels: ``(owned cells,)`` int64, from 0.
-        wanted: ``(n,)`` labels, any on any rank.
-
-    Returns:
-        ``(n,)`` volume of each, um^3. Its last digits depend on the number of ranks.
+    Any rank may want any of the ``labels (owned cells,)``, int64 from 0. The last digits depend on
+    the number of ranks.
     """
     comm, owned = mesh.comm, mesh.num_owned_cells
     keys, volumes = summed(labels[:, None], mesh.cell_volumes[:owned])

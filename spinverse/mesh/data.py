@@ -32,8 +32,7 @@ class MeshData:
         cell_tags: tag of each cell, ``(Nt,)`` int32 (1 where nothing is said).
         interface_facets: vertices of the facets of the known membrane, ``(Nb, d)`` int64, each
             row ascending; empty where no membrane is known.
-        interface_tags: tag of each row of ``interface_facets``, ``(Nb,)`` int32 (1 where
-            nothing is said).
+        interface_tags: tag of each of them, ``(Nb,)`` int32 (1 where nothing is said).
         name: for messages and reports.
         input_vertices: number that each vertex had in the file, ``(Nv,)`` int64, ascending;
             differs from ``0 .. Nv-1`` only where a reader left unused vertices out.

@@ -10,25 +10,23 @@ from typing import Any
 import basix.ufl
 import dolfinx
 import numpy as np
-from dolfinx.mesh import CellType, GhostMode
+from dolfinx.mesh import GhostMode
 from mpi4py import MPI
 
 from ..errors import InputError, on_all, on_root
 from ..parallel.exchange import Ranges, gather_chosen, reduced, scatter
 from ..parallel.npz import Rows, write_npz
+from .arguments import target
 from .checks import cell_volumes, find_facets
 from .data import CELLS, MeshData, tags_in_words
 from .ordered import FacetRows, FacetSlabs, Slabs
-
-_CELL_TYPES = {1: CellType.interval, 2: CellType.triangle, 3: CellType.tetrahedron}
 
 
 class Mesh:
     """A distributed simplex mesh, of dimension d = 1, 2 or 3, whose facets carry values.
 
-    Cells are partitioned with shared-facet ghosts, so that both sides of every owned facet are
-    on the rank. Facets form a submesh of their own; a facet is known everywhere by its vertex
-    triple in the numbering of the input, whatever the number of ranks.
+    Both sides of every owned facet are on the rank, one of them maybe as a ghost. Facets form a
+    submesh of their own; each is known by its vertex triple in the numbering of the input.
 
     Build one with `Mesh.from_data`, `spinverse.mesh.read` or the builders in `spinverse.mesh`.
 
@@ -43,8 +41,7 @@ class Mesh:
         interface: ``(nf,)`` int32, tag of the known membrane on each owned facet, 0 for none.
         cell_tags: ``(nc,)`` int32 tags of the cells on this rank, ghosts last.
         input_cells: ``(nc,)`` index of each of these cells in the input.
-        input_nodes: ``(nv,)`` index in the input of each vertex on this rank, unused ones of a file
-            left out.
+        input_nodes: ``(nv,)`` index of each vertex on this rank among those that cells use.
         name: for messages and reports.
     """
 
@@ -104,7 +101,8 @@ class Mesh:
             interface_triples, interface_tags: rows of the known membrane, on any rank.
         """
         dim = cells.shape[1] - 1
-        element = basix.ufl.element("Lagrange", _CELL_TYPES[dim].name, 1, shape=(dim,))
+        kind = {1: "interval", 2: "triangle", 3: "tetrahedron"}[dim]
+        element = basix.ufl.element("Lagrange", kind, 1, shape=(dim,))
         partitioner = dolfinx.mesh.create_cell_partitioner(GhostMode.shared_facet, 2)
         domain = dolfinx.mesh.create_mesh(
             comm, cells, element, np.ascontiguousarray(points[:, :dim]), partitioner=partitioner)
@@ -171,12 +169,9 @@ class Mesh:
     def facet_cells(self) -> np.ndarray:
         """Local cells on the two sides of each owned facet, ``(nf, 2)``; -1 is outside."""
         links = self.domain.topology.connectivity(self.dim - 1, self.dim)
-        cells = np.full((self.num_owned_facets, 2), -1, dtype=np.int32)
-        first = links.offsets[self.facet_entities]
-        cells[:, 0] = links.array[first]
-        two = links.offsets[self.facet_entities + 1] - first == 2
-        cells[two, 1] = links.array[first[two] + 1]
-        return cells
+        first, last = links.offsets[self.facet_entities], links.offsets[self.facet_entities + 1] - 1
+        return np.column_stack([links.array[first],
+                                np.where(last > first, links.array[last], np.int32(-1))])
 
     def find_facets(self, triples: np.ndarray) -> np.ndarray:
         """Index of the owned facet of each row of vertices, ``(n,)``, -1 where none is owned here.
@@ -214,14 +209,12 @@ class Mesh:
                       where: np.ndarray | None = None) -> tuple[np.ndarray, ...] | None:
         """Vertex triples and facet values on rank 0, triples in lexicographic order. Collective.
 
-        For pictures of an interface and for tests; `facet_slabs` is for the whole mesh.
+        ``(triples, *arrays)`` on rank 0, ``None`` elsewhere, for pictures of an interface and for
+        tests; `facet_slabs` is for the whole mesh.
 
         Args:
             *arrays: ``(nf, ...)`` of the owned facets.
             where: ``(nf,)`` bool, the chosen facets; all if not given.
-
-        Returns:
-            ``(triples, *arrays)`` on rank 0, ``None`` elsewhere.
         """
         chosen = np.ones(self.num_owned_facets, bool) if where is None else np.asarray(where, bool)
         return gather_chosen(self.comm, chosen, self.facet_vertices, *arrays)
@@ -255,7 +248,7 @@ class Mesh:
         Raises:
             InputError: on every rank: another suffix, or no such folder.
         """
-        path = on_all(self.comm, _target, path)
+        path = on_all(self.comm, target, path, ".npz")
         nodes = dolfinx.mesh.entities_to_geometry(self.domain, self.dim - 1, self.facet_entities)
         facets = self.facet_slabs.collect(np.sort(self.input_nodes[nodes], axis=1))
         tags = self.facet_slabs.collect(self.interface)
@@ -278,10 +271,3 @@ class Mesh:
             return f"{words}, on {self.comm.size} ranks"
         return "\n".join([words, *tags_in_words(self.domain.geometry.x, self.cell_volumes,
                           self.cell_tags, self.interface[self.interface != 0])])
-
-
-def _target(path: str | Path) -> Path:
-    path = Path(path)
-    if path.suffix.lower() != ".npz" or not path.parent.is_dir():
-        raise InputError(f"mesh file '{path}': expected the suffix .npz and a folder that is there")
-    return path

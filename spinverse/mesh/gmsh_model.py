@@ -7,6 +7,7 @@ import threading
 from contextlib import contextmanager
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
 from spinverse.errors import InputError, SolverError, one_line
 
@@ -148,9 +149,8 @@ def match_opposite(gmsh, name: str, lengths: np.ndarray, dim: int = 3) -> None:
         low, high = (np.flatnonzero(np.abs(bounds[:, :, axis] - side * lengths[axis] / 2)
                                     .max(axis=1) < near) for side in (-1, 1))
         gap = np.abs(bounds[low][:, None] + shift - bounds[high][None]).max(axis=(2, 3))
-        partner = gap.argmin(axis=1) if len(high) else np.empty(0, int)
-        if len(low) != len(high) or len(set(partner)) != len(low) or \
-                (gap[np.arange(len(low)), partner] > near).any():
+        rows, partner = linear_sum_assignment(gap)
+        if len(low) != len(high) or (gap[rows, partner] > near).any():
             raise SolverError(f"{name}: the faces across axis {'xyz'[axis]} are cut into "
                               f"{len(low)} and {len(high)} parts that do not match, expected a "
                               "periodic geometry (try another seed)")

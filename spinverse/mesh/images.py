@@ -59,8 +59,8 @@ def read_labels(path: str | Path, voxel_size=None) -> LabelImage:
     * ``.npy``: the array; ``.npz``: the key ``labels`` (or the only array), and ``voxel_size`` in
       um unless it is given.
     * ``.nii``, ``.nii.gz``: voxel size from the header, in the units that it names; millimetres,
-      with a warning, where it names none. Axes are those of the array: rotations and flips of
-      the affine are left out. Needs nibabel.
+      with a :class:`.UnitWarning`, where it names none. Axes are those of the array: rotations and
+      flips of the affine are left out. Needs nibabel.
 
     Args:
         voxel_size: um, one number or three; goes before what the file says.
@@ -68,9 +68,6 @@ def read_labels(path: str | Path, voxel_size=None) -> LabelImage:
     Raises:
         InputError: no such file, an unknown suffix, a file that cannot be parsed, no voxel size,
             or what :class:`LabelImage` refuses.
-
-    Warns:
-        UnitWarning: the header names no unit of length.
     """
     path = Path(path)
     where = f"label image '{path}'"
@@ -138,8 +135,13 @@ def from_labels(image, voxel_size=None, size: float | None = None, smooth: int =
     used, numbers = np.unique(lowest[:, None, None] + kuhn_steps(shape), return_inverse=True)
     nodes, tets = np.stack(np.unravel_index(used, shape), axis=1), numbers.reshape(-1, 4)
     tags = np.repeat(labels[meshed], 6)
-    interface, interface_tags = _interfaces(nodes, tets, tags, labels.shape)
-    points = nodes * step
+    facets, pairs = facets_of(tets, image.name)
+    sides = np.sort(np.where(pairs < 0, 0, tags[pairs]), axis=1)
+    corners = nodes[facets]
+    border = ((corners == 0).all(axis=1) | (corners == labels.shape).all(axis=1)).any(axis=1)
+    chosen = (sides[:, 0] != sides[:, 1]) & ~border
+    interface, points = facets[chosen], nodes * step
+    _, kinds = np.unique(sides[chosen], axis=0, return_inverse=True)
     if smooth:
         points = smoothed(points, tets, interface, int(smooth), np.zeros(3),
                           np.array(labels.shape) * step)
@@ -148,7 +150,7 @@ def from_labels(image, voxel_size=None, size: float | None = None, smooth: int =
         points, tets, tags = points[used], numbers.reshape(-1, 4), tags[tags > 0]
         interface = np.searchsorted(used, interface)
     size_text = " x ".join(f"{v:.6g}" for v in step)
-    return MeshData(points, tets, tags, interface, interface_tags,
+    return MeshData(points, tets, tags, interface, kinds.ravel() + 1,
                     name=f"{image.name} (voxels of {size_text} um)").check()
 
 
@@ -180,17 +182,6 @@ def coarsened(image: LabelImage, size: float) -> LabelImage:
         better = run > longest
         best[better], longest[better] = labels[better, k], run[better]
     return LabelImage(best.reshape(counts), image.voxel_size * block, image.name)
-
-
-def _interfaces(nodes, tets, tags, shape) -> tuple[np.ndarray, np.ndarray]:
-    """Facets between different labels that are not on the border of the image, and their tags."""
-    facets, pairs = facets_of(tets)
-    sides = np.sort(np.where(pairs < 0, 0, tags[pairs]), axis=1)
-    corners = nodes[facets]
-    border = ((corners == 0).all(axis=1) | (corners == shape).all(axis=1)).any(axis=1)
-    chosen = (sides[:, 0] != sides[:, 1]) & ~border
-    _, numbers = np.unique(sides[chosen], axis=0, return_inverse=True)
-    return facets[chosen], numbers.ravel() + 1
 
 
 def _numpy(path: Path, where: str, kind: str):

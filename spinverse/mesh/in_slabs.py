@@ -24,10 +24,7 @@ def read_in_slabs(path: str | Path, comm: MPI.Comm | None = None) -> Mesh:
     The file is as for `spinverse.mesh.read`. Coordinates, vertex numbers, volumes and orientation
     of cells, unused vertices and interface facets are checked. What only a look at the whole mesh
     shows is not: cells that are there twice or overlap, vertices that coincide, hanging nodes.
-    `read` looks for them on rank 0.
-
-    Args:
-        comm: ``MPI.COMM_WORLD`` when nothing is said.
+    `read` looks for them on rank 0. ``comm`` is ``MPI.COMM_WORLD`` when nothing is said.
 
     Raises:
         InputError: on every rank, in one line, for a file or mesh that cannot be used.

@@ -81,8 +81,6 @@ def _cut(tets: np.ndarray, below: np.ndarray) -> list[np.ndarray]:
         inner = [k for k in range(4) if case >> k & 1]
         outer = [k for k in range(4) if not case >> k & 1]
         rows = tets[(below == [k in inner for k in range(4)]).all(axis=1)]
-        if not len(rows):
-            continue
         # even permutation of the corners: normals point away from the inner ones
         if np.linalg.det(np.eye(4)[inner + outer]) < 0:
             swapped = outer if len(outer) > 1 else inner

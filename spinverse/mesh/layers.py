@@ -39,9 +39,8 @@ def cylinders(radii: Sequence[float], height: float, size: float | Sequence[floa
     A triangle mesh of the discs is extruded in prisms of three tets each.
 
     Args:
-        radii: ascending, um; the last is the outer boundary.
+        radii, size: as for :func:`disks`, um.
         height: um.
-        size: target edge length in the plane, um, as in :func:`disks`.
         layers: prisms along z.
         match_volume: move the faceted circles out so that each holds pi r^2.
     """
@@ -58,9 +57,8 @@ def spheres(radii: Sequence[float], size: float | Sequence[float],
     """Concentric balls: layers tagged 1 (inner) .. n, spheres between them 1 .. n-1.
 
     Args:
-        radii: ascending, um; the last is the outer boundary.
-        size: target edge length, um, as in :func:`disks`; one for each layer that is far above
-            its thickness gives flat tets there (see :func:`.checks.quality`).
+        radii, size: as for :func:`disks`, um; a size for each layer that is far above its
+            thickness gives flat tets there (see :func:`.checks.quality`).
         centre: um.
         match_volume: move the faceted spheres out so that each holds 4/3 pi r^3.
     """
@@ -116,19 +114,13 @@ def sphere_in_box(radius: float, box: Sequence[float], size: float,
     return tagged(name, points + centre, tets, tags)
 
 
-def _sizes(name: str, size, radii: np.ndarray) -> np.ndarray:
-    """The edge length of each layer; one number yields to layers that it would flatten."""
-    sizes = expect.each(name, "size", size, len(radii))
-    if np.ndim(size) == 0:
-        sizes[1:] = np.minimum(sizes[1:], FLATTEST * np.diff(radii))
-    return sizes
-
-
 def _layered(name: str, dim: int, radii, size, match: bool,
              cells_each: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Concentric discs or balls: points ``(Nv, 3)``, triangles or tets, and the layer of each."""
     radii = expect.ascending(name, "radii", radii)
-    sizes = _sizes(name, size, radii)
+    sizes = expect.each(name, "size", size, len(radii))
+    if np.ndim(size) == 0:  # it yields to layers that it would flatten
+        sizes[1:] = np.minimum(sizes[1:], FLATTEST * np.diff(radii))
     expect.affordable_volume(name, cells_each * BALL[dim] * np.diff(radii**dim, prepend=0), sizes,
                              dim)
     inner = np.concatenate([[0], radii[:-1]])

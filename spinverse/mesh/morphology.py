@@ -23,10 +23,9 @@ SHORT = 0.5  # of the smaller radius at its ends: shorter pieces are merged into
 
 
 def read_swc(path: str | Path) -> np.ndarray:
-    """The points of an SWC file, ``(n, 7)``: number, kind, x, y, z, radius, parent.
+    """The points of an SWC file, parents first, ``(n, 7)``: number, kind, x, y, z, radius, parent.
 
-    Points are in an order in which parents come first; numbers and parents are places in it, -1
-    for none. Lengths are as in the file, um by the convention.
+    Numbers and parents are rows, -1 for none. Lengths are as in the file, um by the convention.
 
     Raises:
         InputError: a file that cannot be read, or is no tree of points.

@@ -51,10 +51,7 @@ class Slabs:
 
 
 class FacetSlabs(Slabs):
-    """Slabs of facets, which are of one length but for the facets of a vertex. Collective.
-
-    Args:
-        facets: ``(nf, d)`` vertices of the owned facets, ascending.
+    """Slabs of facets ``(nf, d)``, ascending, of one length but for a vertex's facets. Collective.
     """
 
     def __init__(self, comm: MPI.Comm, facets: np.ndarray):

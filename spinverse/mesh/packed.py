@@ -34,11 +34,9 @@ def packed_cylinders(height: float, size: float, radii: Sequence[float] | None =
         height: um.
         size: largest edge length in the plane, um; it shrinks in thin layers and gaps, and
             around cylinders that would have fewer than ten edges.
-        radii: outer radii, um; or let ``count`` radii be drawn:
-        count: how many.
-        mean_radius: um.
-        radius_deviation: standard deviation, um.
-        distribution: ``"gamma"``, ``"lognormal"`` or ``"normal"``.
+        radii: outer radii, um; or
+        count: how many to draw, with ``mean_radius`` and ``radius_deviation`` (standard), um, from
+            the distribution ``"gamma"``, ``"lognormal"`` or ``"normal"``.
         volume_fraction: of a square box that the cylinders hold, myelin included. Or give
         box: lengths (x, y) of the box, um.
         g_ratio: inner over outer radius, for a layer of myelin.
@@ -51,7 +49,7 @@ def packed_cylinders(height: float, size: float, radii: Sequence[float] | None =
             all opposite faces carry the same triangles, which a periodic boundary needs.
         seed: of the random numbers.
         layers: prisms along z.
-        cell_tags: ``"common"`` or ``"each"``.
+        cell_tags: as above.
         match_volume: move the faceted circles so that each holds pi r^2.
     """
     name = "packed_cylinders"

@@ -60,9 +60,6 @@ def pack(name: str, radii: np.ndarray, lengths: np.ndarray, gap: float, seed: in
         gap: smallest distance between two cells (and to the box if it is not periodic), um.
         inner: inner over outer radius of layered cells, whose insides nearly touch no face
             of a periodic box either.
-
-    Raises:
-        InputError: cells larger than the box, or too many for it.
     """
     rng = generator(name, seed)
     room = lengths.min() - 2 * radii.max() - (gap if periodic else 2 * gap)
@@ -72,7 +69,17 @@ def pack(name: str, radii: np.ndarray, lengths: np.ndarray, gap: float, seed: in
                          "volume fraction, or more cells)")
     shells = (1.0,) if inner is None else (1.0, inner)
     for _ in range(STARTS):
-        centres, crowded = _put_down(rng, radii, lengths, gap, periodic, shells)
+        centres, crowded = np.zeros((len(radii), len(lengths))), False
+        placed: list[int] = []
+        for i in np.argsort(-radii, kind="stable"):
+            half = lengths / 2 - (0 if periodic else gap + radii[i])
+            found = rng.uniform(-half, half, (TRIES, len(lengths)))
+            clear = _clearance(found, radii[i], centres[placed], radii[placed], lengths, gap,
+                               periodic, shells)
+            free = clear >= 0
+            crowded |= not free.any()
+            centres[i] = found[free.argmax() if free.any() else clear.argmax()]
+            placed.append(i)
         if not crowded:
             return centres
         centres, overlap = _push(centres, radii, lengths, gap, periodic, shells)
@@ -82,22 +89,6 @@ def pack(name: str, radii: np.ndarray, lengths: np.ndarray, gap: float, seed: in
                      f"{' x '.join(f'{v:.4g}' for v in lengths)} um with gaps of {gap:g} um "
                      f"(overlaps of {overlap:.2g} um are left after {STARTS} starts), expected a "
                      "lower volume fraction, a larger box or a smaller gap")
-
-
-def _put_down(rng, radii, lengths, gap, periodic, shells) -> tuple[np.ndarray, bool]:
-    """Random sequential addition; also whether a cell found no free position."""
-    centres, crowded = np.zeros((len(radii), len(lengths))), False
-    placed: list[int] = []
-    for i in np.argsort(-radii, kind="stable"):
-        half = lengths / 2 - (0 if periodic else gap + radii[i])
-        found = rng.uniform(-half, half, (TRIES, len(lengths)))
-        clear = _clearance(found, radii[i], centres[placed], radii[placed], lengths, gap, periodic,
-                           shells)
-        free = clear >= 0
-        crowded |= not free.any()
-        centres[i] = found[free.argmax() if free.any() else clear.argmax()]
-        placed.append(i)
-    return centres, crowded
 
 
 def images(centres: np.ndarray, radii: np.ndarray, lengths: np.ndarray,

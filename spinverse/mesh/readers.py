@@ -14,6 +14,7 @@ import meshio
 import numpy as np
 
 from spinverse.errors import InputError, one_line, warn_caller
+from spinverse.mesh.arguments import target
 from spinverse.mesh.checks import RepairWarning, cell_volumes, facets_of, find_facets
 from spinverse.mesh.data import CELLS, MeshData
 from spinverse.mesh.grids import oriented
@@ -36,22 +37,20 @@ def read(path: str | Path, repair: bool = False) -> MeshData:
       part, while a group that only names outer boundary is left out. Vertices of no tet (gmsh
       writes geometry points) are dropped and the others renumbered in file order; that is the
       input numbering from then on, and ``input_vertices`` holds the place of each in the file.
-    * ``.node`` or ``.ele``: TetGen, see :func:`tetgen.read_tetgen`; the companions have the same
-      name. Region attributes become cell tags, markers of ``.face`` interface tags, and the rest
-      is as for ``.msh``.
+    * ``.node`` or ``.ele``: TetGen, see :func:`tetgen.read_tetgen`. Region attributes become cell
+      tags, markers of ``.face`` interface tags, and the rest is as for ``.msh``.
     * ``.xdmf``: as DOLFINx and meshio write it, see :func:`xdmf.read_xdmf`, with the same rules
       for vertices; facets in it are interface facets.
 
     Args:
         repair: swap two vertices of inverted tets and, in ``.npz`` too, drop vertices of no tet,
-            instead of refusing the mesh; a warning says what was done.
+            instead of refusing the mesh; a :class:`.RepairWarning` says what was done.
 
     Raises:
         InputError: no such file, an unknown suffix, a file that cannot be parsed, a missing
             array, no tetrahedra, or a defect found by :func:`checks.check_mesh`.
 
     Warns:
-        RepairWarning: something was repaired.
         UnitWarning: the size suggests that the coordinates are not in um.
     """
     path = Path(path)
@@ -73,14 +72,14 @@ def read(path: str | Path, repair: bool = False) -> MeshData:
 
 def write_npz(path: str | Path, data: MeshData) -> None:
     """Write the arrays of ``data`` as compressed ``.npz``, as :func:`read` takes them."""
-    path = _target(path, ".npz")
+    path = target(path, ".npz")
     arrays: dict[str, Any] = {"points": data.points, CELLS[data.dim]: data.cells}
     np.savez_compressed(path, **arrays, **{key: getattr(data, key) for key in KEYS})
 
 
 def write_msh(path: str | Path, data: MeshData) -> None:
     """Write ``data`` as gmsh 2.2 (binary), cell and interface tags as physical tags."""
-    path = _target(path, ".msh")
+    path = target(path, ".msh")
     cells, tags = [(GMSH[data.dim], data.cells)], [data.cell_tags]
     if len(data.interface_facets):
         cells.append((GMSH[data.dim - 1], data.interface_facets))
@@ -248,10 +247,3 @@ def _repaired(data: MeshData) -> MeshData:
     if done:
         warn_caller(f"mesh '{data.name}': " + "; ".join(done), RepairWarning)
     return replace(fixed, cells=tets)
-
-
-def _target(path: str | Path, suffix: str) -> Path:
-    path = Path(path)
-    if path.suffix.lower() != suffix:
-        raise InputError(f"mesh file '{path}': suffix is '{path.suffix}', expected {suffix}")
-    return path

@@ -44,6 +44,10 @@ CHECKS: dict[str, Callable] = {"axis": _axis, "centre": vector, "path": _path,
 class Shape:
     """A solid whose surface is known.
 
+    Attributes:
+        axis: direction, of any length; kept as a unit vector.
+        centre: (x, y, z), um.
+
     Raises:
         InputError: lengths that are not positive, a zero axis, a centre that is not three numbers.
     """
@@ -87,7 +91,6 @@ class Ball(Shape):
 
     Attributes:
         radius: um.
-        centre: (x, y, z), um.
     """
 
     radius: float
@@ -107,8 +110,6 @@ class Cylinder(Shape):
     Attributes:
         radius: um.
         height: um, inf for one without ends.
-        axis: direction, of any length; kept as a unit vector.
-        centre: (x, y, z) of its middle, um.
     """
 
     radius: float
@@ -159,13 +160,11 @@ class BentTube(Shape):
 
 @dataclass(frozen=True)
 class Torus(Shape):
-    """A torus.
+    """A torus around its axis.
 
     Attributes:
         major_radius: of the circle in the tube's middle, um.
         minor_radius: of the tube, um, below ``major_radius``.
-        axis: normal of the circle's plane, of any length; kept as a unit vector.
-        centre: (x, y, z), um.
 
     Raises:
         InputError: as all, and radii that do not leave a hole.

@@ -59,7 +59,7 @@ def _allowed(points, move, tets, least) -> np.ndarray:
 
 def _means(edges: np.ndarray, count: int, rows: np.ndarray) -> csr_array:
     """The matrix that averages over neighbours along edges in ``rows``, and is 0 elsewhere."""
-    both = np.unique(np.concatenate([edges, edges[:, ::-1]]), axis=0)
-    both = both[rows[both[:, 0]]] if len(both) else both.reshape(0, 2)
+    both = np.unique(np.concatenate([edges, edges[:, ::-1]]), axis=0).reshape(-1, 2)
+    both = both[rows[both[:, 0]]]
     degree = np.bincount(both[:, 0], minlength=count)
     return coo_array((1.0 / degree[both[:, 0]], (both[:, 0], both[:, 1])), (count, count)).tocsr()

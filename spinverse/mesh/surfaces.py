@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial import cKDTree
 
-from spinverse.errors import InputError, one_line, warn_caller
+from spinverse.errors import InputError, one_line
 from spinverse.mesh.arguments import array, positive
-from spinverse.mesh.checks import LARGEST, SMALLEST, UnitWarning, near
+from spinverse.mesh.checks import near, warn_of_units
 from spinverse.mesh.connected import components
 
 SUFFIXES = (".stl", ".ply", ".off", ".obj", ".swc")
@@ -151,18 +151,12 @@ def load_surface(path: str | Path, scale: float = 1.0) -> Surface:
     surface = Surface(points * scale, triangles, path.name)
     if suffix == ".stl" or len(edges_of(surface.triangles)[2]):
         surface = merged(surface, 0.0)
-    if not SMALLEST <= surface.diagonal <= LARGEST:
-        warn_caller(f"surface '{surface.name}': box diagonal is {surface.diagonal:.3g} um, "
-                    f"expected {SMALLEST:g} to {LARGEST:g} um (scale=1e-3 for nanometres)",
-                    UnitWarning)
+    warn_of_units(f"surface '{surface.name}'", surface.diagonal, "scale=1e-3 for nanometres")
     return surface
 
 
 def defects(surface: Surface, intersections: bool = True) -> list[str]:
-    """What keeps the surface from bounding a volume, in words; empty for a clean one.
-
-    Triangles that cut others are looked for unless ``intersections`` is false.
-    """
+    """What keeps the surface from bounding a volume, in words; cuts only with ``intersections``."""
     triangles = surface.triangles
     repeated = repeats(triangles)
     halves, pairs, open_edges, crowded = edges_of(triangles)
@@ -245,8 +239,7 @@ def _by_part(surface: Surface, labels: np.ndarray) -> tuple:
 def winding_number(corners: np.ndarray, point: np.ndarray) -> float:
     """How often triangles of ``corners (n, 3, 3)`` wind around a ``point (3,)``.
 
-    By their solid angles over 4 pi (Van Oosterom and Strackee, IEEE Trans. Biomed. Eng. 30 (1983)
-    125).
+    Solid angles over 4 pi: Van Oosterom and Strackee, IEEE Trans. Biomed. Eng. 30 (1983) 125.
     """
     a, b, c = (corners - point).swapaxes(0, 1)
     la, lb, lc = (np.linalg.norm(x, axis=1) for x in (a, b, c))
@@ -326,14 +319,12 @@ def repeats(triangles: np.ndarray) -> np.ndarray:
 
 
 def outward(surface: Surface) -> tuple[Surface, int]:
-    """The surface with normals inwards in parts at odd depth only, and how many parts were turned.
-    """
+    """The surface with parts turned whose normals point the wrong way, and how many they are."""
     labels = parts(surface)
     inward = part_volumes(surface, labels) < 0
     wrong = inward == (depths(surface, labels)[0] % 2 == 0)
-    triangles = surface.triangles
-    return replace(surface, triangles=np.where(wrong[labels][:, None], triangles[:, ::-1],
-                                               triangles)), int(wrong.sum())
+    turned = np.where(wrong[labels][:, None], surface.triangles[:, ::-1], surface.triangles)
+    return replace(surface, triangles=turned), int(wrong.sum())
 
 
 def merged(surface: Surface, tolerance: float | None) -> Surface:

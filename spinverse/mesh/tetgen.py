@@ -12,7 +12,7 @@ from spinverse.mesh.data import MeshData
 
 
 def read_tetgen(path: str | Path) -> MeshData:
-    """Read the mesh of which ``path`` is the ``.node`` or the ``.ele`` file.
+    """Read the mesh of which ``path`` is the ``.node`` or the ``.ele`` file, of the same name.
 
     Numbers count from 0 or 1, as the ``.node`` file does. The last attribute of a tetrahedron
     (the region, ``tetgen -A``) is its cell tag, the marker of a face in ``.face`` its interface

@@ -282,15 +282,21 @@ def _compare(surface: Surface, data: MeshData, step: str, envelope: float) -> li
     inside = data.cells[data.cell_tags == INSIDE]
     if not len(inside):
         raise SolverError(f"surface '{surface.name}': {step} found no inside; {TRY}")
-    lost, far = _lost(surface, data, inside, envelope)
+    middles, close = surface.corners.mean(axis=1), NEAR_BY * surface.diagonal
+    walls = samples(Surface(data.points, data.interface_facets), close)
+    distance, _ = cKDTree(walls).query(middles)
+    away = np.flatnonzero(distance > 2 * close + envelope)
+    # what lies in the inside is not lost: parts that overlap have become one
+    away = np.delete(away, places_in_cells(data.points, inside, middles[away], 0.0)[1])
+    lost = surface.areas[away].sum() / surface.areas.sum()
     if lost > LOST:
         before, after = (np.ptp(points, axis=0) for points in
                          (surface.points, data.points[inside].reshape(-1, 3)))
         axis = (before - after).argmax()
         raise SolverError(f"surface '{surface.name}': the mesh has lost {lost:.0%} of its area, up "
-                          f"to {far:.3g} um away from what is left ({before[axis]:.3g} um along "
-                          f"{'xyz'[axis]} became {after[axis]:.3g}); expected all of it (thin "
-                          "processes need an envelope below their radius)")
+                          f"to {distance[away].max():.3g} um away from what is left "
+                          f"({before[axis]:.3g} um along {'xyz'[axis]} became {after[axis]:.3g}); "
+                          "expected all of it (thin processes need an envelope below their radius)")
     said = []
     mesh, wanted = cell_volumes(data.points, inside).sum(), surface.volume
     if abs(mesh - wanted) > LOST * abs(wanted):
@@ -301,20 +307,3 @@ def _compare(surface: Surface, data: MeshData, step: str, envelope: float) -> li
     if pieces > bodies:
         said.append(f"the inside falls into {pieces} pieces, the surface into {bodies}")
     return said
-
-
-def _lost(surface: Surface, data: MeshData, inside: np.ndarray,
-          envelope: float) -> tuple[float, float]:
-    """The share of the surface's area that the mesh's inside leaves far away, and how far, um.
-
-    What lies in the inside is not lost: parts that overlap have become one.
-    """
-    middles = surface.corners.mean(axis=1)
-    near = NEAR_BY * surface.diagonal
-    walls = samples(Surface(data.points, data.interface_facets), near)
-    distance, _ = cKDTree(walls).query(middles)
-    away = np.flatnonzero(distance > 2 * near + envelope)
-    _, held, _ = places_in_cells(data.points, inside, middles[away], 0.0)
-    away = np.delete(away, held)
-    return (float(surface.areas[away].sum() / surface.areas.sum()),
-            float(distance[away].max(initial=0.0)))

@@ -28,8 +28,7 @@ def bent_axon(radii: Sequence[float], height: float, size: float, bend: float = 
     Layers are tagged 1 (inner) .. n, the space around n + 1, interfaces with the lower tag.
 
     Args:
-        radii: of the layers in each cross-section z = const, ascending, um.
-        height, size, bend, twist, ecs, ecs_gap, layers, match_volume: as there.
+        radii: of the layers in each cross-section z = const, ascending, um; the rest is as there.
     """
     radii = expect.ascending("bent_axon", "radii", radii)
     return _bundle("bent_axon", np.zeros((1, 2)), radii[None], height, size, twist, bend, ecs,
@@ -101,10 +100,9 @@ def torus(major_radius: float, minor_radius: float, size: float,
         raise InputError(f"{name}: minor_radius is {minor:g} um, expected less than "
                          f"major_radius {major:g} um")
     volume, gap = 2 * pi**2 * major * minor**2, np.inf
-    reach = np.array([major + minor, major + minor, minor])
     if box is not None:
         lengths = expect.lengths(name, "box", box, 3)
-        gap = float((lengths / 2 - reach).min())
+        gap = float((lengths / 2 - [major + minor, major + minor, minor]).min())
         if not gap > 0:
             raise InputError(f"{name}: it leaves a gap of {gap:g} um to the box, expected a "
                              "positive one")
@@ -130,9 +128,8 @@ def torus(major_radius: float, minor_radius: float, size: float,
 
 def _match_torus(points, tets, major, minor, volume, fade) -> np.ndarray:
     """Scale the tube around the circle in its middle until ``tets`` hold ``volume``."""
-    across = np.linalg.norm(points[:, :2], axis=1)
-    unit = np.divide(points[:, :2], across[:, None], out=np.zeros((len(points), 2)),
-                     where=across[:, None] > 0)
+    across = np.linalg.norm(points[:, :2], axis=1)[:, None]
+    unit = np.divide(points[:, :2], across, out=np.zeros((len(points), 2)), where=across > 0)
     circle = np.column_stack([major * unit, np.zeros(len(points))])
     offset = points - circle
     r = np.linalg.norm(offset, axis=1)
