@@ -131,7 +131,7 @@ def from_labels(image, voxel_size=None, size: float | None = None, smooth: int =
         raise InputError(f"{where}: holds label 0 only, expected at least one cell")
     affordable(where, 6.0 * meshed.sum())
     shape = np.array(labels.shape) + 1  # of the grid's nodes
-    lowest = np.ravel_multi_index(np.nonzero(meshed), shape)
+    lowest = np.asarray(np.ravel_multi_index(np.nonzero(meshed), shape))
     used, numbers = np.unique(lowest[:, None, None] + kuhn_steps(shape), return_inverse=True)
     nodes, tets = np.stack(np.unravel_index(used, shape), axis=1), numbers.reshape(-1, 4)
     tags = np.repeat(labels[meshed], 6)

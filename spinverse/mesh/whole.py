@@ -45,9 +45,8 @@ class WholeMesh:
             points[where] = x
         facets, sides = facets_of(cells)
         mine = dolfinx.mesh.entities_to_geometry(mesh.domain, mesh.dim - 1, mesh.facet_entities)
-        triples = vertices[mine].reshape(-1, mesh.dim)
-        return cls(points, cells, facets, sides, find_facets(facets, triples),
-                   mesh.input_cells[:count])
+        owned = find_facets(facets, vertices[mine].reshape(-1, mesh.dim))
+        return cls(points, cells, facets, sides, owned, mesh.input_cells[:count])
 
     @cached_property
     def outer(self) -> np.ndarray:

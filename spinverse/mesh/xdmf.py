@@ -79,7 +79,7 @@ def _from_grids(path: Path, where: str, root) -> MeshData:
     points = np.pad(points, [(0, 0), (0, 3 - points.shape[1])])
     cells = _numbers(path, first.find("Topology"), int)
     given, values = _rows(path, tagged)
-    if values is not None:
+    if given is not None and values is not None:
         order, place = (np.lexsort(np.sort(rows, axis=1).T) for rows in (cells, given))
         if len(order) != len(place) or (np.sort(cells[order]) != np.sort(given[place])).any():
             raise InputError(f"{where}: the {len(place)} cells with tags are not the {len(order)} "
