@@ -12,7 +12,6 @@ from spinverse.mesh import checks
 from spinverse.mesh.arguments import array
 
 CELLS = {3: "tets", 2: "triangles", 1: "intervals"}  # names of cells, by dimension; npz keys
-
 MOST = 6  # tags that a line names
 
 

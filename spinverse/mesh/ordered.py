@@ -51,8 +51,7 @@ class Slabs:
 
 
 class FacetSlabs(Slabs):
-    """Slabs of facets ``(nf, d)``, ascending, of one length but for a vertex's facets. Collective.
-    """
+    """Slabs of facets ``(nf, d)``, ascending; as long as each other but for a vertex's facets."""
 
     def __init__(self, comm: MPI.Comm, facets: np.ndarray):
         super().__init__(comm, facets, _even(comm, facets[:, 0]))
