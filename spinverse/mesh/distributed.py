@@ -82,10 +82,10 @@ class Mesh:
         dim, name = comm.bcast(on_root(comm, lambda: (held.dim, held.name)))
         arrays = (held.points[:, :dim], held.cells, held.cell_tags, held.input_vertices) if root \
             else (None,) * 4
-        known: Any = (held.input_vertices[held.interface_facets], held.interface_tags) if root \
+        triples, triple_tags = (held.input_vertices[held.interface_facets], held.interface_tags) if root \
             else (np.empty((0, dim), np.int64), np.empty(0, np.int32))
-        rows: Any = (scatter(comm, array) for array in arrays)
-        return cls.from_slabs(comm, *rows, *known, name=name)
+        points, cells, tags, vertices = (scatter(comm, array) for array in arrays)
+        return cls.from_slabs(comm, points, cells, tags, vertices, triples, triple_tags, name)
 
     @classmethod
     def from_slabs(cls, comm: MPI.Comm, points: np.ndarray, cells: np.ndarray,
