@@ -82,8 +82,8 @@ class Mesh:
         dim, name = comm.bcast(on_root(comm, lambda: (held.dim, held.name)))
         arrays = (held.points[:, :dim], held.cells, held.cell_tags, held.input_vertices) if root \
             else (None,) * 4
-        triples, triple_tags = (held.input_vertices[held.interface_facets], held.interface_tags) if root \
-            else (np.empty((0, dim), np.int64), np.empty(0, np.int32))
+        triples, triple_tags = (np.empty((0, dim), np.int64), np.empty(0, np.int32)) if not root \
+            else (held.input_vertices[held.interface_facets], held.interface_tags)
         points, cells, tags, vertices = (scatter(comm, array) for array in arrays)
         return cls.from_slabs(comm, points, cells, tags, vertices, triples, triple_tags, name)
 
