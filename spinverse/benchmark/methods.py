@@ -49,7 +49,8 @@ def _seeded(stages: str | list, seed: int) -> str | list:
         if not all(isinstance(stage, Shapes) for stage in made):
             return stages
         stages = [{"name": stage.name, "shapes": {
-            key: value for key, value in asdict(stage).items() if key != "name"}}
+            key: value for key, value in asdict(stage).items()
+            if key not in ("name", "schedule")}}
             for stage in made]
     return [{**stage, "shapes": {**(stage["shapes"] or {}),
                                  "seed": (stage["shapes"] or {}).get("seed", 0) + seed}}
