@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -71,19 +72,20 @@ def run(arguments, comm: MPI.Comm) -> int:
                                     else run.stage_list())
                 for stage in stages:
                     stage.check(problem)
-        inputs = shared.everywhere(
-            comm, shared.hashes, config=arguments.config, mesh=run.mesh.source,
-            signals=run.signals.file, extra_terms=run.extra_terms and run.extra_terms.file,
-            **shared.acquisition_files(run.acquisition or ()))
+        inputs = shared.hashes(comm, arguments.config, run, signals=run.signals.file)
         sums = {name: item["sha256"] for name, item in inputs.items() if name != "config"}
         # a mesh that is made has no file: with other arguments its facets are others
         sums["the section mesh"] = folder.sha256_of(
             run.mesh.model_dump(exclude={"file", "surface", "labels"}))
         found, history = _resume(arguments, comm, mesh, stages, sums)
-        first, done = (found.stage, found.iteration) if found is not None else (0, 0)
-        rest, state, memory = stages[first:], problem.state(run.tissue.start_um_per_ms), None
+        first = done = 0
+        state, memory = problem.state(run.tissue.start_um_per_ms), None
         if found is not None:
-            state, memory = _state(mesh, found, state), found.memory
+            first, done, memory = found.stage, found.iteration, found.memory
+            kappa = mesh.scatter_facets(found.triples, found.permeability, "checkpoint")
+            labels = None if found.labels is None else mesh.cell_slabs.spread(found.labels)
+            state = State(kappa, labels, {**state.theta, **found.theta})
+        rest = stages[first:]
     tissue = run.tissue
     screen.say(terminal.versions(comm))
     facts = shared.understood(screen, run, mesh, signals.acquisition)
@@ -141,13 +143,12 @@ def run(arguments, comm: MPI.Comm) -> int:
         return NOT_EXPLAINED if result.verdict.explained is False else 0
     except BaseException:
         if fresh and comm.rank == 0 and not (out / folder.CHECKPOINT).is_file():
-            folder.remove(out)  # nothing in it to go on from
+            shutil.rmtree(out, ignore_errors=True)  # nothing in it to go on from
         raise
 
 
 def _read_signals(run: config.ReconstructConfig, comm: MPI.Comm, name) -> Signals:
-    expected = None if run.acquisition is None else shared.read_acquisition(
-        run.acquisition, comm, name)
+    expected = None if run.acquisition is None else shared.read_acquisition(run, comm, name)
 
     def read() -> Signals:
         signals = read_signals(run.signals.file, expected, run.signals.voxel)
@@ -178,13 +179,6 @@ def _resume(arguments, comm: MPI.Comm, mesh: Mesh, stages: list[Stage | Shapes],
                    and (names.index(row["stage"]), row["iteration"]) <= (
                        (found.stage, found.iteration) if found.iteration
                        else (found.stage - 1, np.inf))]
-
-
-def _state(mesh: Mesh, found: folder.Checkpoint, start: State) -> State:
-    """What a checkpoint has of the state to go on from. Collective."""
-    kappa = mesh.scatter_facets(found.triples, found.permeability, "checkpoint")
-    labels = None if found.labels is None else mesh.cell_slabs.spread(found.labels)
-    return State(kappa, labels, {**start.theta, **found.theta})
 
 
 def _found(rule: config.InterfaceSection, result: Reconstruction):

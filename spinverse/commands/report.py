@@ -37,14 +37,14 @@ def run(arguments, comm: MPI.Comm) -> None:
                          "expected no -o")
 
     def write() -> tuple[Path, int, list[Path]]:
-        from ..report import html, plots_cells
+        from ..report import html, plots
         from ..report.html_run import read_run
 
         found, pictures = read_run(arguments.folder, arguments.mesh), []
         try:
             page = html.write_page(found)
             if arguments.png:
-                pictures = plots_cells.write_all(found)
+                pictures = plots.write_all(found)
             return page, page.stat().st_size, pictures
         except OSError as error:
             raise InputError(f"{arguments.folder}: cannot be written to ({error.strerror}), "

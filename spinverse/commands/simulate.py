@@ -47,17 +47,14 @@ def run(arguments, comm: MPI.Comm) -> None:
         run = shared.everywhere(comm, config.read, name, config.SimulateConfig)
         with shared.named(str(name)):
             extra = run.extra_arguments(comm)
-        acquisition = shared.read_acquisition(run.acquisition, comm, name)
+        acquisition = shared.read_acquisition(run, comm, name)
         with shared.named(str(name)):
             mesh, made = shared.make_mesh(run.mesh, comm)
         with shared.named(f"{name}: tissue"):
             tissue = _tissue(run, mesh)
         with shared.named(f"{name}: quantities"):
             derived.check(run.quantities, acquisition)
-        inputs = shared.everywhere(comm, shared.hashes, config=name, mesh=run.mesh.source,
-                                   permeability=run.tissue.permeability.file,
-                                   extra_terms=run.extra_terms and run.extra_terms.file,
-                                   **shared.acquisition_files(run.acquisition))
+        inputs = shared.hashes(comm, name, run, permeability=run.tissue.permeability.file)
     screen.say(terminal.versions(comm))
     facts = shared.understood(screen, run, mesh, acquisition)
     screen.say(*terminal.describe_tissue(run.tissue),

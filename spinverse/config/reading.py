@@ -19,8 +19,6 @@ from .values import KeyProblem
 ONLY_IN = {"SimulateConfig": {"signals": "reconstruct", "stages": "reconstruct",
                                "unknown": "reconstruct"},
            "ReconstructConfig": {"quantities": "simulate"}}
-
-
 _UNKNOWN_KEY = ("extra_forbidden", "invalid_key")  # of pydantic; the second is no text
 
 
@@ -90,8 +88,7 @@ def read(path: str | Path, model: type[Run]) -> Run:
 def explain(error: ValidationError, model: type[BaseModel], data) -> str:
     """One line for the first of pydantic's errors; a wrong key comes before what it misses."""
     # of the branches of a union the one that came furthest was meant
-    errors = sorted(error.errors(), key=lambda e: (e["type"] not in _UNKNOWN_KEY, -len(e["loc"])))
-    first = errors[0]
+    first = min(error.errors(), key=lambda e: (e["type"] not in _UNKNOWN_KEY, -len(e["loc"])))
     place: list = []
     keys, here = first["loc"], data
     for key in keys:  # steps that are no key are branches of a union
@@ -102,10 +99,10 @@ def explain(error: ValidationError, model: type[BaseModel], data) -> str:
         elif first["type"] != "missing" or key is not keys[-1]:
             continue
         place.append(key)
-    name = ".".join(map(str, place))
     cause = (first.get("ctx") or {}).get("error")
     if isinstance(cause, KeyProblem):
-        return f"{name}.{cause.key}: {cause}" if name else f"{cause.key}: {cause}"
+        place.append(cause.key)
+    name = ".".join(map(str, place))
     if isinstance(cause, InputError):
         return f"{name}: {cause}" if name else str(cause)
     above = _model_at(model, place[:-1])

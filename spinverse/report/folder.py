@@ -1,8 +1,7 @@
 """A run's folder: what is in it, and how it appears all at once.
 
-``simulate`` writes into a sibling of its folder and renames that. ``reconstruct`` makes its
-folder when all inputs have been read, so that an interrupted run can be resumed; every file in
-it appears complete or not at all, ``summary.json`` last.
+``simulate`` writes into a sibling of its folder and renames that. ``reconstruct`` makes its folder
+when all inputs have been read; every file in it appears complete or not at all, the summary last.
 """
 
 from __future__ import annotations
@@ -38,6 +37,8 @@ PREVIOUS = "previous.npz"  # beside it
 CELLS = "cells.vtu"  # with a label on each cell, in the order of the input
 _MEMORY = "memory/"  # of a checkpoint's arrays
 _OVER_MESH, _FACETS = ("facets", "permeability_um_per_ms", "labels"), _MEMORY + "facets/"
+#: Of history.csv, with those of priors after data.
+COLUMNS = ("stage", "iteration", "phase", "loss", "data", "gradient_norm", "step", "seconds")
 _ROWS = "measurements"  # a column of signals.csv: how many rows the table has
 
 
@@ -46,8 +47,7 @@ _ROWS = "measurements"  # a column of signals.csv: how many rows the table has
 def check_output(path: Path, force: bool = False, resume: bool = False) -> None:
     """Raise InputError if ``path`` cannot become the folder of this run.
 
-    An existing folder must be empty, be resumed, or be forced; only a folder of a run is ever
-    overwritten.
+    An existing one must be empty, resumed, or forced, which overwrites only the folder of a run.
     """
     if path.exists() and not path.is_dir():
         raise InputError(f"-o {path}: is a file, expected a folder")
@@ -78,11 +78,6 @@ def make(path: Path) -> None:
         (path / CHECKPOINT).parent.mkdir(parents=True)
 
 
-def remove(path: Path) -> None:
-    """Remove a folder that this run made."""
-    shutil.rmtree(path, ignore_errors=True)
-
-
 @contextmanager
 def appearing(path: Path):
     """Yield a temporary sibling of ``path`` that takes its place when the block ends well."""
@@ -96,17 +91,16 @@ def appearing(path: Path):
             partial.rename(path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
-        for folder in made:
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+        for above in made:
+            if above.is_dir() and not any(above.iterdir()):
+                above.rmdir()
         raise
 
 
 @contextmanager
 def _moved_away(path: Path):
     """What was there before goes when the block ends well."""
-    old = _sibling(path, "old")
-    there = path.exists()
+    old, there = _sibling(path, "old"), path.exists()
     if there:
         path.rename(old)
     yield
@@ -146,20 +140,18 @@ def write_table(path: Path, signals: Signals, **more: np.ndarray) -> None:
         write_signals(temporary, signals)
         lines = temporary.read_text().splitlines()
         first = next(i for i, line in enumerate(lines) if not line.startswith("#"))
-        table = [*lines[:first], ",".join([lines[first], *more, _ROWS])]
-        for row, line in enumerate(lines[first + 1:]):
+        lines[first] = ",".join([lines[first], *more, _ROWS])
+        for row in range(len(signals)):
             cells = (repr(float(column[row])) for column in more.values())
-            table.append(",".join([line, *cells, str(len(signals))]))
-        temporary.write_text("\n".join(table) + "\n")
+            lines[first + 1 + row] += "," + ",".join([*cells, str(len(signals))])
+        temporary.write_text("\n".join(lines) + "\n")
 
     replace(path, write)
 
 
 def check_rows(path: Path) -> None:
     """Raise InputError if a csv table says how many measurements it has and has another number."""
-    if path.suffix.lower() != ".csv":
-        return
-    rows = read_rows(path)
+    rows = read_rows(path) if path.suffix.lower() == ".csv" else []
     said = rows[0].get(_ROWS) if rows else None
     if said is not None and said.strip() != str(len(rows)):
         raise InputError(f"{path}: {len(rows)} rows, expected {said} as its column {_ROWS} says")
@@ -179,17 +171,16 @@ class History:
 
     def __init__(self, path: Path, priors: list[str], keep: Iterable[dict] = ()):
         self.path = path
-        self.columns = ["stage", "iteration", "phase", "loss", "data", *priors, "gradient_norm",
-                        "step", "seconds"]
+        self.columns = [*COLUMNS[:5], *priors, *COLUMNS[5:]]
         self.rows = list(keep)
         text = [",".join(self.columns), *map(self._line, self.rows)]
         replace(path, lambda temporary: temporary.write_text("\n".join(text) + "\n"))
 
     def add(self, item: Progress) -> None:
         """Append an iteration."""
-        row = {"stage": item.stage, "iteration": item.iteration, "phase": item.phase,
-               "loss": item.loss, "data": item.data, **item.priors,
-               "gradient_norm": item.gradient, "step": item.step, "seconds": item.seconds}
+        row = dict(zip(COLUMNS, (item.stage, item.iteration, item.phase, item.loss, item.data,
+                                 item.gradient, item.step, item.seconds), strict=True))
+        row |= item.priors
         self.rows.append(row)
         with self.path.open("a") as file:
             file.write(self._line(row) + "\n")

@@ -1,7 +1,6 @@
 """The folder of a finished run, read back for a page. For one rank, plain arrays only.
 
-Parts that are not there are None, and `Run.missing` says why in a sentence; only a folder that
-holds no run of ``simulate`` or ``reconstruct`` at all is an error.
+Parts that are not there are None, and `Run.missing` says why in a sentence.
 """
 
 from __future__ import annotations
@@ -73,8 +72,7 @@ class Found:
     def found_cells(self) -> list[tuple[int, float, np.ndarray]]:
         """Label, volume (um^3) and ``(Nf,)`` bool surface of the found cells, the largest first.
 
-        At most `MOST_CELLS`. What is no cell has label 0; where every label is above, the largest
-        region is none.
+        At most `MOST_CELLS`. Label 0 is no cell; without it, the largest region is none.
         """
         if self.labels is None or self.sides is None:
             return []
@@ -134,19 +132,15 @@ class Run:
 
 
 def read_run(path: Path, mesh: Path | None = None) -> Run:
-    """Read the folder of a run.
-
-    Args:
-        mesh: file of the mesh, where it is no longer where it was.
+    """Read the folder of a run; ``mesh`` is the file of its mesh, if it is not where it was.
 
     Raises:
-        InputError: no such folder, no run in it, a ``summary.json`` that is no JSON or of
-            another command, or ``mesh`` is not the mesh of the run.
+        InputError: no such folder, no run in it, a ``summary.json`` that is no JSON or of another
+            command, or ``mesh`` is not the mesh of the run.
     """
-    if not path.exists():
-        raise InputError(f"{path}: no such folder, expected that of a run")
     if not path.is_dir():
-        raise InputError(f"{path}: is a file, expected the folder of a run")
+        raise InputError(f"{path}: is a file, expected the folder of a run" if path.exists() else
+                         f"{path}: no such folder, expected that of a run")
     summary = _summary(path)
     command = summary.get("command", "reconstruct")
     if command not in COMMANDS:
@@ -189,26 +183,25 @@ class _Reader:
     def __init__(self, path: Path, command: str, summary: dict, missing: dict[str, str]):
         self.path, self.command, self.summary, self.missing = path, command, summary, missing
 
-    def history(self) -> list[dict] | None:
-        file = self.path / folder.HISTORY
+    def tried(self, part: str, file: Path, read, *errors: type[Exception]):
+        """What ``read`` makes of a file; None, and a sentence, where it cannot."""
         try:
-            rows = folder.read_history(file)
-        except (OSError, ValueError, KeyError) as error:
-            self.missing["history"] = f"{file.name} cannot be read: {_words(error)}."
+            return read(file)
+        except errors as error:
+            self.missing[part] = f"{file.name} cannot be read: {_words(error)}."
             return None
-        if not rows:
-            self.missing["history"] = f"{file.name} has no rows yet."
+
+    def history(self) -> list[dict] | None:
+        rows = self.tried("history", self.path / folder.HISTORY, folder.read_history,
+                          OSError, ValueError, KeyError)
+        if rows == []:
+            self.missing["history"] = f"{folder.HISTORY} has no rows yet."
         return rows or None
 
     def quantities(self) -> dict | None:
         file = self.path / QUANTITIES
-        if not file.is_file():
-            return None
-        try:
-            return json.loads(file.read_text())
-        except ValueError as error:
-            self.missing["quantities"] = f"{file.name} cannot be read: {_words(error)}."
-            return None
+        return self.tried("quantities", file, lambda path: json.loads(path.read_text()),
+                          ValueError) if file.is_file() else None
 
     def signals(self) -> dict:
         file = self.path / "signals.csv"
@@ -266,11 +259,11 @@ class _Reader:
         own = self.path / MESH
         if own.is_file():
             yield own
-        path = Path(said["path"]) if said.get("path") else None
-        if path is None or "file" not in (at(self.summary, "config", "mesh") or {}):
+        if not said.get("path") or "file" not in (at(self.summary, "config", "mesh") or {}):
             return
-        places = [path] if path.is_absolute() else [
-            base / path for base in (Path.cwd(), *self.path.absolute().parents)]
+        # an absolute path stands for itself
+        places = dict.fromkeys(base / said["path"]
+                               for base in (Path.cwd(), *self.path.absolute().parents))
         there = [place for place in places if place.is_file()]
         yield from (p for p in there if folder.sha256(p) == said.get("sha256"))
         yield from there[:1]
@@ -281,16 +274,11 @@ class _Reader:
         if not file.is_file():
             self.missing["permeability"] = f"There is no {file.name}: nothing was found yet."
             return None, True
-        try:
-            with np.load(file, allow_pickle=False) as content:
-                values = {name: content[name] for name in content.files}
-            facets = values["facets"]
-            known = {name: values[name].astype(kind) for name, kind in _KNOWN.items()
-                     if name in values and values[name].shape == facets.shape[:1]}
-            known["permeability"], known["membrane"]
-        except Exception as error:  # zip, key and header errors have no common base
-            self.missing["permeability"] = f"{file.name} cannot be read: {_words(error)}."
+        # zip, key and header errors have no common base
+        values = self.tried("permeability", file, _facet_values, Exception)
+        if values is None:
             return None, True
+        facets, known = values
         prior = at(self.summary, "uncertainty", "prior_std") or PRIOR_STD
         if data is None or data.dim != 3:
             return self._surface_only(known, prior), True
@@ -313,9 +301,9 @@ class _Reader:
             triples = read.cells_dict["triangle"].astype(np.int64)
         except Exception:  # parsers raise what they like
             return None
-        nowhere = np.zeros(len(triples), bool)
         if len(triples) != len(known["permeability"]):
             return None
+        nowhere = np.zeros(len(triples), bool)
         return Found(read.points, np.empty((0, 4), np.int64), triples, nowhere, nowhere, **known,
                      prior_std=prior)
 
@@ -332,9 +320,19 @@ class _Reader:
                 return labels.astype(np.int64), False
         regions = cell_regions(len(data.cells), pairs, membrane)
         volumes = np.bincount(regions, weights=np.abs(cell_volumes(data.points, data.cells)))
-        rank = np.empty(len(volumes), np.int64)
-        rank[np.lexsort((np.arange(len(volumes)), -volumes))] = np.arange(len(volumes))
+        rank = np.argsort(np.argsort(-volumes, kind="stable"))
         return rank[regions], True
+
+
+def _facet_values(file: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Vertex triples, and what is known of each of them."""
+    with np.load(file, allow_pickle=False) as content:
+        values = {name: content[name] for name in content.files}
+    facets = values["facets"]
+    known = {name: values[name].astype(kind) for name, kind in _KNOWN.items()
+             if name in values and values[name].shape == facets.shape[:1]}
+    known["permeability"], known["membrane"]
+    return facets, known
 
 
 def _columns(file: Path, names: tuple[str, ...]) -> list[np.ndarray]:

@@ -12,7 +12,7 @@ from ..units import permeability_from_internal
 from .html_parts import BACKGROUND, FALSE, FOUND, LABELS, MEASURED, MISSED, TRUE, UNSURE, Picture
 from .html_run import MOST_CELLS, Found
 from .planes import box_edges, lines, section
-from .plots_cells import bins
+from .plots import bins
 
 _OPACITIES = (0.5, 0.65, 0.8, 0.96)
 _MOST_FACETS = 16_000  # in one scene
