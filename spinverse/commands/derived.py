@@ -18,10 +18,7 @@ from ..units import b_to_internal, describe_range
 
 @dataclass(frozen=True)
 class Derived:
-    """One quantity: what quantities.json and the screen say, and the warnings of its computation.
-
-    Where it ``failed``, the values say why.
-    """
+    """One quantity for quantities.json and for the screen; where it ``failed``, values say why."""
 
     values: dict
     lines: tuple[str, ...]
@@ -30,11 +27,7 @@ class Derived:
 
 
 def check(requested: Mapping[str, Mapping], acquisition: Acquisition) -> None:
-    """Refuse, before anything is simulated, what the acquisition does not determine.
-
-    Raises:
-        InputError: bad options, too few b-values or directions; names the quantity.
-    """
+    """Refuse, with an InputError, quantities that the acquisition does not determine."""
     free = Signals(acquisition, np.exp(-b_to_internal(acquisition.b).clip(max=600.0)))
     for name in FROM_SIGNALS:
         if name in requested:

@@ -43,11 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments, comm: MPI.Comm) -> int:
-    """Reconstruct what the run file says; returns the exit code. Collective.
-
-    Raises:
-        InputError: bad input; SolverError: a solver failed; Interrupted: a signal ended it.
-    """
+    """Reconstruct what the run file says; returns the exit code. Collective."""
     screen, clock, out = terminal.Screen(comm, arguments.quiet), Clock(), arguments.output
     if arguments.dry_run and arguments.resume:
         raise InputError("--dry-run: expected without --resume")
@@ -169,9 +165,10 @@ def _read_signals(run: config.ReconstructConfig, comm: MPI.Comm, name) -> Signal
 def _resume(arguments, comm: MPI.Comm, mesh: Mesh, stages: list[Stage | Shapes],
             sums: dict) -> tuple[folder.Checkpoint | None, list[dict]]:
     """The checkpoint to go on from, if there is one, and the history up to it."""
+    if not arguments.resume:
+        return None, []
     names = [stage.name for stage in stages]
-    found = folder.load_checkpoint(arguments.output, names, sums, comm) if arguments.resume \
-        else None
+    found = folder.load_checkpoint(arguments.output, names, sums, comm)
     if found is None:
         return None, []
     history = shared.everywhere(comm, folder.read_history, arguments.output / folder.HISTORY)
@@ -187,8 +184,8 @@ def _found(rule: config.InterfaceSection, result: Reconstruction):
 
     mesh, absorbing = result.mesh, result.problem.absorbing
     if rule.rule == "compartments" and result.labels is not None:
-        facets = extraction.between(mesh, result.labels, absorbing)
-        return facets, result.labels, {"rule": "search for shapes"}
+        return (extraction.between(mesh, result.labels, absorbing), result.labels,
+                {"rule": "search for shapes"})
     if rule.rule == "compartments":
         found = extraction.compartments(result.tissue, absorbing)
         return found.facets, found.labels, {"rule": rule.rule}
@@ -211,7 +208,6 @@ def _write_results(arguments, run, comm, screen, clock, inputs, signals, result,
         figures = metrics(mesh, found, result.permeability, result.unknown,
                           run.tissue.boundary) if truth_known else None
         number = terminal.count(mesh, found)
-    scale = signals.reference
     with clock("uncertainty"):
         known = uncertainty(result.problem, result.permeability, result.theta,
                             misfit=result.data_misfit)
@@ -232,14 +228,14 @@ def _write_results(arguments, run, comm, screen, clock, inputs, signals, result,
                                    where=found | (mesh.interface > 0))
 
         def write() -> list[str]:
-            predicted = result.predicted.magnitude / scale
+            predicted = result.predicted.magnitude / signals.reference
             folder.write_table(out / "signals.csv", result.predicted,
                                measured_normalised=signals.normalised,
                                predicted_normalised=predicted)
             _, corners, permeability, facets, true, evidence = shown
-            losses = shared.plot(out, "losses", log.rows) if log.rows else []
             return [*shared.plot(out, "signals", signals.acquisition, predicted,
-                                 signals.normalised), *losses,
+                                 signals.normalised),
+                    *(shared.plot(out, "losses", log.rows) if log.rows else []),
                     *shared.plot(out, "interface", corners, permeability, facets,
                                  true if truth_known else None, mesh.bounds, evidence,
                                  known.level, explained=verdict.explained)]

@@ -34,11 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments, comm: MPI.Comm) -> None:
-    """Simulate what the run file says. Collective.
-
-    Raises:
-        InputError: bad input; SolverError: a solver failed, or, when all else is written, a fit.
-    """
+    """Simulate what the run file says; SolverError, when all is written, of fits. Collective."""
     screen, clock, out = terminal.Screen(comm, arguments.quiet), Clock(), arguments.output
     if out is not None and not arguments.dry_run:
         on_root(comm, folder.check_output, out, arguments.force)

@@ -224,11 +224,7 @@ Acquisitions = Annotated[
 
 
 def read_table(sections: Sequence[AcquisitionSection]) -> Acquisition:
-    """All measurements, in the order of the run file.
-
-    Raises:
-        InputError: naming the section.
-    """
+    """All measurements, in the order of the run file. Raises InputError naming the section."""
     tables = []
     for number, section in enumerate(sections):
         place = "acquisition." + (f"{number}." if len(sections) > 1 else "") + section.kind

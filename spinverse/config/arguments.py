@@ -35,8 +35,7 @@ def arguments_of(function: Callable, given: Mapping, leave_out=(), optional=(),
         optional: names of arguments that may be missing though they have no default.
         where: what comes before the key in messages, with its dot.
 
-    Raises:
-        InputError: an unknown key, with the nearest known one; a missing one.
+    Raises InputError: an unknown key, with the nearest known one; a missing one.
     """
     known = keys_of(function, leave_out)
     for key in given:

@@ -1,8 +1,7 @@
 """The sections extra_terms and unknown: a term of the user's own, from a Python file.
 
-Reading a run file looks at its keys alone. The code of the file runs when
-`ExtraTermsSection.arguments` is called: on every rank, of the text that rank 0 has read, and no
-code but what that text asks for; the folder of the file is not searched for modules.
+The code of the file runs when `ExtraTermsSection.arguments` is called: on every rank, of the text
+that rank 0 has read; the folder of the file is not searched for modules.
 """
 
 from __future__ import annotations
@@ -100,10 +99,8 @@ class ExtraTermsSection(Section):
     def arguments(self, comm) -> dict[str, Any]:
         """Run the code of the file; what `BlochTorrey` and `simulate` take. Collective.
 
-        Raises:
-            InputError: no such file, code that fails, no such function in it, or one that cannot
-                be called with (m, v, t, coefficients). What the function raises when it is called
-                is an InputError too, which says where.
+        Raises InputError: no such file, code that fails, no such function in it, or one that
+        cannot be called with (m, v, t, coefficients). So does the function when it fails.
         """
         source = comm.bcast(on_root(comm, self._read))
         return {"extra_terms": on_all(comm, self._load, source),
@@ -185,11 +182,7 @@ def _without_key(error: BaseException) -> str:
 
 @contextmanager
 def in_keys():
-    """What the solver says of a run's extra terms, in the keys of the run file.
-
-    Raises:
-        InputError: in place of those of `BlochTorrey` and the engines.
-    """
+    """InputErrors of the solver about a run's extra terms, in the keys of the run file."""
     try:
         yield
     except Unsuitable as error:

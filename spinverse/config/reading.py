@@ -44,8 +44,7 @@ Loader.add_implicit_resolver("tag:yaml.org,2002:float",
 def yaml_of(path: Path, where: str):
     """The content of a YAML file, read as `Loader` says.
 
-    Raises:
-        InputError: it cannot be read or is no YAML; ``where`` comes first.
+    Raises InputError: it cannot be read or is no YAML; ``where`` comes first.
     """
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader)  # noqa: S506 - a SafeLoader
@@ -56,8 +55,7 @@ def yaml_of(path: Path, where: str):
 def checked(model: type[Run], data: Mapping, folder: Path, where: str) -> Run:
     """The model of a run file's content, whose paths are relative to a folder.
 
-    Raises:
-        InputError: in one line; ``where`` comes first.
+    Raises InputError: in one line; ``where`` comes first.
     """
     try:
         return model.model_validate(data, context={"folder": folder})
@@ -70,8 +68,7 @@ def checked(model: type[Run], data: Mapping, folder: Path, where: str) -> Run:
 def read(path: str | Path, model: type[Run]) -> Run:
     """Read a run file.
 
-    Raises:
-        InputError: in one line: the file, the key, the value, and what was expected.
+    Raises InputError: in one line: the file, the key, the value, and what was expected.
     """
     path = Path(path)
     if not path.is_file():

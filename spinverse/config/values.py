@@ -33,11 +33,7 @@ class Section(BaseModel):
 
 
 def exactly_one(section: Section, names: tuple[str, ...]) -> str:
-    """The one key of ``names`` that is there.
-
-    Raises:
-        InputError: none of them, or several.
-    """
+    """The one key of ``names`` that is there. Raises InputError: none of them, or several."""
     given = [name for name in names if getattr(section, name) is not None]
     if len(given) != 1:
         found = f"{' and '.join(given)} are both there, " if given else ""
@@ -107,11 +103,9 @@ def path_in(value, info: ValidationInfo) -> Path:
 def table_of(path: Path) -> np.ndarray:
     """Numbers of a .npy array or of a text file in rows, ``(n, columns)``.
 
-    In text the cells are separated by commas or blanks; lines that start with # and a first line
-    of names are left out.
-
-    Raises:
-        InputError: no such file, another suffix, no numbers, rows of different length.
+    In text the cells are separated by commas or blanks; lines that start with # and a first line of
+    names are left out. Raises InputError: no such file, another suffix, no numbers, rows of
+    different length.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file, expected a table of numbers (.csv or .npy)")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
@@ -72,7 +72,6 @@ def write_magnetisation(path: str | Path, problem: BlochTorrey, times: Sequence[
     that jumps across membranes are there. Of elements of higher degree the corners are written.
 
     Args:
-        path: of the ``.pvd`` file, in a folder that exists.
         problem: as in ``engine.problem``.
         times: ``(n,)`` ms.
         values: ``(n, nd)`` of `magnetisation`.
@@ -101,21 +100,12 @@ def write_magnetisation(path: str | Path, problem: BlochTorrey, times: Sequence[
             x, numbers.reshape(-1, width), {},
             {"re": value.real, "im": value.imag, "magnitude": np.abs(value),
              "phase": np.angle(value)}))
-    on_root(mesh.comm, replace, path, lambda temporary: _write_series(temporary, times, names))
+    sets = "".join(f'<DataSet timestep="{float(time)!r}" part="0" file={quoteattr(name)}/>\n'
+                   for time, name in zip(times, names, strict=True))
+    text = ('<?xml version="1.0"?>\n<VTKFile type="Collection" version="0.1" byte_order='
+            f'"LittleEndian">\n<Collection>\n{sets}</Collection>\n</VTKFile>\n')
+    on_root(mesh.comm, replace, path, lambda temporary: temporary.write_text(text, "utf-8"))
 
-
-def _write_series(path: Path, times: Sequence[float], names: list[str]) -> None:
-    root = ElementTree.Element("VTKFile", type="Collection", version="0.1",
-                               byte_order="LittleEndian")
-    collection = ElementTree.SubElement(root, "Collection")
-    for time, name in zip(times, names, strict=True):
-        ElementTree.SubElement(collection, "DataSet", timestep=repr(float(time)), part="0",
-                               file=name)
-    ElementTree.indent(root)
-    ElementTree.ElementTree(root).write(path, encoding="utf-8", xml_declaration=True)
-
-
-# ---- matrix formalism ------------------------------------------------------------------------
 
 def _in_modes(engine: MatrixFormalism, row: int, times: np.ndarray) -> np.ndarray:
     """The unknown at ascending times, ``(n, nd)``."""

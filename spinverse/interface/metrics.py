@@ -22,7 +22,7 @@ from ..parallel.exchange import Route, gather_chosen, summed
 from .alignment import align, best_f1
 from .lattice import Lattice
 from .ranking import ranking
-from .surfaces import among, chamfer, edge_defects, edges_of, percent, surface_points
+from .surfaces import among, chamfer, edge_defects, edges_of, percent, ratio, surface_points
 
 MEMBRANE_CUT = 1.0  # um/ms; 1e-3 um/us in the published code
 BOUNDARIES = ("reflecting", "absorbing")
@@ -184,17 +184,17 @@ def _compare(facets: _Facets, absorbing: bool, true_surface: np.ndarray | None =
         "other_above_percent": percent(high_others, others),
         "found": tp + fp, "true": tp + fn,
         "false_positives": fp, "false_negatives": fn,
-        "precision": _ratio(tp, tp + fp), "recall": _ratio(tp, tp + fn),
-        "f1": _ratio(2 * tp, 2 * tp + fp + fn), "iou": _ratio(tp, tp + fp + fn),
+        "precision": ratio(tp, tp + fp), "recall": ratio(tp, tp + fn),
+        "f1": ratio(2 * tp, 2 * tp + fp + fn), "iou": ratio(tp, tp + fp + fn),
         **ranking(facets.kappa[interior], true[interior], comm)}
     lattice = Lattice(facets.corners, facets.outer, facets.triples, comm)
-    best = align(lattice, found & surface, true & facets.included)
-    best_cut = best_f1(lattice, facets.kappa, surface, true & facets.included,
-                       result["best_f1_cut"])
+    truth = true & facets.included
+    best = align(lattice, found & surface, truth)
     result |= {"aligned_precision": best.precision, "aligned_recall": best.recall,
                "aligned_f1": best.f1, "aligned_iou": best.iou,
                "aligned_shift": list(best.shift), "aligned_reflected": best.reflected,
-               "aligned_best_f1": best_cut}
+               "aligned_best_f1": best_f1(lattice, facets.kappa, surface, truth,
+                                          result["best_f1_cut"])}
     result |= _surfaces(facets, surface, absorbing, true_surface)
     result["adjusted_rand_index"] = adjusted_rand_index(
         facets.regions(found & surface), facets.regions(true & surface), comm)
@@ -220,14 +220,10 @@ def _surfaces(facets: _Facets, surface: np.ndarray, absorbing: bool,
         clouds = [surface_points(c) for c in (corners[found], truth)] if both else []
         outer = edges[on_boundary]
         inside, own = (edge_defects(triples[s], outer) for s in (found, true))
-        return {"chamfer": chamfer(clouds[0], clouds[1]) if both else None,
-                "chamfer_uncentred": chamfer(clouds[0], clouds[1], False) if both else None,
+        return {"chamfer": chamfer(*clouds) if both else None,
+                "chamfer_uncentred": chamfer(*clouds, False) if both else None,
                 **edge_defects(triples[found], None if absorbing else outer),
                 "bad_edges_inside_percent": inside["bad_edges_percent"],
                 "true_bad_edges_inside_percent": own["bad_edges_percent"]}
 
     return comm.bcast(on_root(comm, judge), root=0)
-
-
-def _ratio(part: int, whole: int) -> float | None:
-    return part / whole if whole else None

@@ -24,27 +24,19 @@ _LENGTH = np.dtype(np.uint64)  # stands before each array
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """This rank's rows of a grid; those of all ranks follow each other.
+    """This rank's rows of a grid; those of all ranks follow each other."""
 
-    Attributes:
-        points: ``(n, 3)`` um.
-        cells: ``(m, k)`` numbers of the corners among the points of all ranks.
-        cell_data: ``(m,)`` or ``(m, w)`` by name; bools become 0 and 1.
-        point_data: ``(n,)`` by name.
-    """
-
-    points: np.ndarray
-    cells: np.ndarray
-    cell_data: Mapping[str, np.ndarray]
-    point_data: Mapping[str, np.ndarray]
+    points: np.ndarray  # (n, 3) um
+    cells: np.ndarray  # (m, k) numbers of the corners among the points of all ranks
+    cell_data: Mapping[str, np.ndarray]  # (m,) or (m, w) by name; bools become 0 and 1
+    point_data: Mapping[str, np.ndarray]  # (n,) by name
 
 
 def write_grid(comm: MPI.Comm, path: Path, grid: Grid) -> None:
     """Write a grid. Collective.
 
-    Raises:
-        InputError: on every rank, an array that the format does not know.
-        OSError: on every rank, where rank 0 cannot write.
+    Raises InputError of an array that the format does not know, OSError where rank 0 cannot write;
+    on every rank.
     """
     counts = np.array(comm.allgather((len(grid.points), len(grid.cells))), dtype=np.int64)
     points, cells = counts.sum(axis=0)
@@ -58,13 +50,12 @@ def write_grid(comm: MPI.Comm, path: Path, grid: Grid) -> None:
         ("PointData", 0, grid.point_data),
         ("CellData", 1, grid.cell_data),
     ]
-    text: list[str] = []
     rows: list[np.ndarray] = []
     sizes: list[int] = []
-    order = "LittleEndian" if sys.byteorder == "little" else "BigEndian"
-    text.append('<?xml version="1.0"?>\n<VTKFile type="UnstructuredGrid" version="1.0" '
-                f'byte_order="{order}" header_type="UInt64">\n<UnstructuredGrid>\n'
-                f'<Piece NumberOfPoints="{points}" NumberOfCells="{cells}">\n')
+    text = ['<?xml version="1.0"?>\n<VTKFile type="UnstructuredGrid" version="1.0" '
+            f'byte_order="{sys.byteorder.title()}Endian" header_type="UInt64">\n'
+            '<UnstructuredGrid>\n'
+            f'<Piece NumberOfPoints="{points}" NumberOfCells="{cells}">\n']
     for section, which, arrays in sections:
         text.append(f"<{section}>\n")
         for name, given in arrays.items():

@@ -264,8 +264,7 @@ def load_checkpoint(folder: Path, stages: list[str], inputs: dict[str, str],
 
     Where ``latest.npz`` is damaged, ``previous.npz`` serves, and `Checkpoint.note` says so.
 
-    Raises:
-        InputError: neither can be read, or it belongs to other stages or inputs.
+    Raises InputError: neither can be read, or it belongs to other stages or inputs.
     """
     latest = folder / CHECKPOINT
     previous = latest.with_name(PREVIOUS)

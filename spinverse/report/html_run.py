@@ -134,9 +134,8 @@ class Run:
 def read_run(path: Path, mesh: Path | None = None) -> Run:
     """Read the folder of a run; ``mesh`` is the file of its mesh, if it is not where it was.
 
-    Raises:
-        InputError: no such folder, no run in it, a ``summary.json`` that is no JSON or of another
-            command, or ``mesh`` is not the mesh of the run.
+    Raises InputError: no such folder, no run in it, a ``summary.json`` that is no JSON or of
+    another command, or ``mesh`` is not the mesh of the run.
     """
     if not path.is_dir():
         raise InputError(f"{path}: is a file, expected the folder of a run" if path.exists() else

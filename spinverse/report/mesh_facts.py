@@ -14,22 +14,17 @@ from ..mesh.connected import connected_cells, sizes_of
 from ..parallel.statistics import order_statistics
 
 BLOCK = 1024  # cells whose quality is looked at together
+UNITS = ("", "um", "um^2", "um^3")  # of sizes, by their dimension
 
 
 @dataclass(frozen=True)
 class MeshFacts:
-    """Facts about a whole mesh, the same on every rank.
+    """Facts about a whole mesh, the same on every rank."""
 
-    Attributes:
-        edges: shortest, median and longest edge, um.
-        worst, mean: radius ratio of the cells, 1 for regular ones, 0 for flat ones.
-        parts: volumes, um^d, of the parts that share no facet, the largest first.
-    """
-
-    edges: tuple[float, float, float]
-    worst: float
+    edges: tuple[float, float, float]  # shortest, median and longest, um
+    worst: float  # radius ratio of the cells, 1 for regular ones, 0 for flat ones
     mean: float
-    parts: tuple[float, ...]
+    parts: tuple[float, ...]  # volumes, um^d, of those that share no facet, the largest first
 
     @classmethod
     def of(cls, mesh: Mesh) -> MeshFacts:
@@ -60,10 +55,10 @@ class MeshFacts:
         """The parts in words; "" for one."""
         if len(self.parts) == 1:
             return ""
-        unit = {1: "um", 2: "um^2", 3: "um^3"}[dim]
         shown = ", ".join(f"{part:.4g}" for part in self.parts[:6])
-        return (f"mesh: {len(self.parts)} parts that share no facet, of {shown}"
-                f"{', ...' if len(self.parts) > 6 else ''} {unit}: nothing passes between them")
+        shown += ", ..." * (len(self.parts) > 6)
+        return (f"mesh: {len(self.parts)} parts that share no facet, of {shown} {UNITS[dim]}: "
+                "nothing passes between them")
 
 
 def _parts(mesh: Mesh) -> tuple[float, ...]:
