@@ -45,14 +45,15 @@ WALL, ELSEWHERE = 0.01, 100.0  # um/ms: 1e-5 and 0.1 m/s, as published
 DIFFUSIVITY = 2.0  # um^2/ms
 #: Of the targets' signals; the surface of a fine mesh leaves more than its modes do.
 TOLERANCES = {"grid": 1e-5, "fine": 1e-4}
-_PUBLISHED = {"pgse": {"b_s_per_mm2": [0, 1000, 2000, 3000, 4000, 5000], "directions": 30,
-                       "delta_ms": [5, 10, 10], "Delta_ms": [6, 20, 60]}}
-_RICH = {"pgse": {"b_s_per_mm2": [0, 1000, 2000, 3000, 4000, 5000, 10000, 20000, 40000],
-                  "directions": 60, "delta_ms": [5, 5, 10, 10, 10],
-                  "Delta_ms": [6, 20, 20, 60, 120]}}
 #: Sections of a run file. ``published``: 540 measurements of three sequences, b to 5000 s/mm^2;
 #: ``rich``: 2700 of five, b to 40,000 s/mm^2 (gradients up to 2.3 T/m).
-ACQUISITIONS = {"published": _PUBLISHED, "rich": _RICH}
+ACQUISITIONS = {
+    "published": {"pgse": {
+        "b_s_per_mm2": [0, 1000, 2000, 3000, 4000, 5000], "directions": 30,
+        "delta_ms": [5, 10, 10], "Delta_ms": [6, 20, 60]}},
+    "rich": {"pgse": {
+        "b_s_per_mm2": [0, 1000, 2000, 3000, 4000, 5000, 10000, 20000, 40000], "directions": 60,
+        "delta_ms": [5, 5, 10, 10, 10], "Delta_ms": [6, 20, 20, 60, 120]}}}
 BOUNDARIES = ("absorbing", "reflecting")
 TARGET_MESHES = ("grid", "fine")
 #: States of a run; those that end early are as in `Outcome.ended`, with "interrupted".

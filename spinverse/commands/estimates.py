@@ -59,10 +59,10 @@ def in_words(tissue: KnownTissue, facts: MeshFacts, acquisition: Acquisition) ->
 
 @dataclass(frozen=True)
 class Estimate:
-    """s and MiB on each of the ranks, the number of modes if there are any, in words."""
+    """Of each of the ranks, and the number of modes if there are any; ``lines`` say it."""
 
     seconds: float
-    memory: float
+    memory: float  # MiB
     modes: int | None
     lines: list[str]
 
@@ -81,11 +81,8 @@ def of_simulation(run: SimulateConfig, engine: MatrixFormalism | TimeStepping) -
         seconds = _stepping(run.time_step_ms, acquisition, unknowns, timed)
         memory = _PROCESS + 60e-6 * 8 * (2 * unknowns) ** (4 / 3)
         return _said(mesh, seconds, memory)
-    if run.modes != "auto":
-        number = min(run.modes, unknowns)
-        kinds, count = [(unknowns, [number], 1)], 0
-    else:
-        kinds, count = _tried(engine)
+    kinds, count = _tried(engine) if run.modes == "auto" else (
+        [(unknowns, [min(run.modes, unknowns)], 1)], 0)
     seconds = memory = 0.0
     number = sum(tries[-1] * copies for _, tries, copies in kinds)
     fastest, whole = _cutoff(engine), sum(size for size, _, _ in kinds)
@@ -139,8 +136,7 @@ def of_reconstruction(run: ReconstructConfig, mesh: Mesh, acquisition: Acquisiti
                       stages: list[Stage | Shapes]) -> Estimate:
     """Time and memory of ``spinverse reconstruct``, if every stage takes all it may. Collective."""
     unknowns = 4 * mesh.num_cells
-    number = max(96, mesh.num_cells // 4) if run.modes == "auto" else run.modes
-    number = min(number, unknowns)
+    number = min(max(96, mesh.num_cells // 4) if run.modes == "auto" else run.modes, unknowns)
     seconds, searched, most = 0.0, 0.0, 0
     for stage in stages:
         if isinstance(stage, Shapes):
@@ -218,7 +214,7 @@ def _modes_memory(unknowns: int, number: int, remembered: int) -> float:
 
 
 def _largest(value) -> float:
-    values = list(value.values()) if isinstance(value, Mapping) else [value]
+    values = value.values() if isinstance(value, Mapping) else [value]
     return max(float(np.max(np.abs(v))) for v in values)
 
 

@@ -18,7 +18,7 @@ from ..parallel.exchange import gather_chosen
 from ..parallel.npz import NpzReader, Rows, write_npz
 from .extraction import spread_cells
 from .surfaces import sorted_corners
-from .vtu import Grid, mesh_points, write_grid
+from .vtu import mesh_points, write_grid
 
 BLOCK = 1024  # cells whose volumes are looked at together
 
@@ -73,8 +73,8 @@ def write_vtu(path: str | Path, mesh: Mesh, fields: Mapping[str, np.ndarray],
     nodes = dolfinx.mesh.entities_to_geometry(mesh.domain, mesh.dim - 1, mesh.facet_entities)
     corners = np.sort(mesh.input_nodes[nodes].reshape(-1, mesh.dim), axis=1)
     data = _collected(mesh, "facet", dict(fields) | _known(uncertainty))
-    write_grid(mesh.comm, Path(path),
-               Grid(mesh_points(mesh), mesh.facet_slabs.collect(corners), data, {}))
+    write_grid(mesh.comm, Path(path), mesh_points(mesh), mesh.facet_slabs.collect(corners), data,
+               {})
 
 
 def write_cells(path: str | Path, mesh: Mesh, fields: Mapping[str, np.ndarray]) -> None:
@@ -93,8 +93,8 @@ def write_cells(path: str | Path, mesh: Mesh, fields: Mapping[str, np.ndarray]) 
         raise InputError(f"{path}: suffix {path.suffix!r}, expected .vtu")
     nodes = mesh.input_nodes[mesh.domain.geometry.dofmaps[0][:owned]]
     data = _collected(mesh, "cell", {"tag": mesh.cell_tags[:owned]} | dict(fields))
-    write_grid(mesh.comm, path,
-               Grid(mesh_points(mesh), mesh.cell_slabs.collect(turned(mesh, nodes)), data, {}))
+    write_grid(mesh.comm, path, mesh_points(mesh), mesh.cell_slabs.collect(turned(mesh, nodes)),
+               data, {})
 
 
 def write_stl(path: str | Path, mesh: Mesh, found: np.ndarray,

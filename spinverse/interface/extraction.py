@@ -88,13 +88,12 @@ def automatic_cut(mesh: Mesh, permeability: np.ndarray, included: np.ndarray) ->
     filled = np.flatnonzero(counts)
     if len(filled) < 2:
         return float(10.0 ** (low + (filled[0] if len(filled) else 0) / _BINS))
-    bins = np.arange(number)
-    below, above = np.cumsum(counts)[:-1], np.cumsum(counts[::-1])[::-1][1:]
-    first, last = np.cumsum(counts * bins)[:-1], np.cumsum((counts * bins)[::-1])[::-1][1:]
-    both = (below > 0) & (above > 0)
-    between = np.zeros(number - 1)
-    between[both] = (below * above.astype(float))[both] * (
-        last[both] / above[both] - first[both] / below[both]) ** 2
+    moments = counts * np.arange(number)
+    below, first = np.cumsum(counts)[:-1], np.cumsum(moments)[:-1]
+    above, last = counts.sum() - below, moments.sum() - first
+    # below or above may have none, and then no moment
+    between = below * above.astype(float) * (
+        last / np.maximum(above, 1) - first / np.maximum(below, 1)) ** 2
     best = np.flatnonzero(between >= between.max() * (1 - 1e-12))
     return float(10.0 ** (low + (0.5 * (best[0] + best[-1]) + 1) / _BINS))
 

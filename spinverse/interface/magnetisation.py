@@ -21,7 +21,7 @@ from ..errors import InputError, on_root
 from ..parallel.exchange import Ranges
 from ..problem import BlochTorrey
 from .export import cell_corners, turned
-from .vtu import Grid, write_grid
+from .vtu import write_grid
 
 _SAME = 1e-9  # ms; times closer than this are one
 
@@ -96,10 +96,9 @@ def write_magnetisation(path: str | Path, problem: BlochTorrey, times: Sequence[
     names = [f"{path.stem}_{k:04d}.vtu" for k in range(len(times))]
     for name, row in zip(names, values, strict=True):
         value = slabs.collect(row[corners]).ravel()
-        write_grid(mesh.comm, path.with_name(name), Grid(
-            x, numbers.reshape(-1, width), {},
-            {"re": value.real, "im": value.imag, "magnitude": np.abs(value),
-             "phase": np.angle(value)}))
+        write_grid(mesh.comm, path.with_name(name), x, numbers.reshape(-1, width), {},
+                   {"re": value.real, "im": value.imag, "magnitude": np.abs(value),
+                    "phase": np.angle(value)})
     sets = "".join(f'<DataSet timestep="{float(time)!r}" part="0" file={quoteattr(name)}/>\n'
                    for time, name in zip(times, names, strict=True))
     text = ('<?xml version="1.0"?>\n<VTKFile type="Collection" version="0.1" byte_order='

@@ -204,30 +204,18 @@ def read_history(path: Path) -> list[dict]:
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """Where a reconstruction is. Of arrays over the mesh it has the rows that this rank has read.
+    """Where a reconstruction is; of arrays over the mesh, the rows that this rank has read."""
 
-    Attributes:
-        stage, iteration: number of the stage to go on with, the last iteration that is done.
-        triples, permeability: ``(n, 3)`` and ``(n,)`` um/ms, for `Mesh.scatter_facets`.
-        stages: names of all stages.
-        inputs: sha256 of the mesh and signals files, by name.
-        memory: what the optimiser of the stage remembers, for `Memory.scattered`, or None.
-        labels: ``(n,)`` compartments of cells in the numbering of the input, for
-            `Mesh.cell_slabs`, or None.
-        theta: values of unknown numbers, by name.
-        note: what was wrong with the files, "" if nothing.
-    """
-
-    stage: int
-    iteration: int
-    triples: np.ndarray
-    permeability: np.ndarray
-    stages: tuple[str, ...]
-    inputs: dict[str, str]
-    memory: dict[str, np.ndarray] | None = None
-    labels: np.ndarray | None = None
-    theta: dict[str, float] = dataclasses.field(default_factory=dict)
-    note: str = ""
+    stage: int  # number of the one to go on with
+    iteration: int  # the last one that is done
+    triples: np.ndarray  # (n, 3), for `Mesh.scatter_facets`, as the next
+    permeability: np.ndarray  # (n,) um/ms
+    stages: tuple[str, ...]  # all names
+    inputs: dict[str, str]  # sha256 by name
+    memory: dict[str, np.ndarray] | None = None  # the optimiser's, for `Memory.scattered`
+    labels: np.ndarray | None = None  # (n,) of cells, for `Mesh.cell_slabs`
+    theta: dict[str, float] = dataclasses.field(default_factory=dict)  # unknown numbers
+    note: str = ""  # what was wrong with the files
 
 
 def save_checkpoint(folder: Path, mesh: Mesh, state: State, stage: int, iteration: int,
@@ -267,17 +255,16 @@ def load_checkpoint(folder: Path, stages: list[str], inputs: dict[str, str],
     Raises InputError: neither can be read, or it belongs to other stages or inputs.
     """
     latest = folder / CHECKPOINT
-    previous = latest.with_name(PREVIOUS)
     if not comm.bcast(on_root(comm, _is_there, folder)):
         return None
     try:
         found = _read_checkpoint(latest, comm)
     except InputError as damage:
         try:
-            found = _read_checkpoint(previous, comm)
+            found = _read_checkpoint(latest.with_name(PREVIOUS), comm)
         except InputError:
             raise damage from None
-        found = dataclasses.replace(found, note=f"{damage}; went on from {previous.name}")
+        found = dataclasses.replace(found, note=f"{damage}; went on from {PREVIOUS}")
     if list(found.stages) != list(stages):
         raise InputError(f"--resume: the run in {folder} has stages {', '.join(found.stages)}, "
                          f"expected {', '.join(stages)} as in the run file")
@@ -333,8 +320,5 @@ def _plain(value):
         return [_plain(item) for item in value]
     if isinstance(value, np.ndarray | np.generic):
         return _plain(value.tolist())
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
+    unsayable = isinstance(value, Path) or (isinstance(value, float) and not math.isfinite(value))
+    return str(value) if unsayable else value

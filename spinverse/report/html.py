@@ -99,8 +99,6 @@ def _figure_json(picture: Picture) -> str:
     return json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
 
 
-# ---- pages ----------------------------------------------------------------------------------
-
 def _reconstruction(run: Run) -> list[Section]:
     from . import html_signals, html_surface
 
@@ -207,8 +205,6 @@ def _headline(run: Run) -> list[tuple[str, str]]:
               (ranks, "rank" if ranks == 1 else "ranks")]
     return [(number(value, 3), words) for value, words in items if value is not None]
 
-
-# ---- sections -------------------------------------------------------------------------------
 
 def _asked(run: Run) -> Section:
     import yaml
@@ -394,15 +390,11 @@ def _still(found: Found, explained: bool | None) -> bytes | None:
 
     stream = io.BytesIO()
     try:
-        plots.interface(stream, found.points[found.triples], found.permeability, found.membrane,
-                        found.true if found.true.any() else None, found.bounds,
-                        determined=found.determined, dpi=90, explained=explained)
+        plots.of_found(stream, found, explained, dpi=90)
     except ImportError:
         return None
     return stream.getvalue()
 
-
-# ---- words ----------------------------------------------------------------------------------
 
 def _why(run: Run, part: str) -> tuple[str, ...]:
     return (run.missing[part],) if part in run.missing else ()

@@ -32,34 +32,21 @@ PRIOR_STD = 0.5  # of openness, where the summary does not say
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What a reconstruction found, on all facets of its mesh in lexicographic order.
+    """What a reconstruction found, on all facets of its mesh in lexicographic order."""
 
-    Attributes:
-        points: ``(Nv, 3)`` um.
-        cells: ``(Nt, 4)``, none where only the surface is known.
-        triples: ``(Nf, 3)`` vertices of each facet.
-        outer, true, membrane: ``(Nf,)`` bool, the known membrane and the one that was found.
-        permeability: ``(Nf,)`` um/ms.
-        posterior_std, determined, prior_std: of `spinverse.inversion.uncertainty.Uncertainty`.
-        labels: ``(Nt,)`` compartment of each cell, or None.
-        labels_enclosed: they are regions that the found facets enclose, the largest 0, for lack
-            of the search's own.
-        sides: ``(Nf, 2)`` cells on the two sides of each facet, -1 for the outside, or None.
-    """
-
-    points: np.ndarray
-    cells: np.ndarray
-    triples: np.ndarray
-    outer: np.ndarray
+    points: np.ndarray  # (Nv, 3) um
+    cells: np.ndarray  # (Nt, 4), none where only the surface is known
+    triples: np.ndarray  # (Nf, 3) vertices of each facet
+    outer: np.ndarray  # (Nf,) bool, as the known membrane and the one that was found
     true: np.ndarray
-    permeability: np.ndarray
+    permeability: np.ndarray  # (Nf,) um/ms
     membrane: np.ndarray
-    posterior_std: np.ndarray | None = None
+    posterior_std: np.ndarray | None = None  # as the next, of `inversion.uncertainty.Uncertainty`
     determined: np.ndarray | None = None
     prior_std: float = PRIOR_STD
-    labels: np.ndarray | None = None
-    labels_enclosed: bool = False
-    sides: np.ndarray | None = None
+    labels: np.ndarray | None = None  # (Nt,) compartment of each cell
+    labels_enclosed: bool = False  # for lack of others: what the found facets enclose, 0 largest
+    sides: np.ndarray | None = None  # (Nf, 2) cells beside each facet, -1 for the outside
 
     @property
     def unknown(self) -> np.ndarray:
@@ -103,32 +90,22 @@ class Found:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run's folder; what is not there is None.
-
-    Attributes:
-        summary: empty for a reconstruction that has not ended.
-        history: rows, oldest first.
-        predicted, measured: ``(N,)`` normalised magnitudes that the run computed and was given.
-        complex: ``(N,)`` the computed signals.
-        relative: what ``predicted`` is normalised by, in words, where not by S(b = 0).
-        missing: sentences on what could not be read, by part.
-        notes: sentences on what was read but is not as it should be.
-    """
+    """A run's folder; what is not there is None."""
 
     path: Path
     command: str
-    summary: dict
+    summary: dict  # empty for a reconstruction that has not ended
     history: list[dict] | None = None
     acquisition: Acquisition | None = None
-    predicted: np.ndarray | None = None
+    predicted: np.ndarray | None = None  # (N,) normalised magnitudes, as the measured ones
     measured: np.ndarray | None = None
-    complex: np.ndarray | None = None
-    relative: str = ""
+    complex: np.ndarray | None = None  # (N,) the computed signals
+    relative: str = ""  # what ``predicted`` is normalised by, in words, where not by S(b = 0)
     mesh: MeshData | None = None
     found: Found | None = None
     quantities: dict | None = None
-    missing: dict[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    missing: dict[str, str] = field(default_factory=dict)  # what could not be read, and why
+    notes: tuple[str, ...] = ()  # what was read but is not as it should be
 
 
 def read_run(path: Path, mesh: Path | None = None) -> Run:

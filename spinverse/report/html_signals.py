@@ -281,8 +281,6 @@ def phases(acquisition: Acquisition, values: np.ndarray) -> Picture:
                     "Phase in degrees against b, a dot a measurement.")
 
 
-# ---- shells and panels ----------------------------------------------------------------------
-
 def _kinds(acquisition: Acquisition) -> dict[str, np.ndarray]:
     return dict(list(panels(acquisition).items())[:_MOST_PANELS])
 

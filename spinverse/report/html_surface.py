@@ -235,8 +235,6 @@ def planes(facets: Found) -> Picture | None:
                    f"{len(labels)} mesh cells lie {words}.", panels=3)
 
 
-# ---- pieces ---------------------------------------------------------------------------------
-
 def _add_class(figure, points, triples, member, colour, name, confidence) -> None:
     """Facets of a class by their confidence: plotly has one opacity a surface."""
     levels = np.full(member.sum(), len(_OPACITIES) - 1) if confidence is None else np.minimum(

@@ -16,7 +16,7 @@ from ..errors import SpinverseError
 from ..units import frequency_from_internal
 from . import folder
 from .html_parts import LABELS
-from .html_run import Found, Run
+from .html_run import Found, Run, at
 from .planes import box_edges, lines, section
 
 MEASURED, PREDICTED = "#333333", "#0072b2"
@@ -356,6 +356,13 @@ def planes(path: Path, found: Found) -> None:
     figure.savefig(path, dpi=DPI)
 
 
+def of_found(path: Path | BinaryIO, found: Found, explained: bool | None, dpi: int = DPI) -> None:
+    """`interface` of what was found."""
+    interface(path, found.points[found.triples], found.permeability, found.membrane,
+              found.true if found.true.any() else None, found.bounds,
+              determined=found.determined, dpi=dpi, explained=explained)
+
+
 def write_all(run: Run) -> list[Path]:
     """Write ``figures/*.png`` into the folder of a run; the paths. For one rank.
 
@@ -363,11 +370,11 @@ def write_all(run: Run) -> list[Path]:
     """
     made: list[Path] = []
 
-    def write(name: str, function, *args, **kwargs) -> None:
+    def write(name: str, function, *args) -> None:
         made.append(run.path / "figures" / f"{name}.png")
         made[-1].parent.mkdir(exist_ok=True)
         try:
-            folder.replace(made[-1], lambda temporary: function(temporary, *args, **kwargs))
+            folder.replace(made[-1], lambda temporary: function(temporary, *args))
         except ImportError as error:
             raise SpinverseError(f"figures: {error.name} is not installed "
                                  "(pip install 'spinverse[plot]')") from None
@@ -383,10 +390,7 @@ def write_all(run: Run) -> list[Path]:
           (run.summary.get("interface") or {}).get("cut_um_per_ms"))
     # what a reconstruction draws knows the evidence, which is in no file
     if not (run.path / "figures" / "interface.png").is_file():
-        write("interface", interface, found.points[found.triples], found.permeability,
-              found.membrane, found.true if found.true.any() else None, found.bounds,
-              determined=found.determined,
-              explained=(run.summary.get("verdict") or {}).get("explained"))
+        write("interface", of_found, found, at(run.summary, "verdict", "explained"))
     if found.labels is not None:
         write("planes", planes, found)
     return made

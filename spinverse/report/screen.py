@@ -25,6 +25,7 @@ from .mesh_facts import UNITS
 
 SPEED_OF_LAST = 600.0  # s, whose iterations say how long the others will take
 LINE_EVERY = 30.0  # s, of a simulation in a log
+MOST_TAGS = 12  # that are shown
 
 
 class Screen:
@@ -66,10 +67,6 @@ class Screen:
         finally:
             self.warn(*dict.fromkeys(str(item.message) for item in caught))
 
-    def progress_bar(self, total: int, done: int = 0):
-        """A bar over iterations, below the lines, where standard output is a terminal."""
-        return self._shown("misfit {task.fields[misfit]}", total=total, completed=done, misfit="-")
-
     @contextmanager
     def working(self):
         """Gives ``progress`` of an engine: a bar on a terminal, now and then a line in a log."""
@@ -83,11 +80,12 @@ class Screen:
                 last = now
                 self.say(f"{what}{f': {done} of {total}' if total else ''}, {now - begin:.0f} s")
 
-        with self._shown(total=None):
+        with self.progress_bar(None):
             yield progress
 
     @contextmanager
-    def _shown(self, *more: str, **task):
+    def progress_bar(self, total: int | None, done: int = 0, **fields):
+        """A bar below the lines, where standard output is a terminal; with words in fields."""
         if self.quiet or not sys.stdout.isatty():
             yield
             return
@@ -95,10 +93,11 @@ class Screen:
 
         self._bar = rich.Progress(
             rich.TextColumn("{task.description}"), rich.BarColumn(), rich.MofNCompleteColumn(),
-            *map(rich.TextColumn, more), rich.TimeElapsedColumn(),
+            *(rich.TextColumn(f"{name} {{task.fields[{name}]}}") for name in fields),
+            rich.TimeElapsedColumn(),
             rich.TextColumn("left"), rich.TimeRemainingColumn(), transient=True,
             speed_estimate_period=SPEED_OF_LAST)
-        self._task = self._bar.add_task("starting", **task)
+        self._task = self._bar.add_task("starting", total=total, completed=done, **fields)
         try:
             with self._bar:
                 yield
@@ -146,9 +145,6 @@ def describe_mesh(mesh: Mesh) -> list[str]:
             f"membrane), " + (f"{size} um, " if mesh.dim > 1 else "") + amount, *_tags(mesh)]
 
 
-MOST_TAGS = 12  # that are shown
-
-
 def _tags(mesh: Mesh) -> list[str]:
     """What a run file may give values by, with sizes. Collective."""
     owned = mesh.num_owned_cells
@@ -192,10 +188,10 @@ def describe_known_permeability(section: PermeabilitySection) -> str:
     def words(value):
         return "inf (both sides one)" if np.isinf(value) else describe_permeability(value)
 
-    parts = (("membrane", None), ("elsewhere", np.inf), ("outer", 0.0))
-    values = [(name, section.value(name, default)) for name, default in parts]
+    values = {name: section.value(name, default) for name, default in (
+        ("membrane", None), ("elsewhere", np.inf), ("outer", 0.0))}
     return "permeability: " + "; ".join(f"{name} {_describe(value, words)}"
-                                        for name, value in values if value is not None)
+                                        for name, value in values.items() if value is not None)
 
 
 def describe_extra_terms(section: ExtraTermsSection | None) -> list[str]:
