@@ -1,8 +1,7 @@
 """The true shape of a target on a mesh of its own: no facet is shared with the grid's.
 
 gmsh meshes the body of the grid anew, then the surfaces of the shapes are cut into it: vertices
-near a surface move onto it, and every edge that still crosses it is split, with all tetrahedra
-around it.
+near a surface move onto it, and edges that still cross it are split, with all tetrahedra around.
 """
 
 from __future__ import annotations
@@ -68,7 +67,6 @@ def cut(name: str, points: np.ndarray, tets: np.ndarray, levels: Sequence[Level]
     """Cut surfaces into a mesh; each compartment is its largest connected part.
 
     ``levels`` of the compartments are negative inside; the first that is negative has a point.
-    Raises InputError: a compartment without any tetrahedron.
     """
     for function in levels:
         points, tets = _cut_one(points, tets, function)

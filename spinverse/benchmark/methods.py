@@ -29,10 +29,7 @@ class Method:
 
     def run_file(self, mesh: str, signals: str, boundary: str,
                  normalisation: str = "measured", seed: int = 0) -> dict:
-        """The run file of ``spinverse reconstruct``, with paths as they should stand in it.
-
-        ``seed`` is added to the seeds of searches; 0 leaves the method as it is.
-        """
+        """The run file with paths as they should stand in it; ``seed`` is added to searches'."""
         keys = self.keys | ({"stages": _seeded(self.keys["stages"], seed)} if seed else {})
         return {"mesh": {"file": mesh},
                 "signals": {"file": signals, "normalisation": normalisation},

@@ -127,10 +127,7 @@ class Bench:
         return self.root / "runs" / data.target / data.setting / case.noise / case.method
 
     def write_target(self, target: Target, with_fine: bool) -> None:
-        """Write the meshes of a target, unless they are there.
-
-        Raises InputError: the target cannot be meshed finely, or another one has this name.
-        """
+        """Write the meshes of a target, unless they are there; InputError if others are."""
         place = self.target_folder(target.name)
         place.mkdir(parents=True, exist_ok=True)
         if (place / "truth.npz").is_file():
@@ -183,10 +180,7 @@ class Bench:
 
     def reconstruct(self, case: Case, method: Method, limit: float, force: bool,
                     stop: threading.Event) -> str:
-        """Run a case, unless it is done; what is unfinished goes on. "done before", or the status.
-
-        ``limit``, s of the clock, includes earlier parts; ``force`` runs anew what is done.
-        """
+        """Run a case, or go on with it, for ``limit`` s in all; its status, or "done before"."""
         place = self.run_folder(case)
         signals = self.write_signals(case)
         text = yaml.safe_dump(method.run_file(

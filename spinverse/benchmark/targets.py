@@ -64,10 +64,7 @@ def on_grid(name: str, shapes: Sequence) -> Target:
 
 def labelled(name: str, points: np.ndarray, tets: np.ndarray, insides: Iterable[np.ndarray],
              what: str) -> MeshData:
-    """A mesh with compartments: the largest connected part of what is inside, the first counts.
-
-    ``insides`` are ``(Nt,)`` bool of each; ``what`` it may not lack is for the InputError.
-    """
+    """A mesh with compartments: the largest part of each ``(Nt,)`` bool, which lacks no what."""
     facets, pairs = facets_of(tets, name)
     tags = np.zeros(len(tets), np.int32)
     for number, inside in enumerate(insides, 1):
@@ -204,10 +201,7 @@ def from_file(path: Path) -> Target:
 
 
 def find(words: Sequence[str]) -> list[Target]:
-    """The targets that words stand for: our own names, ``own``, files, folders of ``.npz`` files.
-
-    A folder's files that hold no mesh with a membrane are passed over.
-    """
+    """The targets that words stand for: our own, files, folders with ``.npz`` files of targets."""
     found: list[Target] = []
     for word in words:
         path = Path(word).expanduser()

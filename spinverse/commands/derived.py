@@ -90,8 +90,6 @@ def _derived(name: str, table: Acquisition, *args, **options) -> Derived:
                    tuple(dict.fromkeys(one_line(item.message) for item in caught)))
 
 
-# ---- from signals ---------------------------------------------------------------------------
-
 def _adc(fit: q.ADCFit, table: Acquisition) -> tuple[dict, list[str]]:
     fits = [{"sequence": table.waveforms[fit.waveform_index[k]].describe(),
              "direction": fit.directions[k], "adc_um2_per_ms": fit.adc[k],
@@ -133,8 +131,6 @@ def _hardi(fit: q.HARDIFit, table: Acquisition) -> tuple[dict, list[str]]:
     return {"quantity": fit.quantity, "unit": unit, "order": fit.order,
             "shells": shells}, lines
 
-
-# ---- from the tissue ------------------------------------------------------------------------
 
 def _effective(kind: str):
     def describe(found: q.EffectiveDiffusion, table: Acquisition):

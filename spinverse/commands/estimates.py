@@ -96,11 +96,7 @@ def of_simulation(run: SimulateConfig, engine: MatrixFormalism | TimeStepping) -
 
 
 def _tried(engine: MatrixFormalism) -> tuple[list[tuple[int, list[int], int]], int]:
-    """Numbers of modes that the engine will try. Collective.
-
-    For each kind of part its unknowns, the numbers, and how many such parts there are; and the
-    number of modes that matter, of all.
-    """
+    """Unknowns, numbers of modes to try and copies of each kind of part; modes that matter."""
     problem = engine.problem
     unknowns, matter = problem.num_unknowns, 0
     if unknowns <= _COUNTED:

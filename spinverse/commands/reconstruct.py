@@ -261,6 +261,4 @@ def _write_results(arguments, run, comm, screen, clock, inputs, signals, result,
                *(f"{name}: {value:.5g}" for name, value in result.theta.items()),
                *terminal.describe_result(rule, number, figures))
     picture = out / "figures" / "interface.png"
-    if picture.is_file():
-        screen.say(f"picture in {picture}")
-    screen.say(f"results in {out}")
+    screen.say(*[f"picture in {picture}"] * picture.is_file(), f"results in {out}")

@@ -40,8 +40,6 @@ def named(where: str):
         raise InputError(f"{where}: {error}") from None
 
 
-# ---- inputs ---------------------------------------------------------------------------------
-
 def read_acquisition(run, comm: MPI.Comm, name: Path) -> Acquisition:
     """The table that a run file describes, the same on every rank. Collective."""
     with named(str(name)):
@@ -73,12 +71,8 @@ def permeability(tissue: config.TissueSection, mesh: Mesh) -> Permeability:
 
 def make_mesh(section: config.MeshSection, comm: MPI.Comm,
               stored: Path | None = None) -> tuple[Mesh, MeshData | None]:
-    """The mesh of a run file, distributed, and what rank 0 made if it is of no file. Collective.
-
-    Args:
-        stored: the mesh that an earlier part of this run wrote; taken in place of a surface's,
-            for not every mesher makes the same mesh twice.
-    """
+    """The mesh of a run file, distributed, and what rank 0 made if it is of no file. Collective."""
+    # not every mesher makes the same mesh of a surface twice: that of an earlier part is taken
     kept = stored is not None and section.surface is not None and stored.is_file()
     data = on_root(comm, readers.read, stored) if kept else on_root(comm, section.make)
     return Mesh.from_data(data, comm), data if section.file is None else None
@@ -116,8 +110,6 @@ def understood(screen: Screen, run, mesh: Mesh, acquisition: Acquisition) -> Mes
                   or plausible.of_mesh(facts.edges[1], run.tissue, acquisition)))
     return facts
 
-
-# ---- results --------------------------------------------------------------------------------
 
 def summary(arguments, run, comm: MPI.Comm, inputs: dict, clock: Clock) -> dict:
     """The part of summary.json that the commands share. Collective."""

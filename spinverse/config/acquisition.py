@@ -45,6 +45,8 @@ class _Sequence(Section):
     gradient_mT_per_m: NumberOrList | None = None
     directions: Directions | None = None
     echo_time_ms: NumberOrList | None = None
+    delta_ms: PulseLength
+    Delta_ms: Separation
 
     @model_validator(mode="after")
     def _strength(self):
@@ -73,27 +75,21 @@ class _Sequence(Section):
 
     def _with(self, b, directions) -> Acquisition:
         own = {key.removesuffix("_ms"): _read(value) for key, value in self
-               if key == "echo_time_ms" or key not in _Sequence.model_fields}
+               if key not in (*STRENGTHS, "directions")}
         return self.make(b, directions, **own)
 
 
 class PGSESection(_Sequence):
     make = Acquisition.pgse
-    delta_ms: PulseLength
-    Delta_ms: Separation
 
 
 class TrapezoidSection(_Sequence):
     make = Acquisition.trapezoid
-    delta_ms: PulseLength
-    Delta_ms: Separation
     ramp_ms: Annotated[NumberOrList, Field(description="the time of a rise or fall in ms")]
 
 
 class OGSESection(_Sequence):
     make = Acquisition.ogse
-    delta_ms: PulseLength
-    Delta_ms: Separation
     periods: Annotated[NumberOrList, Field(
         description="how many periods a pulse has, a whole number or several")]
     kind: Literal["cos", "sin"] = "cos"
@@ -101,8 +97,6 @@ class OGSESection(_Sequence):
 
 class DoublePGSESection(_Sequence):
     make = Acquisition.double_pgse
-    delta_ms: PulseLength
-    Delta_ms: Separation
     mixing_time_ms: Annotated[NumberOrList, Field(
         description="the time from the start of the second pulse to that of the third in ms")]
     parallel: Annotated[Any, kind(
@@ -154,14 +148,14 @@ class SampledSection(Section):
     def _samples(self) -> tuple[np.ndarray, np.ndarray]:
         """Times ``(n,)`` and values ``(n,)`` or ``(n, 3)``, from lists or files."""
         given = self.values if self.values is not None else self.values_mT_per_m
-        values = table = np.asarray(_read(given), dtype=float)
-        if self.times_ms is None:
-            if table.shape[1] not in (2, 4):
-                raise InputError(f"{given}: {table.shape[1]} columns, expected 2 or 4: time in ms "
-                                 "and one value or x, y, z (or times_ms beside it)")
-            times, values = table[:, 0], table[:, 1:]
-        else:
+        values = np.asarray(_read(given), dtype=float)
+        if self.times_ms is not None:
             times = np.asarray(_read(self.times_ms), dtype=float).ravel()
+        elif values.shape[1] in (2, 4):
+            times, values = values[:, 0], values[:, 1:]
+        else:
+            raise InputError(f"{given}: {values.shape[1]} columns, expected 2 or 4: time in ms and "
+                             "one value or x, y, z (or times_ms beside it)")
         return times, values[:, 0] if values.shape[1:] == (1,) else values
 
 

@@ -28,14 +28,10 @@ def keys_of(function: Callable, leave_out=()) -> dict[str, inspect.Parameter]:
 
 def arguments_of(function: Callable, given: Mapping, leave_out=(), optional=(),
                  where: str = "") -> dict:
-    """The keys of a run file as arguments of a function, without their units.
+    """The keys of a run file as arguments of a function, or the InputError of a wrong key.
 
-    Args:
-        leave_out: names of arguments that have no key.
-        optional: names of arguments that may be missing though they have no default.
-        where: what comes before the key in messages, with its dot.
-
-    Raises InputError: an unknown key, with the nearest known one; a missing one.
+    Arguments to ``leave_out`` have no key, ``optional`` ones may be missing without a default;
+    ``where`` comes before the key in messages, with its dot.
     """
     known = keys_of(function, leave_out)
     for key in given:

@@ -99,8 +99,7 @@ class ExtraTermsSection(Section):
     def arguments(self, comm) -> dict[str, Any]:
         """Run the code of the file; what `BlochTorrey` and `simulate` take. Collective.
 
-        Raises InputError: no such file, code that fails, no such function in it, or one that
-        cannot be called with (m, v, t, coefficients). So does the function when it fails.
+        What fails is an InputError, when it is loaded and when the function is called.
         """
         source = comm.bcast(on_root(comm, self._read))
         return {"extra_terms": on_all(comm, self._load, source),

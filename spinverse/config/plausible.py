@@ -1,7 +1,6 @@
 """What is probably in another unit than its key says: values off by a factor of 1000.
 
-Nothing here is an error: any of these values can be meant. Each message says the value in units
-of the SI too, and which other unit it looks like.
+None is an error: all can be meant. Messages say values in SI units too, and the likely other unit.
 """
 
 from __future__ import annotations

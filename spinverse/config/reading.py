@@ -42,10 +42,7 @@ Loader.add_implicit_resolver("tag:yaml.org,2002:float",
 
 
 def yaml_of(path: Path, where: str):
-    """The content of a YAML file, read as `Loader` says.
-
-    Raises InputError: it cannot be read or is no YAML; ``where`` comes first.
-    """
+    """The content of a YAML file, read by `Loader`, or an InputError that begins with ``where``."""
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
@@ -53,10 +50,7 @@ def yaml_of(path: Path, where: str):
 
 
 def checked(model: type[Run], data: Mapping, folder: Path, where: str) -> Run:
-    """The model of a run file's content, whose paths are relative to a folder.
-
-    Raises InputError: in one line; ``where`` comes first.
-    """
+    """The model of a run file's content; paths are relative to a folder, errors as in `yaml_of`."""
     try:
         return model.model_validate(data, context={"folder": folder})
     except ValidationError as error:
@@ -66,10 +60,7 @@ def checked(model: type[Run], data: Mapping, folder: Path, where: str) -> Run:
 
 
 def read(path: str | Path, model: type[Run]) -> Run:
-    """Read a run file.
-
-    Raises InputError: in one line: the file, the key, the value, and what was expected.
-    """
+    """Read a run file, or raise an InputError: file, key, value, and what was expected."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file, expected a run file (YAML)")

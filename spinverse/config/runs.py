@@ -52,11 +52,7 @@ class CheckpointSection(Section):
 
 
 class Run(Section):
-    """What both kinds of run files have.
-
-    A file may say the `VERSION` of the keys that it was written for. One of another version gives
-    one error that says so, not one about the first key that has changed.
-    """
+    """What both kinds of run files have; the `VERSION` is checked before all other keys."""
 
     version: int = VERSION
     mesh: MeshSection

@@ -104,8 +104,7 @@ def table_of(path: Path) -> np.ndarray:
     """Numbers of a .npy array or of a text file in rows, ``(n, columns)``.
 
     In text the cells are separated by commas or blanks; lines that start with # and a first line of
-    names are left out. Raises InputError: no such file, another suffix, no numbers, rows of
-    different length.
+    names are left out.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file, expected a table of numbers (.csv or .npy)")

@@ -18,7 +18,7 @@ from ..parallel.exchange import gather_chosen
 from ..parallel.npz import NpzReader, Rows, write_npz
 from .extraction import spread_cells
 from .surfaces import sorted_corners
-from .vtu import mesh_points, write_grid
+from .vtu import write_grid
 
 BLOCK = 1024  # cells whose volumes are looked at together
 
@@ -73,8 +73,7 @@ def write_vtu(path: str | Path, mesh: Mesh, fields: Mapping[str, np.ndarray],
     nodes = dolfinx.mesh.entities_to_geometry(mesh.domain, mesh.dim - 1, mesh.facet_entities)
     corners = np.sort(mesh.input_nodes[nodes].reshape(-1, mesh.dim), axis=1)
     data = _collected(mesh, "facet", dict(fields) | _known(uncertainty))
-    write_grid(mesh.comm, Path(path), mesh_points(mesh), mesh.facet_slabs.collect(corners), data,
-               {})
+    write_grid(mesh.comm, Path(path), _points(mesh), mesh.facet_slabs.collect(corners), data, {})
 
 
 def write_cells(path: str | Path, mesh: Mesh, fields: Mapping[str, np.ndarray]) -> None:
@@ -93,8 +92,8 @@ def write_cells(path: str | Path, mesh: Mesh, fields: Mapping[str, np.ndarray]) 
         raise InputError(f"{path}: suffix {path.suffix!r}, expected .vtu")
     nodes = mesh.input_nodes[mesh.domain.geometry.dofmaps[0][:owned]]
     data = _collected(mesh, "cell", {"tag": mesh.cell_tags[:owned]} | dict(fields))
-    write_grid(mesh.comm, path, mesh_points(mesh), mesh.cell_slabs.collect(turned(mesh, nodes)),
-               data, {})
+    write_grid(mesh.comm, path, _points(mesh), mesh.cell_slabs.collect(turned(mesh, nodes)), data,
+               {})
 
 
 def write_stl(path: str | Path, mesh: Mesh, found: np.ndarray,
@@ -118,10 +117,7 @@ def write_stl(path: str | Path, mesh: Mesh, found: np.ndarray,
 
 def write_ply(path: str | Path, mesh: Mesh, found: np.ndarray,
               labels: np.ndarray | None = None) -> None:
-    """Write the interface as a binary ``.ply``, whose triangles share their points. Collective.
-
-    Arguments and orientation are those of `write_stl`.
-    """
+    """Write the interface as `write_stl` does, as a ``.ply`` with shared points. Collective."""
     _write_surface(Path(path), mesh, found, labels, "ply")
 
 
@@ -149,11 +145,10 @@ def write_compartment(path: str | Path, mesh: Mesh, labels: np.ndarray, compartm
     _write_chosen(path, mesh, bounds, sides[bounds], first[bounds], path.suffix[1:])
 
 
-# ---- cells and surfaces -----------------------------------------------------------------------
-
-def cell_corners(mesh: Mesh) -> np.ndarray:
-    """Corner coordinates of the owned cells, ``(owned cells, d + 1, 3)``, um."""
-    return mesh.domain.geometry.x[mesh.domain.geometry.dofmaps[0][: mesh.num_owned_cells]]
+def _points(mesh: Mesh) -> np.ndarray:
+    """This rank's rows of the mesh's vertices, in the order of the input. Collective."""
+    geometry = mesh.domain.geometry
+    return mesh.node_slabs.collect(geometry.x[: geometry.index_map().size_local])
 
 
 def turned(mesh: Mesh, values: np.ndarray) -> np.ndarray:
@@ -181,10 +176,7 @@ def _write_surface(path: Path, mesh: Mesh, found, labels, kind: str) -> None:
 
 
 def _in_larger(mesh: Mesh, labels: np.ndarray, sides: np.ndarray) -> np.ndarray:
-    """Whether the second of two cells is in the larger set; of equal ones in that which is first.
-
-    ``labels`` of the sets are from `connected_cells`, ``sides (n, 2)`` are local cells.
-    """
+    """Whether the second of two local cells is in the larger set, or the first of equal ones."""
     owned = mesh.num_owned_cells
     total = mesh.comm.allreduce(float(mesh.cell_volumes[:owned].sum()))
     first, second = labels[sides].T
@@ -195,10 +187,7 @@ def _in_larger(mesh: Mesh, labels: np.ndarray, sides: np.ndarray) -> np.ndarray:
 
 
 def _sides(mesh: Mesh) -> np.ndarray:
-    """Local cells on the two sides of each owned facet, the first one of the input first.
-
-    ``(nf, 2)``; -1 is outside, and second.
-    """
+    """Local cells beside each owned facet, ``(nf, 2)`` in the order of the input; -1: outside."""
     cells = mesh.facet_cells
     number = np.append(mesh.input_cells, mesh.num_cells)[cells]
     return np.take_along_axis(cells, np.argsort(number, axis=1), axis=1)
@@ -206,7 +195,7 @@ def _sides(mesh: Mesh) -> np.ndarray:
 
 def _write_chosen(path: Path, mesh: Mesh, chosen: np.ndarray, sides: np.ndarray,
                   outwards: np.ndarray, kind: str) -> None:
-    """Write chosen facets, which every rank turns itself, in the order of their triples.
+    """Write chosen facets in the order of their triples.
 
     ``sides (n, 2)`` are those of the chosen ones; where ``outwards (n,)`` normals leave the first.
     """
@@ -239,11 +228,7 @@ def _known(uncertainty: Uncertainty | None) -> dict[str, np.ndarray]:
 
 
 def _over(mesh: Mesh, what: str, fields: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Fields by name over each owned "facet" or "cell", as arrays. Collective.
-
-    Raises InputError on every rank: an array of another length, of Python objects, or on some
-    ranks of another type or width.
-    """
+    """Fields by name over each owned "facet" or "cell", as arrays, or an InputError. Collective."""
     number = mesh.num_owned_facets if what == "facet" else mesh.num_owned_cells
     arrays = {name: np.asarray(value) for name, value in fields.items()}
     wrong = [f"{name}: shape {a.shape}, expected ({number},): one value for each {what} that this "

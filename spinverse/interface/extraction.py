@@ -149,12 +149,8 @@ def between(mesh: Mesh, labels: np.ndarray, boundary_absorbing: bool) -> np.ndar
     ``labels (owned cells,)`` are 0 outside. Where the boundary absorbs, outer facets of cells that
     are not outside belong to the surfaces.
     """
-    everywhere = spread_cells(mesh, labels)
-    first, second = mesh.facet_cells.T
-    facets = ~mesh.outer & (everywhere[first] != everywhere[second])
-    if boundary_absorbing:
-        facets |= mesh.outer & (everywhere[first] > 0)
-    return facets
+    first, second = spread_cells(mesh, labels)[mesh.facet_cells].T
+    return np.where(mesh.outer, boundary_absorbing & (first > 0), first != second)
 
 
 def spread_cells(mesh: Mesh, values: np.ndarray) -> np.ndarray:

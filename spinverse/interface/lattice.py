@@ -1,7 +1,4 @@
-"""Which maps take the vertices of a grid to vertices, and what moved facets land on.
-
-Every rank answers for the vertices and facets that it owns.
-"""
+"""Which maps take the vertices of a grid to vertices, and what moved facets land on."""
 
 from __future__ import annotations
 
@@ -50,10 +47,7 @@ class Lattice:
         self._outer_facets = cKDTree(self.centroids[self.outer])
 
     def everywhere(self, chosen: np.ndarray, *values: np.ndarray) -> list[np.ndarray]:
-        """Centroids of chosen facets of all ranks, and values ``(nf,)`` of them, on every rank.
-
-        In the order of triples; chosen are few facets, as those of a surface.
-        """
+        """Centroids of a few chosen facets of all ranks, and their values, in order, everywhere."""
         whole = gather_chosen(self.comm, np.asarray(chosen, bool), self.triples, self.centroids,
                               *values)
         return self.comm.bcast(None if whole is None else list(whole[1:]), root=0)

@@ -20,7 +20,7 @@ from ..engines.modal.matrix_formalism import MatrixFormalism
 from ..errors import InputError, on_root
 from ..parallel.exchange import Ranges
 from ..problem import BlochTorrey
-from .export import cell_corners, turned
+from .export import turned
 from .vtu import write_grid
 
 _SAME = 1e-9  # ms; times closer than this are one
@@ -88,10 +88,10 @@ def write_magnetisation(path: str | Path, problem: BlochTorrey, times: Sequence[
         raise InputError(f"values: shape {values.shape}, expected ({len(times)}, "
                          f"{len(problem.scale)}): one row for each time")
     # of a Lagrange element the corners come first, in the order of the geometry
-    corners = turned(
-        mesh, problem.space.dofmap.list[: mesh.num_owned_cells, : mesh.dim + 1].copy())
-    slabs, width = mesh.cell_slabs, mesh.dim + 1
-    x = slabs.collect(turned(mesh, cell_corners(mesh))).reshape(-1, 3)
+    slabs, width, owned = mesh.cell_slabs, mesh.dim + 1, mesh.num_owned_cells
+    corners = turned(mesh, problem.space.dofmap.list[:owned, :width].copy())
+    geometry = mesh.domain.geometry
+    x = slabs.collect(turned(mesh, geometry.x[geometry.dofmaps[0][:owned]])).reshape(-1, 3)
     numbers = Ranges(mesh.comm, mesh.num_cells).start * width + np.arange(len(x))
     names = [f"{path.stem}_{k:04d}.vtu" for k in range(len(times))]
     for name, row in zip(names, values, strict=True):

@@ -1,7 +1,6 @@
 """How well found membrane facets match known ones. Only where a truth is known.
 
-Every rank counts what it owns. The found and the true surface alone go from rank to rank; they are
-small beside the mesh.
+Every rank counts what it owns; only the found and the true surface go from rank to rank.
 """
 
 from __future__ import annotations
@@ -39,7 +38,6 @@ def metrics(mesh: Mesh, found: np.ndarray, permeability: np.ndarray, included: n
     shifts.
 
     Args:
-        mesh: a mesh that knows its interface.
         found: ``(nf,)`` bool, owned facets that are taken for membrane.
         permeability: ``(nf,)`` um/ms.
         included: ``(nf,)`` bool, facets that were unknown.
@@ -151,10 +149,7 @@ def _pairs_within(comm: MPI.Comm, labels: np.ndarray) -> float:
 
 @dataclass(frozen=True, eq=False)
 class _Facets:
-    """The facets of one rank, each on one of ``comm``, and what connects the cells.
-
-    ``regions`` gives for walls, ``(nf,)`` bool, the set that each owned cell is in; collective.
-    """
+    """The facets of one rank, each on one of ``comm``, and what connects the cells."""
 
     comm: MPI.Comm
     triples: np.ndarray  # (nf, 3) vertices, ascending
@@ -164,7 +159,7 @@ class _Facets:
     included: np.ndarray
     true: np.ndarray
     outer: np.ndarray
-    regions: Callable[[np.ndarray], np.ndarray]
+    regions: Callable[[np.ndarray], np.ndarray]  # of walls: sets of the owned cells; collective
 
     def count(self, *chosen: np.ndarray) -> list[int]:
         """How many facets there are of each kind, over all ranks."""

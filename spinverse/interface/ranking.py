@@ -11,9 +11,8 @@ from ..parallel.exchange import reduced
 def ranking(score: np.ndarray, truth: np.ndarray, comm: MPI.Comm = MPI.COMM_SELF) -> dict:
     """How a low score tells true facets from others, whatever the threshold. Collective.
 
-    Only the scores of true facets go to all ranks. They are enough for the best F1, which is
-    2 hits / (found + true): a cut that moves past a score of others only finds more without a
-    further hit, so F1 falls, or stays at 0; the first of the best cuts is just past a true one.
+    Only the scores of true facets go to all ranks: the first of the cuts with the best F1 is just
+    past one, for a cut that moves past a score of others finds more without a further hit.
 
     Args:
         score: ``(n,)``, low for membrane; of this rank's facets.

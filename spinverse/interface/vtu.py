@@ -11,7 +11,6 @@ import numpy as np
 from mpi4py import MPI
 
 from ..errors import InputError
-from ..mesh.distributed import Mesh
 from ..parallel.files import write_together
 
 TYPES = {2: 3, 3: 5, 4: 10}  # VTK's numbers of lines, triangles and tetrahedra, by corners
@@ -72,9 +71,3 @@ def write_grid(comm: MPI.Comm, path: Path, points: np.ndarray, cells: np.ndarray
             file.write(b"\n</AppendedData>\n</VTKFile>\n")
 
     write_together(comm, path, rows, write)
-
-
-def mesh_points(mesh: Mesh) -> np.ndarray:
-    """This rank's rows of the mesh's vertices, in the order of the input. Collective."""
-    owned = mesh.domain.geometry.index_map().size_local
-    return mesh.node_slabs.collect(mesh.domain.geometry.x[:owned])

@@ -45,10 +45,7 @@ _ROWS = "measurements"  # a column of signals.csv: how many rows the table has
 # ---- making the folder ----------------------------------------------------------------------
 
 def check_output(path: Path, force: bool = False, resume: bool = False) -> None:
-    """Raise InputError if ``path`` cannot become the folder of this run.
-
-    An existing one must be empty, resumed, or forced, which overwrites only the folder of a run.
-    """
+    """Raise InputError if ``path`` cannot become the folder of this run; only runs are replaced."""
     if path.exists() and not path.is_dir():
         raise InputError(f"-o {path}: is a file, expected a folder")
     if path.is_dir() and any(path.iterdir()) and not resume:
@@ -164,10 +161,7 @@ def read_rows(path: Path) -> list[dict]:
 
 
 class History:
-    """``history.csv``, one row an iteration, appended as the run goes.
-
-    ``priors`` have a column each; ``keep`` are rows of an earlier part of the run.
-    """
+    """``history.csv``, one row an iteration, appended to ``keep``, those of an earlier part."""
 
     def __init__(self, path: Path, priors: list[str], keep: Iterable[dict] = ()):
         self.path = path
@@ -190,10 +184,7 @@ class History:
 
 
 def read_history(path: Path) -> list[dict]:
-    """Rows of a ``history.csv``, numbers as numbers, without empty cells.
-
-    A last row that was cut short, by a full disk or a run that was killed, is left out.
-    """
+    """Rows of a ``history.csv``, numbers as numbers, without empty cells or a row cut short."""
     with path.open(newline="") as file:
         return [{key: value if key in ("stage", "phase") else int(value) if key == "iteration"
                  else float(value) for key, value in row.items() if value}
@@ -250,9 +241,8 @@ def load_checkpoint(folder: Path, stages: list[str], inputs: dict[str, str],
                     comm: MPI.Comm = MPI.COMM_SELF) -> Checkpoint | None:
     """The checkpoint of a folder, None where there is none yet. Collective over ``comm``.
 
-    Where ``latest.npz`` is damaged, ``previous.npz`` serves, and `Checkpoint.note` says so.
-
-    Raises InputError: neither can be read, or it belongs to other stages or inputs.
+    Where ``latest.npz`` is damaged, ``previous.npz`` serves, and `Checkpoint.note` says so. Raises
+    InputError: neither can be read, or it belongs to other stages or inputs.
     """
     latest = folder / CHECKPOINT
     if not comm.bcast(on_root(comm, _is_there, folder)):

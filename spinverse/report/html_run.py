@@ -111,8 +111,7 @@ class Run:
 def read_run(path: Path, mesh: Path | None = None) -> Run:
     """Read the folder of a run; ``mesh`` is the file of its mesh, if it is not where it was.
 
-    Raises InputError: no such folder, no run in it, a ``summary.json`` that is no JSON or of
-    another command, or ``mesh`` is not the mesh of the run.
+    Raises InputError: no folder of a run, a damaged ``summary.json``, or another ``mesh``.
     """
     if not path.is_dir():
         raise InputError(f"{path}: is a file, expected the folder of a run" if path.exists() else
@@ -187,9 +186,9 @@ class _Reader:
         try:
             folder.check_rows(file)
             if self.command == "reconstruct":
-                columns = _columns(file, ("measured_normalised", "predicted_normalised"))
-                return {"acquisition": read_acquisition(file), "measured": columns[0],
-                        "predicted": columns[1]}
+                return {"measured": _column(file, "measured_normalised"),
+                        "predicted": _column(file, "predicted_normalised"),
+                        "acquisition": read_acquisition(file)}
             signals = read_signals(file)
         except (InputError, OSError) as error:
             self.missing["signals"] = f"{_words(error)}."
@@ -311,13 +310,12 @@ def _facet_values(file: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     return facets, known
 
 
-def _columns(file: Path, names: tuple[str, ...]) -> list[np.ndarray]:
+def _column(file: Path, name: str) -> np.ndarray:
     rows = folder.read_rows(file)
-    for name in names:
-        if not rows or name not in rows[0]:
-            raise InputError(f"{file.name} has no column {name}")
+    if not rows or name not in rows[0]:
+        raise InputError(f"{file.name} has no column {name}")
     try:
-        return [np.array([float(row[name]) for row in rows]) for name in names]
+        return np.array([float(row[name]) for row in rows])
     except (TypeError, ValueError):
         raise InputError(f"{file.name} has a cell that is no number") from None
 

@@ -41,8 +41,12 @@ class MeshFacts:
         edges = (comm.allreduce(float(lengths.min(initial=np.inf)), op=MPI.MIN),
                  float(middle.mean()),
                  comm.allreduce(float(lengths.max(initial=0.0)), op=MPI.MAX))
+        labels = connected_cells(mesh, ~mesh.outer)[:owned]
+        firsts = labels[labels == mesh.input_cells[:owned]]  # a part is told by its first cell
+        parts = np.concatenate(comm.allgather(sizes_of(mesh, labels, firsts)))
         return cls(edges, comm.allreduce(float(ratios.min(initial=1.0)), op=MPI.MIN),
-                   comm.allreduce(float(ratios.sum())) / mesh.num_cells, _parts(mesh))
+                   comm.allreduce(float(ratios.sum())) / mesh.num_cells,
+                   tuple(sorted(parts.tolist(), reverse=True)))
 
     def describe(self, dim: int) -> str:
         """Edges and quality in words."""
@@ -59,11 +63,3 @@ class MeshFacts:
         shown += ", ..." * (len(self.parts) > 6)
         return (f"mesh: {len(self.parts)} parts that share no facet, of {shown} {UNITS[dim]}: "
                 "nothing passes between them")
-
-
-def _parts(mesh: Mesh) -> tuple[float, ...]:
-    labels = connected_cells(mesh, ~mesh.outer)[: mesh.num_owned_cells]
-    # a part is told by its first cell
-    firsts = labels[labels == mesh.input_cells[: mesh.num_owned_cells]]
-    volumes = np.concatenate(mesh.comm.allgather(sizes_of(mesh, labels, firsts)))
-    return tuple(sorted(volumes.tolist(), reverse=True))

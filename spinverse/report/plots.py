@@ -47,10 +47,7 @@ def _panels(count: int, **kwargs):
 
 def signals(path: Path, acquisition: Acquisition, predicted: np.ndarray,
             measured: np.ndarray | None = None) -> None:
-    """Signals by b, a panel for each kind of sequence; against measured ones also as a scatter.
-
-    ``predicted`` and ``measured`` are normalised magnitudes, ``(N,)``.
-    """
+    """Normalised magnitudes ``(N,)`` by b, a panel for each kind of sequence, and a scatter."""
     kinds = panels(acquisition)
     figure, axes, columns = _panels(len(kinds) + (measured is not None))
     every = np.concatenate([predicted, [] if measured is None else measured])
@@ -195,14 +192,10 @@ def interface(path: Path | BinaryIO, corners: np.ndarray, permeability: np.ndarr
     """The found interface in its box, beside the true one where that is known; same view.
 
     Args:
-        path: file to write, or a binary stream.
-        corners: ``(nf, 3, 3)`` corners of all facets, um.
-        permeability: ``(nf,)`` um/ms.
-        found, true: ``(nf,)`` bool.
-        bounds: ``(2, 3)`` corners of the box, um.
-        evidence: ``(nf,)`` of `spinverse.inversion.uncertainty.Uncertainty`; colours and opacity
-            show it then, in place of the permeability.
-        level: evidence below which a facet is undetermined.
+        corners: ``(nf, 3, 3)`` corners of all facets, um; permeabilities are in um/ms.
+        found, true: ``(nf,)`` bool, in the box of corners ``bounds (2, 3)``, um.
+        evidence: ``(nf,)`` of `Uncertainty`, shown in place of the permeability; a facet is
+            undetermined below ``level``.
         determined: ``(nf,)`` bool, where the evidence is not known: undetermined facets are marked.
         explained: of the `Verdict`; False says that the data are not, and nothing is determined.
     """
@@ -285,8 +278,6 @@ def _facets(figure, place, corners, colours, bounds, title) -> None:
         pane.set_pane_color((1, 1, 1, 0))
 
 
-# ---- from the files of a folder ---------------------------------------------------------------
-
 def permeability(path: Path, found: Found, cut: float | None = None) -> None:
     """Histogram of the permeability of unknown facets, with the cut (um/ms) if there was one."""
     unknown, (logs, edges) = found.unknown, bins(found, cut)
@@ -308,10 +299,7 @@ def permeability(path: Path, found: Found, cut: float | None = None) -> None:
 
 
 def bins(found: Found, cut: float | None) -> tuple[np.ndarray, np.ndarray]:
-    """log10 of all permeabilities, ``(Nf,)``, and edges of bins for the unknown ones.
-
-    A cut is an edge, so that no bin holds facets of both its sides.
-    """
+    """log10 of permeabilities, ``(Nf,)``, and edges of bins for unknown ones; a cut is an edge."""
     logs = np.log10(np.maximum(found.permeability, 1e-12))
     chosen = logs[found.unknown & np.isfinite(logs)]
     low, high = (float(chosen.min()), float(chosen.max())) if len(chosen) else (0.0, 0.0)
@@ -364,33 +352,25 @@ def of_found(path: Path | BinaryIO, found: Found, explained: bool | None, dpi: i
 
 
 def write_all(run: Run) -> list[Path]:
-    """Write ``figures/*.png`` into the folder of a run; the paths. For one rank.
-
-    Raises SpinverseError where matplotlib is not installed.
-    """
-    made: list[Path] = []
-
-    def write(name: str, function, *args) -> None:
-        made.append(run.path / "figures" / f"{name}.png")
-        made[-1].parent.mkdir(exist_ok=True)
-        try:
-            folder.replace(made[-1], lambda temporary: function(temporary, *args))
-        except ImportError as error:
-            raise SpinverseError(f"figures: {error.name} is not installed "
-                                 "(pip install 'spinverse[plot]')") from None
-
+    """Write ``figures/*.png`` into the folder of a run; the paths. For one rank."""
+    place, found = run.path / "figures", run.found
+    wanted: dict[str, tuple] = {}
     if run.acquisition is not None:
-        write("signals", signals, run.acquisition, run.predicted, run.measured)
+        wanted["signals"] = signals, run.acquisition, run.predicted, run.measured
     if run.history is not None:
-        write("losses", losses, run.history)
-    found = run.found
-    if found is None:
-        return made
-    write("permeability", permeability, found,
-          (run.summary.get("interface") or {}).get("cut_um_per_ms"))
-    # what a reconstruction draws knows the evidence, which is in no file
-    if not (run.path / "figures" / "interface.png").is_file():
-        write("interface", of_found, found, at(run.summary, "verdict", "explained"))
-    if found.labels is not None:
-        write("planes", planes, found)
-    return made
+        wanted["losses"] = losses, run.history
+    if found is not None:
+        wanted["permeability"] = permeability, found, at(run.summary, "interface", "cut_um_per_ms")
+        # what a reconstruction draws knows the evidence, which is in no file
+        if not (place / "interface.png").is_file():
+            wanted["interface"] = of_found, found, at(run.summary, "verdict", "explained")
+        if found.labels is not None:
+            wanted["planes"] = planes, found
+    place.mkdir(exist_ok=True)
+    try:
+        for name, (function, *args) in wanted.items():
+            folder.replace(place / f"{name}.png", lambda path: function(path, *args))  # noqa: B023
+    except ImportError as error:
+        raise SpinverseError(f"figures: {error.name} is not installed "
+                             "(pip install 'spinverse[plot]')") from None
+    return [place / f"{name}.png" for name in wanted]

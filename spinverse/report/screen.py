@@ -116,8 +116,6 @@ class Screen:
                              completed=done, misfit=f"{item.data:.3e}")
 
 
-# ---- what was understood, for a person to notice a wrong unit -------------------------------
-
 def count(mesh: Mesh, chosen: np.ndarray) -> int:
     """Number of chosen facets of the whole mesh. Collective."""
     return mesh.comm.allreduce(int(np.count_nonzero(chosen)))
