@@ -64,7 +64,7 @@ def on_grid(name: str, shapes: Sequence) -> Target:
 
 def labelled(name: str, points: np.ndarray, tets: np.ndarray, insides: Iterable[np.ndarray],
              what: str) -> MeshData:
-    """A mesh with compartments: the largest part of each ``(Nt,)`` bool, which lacks no what."""
+    """A mesh with the largest part of each ``(Nt,)`` bool as a compartment; the first counts."""
     facets, pairs = facets_of(tets, name)
     tags = np.zeros(len(tets), np.int32)
     for number, inside in enumerate(insides, 1):

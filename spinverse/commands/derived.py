@@ -68,11 +68,6 @@ def of_signals(requested: Mapping[str, Mapping], signals: Signals) -> dict[str, 
     return made
 
 
-def document(found: Mapping[str, Derived]) -> dict:
-    """What quantities.json holds."""
-    return {name: {**item.values, "warnings": list(item.warnings)} for name, item in found.items()}
-
-
 def _named(name: str, function: Callable, *args, **options):
     try:
         return function(*args, **options)

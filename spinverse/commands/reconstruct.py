@@ -145,7 +145,9 @@ def run(arguments, comm: MPI.Comm) -> int:
 
 
 def _read_signals(run: config.ReconstructConfig, comm: MPI.Comm, name) -> Signals:
-    expected = None if run.acquisition is None else shared.read_acquisition(run, comm, name)
+    with shared.named(str(name)):
+        expected = None if run.acquisition is None else shared.everywhere(
+            comm, config.read_table, run.acquisition)
 
     def read() -> Signals:
         signals = read_signals(run.signals.file, expected, run.signals.voxel)

@@ -40,12 +40,6 @@ def named(where: str):
         raise InputError(f"{where}: {error}") from None
 
 
-def read_acquisition(run, comm: MPI.Comm, name: Path) -> Acquisition:
-    """The table that a run file describes, the same on every rank. Collective."""
-    with named(str(name)):
-        return everywhere(comm, config.read_table, run.acquisition)
-
-
 def permeability(tissue: config.TissueSection, mesh: Mesh) -> Permeability:
     """The permeability of every facet that a run file describes. Collective."""
     section, absorbing = tissue.permeability, tissue.boundary == "absorbing"

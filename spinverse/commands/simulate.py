@@ -43,8 +43,7 @@ def run(arguments, comm: MPI.Comm) -> None:
         run = shared.everywhere(comm, config.read, name, config.SimulateConfig)
         with shared.named(str(name)):
             extra = run.extra_arguments(comm)
-        acquisition = shared.read_acquisition(run, comm, name)
-        with shared.named(str(name)):
+            acquisition = shared.everywhere(comm, config.read_table, run.acquisition)
             mesh, made = shared.make_mesh(run.mesh, comm)
         with shared.named(f"{name}: tissue"):
             tissue = _tissue(run, mesh)
@@ -72,9 +71,8 @@ def run(arguments, comm: MPI.Comm) -> None:
         screen.say("dry run: nothing was simulated")
         return
     screen.say(*estimate.at_start)
-    found: dict[str, derived.Derived] = {}
     with clock("quantities"), shared.named(f"{name}: quantities"):
-        found |= derived.of_tissue(run.quantities, problem, acquisition)
+        found = derived.of_tissue(run.quantities, problem, acquisition)
     with clock("signals"), shared.named(str(name)), in_keys(), screen.working() as engine.progress:
         signals = signals_of(engine, acquisition, run.mesh_error)
     error = signals.mesh_error
@@ -100,7 +98,8 @@ def run(arguments, comm: MPI.Comm) -> None:
             shared.write_mesh(partial, made)
             notes = _figures(partial, acquisition, signals)
             if found:
-                folder.write_json(partial / "quantities.json", derived.document(found))
+                folder.write_json(partial / "quantities.json", {
+                    key: {**item.values, "warnings": item.warnings} for key, item in found.items()})
             folder.write_json(partial / folder.SUMMARY, content)
         return notes
 

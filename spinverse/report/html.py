@@ -190,14 +190,12 @@ def _headline(run: Run) -> list[tuple[str, str]]:
                  (summary.get("unknowns"), "unknowns"),
                  (summary.get("estimated_error"), "estimated error of S/S₀")]
     else:
-        metrics = summary.get("metrics") or {}
-        facets = (summary.get("interface") or {}).get("facets")
         cells = 0 if run.found is None or run.found.labels_enclosed else len(run.found.found_cells)
         items = [(cells or None, "cell found" if cells == 1 else "cells found"),
-                 (facets, "facets in the interface"),
+                 (at(summary, "interface", "facets"), "facets in the interface"),
                  (summary.get("data_misfit"), "data misfit"),
-                 (metrics.get("f1"), "F1 against the truth"),
-                 (metrics.get("aligned_f1"), "F1, aligned")]
+                 (at(summary, "metrics", "f1"), "F1 against the truth"),
+                 (at(summary, "metrics", "aligned_f1"), "F1, aligned")]
     total = sum(value for key, value in (summary.get("seconds") or {}).items()
                 if isinstance(value, float) and ": " not in key)
     ranks = summary.get("ranks")
@@ -261,8 +259,7 @@ def _plain(value) -> str:
 
 def _rule(run: Run) -> tuple[str, float | None]:
     """How the interface was chosen, in words, and the cut if there was one."""
-    said = run.summary.get("interface") or {}
-    rule, cut = said.get("rule"), said.get("cut_um_per_ms")
+    rule, cut = (at(run.summary, "interface", key) for key in ("rule", "cut_um_per_ms"))
     if isinstance(cut, float | int) and math.isfinite(cut):
         words = "Facets below a cut are the interface" + (
             ", and the cut was found from the gap in this histogram." if rule == "automatic"
