@@ -215,8 +215,8 @@ def _surfaces(facets: _Facets, surface: np.ndarray, absorbing: bool,
         clouds = [surface_points(c) for c in (corners[found], truth)] if both else []
         outer = edges[on_boundary]
         inside, own = (edge_defects(triples[s], outer) for s in (found, true))
-        return {"chamfer": chamfer(*clouds) if both else None,
-                "chamfer_uncentred": chamfer(*clouds, False) if both else None,
+        return {"chamfer": chamfer(clouds[0], clouds[1]) if both else None,
+                "chamfer_uncentred": chamfer(clouds[0], clouds[1], False) if both else None,
                 **edge_defects(triples[found], None if absorbing else outer),
                 "bad_edges_inside_percent": inside["bad_edges_percent"],
                 "true_bad_edges_inside_percent": own["bad_edges_percent"]}

@@ -234,9 +234,9 @@ def interface(path: Path | BinaryIO, corners: np.ndarray, permeability: np.ndarr
     _facets(figure, (0.88 - width, 0.02, width, 0.88), corners[found], colours, bounds, title)
     if evidence is not None or determined is not None:
         below = "" if evidence is None else f" (below {level:g} σ)"
-        handles = [Patch(facecolor=UNDETERMINED, alpha=0.5, label=f"undetermined{below}: "
-                         f"{unsure.sum()}" if explained is not False else "the data are NOT "
-                         f"explained: none of {found.sum()} is determined")]
+        words = f"undetermined{below}: {unsure.sum()}" if explained is not False else \
+            f"the data are NOT explained: none of {found.sum()} is determined"
+        handles = [Patch(facecolor=UNDETERMINED, alpha=0.5, label=words)]
         if explained is not False:
             handles.insert(0, Patch(facecolor=scale.to_rgba(high),
                                     label=f"determined: {(~unsure).sum()}"))
