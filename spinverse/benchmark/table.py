@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -86,6 +86,8 @@ def collect(bench: Bench) -> list[dict]:
 
 def means(rows: Iterable[dict]) -> list[dict]:
     """Means over the ``ended`` of ``runs`` that ended well, by `_GROUP`; medians of the misfit."""
+    averages: list[tuple[str, str, Callable]] = [("median_misfit", "misfit", np.median)]
+    averages += [(name, name, np.mean) for name in _AVERAGED]
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
         groups.setdefault(tuple(row[name] for name in _GROUP), []).append(row)
@@ -93,8 +95,7 @@ def means(rows: Iterable[dict]) -> list[dict]:
     for key, members in groups.items():
         good = [row for row in members if row["status"] == DONE]
         item = dict(zip(_GROUP, key, strict=True)) | {"runs": len(members), "ended": len(good)}
-        for column, name, average in (("median_misfit", "misfit", np.median),
-                                      *((name, name, np.mean) for name in _AVERAGED)):
+        for column, name, average in averages:
             values = [row[name] for row in good if row[name] is not None]
             item[column] = float(average(values)) if values else None
         found.append(item)
