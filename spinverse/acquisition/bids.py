@@ -33,14 +33,8 @@ SUFFIXES = (".bval", ".bvec", ".bvals", ".bvecs", ".json", ".nii", ".nii.gz")
 _FIRST_MS = 1.0
 
 
-def read_bids(
-    path: str | Path,
-    delta=None,
-    Delta=None,
-    echo_time=None,
-    time_unit: str | None = None,
-    b0_threshold: float = 0.0,
-) -> Acquisition:
+def read_bids(path: str | Path, delta=None, Delta=None, echo_time=None,
+              time_unit: str | None = None, b0_threshold: float = 0.0) -> Acquisition:
     """Read an acquisition from ``NAME.bval``, ``NAME.bvec`` and ``NAME.json``.
 
     Args:
@@ -112,9 +106,7 @@ def write_bids(path: str | Path, acquisition: Acquisition) -> None:
     for name, column in columns.items():
         seconds = time_from_internal(column).tolist()
         fields[name] = seconds[0] if len(acquisition.waveforms) == 1 else seconds
-    write_fsl(
-        stem.with_name(stem.name + ".bval"), stem.with_name(stem.name + ".bvec"), acquisition
-    )
+    write_fsl(stem.with_name(stem.name + ".bval"), stem.with_name(stem.name + ".bvec"), acquisition)
     write_text(sidecar, json.dumps(fields, indent=2) + "\n")
 
 
@@ -124,9 +116,8 @@ def _stem(path: str | Path) -> Path:
     for suffix in SUFFIXES:
         if path.name.endswith(suffix):
             return path.with_name(path.name.removesuffix(suffix))
-    raise InputError(
-        f"{path}: suffix {path.suffix!r}, expected .bval, .bvec, .json, .nii or .nii.gz"
-    )
+    raise InputError(f"{path}: suffix {path.suffix!r}, expected .bval, .bvec, .json, .nii or "
+                     ".nii.gz")
 
 
 def _serving(stem: Path, suffix: str) -> list[Path]:
@@ -165,7 +156,6 @@ def _times(path: Path, fields: dict[str, Any], names: tuple[str, ...]) -> np.nda
     except (TypeError, ValueError):
         array = np.array(np.nan)
     if array.ndim > 1 or array.size == 0 or not np.all(np.isfinite(array) & (array > 0.0)):
-        raise InputError(
-            f"{path}: {name} = {fields[name]!r:.60}: expected a positive time or one a volume"
-        )
+        raise InputError(f"{path}: {name} = {fields[name]!r:.60}: expected a positive time or one "
+                         "a volume")
     return array

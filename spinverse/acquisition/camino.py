@@ -100,9 +100,8 @@ def read_camino(path: str | Path, delta=None, Delta=None, echo_time=None,
         raise InputError(text if text.startswith(str(path)) else f"{path}: {text}") from None
 
 
-def write_camino(
-    path: str | Path, acquisition: Acquisition, version: str | None = None, step: float = 0.01
-) -> None:
+def write_camino(path: str | Path, acquisition: Acquisition, version: str | None = None,
+                 step: float = 0.01) -> None:
     """Write a Camino scheme file; it appears complete or not at all.
 
     Args:
@@ -121,9 +120,7 @@ def write_camino(
     pulses = all(type(waveform) is PGSE for waveform in acquisition.waveforms)
     version = version or ("STEJSKALTANNER" if pulses else "GRADIENT_WAVEFORM")
     if version not in ("STEJSKALTANNER", "GRADIENT_WAVEFORM"):
-        raise InputError(
-            f"version = {version!r}: expected STEJSKALTANNER or GRADIENT_WAVEFORM"
-        )
+        raise InputError(f"version = {version!r}: expected STEJSKALTANNER or GRADIENT_WAVEFORM")
     lines = [f"VERSION: {version}"]
     if version == "STEJSKALTANNER":
         if not pulses:
@@ -199,10 +196,8 @@ def _pulses(path, table: np.ndarray) -> Acquisition:
         raise InputError(f"{path}: row {row} has |G| = {table[row, 3]:g} T/m, expected >= 0")
     vectors = tidy_directions(path, G, table[:, :3])
     for row in np.flatnonzero((G > 0.0) & (np.isnan(Delta) | np.isnan(delta)))[:1]:
-        raise InputError(
-            f"{path}: row {row} has DELTA = {table[row, 4]:g} s and delta = {table[row, 5]:g} s, "
-            "expected positive times where |G| > 0"
-        )
+        raise InputError(f"{path}: row {row} has DELTA = {table[row, 4]:g} s and delta = "
+                         f"{table[row, 5]:g} s, expected positive times where |G| > 0")
     # b needs the waveforms, which b = 0 makes as well
     shapes = Acquisition.from_rows((G > 0.0).astype(float), vectors, delta, Delta, echo_time)
     b = np.zeros(G.size)
@@ -220,9 +215,8 @@ def _waveforms(path, rows, digit: float) -> Acquisition:
     for row, (line, values) in enumerate(rows):
         K = values[0]
         if len(values) < 5 or K != int(K) or len(values) != 2 + 3 * int(K) or values[1] <= 0.0:
-            raise InputError(
-                f"{path}: line {line}: {len(values)} numbers, expected K dt and 3 K gradients"
-            )
+            raise InputError(f"{path}: line {line}: {len(values)} numbers, expected K dt and 3 K "
+                             "gradients")
         dt, G = float(time_to_internal(values[1])), gradient_from_si(values[2:]).reshape(-1, 3)
         durations[row] = K * dt
         if not np.any(G):
@@ -242,15 +236,11 @@ def _waveforms(path, rows, digit: float) -> Acquisition:
         b[row] = b_of_gradient(known[index[row]][2], peak)
     # without gradient only TE matters
     for row in np.flatnonzero(index < 0):
-        fits = [
-            k for k, (_, _, w, _) in enumerate(known)
-            if np.isclose(w.echo_time, durations[row], 1e-9)
-        ]
+        fits = [k for k, (_, _, w, _) in enumerate(known)
+                if np.isclose(w.echo_time, durations[row], 1e-9)]
         if not fits:
-            raise InputError(
-                f"{path}: line {rows[row][0]}: no gradient, and no other measurement lasts "
-                f"{durations[row]:g} ms"
-            )
+            raise InputError(f"{path}: line {rows[row][0]}: no gradient, and no other measurement "
+                             f"lasts {durations[row]:g} ms")
         index[row] = fits[0]
     return Acquisition(b, vectors, index, tuple(waveform for _, _, waveform, _ in known))
 
@@ -260,10 +250,8 @@ def _shape(path, line: int, G: np.ndarray, same: float) -> tuple[float, np.ndarr
     area = np.sum(np.abs(G), axis=0)
     rest = np.sum(G, axis=0)
     if np.max(np.abs(rest)) > _ROUNDED_AREA * np.sum(area):
-        raise InputError(
-            f"{path}: line {line}: the gradients add up to {rest.tolist()} of {area.tolist()}, "
-            "expected 0 (fold the 180-degree pulse into the sign)"
-        )
+        raise InputError(f"{path}: line {line}: the gradients add up to {rest.tolist()} of "
+                         f"{area.tolist()}, expected 0 (fold the 180-degree pulse into the sign)")
     G = G - np.abs(G) * np.divide(rest, area, out=np.zeros(3), where=area > 0.0)
     sizes = np.linalg.norm(G, axis=1)
     peak = float(np.max(sizes))

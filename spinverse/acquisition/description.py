@@ -25,11 +25,9 @@ def lines(acquisition: Acquisition, most: int | None = None) -> list[str]:
     text = [f"{len(acquisition)} measurements, {len(acquisition.waveforms)} gradient waveform(s)"]
     for k, waveform in enumerate(acquisition.waveforms[:most]):
         rows = acquisition.waveform_index == k
-        text.append(
-            f"{waveform.describe()}: diffusion time {waveform.diffusion_time:.4g} ms, "
-            f"{np.count_nonzero(rows)} rows, gradient up to {strength[rows].max():.4g} mT/m"
-            f"{_shape(waveform)}"
-        )
+        text.append(f"{waveform.describe()}: diffusion time {waveform.diffusion_time:.4g} ms, "
+                    f"{np.count_nonzero(rows)} rows, gradient up to {strength[rows].max():.4g} "
+                    f"mT/m{_shape(waveform)}")
     if most is not None and len(acquisition.waveforms) > most:
         text.append(f"and {len(acquisition.waveforms) - most} waveforms more")
     levels = np.unique(acquisition.b)

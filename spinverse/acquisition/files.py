@@ -82,10 +82,9 @@ def tidy_directions(source, b: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     norms = np.linalg.norm(vectors, axis=1)
     wrong = (b > 0.0) & ~(np.abs(norms - 1.0) <= ROUNDED_UNIT)
     for row in np.flatnonzero(wrong)[:1]:
-        raise InputError(
-            f"{source}: row {row} has b = {b[row]:g} and a direction of length {norms[row]:.6g}, "
-            f"expected a unit vector (to {ROUNDED_UNIT:.0%}){_what_to_do(b, norms, wrong)}"
-        )
+        raise InputError(f"{source}: row {row} has b = {b[row]:g} and a direction of length "
+                         f"{norms[row]:.6g}, expected a unit vector (to "
+                         f"{ROUNDED_UNIT:.0%}){_what_to_do(b, norms, wrong)}")
     usable = np.abs(norms - 1.0) <= ROUNDED_UNIT
     rounded = usable & (np.abs(norms - 1.0) > _EXACT_UNIT)
     vectors[rounded] /= norms[rounded, None]
@@ -119,7 +118,6 @@ def require_times(source, delta, Delta, holds: str) -> None:
     """
     missing = " and ".join(n for n, v in (("delta", delta), ("Delta", Delta)) if v is None)
     if missing:
-        raise InputError(
-            f"{source}: {missing}: missing, {holds}; expected delta (pulse length) and Delta "
-            "(pulse separation) in ms; TE is optional and Delta + delta unless given"
-        )
+        raise InputError(f"{source}: {missing}: missing, {holds}; expected delta (pulse length) "
+                         "and Delta (pulse separation) in ms; TE is optional and Delta + delta "
+                         "unless given")

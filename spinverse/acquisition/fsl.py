@@ -19,15 +19,8 @@ from spinverse.acquisition.waveform import Waveform
 from spinverse.errors import InputError
 
 
-def read_fsl(
-    bval: str | Path,
-    bvec: str | Path,
-    delta=None,
-    Delta=None,
-    echo_time=None,
-    waveform: Waveform | None = None,
-    b0_threshold: float = 0.0,
-) -> Acquisition:
+def read_fsl(bval: str | Path, bvec: str | Path, delta=None, Delta=None, echo_time=None,
+             waveform: Waveform | None = None, b0_threshold: float = 0.0) -> Acquisition:
     """Read an acquisition from a bval and a bvec file.
 
     The directions are taken as they stand, in the file's axes. Vectors within 1 % of unit length
@@ -56,9 +49,8 @@ def read_fsl(
     elif any(time is not None for time in (delta, Delta, echo_time)):
         raise InputError("waveform: given beside delta, Delta or TE, expected one or the other")
     elif waveform.vector:
-        raise InputError(
-            f"waveform: {waveform.name} has its own directions, expected a scalar one for {bvec}"
-        )
+        raise InputError(f"waveform: {waveform.name} has its own directions, expected a scalar one "
+                         f"for {bvec}")
     rows = _rows(bval)
     if len(rows) > 1 and any(len(row) != 1 for row in rows):
         raise InputError(f"{bval}: {len(rows)} lines, expected b-values in one line or one column")
@@ -113,8 +105,6 @@ def _vectors(path, count: int, bval) -> np.ndarray:
     if table.shape == (3, count):
         table = table.T
     if table.shape != (count, 3):
-        raise InputError(
-            f"{path}: {table.shape[0]} x {table.shape[1]} numbers, expected 3 x {count} or "
-            f"{count} x 3 as there are {count} b-values in {bval}"
-        )
+        raise InputError(f"{path}: {table.shape[0]} x {table.shape[1]} numbers, expected 3 x "
+                         f"{count} or {count} x 3 as there are {count} b-values in {bval}")
     return table

@@ -86,10 +86,8 @@ def write_signals(path: str | Path, signals: Signals) -> None:
     _write(path, columns, definitions)
 
 
-def read_acquisition(
-    path: str | Path, bvec: str | Path | None = None, *, delta=None, Delta=None, echo_time=None,
-    b0_threshold: float = 0.0,
-) -> Acquisition:
+def read_acquisition(path: str | Path, bvec: str | Path | None = None, *, delta=None, Delta=None,
+                     echo_time=None, b0_threshold: float = 0.0) -> Acquisition:
     """Read the table of measurements from a file.
 
     The name says which: .csv and .npz as described above, .scheme (or any file that starts with
@@ -124,9 +122,8 @@ def read_acquisition(
     if path.suffix == ".scheme" or (path.suffix not in (".csv", ".npz") and is_scheme(path)):
         return read_camino(path, **times, b0_threshold=b0_threshold)
     if path.suffix.lower() not in (".csv", ".npz"):
-        raise InputError(
-            f"{path}: suffix {path.suffix!r}, expected .csv, .npz, .scheme, .bval or .json"
-        )
+        raise InputError(f"{path}: suffix {path.suffix!r}, expected .csv, .npz, .scheme, .bval or "
+                         ".json")
     times = {_TIME_COLUMNS[name]: value for name, value in times.items() if value is not None}
     columns, definitions = _read(path, times)
     columns["b"] = without_small_b(path, columns["b"], b0_threshold)
@@ -157,9 +154,8 @@ def read_signals(path: str | Path, expected: Acquisition | None = None, voxel=No
     columns, definitions = _read(path)
     rows = columns["b"].size
     if expected is not None and rows != len(expected):
-        raise InputError(
-            f"{path}: expected {len(expected)} rows as in the acquisition, found {rows}"
-        )
+        raise InputError(f"{path}: expected {len(expected)} rows as in the acquisition, found "
+                         f"{rows}")
     values = _values(path, columns)
     acquisition = _acquisition(path, columns, definitions)
     if expected is not None:
@@ -216,15 +212,12 @@ def _acquisition(path, columns: Columns, definitions: dict[str, Waveform]) -> Ac
     labels = columns.get("waveform", np.full(b.size, "PGSE"))
     for row, label in enumerate(labels):
         if label != "PGSE" and label not in definitions:
-            raise InputError(
-                f"{path}: row {row}, column waveform: {str(label)!r} is not defined in the file, "
-                f"expected one of {', '.join(['PGSE', *definitions])}"
-            )
+            raise InputError(f"{path}: row {row}, column waveform: {str(label)!r} is not defined "
+                             f"in the file, expected one of {', '.join(['PGSE', *definitions])}")
     times = (columns["delta"], columns["Delta"], columns.get("TE"))
     try:
-        return Acquisition.from_rows(
-            b, directions, *times, waveforms=[definitions.get(label) for label in labels]
-        )
+        return Acquisition.from_rows(b, directions, *times,
+                                     waveforms=[definitions.get(label) for label in labels])
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
@@ -254,9 +247,8 @@ def _values(path, columns: Columns) -> np.ndarray:
 def _require_finite(path, columns: Columns, names) -> None:
     for name in names:
         for row in np.flatnonzero(~np.isfinite(columns[name]))[:1]:
-            raise InputError(
-                f"{path}: row {row}, column {name} is {columns[name][row]}, expected a number"
-            )
+            raise InputError(f"{path}: row {row}, column {name} is {columns[name][row]}, expected "
+                             "a number")
 
 
 def _check_same(path, found: Acquisition, expected: Acquisition, with_echo_time: bool) -> None:
@@ -283,10 +275,8 @@ def _check_same(path, found: Acquisition, expected: Acquisition, with_echo_time:
         return
     row = int(np.argmax(wrong))
     name = next(name for name, column in same.items() if not column[row])
-    raise InputError(
-        f"{path}: row {row}, {name} is {_cell(found, name, row)}, expected "
-        f"{_cell(expected, name, row)} as in the acquisition"
-    )
+    raise InputError(f"{path}: row {row}, {name} is {_cell(found, name, row)}, expected "
+                     f"{_cell(expected, name, row)} as in the acquisition")
 
 
 def _cell(acquisition: Acquisition, name: str, row: int) -> str:
@@ -321,10 +311,8 @@ def _write(path: str | Path, columns: Columns, definitions: dict[str, Waveform])
         return
     lines = [f"{_COMMENT}{name} {text}" for name, text in texts.items()]
     lines.append(",".join(columns))
-    cells = [
-        column.tolist() if column.dtype.kind == "U" else [repr(x) for x in column.tolist()]
-        for column in columns.values()
-    ]
+    cells = [column.tolist() if column.dtype.kind == "U" else [repr(x) for x in column.tolist()]
+             for column in columns.values()]
     lines += [",".join(row) for row in zip(*cells, strict=True)]
     write_text(path, "\n".join(lines) + "\n")
 
@@ -380,19 +368,16 @@ def _read_npz(path, times) -> tuple[Columns, dict[str, str]]:
             continue
         array, kinds = arrays[name], "U" if name in _TEXT else "fiu"
         if array.shape != arrays["b"].shape or array.ndim != 1 or array.size == 0:
-            raise InputError(
-                f"{path}: column {name} has shape {array.shape}, expected one value for each row "
-                f"of b, whose shape is {arrays['b'].shape}"
-            )
+            raise InputError(f"{path}: column {name} has shape {array.shape}, expected one value "
+                             f"for each row of b, whose shape is {arrays['b'].shape}")
         if array.dtype.kind not in kinds:
             wanted = "text" if name in _TEXT else "real numbers"
             raise InputError(f"{path}: column {name} holds {array.dtype}, expected {wanted}")
         columns[name] = array if name in _TEXT else array.astype(float)
     definitions = arrays.get(_DEFINITIONS, np.empty((0, 2), dtype=str))
     if definitions.ndim != 2 or definitions.shape[1] != 2:
-        raise InputError(
-            f"{path}: {_DEFINITIONS} has shape {definitions.shape}, expected (waveforms, 2)"
-        )
+        raise InputError(f"{path}: {_DEFINITIONS} has shape {definitions.shape}, expected "
+                         "(waveforms, 2)")
     return columns, {str(name): str(text) for name, text in definitions}
 
 
@@ -417,10 +402,8 @@ def _read_csv(path, times) -> tuple[Columns, dict[str, str]]:
         raise InputError(f"{path}: no rows below the header")
     for row, (number, cells) in enumerate(body):
         if len(cells) != len(header):
-            raise InputError(
-                f"{path}: row {row} (line {number}) has {len(cells)} cells, expected {len(header)} "
-                "as in the header"
-            )
+            raise InputError(f"{path}: row {row} (line {number}) has {len(cells)} cells, expected "
+                             f"{len(header)} as in the header")
     columns: Columns = {}
     for k, name in enumerate(header):
         if name in _TEXT:
@@ -438,6 +421,5 @@ def _number(path, row: int, line: int, name: str, cell: str) -> float:
     try:
         return float(cell)
     except ValueError:
-        raise InputError(
-            f"{path}: row {row} (line {line}), column {name}: {cell!r} is not a number"
-        ) from None
+        raise InputError(f"{path}: row {row} (line {line}), column {name}: {cell!r} is not a "
+                         "number") from None

@@ -185,9 +185,7 @@ class DoublePGSE(Pulses):
         if abs(mixing_time - delta) <= ROUNDING * delta:
             mixing_time = delta
         if self.parallel not in (True, False, -1):
-            raise InputError(
-                f"parallel = {self.parallel!r}: expected True (or 1) or False (or -1)"
-            )
+            raise InputError(f"parallel = {self.parallel!r}: expected True (or 1) or False (or -1)")
         self._finish("2 Delta + mixing_time + delta", delta=delta, Delta=big_delta,
                      mixing_time=mixing_time, parallel=self.parallel in (True, 1),
                      directions=self._unit_vectors())

@@ -80,10 +80,8 @@ class _Samples(Waveform):
         echo_time = echo_time_after(end, self.echo_time, "the last of times")
         pulses = _numbers("refocusing_times", self.refocusing_times, 1)
         if np.any(np.diff(pulses) <= 0.0) or np.any((pulses <= 0.0) | (pulses >= echo_time)):
-            raise InputError(
-                f"refocusing_times: {pulses.tolist()}, expected increasing times inside "
-                f"(0, {echo_time:g}) ms"
-            )
+            raise InputError(f"refocusing_times: {pulses.tolist()}, expected increasing times "
+                             f"inside (0, {echo_time:g}) ms")
         set_fields(self, times=_tuples(times), values=_tuples(values),
                    refocusing_times=_tuples(pulses), echo_time=echo_time)
         self.check_refocused()

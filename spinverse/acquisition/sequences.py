@@ -35,13 +35,10 @@ def unit_vectors(waveforms: Iterable[Waveform], directions) -> np.ndarray:
     for waveform in waveforms:
         if isinstance(waveform, Waveform) and waveform.vector != (directions is None):
             if directions is None:
-                raise InputError(
-                    f"directions: missing for {waveform.describe()}, expected a number of "
-                    "directions or unit vectors (n, 3)"
-                )
-            raise InputError(
-                f"directions: given, but {waveform.describe()} has its own, expected None"
-            )
+                raise InputError(f"directions: missing for {waveform.describe()}, expected a "
+                                 "number of directions or unit vectors (n, 3)")
+            raise InputError(f"directions: given, but {waveform.describe()} has its own, expected "
+                             "None")
     if directions is None:
         return np.array([[1.0, 0.0, 0.0]])
     if np.ndim(directions) == 0:
@@ -61,9 +58,8 @@ def make[W: Waveform](kind: type[W], echo_time=None, **parameters) -> list[W]:
     missing = " and ".join(name for name, value in parameters.items() if value is None)
     if missing:
         needs = ", ".join(parameters)
-        raise InputError(
-            f"{missing}: missing, {kind.name} needs {needs} (times in ms; echo_time is optional)"
-        )
+        raise InputError(f"{missing}: missing, {kind.name} needs {needs} (times in ms; echo_time "
+                         "is optional)")
     names = [*parameters, "echo_time"]
     columns = [floats(name, value) for name, value in parameters.items()]
     columns.append(floats("echo_time", np.nan if echo_time is None else echo_time))
@@ -71,10 +67,8 @@ def make[W: Waveform](kind: type[W], echo_time=None, **parameters) -> list[W]:
         rows = np.broadcast_arrays(*(np.atleast_1d(column) for column in columns))
     except ValueError:
         used = columns if echo_time is not None else columns[:-1]
-        raise InputError(
-            f"{', '.join(names)}: {' and '.join(str(column.size) for column in used)} values, "
-            "expected lists of equal length or one"
-        ) from None
+        raise InputError(f"{', '.join(names)}: {' and '.join(str(column.size) for column in used)} "
+                         "values, expected lists of equal length or one") from None
     if rows[0].ndim != 1:
         raise InputError(f"{', '.join(names)}: expected numbers or flat lists")
     made = []
@@ -84,9 +78,8 @@ def make[W: Waveform](kind: type[W], echo_time=None, **parameters) -> list[W]:
     return made
 
 
-def second_pairs(
-    waveforms: list[DoublePGSE], first: np.ndarray, second
-) -> tuple[tuple[DoublePGSE, ...], np.ndarray]:
+def second_pairs(waveforms: list[DoublePGSE], first: np.ndarray,
+                 second) -> tuple[tuple[DoublePGSE, ...], np.ndarray]:
     """Double PGSE with a direction for each pair.
 
     Args:
@@ -103,29 +96,24 @@ def second_pairs(
     """
     vectors = np.atleast_2d(floats("second_directions", second))
     if vectors.ndim != 2 or vectors.shape[1] != 3 or len(vectors) not in (1, len(first)):
-        raise InputError(
-            f"second_directions: shape {vectors.shape}, expected (3,) or, as directions, "
-            f"{first.shape}"
-        )
+        raise InputError(f"second_directions: shape {vectors.shape}, expected (3,) or, as "
+                         f"directions, {first.shape}")
     vectors = np.broadcast_to(vectors, first.shape)
     table: dict[DoublePGSE, int] = {}
     each = np.zeros((len(waveforms), len(first)), dtype=int)
     for w, waveform in enumerate(waveforms):
         for j, pair in enumerate(zip(first, vectors, strict=True)):
             if not np.array_equal(*pair):
-                one = DoublePGSE(
-                    waveform.delta, waveform.Delta, waveform.mixing_time, waveform.parallel, pair,
-                    waveform.echo_time,
-                )  # fmt: skip
+                one = DoublePGSE(waveform.delta, waveform.Delta, waveform.mixing_time,
+                                 waveform.parallel, pair, waveform.echo_time)
             else:
                 one = waveform
             each[w, j] = table.setdefault(one, len(table))
     return tuple(table), each
 
 
-def of_rows(
-    b: np.ndarray, delta, Delta, echo_time, waveforms
-) -> tuple[np.ndarray, tuple[Waveform, ...]]:
+def of_rows(b: np.ndarray, delta, Delta, echo_time,
+            waveforms) -> tuple[np.ndarray, tuple[Waveform, ...]]:
     """Waveforms of measurements that stand row by row; arguments as ``Acquisition.from_rows``.
 
     Returns:
@@ -160,18 +148,15 @@ def _column(field: str, values, rows: int) -> np.ndarray:
     return array
 
 
-def _row_pgse(
-    row: int, b: float, delta: float, Delta: float, echo_time: float, made: dict[tuple, PGSE]
-) -> PGSE | None:
+def _row_pgse(row: int, b: float, delta: float, Delta: float, echo_time: float,
+              made: dict[tuple, PGSE]) -> PGSE | None:
     """The PGSE of a row, from ``made`` if it is there; None if a b = 0 row lacks its times."""
     missing = " and ".join(n for n, t in (("delta", delta), ("Delta", Delta)) if np.isnan(t))
     if missing and b == 0.0:
         return None
     if missing:
-        raise InputError(
-            f"{missing}: missing in row {row}, where b = {b:g}; PGSE needs delta and Delta in ms "
-            "(TE is optional)"
-        )
+        raise InputError(f"{missing}: missing in row {row}, where b = {b:g}; PGSE needs delta and "
+                         "Delta in ms (TE is optional)")
     # nan never equals itself
     key = (float(delta), float(Delta), None if np.isnan(echo_time) else float(echo_time))
     if key not in made:
@@ -185,13 +170,10 @@ def _row_pgse(
 def _only_waveform(row: int, echo_time: float, waveforms: Iterable[Waveform]) -> Waveform:
     """The waveform that a b = 0 row without timing can only mean."""
     fits = [
-        waveform
-        for waveform in waveforms
-        if np.isnan(echo_time) or np.isclose(waveform.echo_time, echo_time, rtol=1e-6, atol=0.0)
-    ]
+        waveform for waveform in waveforms
+        if np.isnan(echo_time) or np.isclose(waveform.echo_time, echo_time, rtol=1e-6, atol=0.0)]
     # without gradient only TE matters: of waveforms with the same TE any will do
     if len({f"{waveform.echo_time:.6g}" for waveform in fits}) != 1:
-        raise InputError(
-            f"delta and Delta: missing in row {row} (b = 0), where {len(fits)} sequences would fit"
-        )
+        raise InputError(f"delta and Delta: missing in row {row} (b = 0), where {len(fits)} "
+                         "sequences would fit")
     return fits[0]

@@ -46,10 +46,8 @@ class Signals:
         except (TypeError, ValueError):
             raise InputError("values: expected complex or real numbers") from None
         if values.shape != (len(self.acquisition),):
-            raise InputError(
-                f"values: shape {values.shape}, expected ({len(self.acquisition)},), one for each "
-                "row of the acquisition"
-            )
+            raise InputError(f"values: shape {values.shape}, expected ({len(self.acquisition)},), "
+                             "one for each row of the acquisition")
         for row in np.flatnonzero(~np.isfinite(values))[:1]:
             column = "im" if np.isfinite(values[row].real) else "re"
             value = values[row].imag if column == "im" else values[row].real

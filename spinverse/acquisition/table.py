@@ -65,9 +65,8 @@ class Acquisition:
                 directions[index == k] = waveform.first_direction
         norms = np.linalg.norm(directions, axis=1)
         for row in np.flatnonzero((b > 0.0) & (np.abs(norms - 1.0) > UNIT_TOLERANCE))[:1]:
-            raise InputError(
-                f"directions: row {row} has length {norms[row]:.9g}, expected a unit vector"
-            )
+            raise InputError(f"directions: row {row} has length {norms[row]:.9g}, expected a unit "
+                             "vector")
         for array in (b, directions, index):
             array.setflags(write=False)
         set_fields(self, b=b, directions=directions, waveform_index=index, waveforms=waveforms)
@@ -79,13 +78,11 @@ class Acquisition:
             if not isinstance(waveform, Waveform):
                 raise InputError(f"waveforms: {waveform!r} is not a Waveform")
         if index.shape != (rows,) or index.dtype.kind not in "iu":
-            raise InputError(
-                f"waveform_index: {index.dtype} of shape {index.shape}, expected ints ({rows},)"
-            )
+            raise InputError(f"waveform_index: {index.dtype} of shape {index.shape}, expected ints "
+                             f"({rows},)")
         for row in np.flatnonzero((index < 0) | (index >= len(waveforms)))[:1]:
-            raise InputError(
-                f"waveform_index: row {row} is {index[row]}, expected 0 to {len(waveforms) - 1}"
-            )
+            raise InputError(f"waveform_index: row {row} is {index[row]}, expected 0 to "
+                             f"{len(waveforms) - 1}")
         used, first_rows = np.unique(index, return_index=True)
         position: dict[Waveform, int] = {}
         renumber = np.zeros(len(waveforms), dtype=int)
@@ -128,9 +125,8 @@ class Acquisition:
         gradient = np.atleast_1d(_floats("gradient", gradient))
         for value in gradient[~(np.isfinite(gradient) & (gradient >= 0.0))][:1]:
             raise InputError(f"gradient: {value:g}, expected a finite strength >= 0 in mT/m")
-        return cls._outer(
-            waveforms, np.array([b_of_gradient(w, gradient) for w in waveforms]), directions
-        )
+        return cls._outer(waveforms, np.array([b_of_gradient(w, gradient) for w in waveforms]),
+                          directions)
 
     @classmethod
     def _outer(cls, waveforms, b, directions) -> Acquisition:
@@ -158,9 +154,8 @@ class Acquisition:
         return cls.product(waveforms, b, directions)
 
     @classmethod
-    def trapezoid(
-        cls, b, directions, delta=None, Delta=None, ramp=None, echo_time=None
-    ) -> Acquisition:
+    def trapezoid(cls, b, directions, delta=None, Delta=None, ramp=None,
+                  echo_time=None) -> Acquisition:
         """PGSE with ramps, see ``TrapezoidPGSE``: sequences x b x directions.
 
         Args:
@@ -177,9 +172,8 @@ class Acquisition:
         return cls.product(waveforms, b, directions)
 
     @classmethod
-    def ogse(
-        cls, b, directions, delta=None, Delta=None, periods=None, kind="cos", echo_time=None
-    ) -> Acquisition:
+    def ogse(cls, b, directions, delta=None, Delta=None, periods=None, kind="cos",
+             echo_time=None) -> Acquisition:
         """Oscillating gradients, see ``CosOGSE`` and ``SinOGSE``: sequences x b x directions.
 
         Args:
@@ -197,23 +191,13 @@ class Acquisition:
         kinds: dict[str, type[CosOGSE] | type[SinOGSE]] = {"cos": CosOGSE, "sin": SinOGSE}
         if kind not in kinds:
             raise InputError(f"kind = {kind!r}: expected one of {', '.join(kinds)}")
-        waveforms = sequences.make(
-            kinds[kind], echo_time, delta=delta, Delta=Delta, periods=periods
-        )
+        waveforms = sequences.make(kinds[kind], echo_time, delta=delta, Delta=Delta,
+                                   periods=periods)
         return cls.product(waveforms, b, directions)
 
     @classmethod
-    def double_pgse(
-        cls,
-        b,
-        directions,
-        delta=None,
-        Delta=None,
-        mixing_time=None,
-        parallel=True,
-        second_directions=None,
-        echo_time=None,
-    ) -> Acquisition:
+    def double_pgse(cls, b, directions, delta=None, Delta=None, mixing_time=None, parallel=True,
+                    second_directions=None, echo_time=None) -> Acquisition:
         """Double PGSE, see ``DoublePGSE``: sequences x b x directions, the last varies fastest.
 
         b is that of both pairs together.
@@ -232,10 +216,8 @@ class Acquisition:
         Raises:
             InputError: A time missing, lists of different length, or a value that is refused.
         """
-        waveforms = sequences.make(
-            DoublePGSE, echo_time, delta=delta, Delta=Delta, mixing_time=mixing_time,
-            parallel=parallel,
-        )  # fmt: skip
+        waveforms = sequences.make(DoublePGSE, echo_time, delta=delta, Delta=Delta,
+                                   mixing_time=mixing_time, parallel=parallel)
         if second_directions is None:
             return cls.product(waveforms, b, directions)
         b = np.atleast_1d(_floats("b", b))
@@ -245,16 +227,8 @@ class Acquisition:
         return cls(b[i], first[j], each[w, j], table)
 
     @classmethod
-    def sampled(
-        cls,
-        b=None,
-        directions=None,
-        times=None,
-        values=None,
-        gradient=None,
-        refocusing_times=(),
-        echo_time=None,
-    ) -> Acquisition:
+    def sampled(cls, b=None, directions=None, times=None, values=None, gradient=None,
+                refocusing_times=(), echo_time=None) -> Acquisition:
         """One sampled waveform: strengths x directions, the last varies fastest.
 
         Give ``b`` or ``gradient``, and ``values`` says the shape only; with neither of them
@@ -283,14 +257,12 @@ class Acquisition:
         waveform = kind(times, values, refocusing_times, echo_time)
         if b is not None:
             return cls.product(waveform, b, directions)
-        return cls.from_gradient(
-            waveform, waveform.peak if gradient is None else gradient, directions
-        )
+        return cls.from_gradient(waveform, waveform.peak if gradient is None else gradient,
+                                 directions)
 
     @classmethod
-    def from_rows(
-        cls, b, directions, delta=None, Delta=None, echo_time=None, waveforms=None
-    ) -> Acquisition:
+    def from_rows(cls, b, directions, delta=None, Delta=None, echo_time=None,
+                  waveforms=None) -> Acquisition:
         """Measurements row by row, as tables in files have them.
 
         Rows with b = 0 may leave delta or Delta out (nan); they then belong to the table's only
@@ -325,17 +297,14 @@ class Acquisition:
             np.concatenate([table.b for table in tables]),
             np.concatenate([table.directions for table in tables]),
             np.concatenate(
-                [t.waveform_index + offset for t, offset in zip(tables, offsets, strict=False)]
-            ),
-            tuple(waveform for table in tables for waveform in table.waveforms),
-        )
+                [t.waveform_index + offset for t, offset in zip(tables, offsets, strict=False)]),
+            tuple(waveform for table in tables for waveform in table.waveforms))
 
     def select(self, rows) -> Acquisition:
         """The rows that a mask (N,), a slice or indices choose, in that order."""
         rows = self.row_numbers(rows)
-        return Acquisition(
-            self.b[rows], self.directions[rows], self.waveform_index[rows], self.waveforms
-        )
+        return Acquisition(self.b[rows], self.directions[rows], self.waveform_index[rows],
+                           self.waveforms)
 
     def reference_rows(self, waveform: int) -> np.ndarray:
         """Rows that the signals of a waveform are normalised by, row numbers.
@@ -355,10 +324,8 @@ class Acquisition:
             echo_time = self.waveforms[waveform].echo_time
             rows = np.flatnonzero(unweighted & np.isclose(self.echo_time, echo_time, rtol=1e-9))
         if not rows.size:
-            raise InputError(
-                f"normalised: {self.waveforms[waveform].describe()} has no row with b = 0 to "
-                "divide by, nor is there one with its echo time"
-            )
+            raise InputError(f"normalised: {self.waveforms[waveform].describe()} has no row with b "
+                             "= 0 to divide by, nor is there one with its echo time")
         return rows
 
     def with_unweighted(self) -> Acquisition:
@@ -371,8 +338,7 @@ class Acquisition:
         return Acquisition(
             np.append(self.b, np.zeros(len(lacking))),
             np.concatenate([self.directions, np.tile([1.0, 0.0, 0.0], (len(lacking), 1))]),
-            np.append(self.waveform_index, np.array(lacking, int)), self.waveforms,
-        )
+            np.append(self.waveform_index, np.array(lacking, int)), self.waveforms)
 
     def row_numbers(self, rows) -> np.ndarray:
         """A mask (N,), a slice or indices as an array of row numbers.
@@ -400,12 +366,9 @@ class Acquisition:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Acquisition):
             return NotImplemented
-        return (
-            self.waveforms == other.waveforms
-            and np.array_equal(self.b, other.b)
-            and np.array_equal(self.directions, other.directions)
-            and np.array_equal(self.waveform_index, other.waveform_index)
-        )
+        return (self.waveforms == other.waveforms and np.array_equal(self.b, other.b)
+                and np.array_equal(self.directions, other.directions)
+                and np.array_equal(self.waveform_index, other.waveform_index))
 
     __hash__ = None  # type: ignore[assignment]
 

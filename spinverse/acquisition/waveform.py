@@ -265,9 +265,8 @@ class Waveform(ABC):
     def _checked_step(self, max_step: float | None) -> float:
         """``max_step`` as a time in ms, or InputError."""
         if max_step is None:
-            raise InputError(
-                f"max_step: {self.name} is not piecewise constant, expected a longest step in ms"
-            )
+            raise InputError(f"max_step: {self.name} is not piecewise constant, expected a longest "
+                             "step in ms")
         return positive("max_step", max_step)
 
     def check_refocused(self) -> None:
@@ -278,10 +277,8 @@ class Waveform(ABC):
         rest = self.integral(self.echo_time)
         if np.max(np.abs(rest)) > REFOCUSING_TOLERANCE * total:
             text = ", ".join(f"{value:g}" for value in np.atleast_1d(rest))
-            raise InputError(
-                f"waveform {self.name}: its integral over [0, TE] is {text} ms, expected 0 "
-                "(the sign must change at each 180-degree pulse)"
-            )
+            raise InputError(f"waveform {self.name}: its integral over [0, TE] is {text} ms, "
+                             "expected 0 (the sign must change at each 180-degree pulse)")
 
     def describe(self) -> str:
         """One line for a person."""
