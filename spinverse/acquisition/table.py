@@ -361,7 +361,7 @@ class Acquisition:
         return f"Acquisition({len(self)} measurements, {len(self.waveforms)} waveforms)"
 
     def __str__(self) -> str:
-        return "\n".join(description.lines(self, most=4))
+        return "\n".join(self.describe(most=4))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Acquisition):
@@ -425,9 +425,10 @@ class Acquisition:
         """TE in ms, shape (N,)."""
         return self._per_row(w.echo_time for w in self.waveforms)
 
-    def describe(self) -> list[str]:
-        """Lines that tell a person what was understood, with warnings about likely wrong units."""
-        return description.lines(self)
+    def describe(self, most: int | None = None) -> list[str]:
+        """What was understood, of ``most`` waveforms, with warnings about likely wrong units."""
+        warnings = [f"warning: {text}" for text in description.unit_warnings(self)]
+        return description.lines(self, most) + warnings
 
 
 def b_of_gradient(waveform: Waveform, gradient):
