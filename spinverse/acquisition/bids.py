@@ -39,9 +39,8 @@ def read_bids(path: str | Path, delta=None, Delta=None, echo_time=None,
 
     Args:
         path: Any of the three, or NAME.nii or NAME.nii.gz beside them.
-        delta: Pulse length in ms, one or (N,); in place of the sidecar's.
-        Delta: Pulse separation in ms, one or (N,); in place of the sidecar's.
-        echo_time: TE in ms, one or (N,); in place of the sidecar's EchoTime.
+        delta, Delta, echo_time: Pulse length, separation and TE in ms, one or (N,); in place of
+            the sidecar's.
         time_unit: "s" or "ms" of the sidecar's pulse times; found from the separation unless given.
             EchoTime is always in s.
         b0_threshold: b up to this many s/mm^2 counts as 0.
@@ -68,11 +67,10 @@ def read_bids(path: str | Path, delta=None, Delta=None, echo_time=None,
     if echo_time is None:
         echo = _times(sidecar, found, ("EchoTime",))
         echo_time = None if echo is None else time_to_internal(echo)
+    lacks = "the sidecar has no such fields (" if found else \
+        f"there is no sidecar {sidecar.name} (with "
     names = f"{' or '.join(DELTA_FIELDS)}, and {' or '.join(SEPARATION_FIELDS)}"
-    if found:
-        require_times(sidecar, delta, Delta, f"the sidecar has no such fields ({names})")
-    else:
-        require_times(path, delta, Delta, f"there is no sidecar {sidecar.name} (with {names})")
+    require_times(sidecar if found else path, delta, Delta, f"{lacks}{names})")
     bval, bvec = (next(iter([*_serving(stem, suffix), *_serving(stem, suffix + "s")]),
                        stem.with_name(stem.name + suffix)) for suffix in (".bval", ".bvec"))
     return read_fsl(bval, bvec, delta, Delta, echo_time, b0_threshold=b0_threshold)
@@ -81,14 +79,10 @@ def read_bids(path: str | Path, delta=None, Delta=None, echo_time=None,
 def write_bids(path: str | Path, acquisition: Acquisition) -> None:
     """Write NAME.bval, NAME.bvec and the times to NAME.json, where they are in s.
 
-    Fields of a sidecar that is there are kept.
-
-    Args:
-        path: NAME with any of the three suffixes.
-        acquisition: PGSE only.
+    ``path`` is any of them. Fields of a sidecar that is there are kept.
 
     Raises:
-        InputError: Another waveform, or a folder that does not exist.
+        InputError: A waveform that is no PGSE, or a folder that does not exist.
     """
     for waveform in acquisition.waveforms:
         if type(waveform) is not PGSE:
@@ -98,12 +92,8 @@ def write_bids(path: str | Path, acquisition: Acquisition) -> None:
     fields = _sidecar(sidecar) if sidecar.is_file() else {}
     for name in (*DELTA_FIELDS, *SEPARATION_FIELDS):
         fields.pop(name, None)
-    columns = {
-        "EchoTime": acquisition.echo_time,
-        DELTA_FIELDS[0]: acquisition.delta,
-        SEPARATION_FIELDS[0]: acquisition.Delta,
-    }
-    for name, column in columns.items():
+    for name, column in (("EchoTime", acquisition.echo_time), (DELTA_FIELDS[0], acquisition.delta),
+                         (SEPARATION_FIELDS[0], acquisition.Delta)):
         seconds = time_from_internal(column).tolist()
         fields[name] = seconds[0] if len(acquisition.waveforms) == 1 else seconds
     write_fsl(stem.with_name(stem.name + ".bval"), stem.with_name(stem.name + ".bvec"), acquisition)

@@ -20,8 +20,8 @@ def from_dipy(table, delta=None, Delta=None, echo_time=None,
     Args:
         table: A ``dipy.core.gradients.GradientTable``, or anything that has ``bvals`` (N,) and
             ``bvecs`` (N, 3), and perhaps ``small_delta`` and ``big_delta``.
-        delta: Pulse length in ms, one or (N,), in place of the table's small_delta.
-        Delta: Pulse separation in ms, one or (N,), in place of the table's big_delta.
+        delta, Delta: Pulse length and separation in ms, one or (N,), in place of the table's
+            small_delta and big_delta.
         echo_time: TE in ms, one or (N,); Delta + delta unless given.
         b0_threshold: b up to this many s/mm^2 counts as 0.
 

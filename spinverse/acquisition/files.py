@@ -109,13 +109,7 @@ def _what_to_do(b: np.ndarray, norms: np.ndarray, wrong: np.ndarray) -> str:
 
 
 def require_times(source, delta, Delta, holds: str) -> None:
-    """Raise InputError unless ``delta`` and ``Delta`` are there.
-
-    Args:
-        source: The file, for the message.
-        delta, Delta: What was found, or None.
-        holds: What such a file does or does not say, for the message.
-    """
+    """Raise InputError where ``delta`` or ``Delta`` is None; ``holds`` says what ``source`` has."""
     missing = " and ".join(n for n, v in (("delta", delta), ("Delta", Delta)) if v is None)
     if missing:
         raise InputError(f"{source}: {missing}: missing, {holds}; expected delta (pulse length) "

@@ -51,9 +51,7 @@ Columns = dict[str, np.ndarray]
 
 
 def write_acquisition(path: str | Path, acquisition: Acquisition) -> None:
-    """Write the table of measurements to ``path``, .csv or .npz.
-
-    The file appears complete or not at all.
+    """Write the table of measurements to ``path``, .csv or .npz, completely or not at all.
 
     Raises:
         InputError: Another suffix, or a folder that does not exist.
@@ -62,25 +60,17 @@ def write_acquisition(path: str | Path, acquisition: Acquisition) -> None:
 
 
 def write_signals(path: str | Path, signals: Signals) -> None:
-    """Write measurements and signals to ``path``, .csv or .npz.
+    """Write measurements and signals, as ``write_acquisition``.
 
-    ``normalised`` is nan in all rows if a waveform has no signal at b = 0. The file appears
-    complete or not at all.
-
-    Raises:
-        InputError: Another suffix, or a folder that does not exist.
+    ``normalised`` is nan in all rows if a waveform has no signal at b = 0.
     """
     columns, definitions = _acquisition_columns(signals.acquisition)
     try:
         normalised = signals.normalised
     except InputError:
         normalised = np.full(len(signals), np.nan)
-    columns |= {
-        "re": signals.values.real,
-        "im": signals.values.imag,
-        "magnitude": signals.magnitude,
-        "normalised": normalised,
-    }
+    columns |= {"re": signals.values.real, "im": signals.values.imag,
+                "magnitude": signals.magnitude, "normalised": normalised}
     if signals.unit:
         columns["unit"] = np.full(len(signals), signals.unit)
     _write(path, columns, definitions)
@@ -96,12 +86,10 @@ def read_acquisition(path: str | Path, bvec: str | Path | None = None, *, delta=
     ``read_fsl``.
 
     Args:
-        path: The file.
         bvec: The file of directions, if ``path`` is a bval file and it is not beside it under the
             same name.
-        delta: Pulse length in ms, one or (N,); needed for FSL files, and for BIDS where the sidecar
-            does not have it, and for tables without such a column.
-        Delta: Pulse separation in ms, one or (N,); as ``delta``.
+        delta, Delta: Pulse length and separation in ms, one or (N,); needed for FSL files, for BIDS
+            where the sidecar does not have them, and for tables without such a column.
         echo_time: TE in ms, one or (N,); Delta + delta unless given or in the file.
         b0_threshold: b up to this many s/mm^2 counts as 0, and needs no direction then.
 
@@ -138,7 +126,6 @@ def read_signals(path: str | Path, expected: Acquisition | None = None, voxel=No
     in their order and in any unit, is a column of text, a .npy, or a voxel of a .nii or .nii.gz.
 
     Args:
-        path: The file.
         expected: If given, the file must have these measurements in this order (to 1e-6; the
             direction does not matter at b = 0, nor TE in a file without it), and the result
             carries this acquisition. Needed for numbers alone.
@@ -195,14 +182,9 @@ def _acquisition_columns(acquisition: Acquisition) -> tuple[Columns, dict[str, W
         if label != "PGSE":
             definitions[label] = waveform
         labels.append(label)
-    columns = {
-        "b": acquisition.b,
-        **dict(zip(DIRECTION_COLUMNS, acquisition.directions.T, strict=True)),
-        "delta": acquisition.delta,
-        "Delta": acquisition.Delta,
-        "TE": acquisition.echo_time,
-        "waveform": np.array(labels)[acquisition.waveform_index],
-    }
+    columns = dict(zip(ACQUISITION_COLUMNS, (
+        acquisition.b, *acquisition.directions.T, acquisition.delta, acquisition.Delta,
+        acquisition.echo_time, np.array(labels)[acquisition.waveform_index]), strict=True))
     return columns, definitions
 
 
@@ -317,12 +299,10 @@ def _write(path: str | Path, columns: Columns, definitions: dict[str, Waveform])
     write_text(path, "\n".join(lines) + "\n")
 
 
-def _read(path: str | Path,
-          times: dict | None = None) -> tuple[Columns, dict[str, Waveform]]:
+def _read(path: str | Path, times: dict | None = None) -> tuple[Columns, dict[str, Waveform]]:
     """Columns and waveform definitions of a file; the required columns are there and finite.
 
-    Args:
-        times: columns that the file does not have, one number or a value for each row.
+    ``times`` are columns that the file does not have, one number or a value for each row.
     """
     reader = _read_npz if _format(path) == ".npz" else _read_csv
     if not Path(path).is_file():

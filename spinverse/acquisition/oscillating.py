@@ -54,7 +54,6 @@ class _OGSE(Pulses):
         return (*grid.tolist(), self.delta)
 
     def describe(self) -> str:
-        """One line for a person."""
         hertz = frequency_from_internal(self.frequency)
         return self._describe(f", {self.periods} period(s) ({hertz:.4g} Hz)")
 

@@ -49,9 +49,13 @@ def plain_values(path: Path, voxel=None) -> np.ndarray | None:
     rows = [(k, line.split("#")[0].replace(",", " ").split())
             for k, line in enumerate(read_lines(path), start=1)]
     rows = [(k, cells) for k, cells in rows if cells]
-    if path.suffix.lower() == ".csv" and not (rows and len(rows[0][1]) == 1
-                                              and _is_number(rows[0][1][0])):
-        return None
+    if path.suffix.lower() == ".csv":
+        try:
+            first = numbers(path, *rows[0]) if rows else []
+        except InputError:  # names of columns
+            first = []
+        if len(first) != 1:
+            return None
     table = [numbers(path, k, cells) for k, cells in rows]
     if len(table) == 1:
         return np.array(table[0])
@@ -60,14 +64,6 @@ def plain_values(path: Path, voxel=None) -> np.ndarray | None:
             raise InputError(f"{path}: line {k}: {len(cells)} numbers, expected one a line (or all "
                              "in one line), one a measurement")
     return np.array(table).ravel()
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
 
 
 def _voxel(path: Path, voxel) -> np.ndarray:

@@ -35,10 +35,6 @@ def set_fields(frozen: Any, **values: Any) -> None:
         object.__setattr__(frozen, name, value)
 
 
-def _cosine(first: tuple[float, ...], second: tuple[float, ...]) -> float:
-    return float(np.dot(first, second))
-
-
 @dataclass(frozen=True)
 class Pulses(Waveform):
     """Pulses of one shape, rectangular unless a subclass says another: a pulse and its opposite."""
@@ -51,7 +47,8 @@ class Pulses(Waveform):
     def _finish(self, end: str, **values: Any) -> None:
         """Set the fields, and TE as it follows; ``end`` is that of the pulses in words."""
         set_fields(self, **values)
-        set_fields(self, echo_time=echo_time_after(self._pulse_end, self.echo_time, end))
+        last = self._starts[-1] + self._corners[-1]
+        set_fields(self, echo_time=echo_time_after(last, self.echo_time, end))
         self.check_refocused()
 
     @property
@@ -63,10 +60,6 @@ class Pulses(Waveform):
     def _corners(self) -> tuple[float, ...]:
         """Where a pulse is not smooth, its start and its end included, ms after its start."""
         return 0.0, self.delta
-
-    @property
-    def _pulse_end(self) -> float:
-        return self._starts[-1] + self._corners[-1]
 
     def _lobe(self, t: np.ndarray) -> np.ndarray:
         """f of a pulse, for t from its start to its end."""
@@ -106,7 +99,6 @@ class Pulses(Waveform):
                 f"TE {self.echo_time:g} ms")
 
     def describe(self) -> str:
-        """One line for a person."""
         return self._describe()
 
 
@@ -239,10 +231,9 @@ class DoublePGSE(Pulses):
         return self.Delta - self.delta / 3.0
 
     def describe(self) -> str:
-        """One line for a person."""
         kind = "parallel" if self.parallel else "antiparallel"
         if self.directions is not None:
-            cosine = self._sign * _cosine(*self.directions)
+            cosine = self._sign * np.dot(*self.directions)
             kind = f"angle {np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0))):.4g} degrees"
         return self._describe(f", {kind}", f", mixing time {self.mixing_time:g} ms")
 
@@ -298,5 +289,4 @@ class TrapezoidPGSE(Pulses):
         return rise(t) - rise(t - self.delta)
 
     def describe(self) -> str:
-        """One line for a person."""
         return self._describe(more=f", ramp {self.ramp:g} ms")

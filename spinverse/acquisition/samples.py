@@ -210,7 +210,6 @@ class _Samples(Waveform):
         return merge_pieces(np.repeat(0.5 * h, 2), values, np.repeat(constant, 2), self.peak)
 
     def describe(self) -> str:
-        """One line for a person."""
         text = f"{self.name}, {len(self.times)} samples"
         if self.refocusing_times:
             times = ", ".join(f"{time:g}" for time in self.refocusing_times)

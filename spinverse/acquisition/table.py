@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from spinverse import units
 from spinverse.acquisition import description, sequences
 from spinverse.acquisition.oscillating import CosOGSE, SinOGSE
 from spinverse.acquisition.pulses import PGSE, DoublePGSE, TrapezoidPGSE, set_fields
@@ -14,12 +15,6 @@ from spinverse.acquisition.samples import Sampled, SampledGradient
 from spinverse.acquisition.sequences import floats as _floats
 from spinverse.acquisition.waveform import Waveform
 from spinverse.errors import InputError
-from spinverse.units import (
-    b_from_internal,
-    b_to_internal,
-    gradient_from_internal,
-    gradient_to_internal,
-)
 
 UNIT_TOLERANCE = 1e-6
 
@@ -113,10 +108,8 @@ class Acquisition:
         """As ``product``, with the gradient strength in place of b.
 
         Args:
-            waveforms: A gradient waveform, or several.
             gradient: Strongest gradient of the waveform in mT/m (the length of the vector), or list
                 of them.
-            directions: As in ``product``.
 
         Raises:
             InputError: As ``product``; a strength that is negative or not finite.
@@ -156,17 +149,12 @@ class Acquisition:
     @classmethod
     def trapezoid(cls, b, directions, delta=None, Delta=None, ramp=None,
                   echo_time=None) -> Acquisition:
-        """PGSE with ramps, see ``TrapezoidPGSE``: sequences x b x directions.
+        """PGSE with ramps, see ``TrapezoidPGSE``; else as ``pgse``.
 
         Args:
-            b, directions: As in ``pgse``.
             delta: Pulse length or lengths without the fall, ms.
-            Delta: Pulse separation or separations, ms.
             ramp: Time or times of a rise or fall, ms.
             echo_time: TE in ms; Delta + delta + ramp if not given.
-
-        Raises:
-            InputError: A time missing, lists of different length, or a value that is refused.
         """
         waveforms = sequences.make(TrapezoidPGSE, echo_time, delta=delta, Delta=Delta, ramp=ramp)
         return cls.product(waveforms, b, directions)
@@ -174,37 +162,26 @@ class Acquisition:
     @classmethod
     def ogse(cls, b, directions, delta=None, Delta=None, periods=None, kind="cos",
              echo_time=None) -> Acquisition:
-        """Oscillating gradients, see ``CosOGSE`` and ``SinOGSE``: sequences x b x directions.
+        """Oscillating gradients, see ``CosOGSE`` and ``SinOGSE``; else as ``pgse``.
 
         Args:
-            b, directions: As in ``pgse``.
-            delta: Pulse length or lengths, ms.
-            Delta: Pulse separation or separations, ms.
             periods: Whole number or numbers of periods in a pulse.
-            kind: "cos" or "sin".
-            echo_time: TE in ms; Delta + delta if not given.
-
-        Raises:
-            InputError: A time or ``periods`` missing, another ``kind``, lists of different length,
-                or a value that is refused.
+            kind: "cos" or "sin"; another one is an InputError.
         """
-        kinds: dict[str, type[CosOGSE] | type[SinOGSE]] = {"cos": CosOGSE, "sin": SinOGSE}
-        if kind not in kinds:
-            raise InputError(f"kind = {kind!r}: expected one of {', '.join(kinds)}")
-        waveforms = sequences.make(kinds[kind], echo_time, delta=delta, Delta=Delta,
-                                   periods=periods)
+        if kind not in ("cos", "sin"):
+            raise InputError(f"kind = {kind!r}: expected one of cos, sin")
+        waveforms = sequences.make(CosOGSE if kind == "cos" else SinOGSE, echo_time, delta=delta,
+                                   Delta=Delta, periods=periods)
         return cls.product(waveforms, b, directions)
 
     @classmethod
     def double_pgse(cls, b, directions, delta=None, Delta=None, mixing_time=None, parallel=True,
                     second_directions=None, echo_time=None) -> Acquisition:
-        """Double PGSE, see ``DoublePGSE``: sequences x b x directions, the last varies fastest.
-
-        b is that of both pairs together.
+        """Double PGSE, see ``DoublePGSE``; else as ``pgse``.
 
         Args:
-            b, directions: As in ``pgse``; the directions are those of the first pair.
-            delta: Pulse length or lengths, ms.
+            b: that of both pairs together.
+            directions: of the first pair.
             Delta: Separation or separations of the pulses of a pair, ms.
             mixing_time: From the start of the second pulse to the start of the third, ms, one or
                 several; the pause between the pairs plus delta.
@@ -212,9 +189,6 @@ class Acquisition:
             second_directions: Directions of the second pair, unit vectors (n, 3), one for each of
                 ``directions`` or one for all; the same unless given.
             echo_time: TE in ms; 2 Delta + mixing_time + delta if not given.
-
-        Raises:
-            InputError: A time missing, lists of different length, or a value that is refused.
         """
         waveforms = sequences.make(DoublePGSE, echo_time, delta=delta, Delta=Delta,
                                    mixing_time=mixing_time, parallel=parallel)
@@ -272,8 +246,7 @@ class Acquisition:
         Args:
             b: b-values in s/mm^2, shape (N,).
             directions: Unit vectors, shape (N, 3); free where b = 0.
-            delta: Pulse length in ms, one or (N,).
-            Delta: Pulse separation in ms, one or (N,).
+            delta, Delta: Pulse length and separation in ms, one or (N,).
             echo_time: TE in ms, one or (N,); Delta + delta where missing or nan.
             waveforms: N waveforms, None where the row is the PGSE that its times say; the times of
                 the other rows are not looked at.
@@ -307,13 +280,10 @@ class Acquisition:
                            self.waveforms)
 
     def reference_rows(self, waveform: int) -> np.ndarray:
-        """Rows that the signals of a waveform are normalised by, row numbers.
+        """Rows that the signals of a waveform, its place in ``waveforms``, are normalised by.
 
         Its rows with b = 0; where it has none, all rows with b = 0 and the same echo time, for the
         shape of a gradient of strength 0 does not matter.
-
-        Args:
-            waveform: its place in ``waveforms``.
 
         Raises:
             InputError: There are none; names the waveform.
@@ -379,7 +349,8 @@ class Acquisition:
     @property
     def strength(self) -> np.ndarray:
         """g = gamma G in rad/(ms um), shape (N,), from b = g^2 b_factor; f(t) multiplies it."""
-        return np.sqrt(b_to_internal(self.b) / self._per_row(w.b_factor for w in self.waveforms))
+        factor = self._per_row(w.b_factor for w in self.waveforms)
+        return np.sqrt(units.b_to_internal(self.b) / factor)
 
     @property
     def gradient(self) -> np.ndarray:
@@ -390,7 +361,7 @@ class Acquisition:
     def gradient_strength_mT_m(self) -> np.ndarray:
         """Strongest gradient of each row in mT/m, shape (N,)."""
         peak = self._per_row(w.peak for w in self.waveforms)
-        return gradient_from_internal(self.strength * peak)
+        return units.gradient_from_internal(self.strength * peak)
 
     @property
     def b_tensors(self) -> np.ndarray:
@@ -433,5 +404,5 @@ class Acquisition:
 
 def b_of_gradient(waveform: Waveform, gradient):
     """b in s/mm^2 of a waveform whose strongest gradient is ``gradient`` mT/m (any shape)."""
-    g = gradient_to_internal(gradient) / waveform.peak
-    return b_from_internal(g**2 * waveform.b_factor)
+    g = units.gradient_to_internal(gradient) / waveform.peak
+    return units.b_from_internal(g**2 * waveform.b_factor)
