@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from ..errors import InputError
@@ -83,8 +84,10 @@ def validate(families: Iterable[str] | None = None, settings: Settings | None = 
     """
     settings, rows = settings or Settings(), []
     for family in choose_families(families):
+        began = time.perf_counter()
         for row in family.rows(settings):
-            rows.append(row)
+            rows.append(row if row.seconds else replace(row, seconds=time.perf_counter() - began))
             if progress is not None:
-                progress(row)
+                progress(rows[-1])
+            began = time.perf_counter()
     return rows

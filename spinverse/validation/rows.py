@@ -35,7 +35,7 @@ class Row:
         estimated_error: what the engine says that modes or steps leave.
         difference: largest difference from the matrix formalism on the same mesh.
         order, least_order: of convergence over a refined family, and what it has to reach.
-        seconds: wall time; that of cases which share a solve is divided among them.
+        seconds: wall time, by `validate` unless given; cases that share a solve divide its time.
     """
 
     family: str
