@@ -94,9 +94,8 @@ def read_acquisition(path: str | Path, bvec: str | Path | None = None, *, delta=
         b0_threshold: b up to this many s/mm^2 counts as 0, and needs no direction then.
 
     Raises:
-        InputError: Missing file or column, a bad cell (row, column and value are named), times
-            that are missing, or given for a file that has its own, or values that Acquisition
-            refuses.
+        InputError: Missing file or column, a bad cell (row, column and value are named), times that
+            are missing, or given for a file that has its own, or values that Acquisition refuses.
     """
     path = Path(path)
     times = {"delta": delta, "Delta": Delta, "echo_time": echo_time}

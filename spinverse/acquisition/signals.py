@@ -20,9 +20,8 @@ class Signals:
         acquisition: The measurements, N rows.
         values: Complex signals, shape (N,); magnitude data have a zero imaginary part. The array is
             a read-only copy.
-        estimated_error: of simulated ones: the engine's estimate of the largest absolute error
-            of S / S(b=0, t=0) that modes and steps leave on the given mesh; nan where there is
-            none.
+        estimated_error: of simulated ones: the engine's estimate of the largest absolute error of S
+            / S(b=0, t=0) that modes and steps leave on the given mesh; nan where there is none.
         mesh_error: the same of the mesh, which comes on top; nan where it was not asked for.
         unit: what values are in, `UM3` if they are a simulation's; "" if it is not known, as of
             every scanner.

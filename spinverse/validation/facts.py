@@ -91,8 +91,7 @@ def narrowing_rows(settings: Settings) -> Iterator[Row]:
 
     c1 = 1/120 and c2 = 17/56 for a slab of thickness L, 7/96 and 99/112 for a cylinder, 8/175 and
     83/120 for a sphere of radius L (Robertson, Phys. Rev. 151, 273, 1966; Neuman, J. Chem. Phys.
-    60, 4508, 1974): two pulse lengths give both, two strengths what is left at g = 0.
-    Collective.
+    60, 4508, 1974): two pulse lengths give both, two strengths what is left at g = 0. Collective.
     """
     D, wanted = 2.0, 0.01
     lengths = {"slab": 10.0, "disk": 5.0, "sphere": 5.0}
