@@ -73,8 +73,7 @@ def hadc(tissue: Tissue | BlochTorrey, acquisition: Acquisition, time_step: floa
         raise InputError(f"time_step: {time_step!r}, expected a positive time in ms")
     tissue, degree = plain(tissue, degree, "hadc")
     values = tissue.permeability.values  # without exchange
-    tissue = tissue.with_permeability(
-        np.where(tissue.mesh.outer | np.isinf(values), values, 0.0))
+    tissue = tissue.with_permeability(np.where(tissue.mesh.outer | np.isinf(values), values, 0.0))
     parts = compartments_of(tissue)
     check_stationary(tissue, parts, "hadc")
     problem = without_relaxation(tissue, degree)

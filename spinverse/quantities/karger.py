@@ -230,7 +230,6 @@ def _warn_unless_mixed(tissue: Tissue, parts: TissueCompartments) -> None:
                      out=np.zeros(len(parts)), where=areas > 0)
     if biot.max() > LARGEST_BIOT:
         worst = int(biot.argmax())
-        warn_caller(
-            f"karger: kappa V / (A D) = {biot[worst]:.3g} in compartment {worst}, expected at most "
-            f"{LARGEST_BIOT:g}: diffusion inside, not the membrane, limits exchange",
-            ValidityWarning)
+        warn_caller(f"karger: kappa V / (A D) = {biot[worst]:.3g} in compartment {worst}, expected "
+                    f"at most {LARGEST_BIOT:g}: diffusion inside, not the membrane, limits "
+                    "exchange", ValidityWarning)

@@ -60,9 +60,8 @@ class ScalarSystem:
         ksp.destroy()
         return y
 
-    def march(self, states: list[PETSc.Vec], step: float, number: int,
-              start: float = 0.0, load: Callable | None = None,
-              visit: Callable | None = None) -> None:
+    def march(self, states: list[PETSc.Vec], step: float, number: int, start: float = 0.0,
+              load: Callable | None = None, visit: Callable | None = None) -> None:
         """Advance ``states``, y of each problem, in place by equal steps (ms). Collective.
 
         Args:

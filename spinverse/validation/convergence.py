@@ -56,8 +56,7 @@ def order_rows(settings: Settings) -> Iterator[Row]:
             yield _step_order(case, settings)
 
 
-def _mesh_order(case: Case, degree: int, choices: list[Discretisation],
-                settings: Settings) -> Row:
+def _mesh_order(case: Case, degree: int, choices: list[Discretisation], settings: Settings) -> Row:
     sizes, errors = [], []
     for choice in choices:
         problem, columns = set_up(choice, case, settings)

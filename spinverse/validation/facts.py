@@ -174,8 +174,7 @@ def effective_rows(settings: Settings) -> Iterator[Row]:
             entries = [e for e in ref.data()["effective_medium"]
                        if (e["h"], e["kappa"]) == (h, kappa)]
             choice = stack([h / 2, h / 2], h / 20, 2 if level == REFINED else 1)
-            problem, columns = choice.problem(settings.comm, kappa=ref.PER_US * kappa,
-                                              periodic="x")
+            problem, columns = choice.problem(settings.comm, kappa=ref.PER_US * kappa, periodic="x")
             b = float(b_from_internal(ref.EFFECTIVE_MEDIUM_BD / (ref.PER_US * D_eff)))
             rows = [Measurement(PGSE(ref.EFFECTIVE_MEDIUM_DELTA, ref.US * e["Delta"]), b, X)
                     for e in entries]

@@ -145,11 +145,10 @@ def verdicts(rows: Iterable[Row]) -> list[Verdict]:
     found = []
     for (family, level), group in groups.items():
         judged = [row for row in group if row.verdict != SHOWN]
-        found.append(Verdict(
-            family, level, len(judged), max(judged or group, key=_distance),
-            tuple(dict.fromkeys(r.case for r in judged if r.verdict == MISSED)),
-            tuple(dict.fromkeys(r.case for r in judged if r.verdict == WITHIN)),
-            sum(row.seconds for row in group)))
+        found.append(Verdict(family, level, len(judged), max(judged or group, key=_distance),
+                             tuple(dict.fromkeys(r.case for r in judged if r.verdict == MISSED)),
+                             tuple(dict.fromkeys(r.case for r in judged if r.verdict == WITHIN)),
+                             sum(row.seconds for row in group)))
     return found
 
 

@@ -60,10 +60,9 @@ def tissue_rows(group: list[Case], level: str, settings: Settings,
 
 def set_up(choice: Discretisation, case: Case, settings: Settings) -> tuple[BlochTorrey, dict]:
     """The discrete problem, and the columns that say which."""
-    return choice.problem(
-        settings.comm, case.diffusivity,
-        np.inf if case.T2 is None else dict(enumerate(case.T2, 1)), case.permeability,
-        periodic="x" if case.geometry == "free" else "")
+    return choice.problem(settings.comm, case.diffusivity,
+                          np.inf if case.T2 is None else dict(enumerate(case.T2, 1)),
+                          case.permeability, periodic="x" if case.geometry == "free" else "")
 
 
 def _measurements(case: Case, b: Sequence[float] | None = None,
@@ -89,10 +88,9 @@ def _row(case: Case, level: str, engine: str, solved: Solved, b, directions, col
     target = WALK_TARGET if case.monte_carlo else TARGETS[level]
     if level == REFINED and max(case.uncertainty) > target:
         target = TARGETS["default"]
-    return Row(
-        family=case.family, case=case.name, level=level, method=engine,
-        at=tuple(f"b = {value:g}" for value in b),
-        ours=solved.average(_measurements(case, b, directions)),
-        reference=tuple(case.reference[k] for k in places),
-        uncertainty=tuple(case.uncertainty[k] for k in places), target=target,
-        seconds=seconds, **solved.columns, **columns)
+    return Row(family=case.family, case=case.name, level=level, method=engine,
+               at=tuple(f"b = {value:g}" for value in b),
+               ours=solved.average(_measurements(case, b, directions)),
+               reference=tuple(case.reference[k] for k in places),
+               uncertainty=tuple(case.uncertainty[k] for k in places), target=target,
+               seconds=seconds, **solved.columns, **columns)
