@@ -14,7 +14,7 @@ later than its end means dead time at the end.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import fields
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -81,10 +81,6 @@ def echo_time_after(end: float, echo_time: Any, what: str) -> float:
     if number < end:
         raise InputError(f"echo_time = {number:g} ms: expected at least {what} = {end:g} ms")
     return number
-
-
-def _plain(value: Any) -> Any:
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 class Waveform(ABC):
@@ -285,10 +281,8 @@ class Waveform(ABC):
         return f"{self.name}, TE {self.echo_time:g} ms"
 
     def to_dict(self) -> dict[str, Any]:
-        """Name and fields as plain values (numbers, lists) that JSON can hold."""
-        own = fields(self)  # type: ignore[arg-type]  # subclasses are dataclasses
-        values = {field.name: _plain(getattr(self, field.name)) for field in own}
-        return {"name": self.name} | values
+        """Name and fields as plain values (numbers, tuples) that JSON can hold."""
+        return {"name": self.name} | asdict(self)  # type: ignore[call-overload]  # a dataclass
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Waveform:

@@ -12,6 +12,14 @@ from ..tissue import Tissue
 from .compartments import TissueCompartments, uniform_in
 
 
+class ValidityWarning(UserWarning):
+    """A quantity was computed, but an assumption of its formula does not hold well."""
+
+
+class FitWarning(ValidityWarning):
+    """The signals do not determine what was fitted to them: range of b, noise, or model."""
+
+
 @dataclass(frozen=True, eq=False)
 class EffectiveDiffusion:
     """Initial slopes -d ln|S| / db of the signals, by compartment and in all.

@@ -41,7 +41,10 @@ def exchange_times(tissue: Tissue | BlochTorrey, number: int | None = None,
         raise InputError(f"number: {number!r}, expected a positive whole number")
     tissue, degree = plain(tissue, degree, "exchange_times")
     pools = pools_of(tissue)
-    conserved = int(np.count_nonzero(~_leaking(tissue, pools)))
+    mesh = tissue.mesh
+    open_wall = mesh.outer & (tissue.permeability.values > 0)
+    lost = np.bincount(pools.labels[mesh.facet_cells[open_wall, 0]], minlength=len(pools))
+    conserved = int(np.count_nonzero(mesh.comm.allreduce(lost) == 0))
     if number is None:
         number = len(compartments_of(tissue)) - conserved
     if number == 0:
@@ -130,14 +133,6 @@ def mass_balance(tissue: Tissue | BlochTorrey, times, start=None, time_step: flo
     system.destroy()
     y.destroy()
     return MassBalance(times, parts, problem.comm.allreduce(np.array(rows)))
-
-
-def _leaking(tissue: Tissue, pools: TissueCompartments) -> np.ndarray:
-    """Which sets lose spins through the outer boundary, ``(C,)`` bool."""
-    mesh = tissue.mesh
-    open_wall = mesh.outer & (tissue.permeability.values > 0)
-    lost = np.bincount(pools.labels[mesh.facet_cells[open_wall, 0]], minlength=len(pools))
-    return mesh.comm.allreduce(lost) > 0
 
 
 def _factors(parts: TissueCompartments, start) -> np.ndarray:

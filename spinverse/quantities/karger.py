@@ -15,10 +15,14 @@ from ..problem import BlochTorrey
 from ..tissue import Tissue
 from ..units import b_to_internal
 from .compartments import TissueCompartments, compartments_of, residence_times, uniform_in
-from .effective import check_stationary, mean_diffusivity_tensors, unit_directions
+from .effective import (
+    ValidityWarning,
+    check_stationary,
+    mean_diffusivity_tensors,
+    unit_directions,
+)
 from .hadc import hadc
 from .mf_adc import plain
-from .validity import ValidityWarning
 
 # kappa V / (A D) up to which a compartment counts as well mixed. Two slabs at 0.1 exchange 6 %
 # more slowly than the well-mixed formula says.

@@ -14,7 +14,6 @@ from ..tissue import Tissue
 from . import effective
 from .compartments import TissueCompartments, compartments_of
 from .mf_adc import plain
-from .validity import ValidityWarning
 from .waveform_integrals import short_time_weight, squared
 
 # sqrt(D t) S_n/V up to which the neglected terms stay below 5 % of D on slab, cylinder and sphere.
@@ -86,7 +85,7 @@ def short_time_approximation(tissue: Tissue | BlochTorrey,
         warn_caller(
             f"short-time approximation: sqrt(D t) S_n/V = {reach[worst]:.3g} in compartment "
             f"{worst}, expected at most {LARGEST_REACH:g} (S_n: area of the walls across the "
-            "gradient); mf_adc and hadc have no such limit", ValidityWarning)
+            "gradient); mf_adc and hadc have no such limit", effective.ValidityWarning)
     _warn_of_open_interfaces(tissue)
     return _positive(effective.collect(tissue, acquisition, parts, values, np.column_stack(errors)))
 
@@ -138,6 +137,6 @@ def _warn_of_open_interfaces(tissue: Tissue) -> None:
     differ = [np.any(values[one] != values[two]) for values in (tissue.diffusivity, tissue.density)]
     if mesh.comm.allreduce(int(any(differ))):
         warn_caller("short-time approximation: cells of different diffusivity or density touch "
-                    "without a membrane; their interface is left out", ValidityWarning)
+                    "without a membrane; their interface is left out", effective.ValidityWarning)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from scipy.special import exprel
 
 from ..acquisition.waveform import Waveform
 
@@ -86,17 +87,11 @@ def _memory(durations, values, rates) -> np.ndarray:
     total = np.zeros((len(rates), values.shape[1], values.shape[1]))
     for h, v in zip(durations, values, strict=True):
         x = rates * h
-        kept, gained = np.exp(-x), h * _phi1(x)
+        kept, gained = np.exp(-x), h * exprel(-x)
         total += v[:, None] * (gained[:, None] * inner)[:, None, :]
         total += (h**2 * _phi2(x))[:, None, None] * np.outer(v, v)
         inner = kept[:, None] * inner + gained[:, None] * v
     return total
-
-
-def _phi1(x):
-    """(1 - exp(-x)) / x."""
-    safe = np.where(x > 0, x, 1.0)
-    return np.where(x > 0, -np.expm1(-safe) / safe, 1.0)
 
 
 def _phi2(x):
