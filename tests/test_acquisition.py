@@ -223,7 +223,7 @@ def test_base_class_quadrature_serves_a_smooth_waveform():
         ([0, 1, 1, 1, 2], [1, 1, 0, -1, -1], "increasing"),
         ([0, 1], [1, 0, -1], "3 samples, expected 2"),
         ([0, 1, 2], [1, np.nan, -1], "values: expected a flat list of finite"),
-        ("late", [1, -1], "times: expected a list of numbers"),
+        ("late", [1, -1], "times: expected numbers, got 'late'"),
     ],
 )
 def test_sampled_refuses(times, values, message):

@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from spinverse.acquisition.files import read_lines, require_times, write_text
-from spinverse.acquisition.fsl import read_fsl, write_fsl
-from spinverse.acquisition.pulses import PGSE
-from spinverse.acquisition.table import Acquisition
-from spinverse.errors import InputError
-from spinverse.units import time_from_internal, time_to_internal
+from ..errors import InputError
+from ..units import time_from_internal, time_to_internal
+from .files import read_lines, require_times, write_text
+from .fsl import read_fsl, write_fsl
+from .pulses import PGSE
+from .table import Acquisition
 
 DELTA_FIELDS = ("DiffusionGradientDuration", "GradientDuration", "SmallDelta")
 SEPARATION_FIELDS = ("DiffusionGradientSeparation", "GradientSeparation", "BigDelta", "LargeDelta")

@@ -22,13 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from spinverse import units
-from spinverse.acquisition import files
-from spinverse.acquisition.pulses import PGSE
-from spinverse.acquisition.samples import Sampled, SampledGradient, held
-from spinverse.acquisition.table import Acquisition, b_of_gradient
-from spinverse.acquisition.waveform import Waveform
-from spinverse.errors import InputError, warn_caller
+from .. import units
+from ..errors import InputError, warn_caller
+from . import files
+from .pulses import PGSE
+from .samples import Sampled, SampledGradient, held
+from .table import Acquisition, b_of_gradient
+from .waveform import Waveform
 
 _VERSIONS = {"STEJSKALTANNER": "STEJSKALTANNER", "1": "STEJSKALTANNER", "BVECTOR": "BVECTOR",
              "2": "BVECTOR", "GRADIENT_WAVEFORM": "GRADIENT_WAVEFORM"}

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spinverse.units import b_to_si, describe_b, gradient_to_si, other_unit, time_from_internal
+from ..units import b_to_si, describe_b, gradient_to_si, other_unit, time_from_internal
 
 if TYPE_CHECKING:
-    from spinverse.acquisition.table import Acquisition
+    from .table import Acquisition
 
 # Beyond these a unit was probably mistaken; no scanner comes near them.
 LARGEST_B = 10.0, 1e5  # s/mm^2, of the largest b of a table

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from spinverse.acquisition.files import require_times, tidy_directions, without_small_b
-from spinverse.acquisition.table import Acquisition
-from spinverse.errors import InputError
-from spinverse.units import time_from_internal, time_to_internal
+from ..errors import InputError
+from ..units import time_from_internal, time_to_internal
+from .files import require_times, tidy_directions, without_small_b
+from .table import Acquisition
+from .waveform import floats
 
 
 def from_dipy(table, delta=None, Delta=None, echo_time=None,
@@ -60,12 +61,7 @@ def from_dipy(table, delta=None, Delta=None, echo_time=None,
 def _milliseconds(table, name: str):
     """A time of the table in ms, or None."""
     seconds = getattr(table, name, None)
-    if seconds is None:
-        return None
-    try:
-        return time_to_internal(np.asarray(seconds, dtype=float))
-    except (TypeError, ValueError):
-        raise InputError(f"gradient table: {name} = {seconds!r:.60}, expected s") from None
+    return None if seconds is None else time_to_internal(floats(f"gradient table: {name}", seconds))
 
 
 def to_dipy(acquisition: Acquisition, **options):

@@ -6,7 +6,7 @@ import operator
 
 import numpy as np
 
-from spinverse.errors import InputError
+from ..errors import InputError
 
 GOLDEN_ANGLE = np.pi * (3.0 - np.sqrt(5.0))
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from spinverse.acquisition import files
-from spinverse.acquisition.table import Acquisition
-from spinverse.acquisition.waveform import Waveform
-from spinverse.errors import InputError
+from ..errors import InputError
+from . import files
+from .table import Acquisition
+from .waveform import Waveform
 
 
 def read_fsl(bval: str | Path, bvec: str | Path, delta=None, Delta=None, echo_time=None,

@@ -22,17 +22,17 @@ from typing import Any
 
 import numpy as np
 
-from spinverse import atomic
-from spinverse.acquisition.bids import SUFFIXES, read_bids
-from spinverse.acquisition.camino import is_scheme, read_camino
-from spinverse.acquisition.files import in_a_folder, read_lines, without_small_b, write_text
-from spinverse.acquisition.fsl import read_fsl
-from spinverse.acquisition.plain import plain_values
-from spinverse.acquisition.pulses import PGSE
-from spinverse.acquisition.signals import Signals
-from spinverse.acquisition.table import Acquisition
-from spinverse.acquisition.waveform import Waveform
-from spinverse.errors import InputError
+from .. import atomic
+from ..errors import InputError
+from .bids import SUFFIXES, read_bids
+from .camino import is_scheme, read_camino
+from .files import in_a_folder, read_lines, without_small_b, write_text
+from .fsl import read_fsl
+from .plain import plain_values
+from .pulses import PGSE
+from .signals import Signals
+from .table import Acquisition
+from .waveform import Waveform
 
 DIRECTION_COLUMNS = ("direction_x", "direction_y", "direction_z")
 REQUIRED_COLUMNS = ("b", *DIRECTION_COLUMNS, "delta", "Delta")
@@ -234,19 +234,14 @@ def _require_finite(path, columns: Columns, names) -> None:
 
 def _check_same(path, found: Acquisition, expected: Acquisition, with_echo_time: bool) -> None:
     """Raise InputError at the first row in which two tables of equal length differ."""
-
-    def close(a, b):
-        return np.isclose(a, b, rtol=_MATCH, atol=0.0, equal_nan=True)
-
-    same = {
-        "b": close(found.b, expected.b),
-        "direction": np.all(np.abs(found.directions - expected.directions) <= _MATCH, axis=1)
-        | ((found.b == 0.0) & (expected.b == 0.0)),
-        "delta": close(found.delta, expected.delta),
-        "Delta": close(found.Delta, expected.Delta),
-    }
+    cells = {"b": (found.b, expected.b), "direction": (found.directions, expected.directions),
+             "delta": (found.delta, expected.delta), "Delta": (found.Delta, expected.Delta)}
     if with_echo_time:
-        same["TE"] = close(found.echo_time, expected.echo_time)
+        cells["TE"] = found.echo_time, expected.echo_time
+    same = {name: np.isclose(*pair, rtol=_MATCH, atol=0.0, equal_nan=True)
+            for name, pair in cells.items()}
+    same["direction"] = np.all(np.abs(found.directions - expected.directions) <= _MATCH, axis=1) \
+        | ((found.b == 0.0) & (expected.b == 0.0))
     # PGSE is all in the times above; other waveforms must be the same object of plain values
     equal = np.array([[type(w) is type(v) is PGSE or w == v for v in expected.waveforms]
                       for w in found.waveforms])
@@ -256,30 +251,18 @@ def _check_same(path, found: Acquisition, expected: Acquisition, with_echo_time:
         return
     row = int(np.argmax(wrong))
     name = next(name for name, column in same.items() if not column[row])
-    raise InputError(f"{path}: row {row}, {name} is {_cell(found, name, row)}, expected "
-                     f"{_cell(expected, name, row)} as in the acquisition")
-
-
-def _cell(acquisition: Acquisition, name: str, row: int) -> str:
-    """A cell of the table as text for a message."""
-    if name == "waveform":
-        return acquisition.waveforms[acquisition.waveform_index[row]].describe()
-    if name == "direction":
-        return str(acquisition.directions[row].tolist())
-    values = {"TE": "echo_time"}.get(name, name)
-    return repr(float(getattr(acquisition, values)[row]))
-
-
-def _format(path: str | Path) -> str:
-    suffix = Path(path).suffix.lower()
-    if suffix not in (".csv", ".npz"):
-        raise InputError(f"{path}: suffix {suffix!r}, expected .csv or .npz")
-    return suffix
+    ours, theirs = (column[row].tolist() for column in cells[name]) if name in cells else (
+        table.waveforms[table.waveform_index[row]].describe() for table in (found, expected))
+    raise InputError(f"{path}: row {row}, {name} is {ours}, expected {theirs} as in the "
+                     "acquisition")
 
 
 def _write(path: str | Path, columns: Columns, definitions: dict[str, Waveform]) -> None:
     texts = {name: json.dumps(waveform.to_dict()) for name, waveform in definitions.items()}
-    if _format(path) == ".npz":
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".csv", ".npz"):
+        raise InputError(f"{path}: suffix {suffix!r}, expected .csv or .npz")
+    if suffix == ".npz":
         arrays: dict[str, Any] = dict(columns)
         if texts:
             arrays[_DEFINITIONS] = np.array([[name, text] for name, text in texts.items()])
@@ -303,7 +286,7 @@ def _read(path: str | Path, times: dict | None = None) -> tuple[Columns, dict[st
 
     ``times`` are columns that the file does not have, one number or a value for each row.
     """
-    reader = _read_npz if _format(path) == ".npz" else _read_csv
+    reader = _read_npz if Path(path).suffix.lower() == ".npz" else _read_csv
     if not Path(path).is_file():
         raise InputError(f"{path}: there is no such file")
     times = times or {}

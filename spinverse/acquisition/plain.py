@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from spinverse.acquisition.files import numbers, read_lines
-from spinverse.errors import InputError, one_line
+from ..errors import InputError, one_line
+from .files import numbers, read_lines
 
 IMAGES = (".nii", ".nii.gz")
 KINDS = (".csv", ".npz", ".npy", ".txt")
@@ -16,12 +16,8 @@ KINDS = (".csv", ".npz", ".npy", ".txt")
 def plain_values(path: Path, voxel=None) -> np.ndarray | None:
     """The numbers of a file that holds nothing else, shape (N,); None for a table of measurements.
 
-    Args:
-        path: ``.npy``, ``.nii`` or ``.nii.gz``, or a ``.txt`` or ``.csv`` with a number a line.
-        voxel: (i, j, k) of an image.
-
-    Raises:
-        InputError: a file that cannot be read, a voxel that is missing or not in the image.
+    It is ``.npy``, ``.nii`` or ``.nii.gz`` with a voxel (i, j, k), or a ``.txt`` or ``.csv`` with a
+    number a line.
     """
     image = path.name.lower().endswith(IMAGES)
     if image != (voxel is not None):

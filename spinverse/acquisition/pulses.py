@@ -7,18 +7,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from spinverse.acquisition.waveform import ROUNDING, Waveform, echo_time_after, positive
-from spinverse.errors import InputError
+from ..errors import InputError
+from .waveform import ROUNDING, Waveform, echo_time_after, floats, positive
 
 _UNIT_TOLERANCE = 1e-6
 
 
 def pair_times(delta: Any, Delta: Any, ramp: float = 0.0) -> tuple[float, float]:
-    """delta and Delta in ms of two pulses that last delta + ramp and do not overlap.
-
-    Raises:
-        InputError: A time is not positive, or Delta is shorter than a pulse.
-    """
+    """delta and Delta in ms, or InputError, of two pulses of delta + ramp that do not overlap."""
     delta, big_delta = positive("delta", delta), positive("Delta", Delta)
     length = delta + ramp
     if abs(big_delta - length) <= ROUNDING * length:
@@ -185,10 +181,7 @@ class DoublePGSE(Pulses):
     def _unit_vectors(self) -> tuple[tuple[float, ...], ...] | None:
         if self.directions is None:
             return None
-        try:
-            vectors = np.array(self.directions, dtype=float)
-        except (TypeError, ValueError):
-            vectors = np.empty(0)
+        vectors = floats("directions", self.directions)
         if vectors.shape != (2, 3) or not np.all(np.isfinite(vectors)):
             raise InputError(f"directions: {self.directions!r:.60}, expected two vectors (2, 3)")
         for norm in np.linalg.norm(vectors, axis=1):

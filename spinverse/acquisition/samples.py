@@ -8,23 +8,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from spinverse.acquisition.pulses import set_fields
-from spinverse.acquisition.waveform import (
-    SAME_VALUE,
-    Waveform,
-    cut,
-    echo_time_after,
-    merge_pieces,
-)
-from spinverse.errors import InputError
+from ..errors import InputError
+from .pulses import set_fields
+from .waveform import SAME_VALUE, Waveform, cut, echo_time_after, floats, merge_pieces
 
 
 def _numbers(field: str, values: Any, ndim: int) -> np.ndarray:
     """``values`` as a finite array of ``ndim`` axes, or the InputError that names ``field``."""
-    try:
-        array = np.array(values, dtype=float)
-    except (TypeError, ValueError):
-        raise InputError(f"{field}: expected a list of numbers") from None
+    array = floats(field, values)
     fits = array.ndim == ndim and (ndim == 1 or array.shape[1] == 3)
     if not (fits and np.all(np.isfinite(array))):
         found = "" if fits else f"shape {array.shape}, "
@@ -38,15 +29,9 @@ def _tuples(array: np.ndarray) -> tuple:
 
 
 def held(step: float, values: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Times and values of samples that are held: each stays for a time ``step``.
+    """Times, ms, and values, as `Sampled` takes them, of samples (n,) or (n, 3) held for ``step``.
 
-    Args:
-        step: Time of a sample, ms.
-        values: Samples, shape (n,) or (n, 3).
-
-    Returns:
-        Times in ms, a jump given twice, and values there, as the sampled waveforms take them. Equal
-        neighbours are one.
+    Equal neighbours are one.
     """
     values = np.asarray(values, dtype=float)
     changes = np.any(np.diff(values.reshape(values.shape[0], -1), axis=0) != 0.0, axis=1)

@@ -7,18 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from spinverse.acquisition.directions import fibonacci_directions
-from spinverse.acquisition.pulses import PGSE, DoublePGSE
-from spinverse.acquisition.waveform import Waveform
-from spinverse.errors import InputError
-
-
-def floats(field: str, values) -> np.ndarray:
-    """A fresh float array, or the InputError that names ``field``."""
-    try:
-        return np.array(values, dtype=float)
-    except (TypeError, ValueError):
-        raise InputError(f"{field}: expected numbers, got {values!r:.60}") from None
+from ..errors import InputError
+from .directions import fibonacci_directions
+from .pulses import PGSE, DoublePGSE
+from .waveform import Waveform, floats
 
 
 def as_waveforms(waveforms) -> tuple[Waveform, ...]:
@@ -27,11 +19,7 @@ def as_waveforms(waveforms) -> tuple[Waveform, ...]:
 
 
 def unit_vectors(waveforms: Iterable[Waveform], directions) -> np.ndarray:
-    """The directions that a person gave, shape (n, 3); one without meaning for vector waveforms.
-
-    Raises:
-        InputError: Another shape, missing for a scalar waveform, or given for a vector one.
-    """
+    """The directions that a person gave, shape (n, 3); one without meaning for vector waveforms."""
     for waveform in waveforms:
         if isinstance(waveform, Waveform) and waveform.vector != (directions is None):
             if directions is None:
@@ -50,11 +38,7 @@ def unit_vectors(waveforms: Iterable[Waveform], directions) -> np.ndarray:
 
 
 def make[W: Waveform](kind: type[W], echo_time=None, **parameters) -> list[W]:
-    """Waveforms of a class from its parameters, each a number or a list; lists are paired.
-
-    Raises:
-        InputError: A parameter is None, lists have different lengths, or ``kind`` refuses a value.
-    """
+    """Waveforms of a class from its parameters, each a number or a list; lists are paired."""
     missing = " and ".join(name for name, value in parameters.items() if value is None)
     if missing:
         needs = ", ".join(parameters)
@@ -80,19 +64,10 @@ def make[W: Waveform](kind: type[W], echo_time=None, **parameters) -> list[W]:
 
 def second_pairs(waveforms: list[DoublePGSE], first: np.ndarray,
                  second) -> tuple[tuple[DoublePGSE, ...], np.ndarray]:
-    """Double PGSE with a direction for each pair.
+    """Scalar double PGSE with ``first`` directions (n, 3), and ``second``, one or (n, 3).
 
-    Args:
-        waveforms: Scalar double PGSE.
-        first: Directions of the first pair, shape (n, 3).
-        second: Directions of the second pair, shape (n, 3), (1, 3) or (3,).
-
-    Returns:
-        Waveforms, and which of them belongs to waveform w and direction j, shape
-        (len(waveforms), n). Where the two directions are the same, the waveform stays scalar.
-
-    Raises:
-        InputError: Another shape, or no unit vectors.
+    Gives waveforms, and which of them belongs to waveform w and direction j, shape
+    (len(waveforms), n). Where the two directions are the same, the waveform stays scalar.
     """
     vectors = np.atleast_2d(floats("second_directions", second))
     if vectors.ndim != 2 or vectors.shape[1] != 3 or len(vectors) not in (1, len(first)):
@@ -114,11 +89,7 @@ def second_pairs(waveforms: list[DoublePGSE], first: np.ndarray,
 
 def of_rows(b: np.ndarray, delta, Delta, echo_time,
             waveforms) -> tuple[np.ndarray, tuple[Waveform, ...]]:
-    """Waveforms of measurements that stand row by row; arguments as ``Acquisition.from_rows``.
-
-    Returns:
-        The waveform of each row, shape (N,), and the waveforms.
-    """
+    """Index (N,) and waveforms of rows; arguments and errors as ``Acquisition.from_rows``."""
     delta = _column("delta", delta, b.size)
     Delta = _column("Delta", Delta, b.size)
     echo_time = _column("echo_time", echo_time, b.size)

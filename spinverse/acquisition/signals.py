@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from spinverse.acquisition.table import Acquisition
-from spinverse.errors import InputError
+from ..errors import InputError
+from .table import Acquisition
 
 UM3 = "um^3"  # times density: what is integrated over the mesh
 

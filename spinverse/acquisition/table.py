@@ -7,14 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spinverse import units
-from spinverse.acquisition import description, sequences
-from spinverse.acquisition.oscillating import CosOGSE, SinOGSE
-from spinverse.acquisition.pulses import PGSE, DoublePGSE, TrapezoidPGSE, set_fields
-from spinverse.acquisition.samples import Sampled, SampledGradient
-from spinverse.acquisition.sequences import floats as _floats
-from spinverse.acquisition.waveform import Waveform
-from spinverse.errors import InputError
+from .. import units
+from ..errors import InputError
+from . import description, sequences
+from .oscillating import CosOGSE, SinOGSE
+from .pulses import PGSE, DoublePGSE, TrapezoidPGSE, set_fields
+from .samples import Sampled, SampledGradient
+from .waveform import Waveform, floats
 
 UNIT_TOLERANCE = 1e-6
 
@@ -45,7 +44,7 @@ class Acquisition:
     waveforms: tuple[Waveform, ...]
 
     def __post_init__(self) -> None:
-        b, directions = _floats("b", self.b), _floats("directions", self.directions)
+        b, directions = floats("b", self.b), floats("directions", self.directions)
         if b.ndim != 1 or b.size == 0:
             raise InputError(f"b: shape {b.shape}, expected (N,) with at least one measurement")
         if directions.shape != (b.size, 3):
@@ -100,7 +99,7 @@ class Acquisition:
                 given for a vector one.
         """
         waveforms = sequences.as_waveforms(waveforms)
-        b = np.atleast_1d(_floats("b", b))
+        b = np.atleast_1d(floats("b", b))
         return cls._outer(waveforms, np.broadcast_to(b, (len(waveforms), b.size)), directions)
 
     @classmethod
@@ -115,7 +114,7 @@ class Acquisition:
             InputError: As ``product``; a strength that is negative or not finite.
         """
         waveforms = sequences.as_waveforms(waveforms)
-        gradient = np.atleast_1d(_floats("gradient", gradient))
+        gradient = np.atleast_1d(floats("gradient", gradient))
         for value in gradient[~(np.isfinite(gradient) & (gradient >= 0.0))][:1]:
             raise InputError(f"gradient: {value:g}, expected a finite strength >= 0 in mT/m")
         return cls._outer(waveforms, np.array([b_of_gradient(w, gradient) for w in waveforms]),
@@ -133,10 +132,8 @@ class Acquisition:
         """Pulsed-gradient spin echo: sequences x b x directions, the last varies fastest.
 
         Args:
-            b: b-value or list of them, s/mm^2.
-            directions: A number of Fibonacci directions, or unit vectors of shape (n, 3) or (3,).
-            delta: Pulse length or lengths, ms.
-            Delta: Pulse separation or separations, ms; paired with ``delta`` after broadcasting.
+            b, directions: As in ``product``.
+            delta, Delta: Pulse length and separation, one or several, ms; they are paired.
             echo_time: TE, ms, one or as many as pairs; Delta + delta if not given.
 
         Raises:
@@ -149,13 +146,7 @@ class Acquisition:
     @classmethod
     def trapezoid(cls, b, directions, delta=None, Delta=None, ramp=None,
                   echo_time=None) -> Acquisition:
-        """PGSE with ramps, see ``TrapezoidPGSE``; else as ``pgse``.
-
-        Args:
-            delta: Pulse length or lengths without the fall, ms.
-            ramp: Time or times of a rise or fall, ms.
-            echo_time: TE in ms; Delta + delta + ramp if not given.
-        """
+        """PGSE with ramps; ms, one or several, as of ``TrapezoidPGSE``; else as ``pgse``."""
         waveforms = sequences.make(TrapezoidPGSE, echo_time, delta=delta, Delta=Delta, ramp=ramp)
         return cls.product(waveforms, b, directions)
 
@@ -177,24 +168,19 @@ class Acquisition:
     @classmethod
     def double_pgse(cls, b, directions, delta=None, Delta=None, mixing_time=None, parallel=True,
                     second_directions=None, echo_time=None) -> Acquisition:
-        """Double PGSE, see ``DoublePGSE``; else as ``pgse``.
+        """Double PGSE; times in ms and ``parallel``, one or several, as of ``DoublePGSE``.
 
         Args:
-            b: that of both pairs together.
-            directions: of the first pair.
-            Delta: Separation or separations of the pulses of a pair, ms.
-            mixing_time: From the start of the second pulse to the start of the third, ms, one or
-                several; the pause between the pairs plus delta.
-            parallel: True (+ - + -) or False (+ - - +), one or several.
+            b: That of both pairs together; else as ``pgse``.
+            directions: Those of the first pair.
             second_directions: Directions of the second pair, unit vectors (n, 3), one for each of
                 ``directions`` or one for all; the same unless given.
-            echo_time: TE in ms; 2 Delta + mixing_time + delta if not given.
         """
         waveforms = sequences.make(DoublePGSE, echo_time, delta=delta, Delta=Delta,
                                    mixing_time=mixing_time, parallel=parallel)
         if second_directions is None:
             return cls.product(waveforms, b, directions)
-        b = np.atleast_1d(_floats("b", b))
+        b = np.atleast_1d(floats("b", b))
         first = sequences.unit_vectors(waveforms, directions)
         table, each = sequences.second_pairs(waveforms, first, second_directions)
         w, i, j = np.indices((len(waveforms), b.size, len(first))).reshape(3, -1)
@@ -211,13 +197,9 @@ class Acquisition:
         Args:
             b: b-value or list of them, s/mm^2.
             directions: As in ``pgse`` for ``values`` of shape (n,); None for (n, 3).
-            times: Times of the samples in ms, shape (n,), from 0; linear in between, and the same
-                time twice is a jump.
-            values: Samples, shape (n,), or (n, 3) in the laboratory frame.
             gradient: Strongest gradient in mT/m, or list of them.
-            refocusing_times: Times of 180-degree pulses in ms, if ``values`` is the physical
-                gradient; the effective one changes its sign there.
-            echo_time: TE in ms; the last of ``times`` if not given.
+            times, values, refocusing_times, echo_time: As of ``Sampled`` for values of shape (n,),
+                and of ``SampledGradient`` for (n, 3); ms.
 
         Raises:
             InputError: ``times`` or ``values`` missing, both of ``b`` and ``gradient``, or a value
@@ -255,7 +237,7 @@ class Acquisition:
             InputError: b > 0 without delta or Delta, a row with b = 0 whose sequence is unknown, or
                 any value that PGSE or the table refuses; names the row.
         """
-        b = np.atleast_1d(_floats("b", b))
+        b = np.atleast_1d(floats("b", b))
         index, made = sequences.of_rows(b, delta, Delta, echo_time, waveforms)
         return cls(b, directions, index, made)
 
@@ -311,11 +293,7 @@ class Acquisition:
             np.append(self.waveform_index, np.array(lacking, int)), self.waveforms)
 
     def row_numbers(self, rows) -> np.ndarray:
-        """A mask (N,), a slice or indices as an array of row numbers.
-
-        Raises:
-            InputError: The selection does not fit the table or is empty.
-        """
+        """A mask (N,), a slice or indices that fit and are not empty, as row numbers."""
         try:
             numbers = np.atleast_1d(np.arange(len(self))[rows])
         except (IndexError, TypeError) as error:

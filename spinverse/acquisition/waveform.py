@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from spinverse.errors import InputError
+from ..errors import InputError
 
 REFOCUSING_TOLERANCE = 1e-9  # of int |f|
 ROUNDING = 1e-12  # times closer than this, relative to TE, are the same time
@@ -56,6 +56,14 @@ def _quadrature(function, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
     return (stop - start).reshape(start.shape + (1,) * (values.ndim - points.ndim)) * integrals
 
 
+def floats(field: str, values) -> np.ndarray:
+    """A fresh float array, or the InputError that names ``field``."""
+    try:
+        return np.array(values, dtype=float)
+    except (TypeError, ValueError):
+        raise InputError(f"{field}: expected numbers, got {values!r:.60}") from None
+
+
 def positive(field: str, value: Any) -> float:
     """``value`` as a float, or the InputError that names ``field``."""
     try:
@@ -68,11 +76,7 @@ def positive(field: str, value: Any) -> float:
 
 
 def echo_time_after(end: float, echo_time: Any, what: str) -> float:
-    """TE in ms: ``end`` unless given; ``what`` is the end in words.
-
-    Raises:
-        InputError: ``echo_time`` is no positive time, or earlier than ``end``.
-    """
+    """TE in ms: ``end``, ``what`` in words, unless given; InputError where it is earlier."""
     if echo_time is None:
         return end
     number = positive("echo_time", echo_time)
@@ -303,11 +307,7 @@ class Waveform(ABC):
 
 
 def cut(starts, stops, constant, max_step: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Intervals as equal steps of two pieces, no longer than ``max_step``; one where constant.
-
-    Returns:
-        Begin, length and constancy of each step.
-    """
+    """Begin, length, constancy of equal steps of two pieces up to ``max_step``; one if constant."""
     # a length that is a whole number of steps up to rounding is not cut once more
     counts = np.ceil((stops - starts) / (2.0 * max_step) * (1.0 - ROUNDING))
     counts = np.where(constant, 1, np.maximum(counts, 1)).astype(int)

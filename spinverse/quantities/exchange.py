@@ -92,12 +92,11 @@ def mass_balance(tissue: Tissue | BlochTorrey, times, start=None, time_step: flo
     exp(-t/T2) to rounding where T2 is uniform and nothing leaves; all else is of second order.
 
     Args:
-        tissue: a tissue, or a problem without extra terms at its present permeability.
+        tissue, degree: as of `exchange_times`.
         times: ms, one or more, not descending, from 0 on.
         start: number of the one compartment that starts with its density, the others with
             nothing; or ``(C,)`` factors of the densities; all 1 if not given.
         time_step: longest step, ms.
-        degree: polynomial degree within a cell; that of a problem is its own.
 
     Raises:
         InputError: a bad argument; SolverError: a factorisation failed.

@@ -54,11 +54,9 @@ def hadc(tissue: Tissue | BlochTorrey, acquisition: Acquisition, time_step: floa
     is extrapolated from ``time_step`` and half of it.
 
     Args:
-        tissue: a tissue, or a problem without extra terms at its present permeability.
-        acquisition: waveforms and directions; the b-values play no part.
+        tissue, acquisition, degree: as of `mf_adc`.
         time_step: longest step of the coarser run, ms; if not given, for each waveform the
             smaller of TE/100 and a tenth of its `waveform_integrals.time_scale`.
-        degree: polynomial degree within a cell; that of a problem is its own.
 
     Returns:
         The slopes; ``errors`` is a third of the difference between the two runs, which

@@ -15,12 +15,7 @@ from ..problem import BlochTorrey
 from ..tissue import Tissue
 from ..units import b_to_internal
 from .compartments import TissueCompartments, compartments_of, residence_times, uniform_in
-from .effective import (
-    ValidityWarning,
-    check_stationary,
-    mean_diffusivity_tensors,
-    unit_directions,
-)
+from .effective import ValidityWarning, check_stationary, mean_diffusivity_tensors, unit_directions
 from .hadc import hadc
 from .mf_adc import plain
 
@@ -63,7 +58,6 @@ def karger(tissue: Tissue | BlochTorrey, acquisition: Acquisition, diffusivities
 
     Args:
         tissue: a tissue, or a problem without extra terms at its present permeability.
-        acquisition: the measurements.
         diffusivities: of the compartments, um^2/ms: ``(C,)`` or ``(C, 3, 3)``; their homogenised
             ADC behind impermeable walls (`hadc`) if not given.
         exchange_rates: ``(C, C)`` k_ij from compartment i to j, 1/ms, for two pools 1/tau off the
@@ -106,9 +100,8 @@ def karger_pools(acquisition: Acquisition, magnetisation, diffusivities, exchang
     halved and extrapolated until the signals settle.
 
     Args:
-        acquisition: the measurements, N rows.
         magnetisation: ``(C,)`` at the start.
-        diffusivities: um^2/ms, ``(C,)``, ``(C, 3, 3)``, or ``(C, N)`` for each measurement.
+        diffusivities: um^2/ms, ``(C,)``, ``(C, 3, 3)``, or ``(C, N)`` for N measurements.
         exchange_rates: ``(C, C)`` 1/ms, the diagonal plays no part; none if not given.
         T2: ms, one or ``(C,)``.
         capacities: ``(C,)`` shares at rest, for instance volumes: V_i k_ij = V_j k_ji must hold;

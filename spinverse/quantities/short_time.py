@@ -42,12 +42,8 @@ def short_time_approximation(tissue: Tissue | BlochTorrey,
     Membranes of finite permeability count as impermeable walls, on both sides: exchange is of
     the next order. Curvature, edges and corners are of the next order too.
 
-    Args:
-        tissue: a tissue, or a problem without extra terms at its present permeability.
-        acquisition: waveforms and directions; the b-values play no part.
-
-    Returns:
-        The slopes; ``errors`` is the square of the leading term over D, the size of the next.
+    Tissue and acquisition are as of `mf_adc`; ``errors`` is the square of the leading term over D,
+    the size of the next.
 
     Raises:
         InputError: density or T2 that varies within a compartment, an absorbing outer boundary.

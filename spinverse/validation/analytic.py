@@ -66,18 +66,7 @@ class Modes:
 # --- shapes ------------------------------------------------------------------------------------
 
 def free(b, diffusivity: float = 2.0) -> np.ndarray:
-    """Unbounded medium, any refocused waveform: exp(-b D).
-
-    Args:
-        b: s/mm^2, any shape.
-        diffusivity: um^2/ms.
-
-    Returns:
-        Signals, shaped as ``b``.
-
-    Raises:
-        InputError: a negative b or a diffusivity that is not positive.
-    """
+    """Unbounded medium, any refocused waveform: exp(-b D), shaped as ``b``; else as `slab`."""
     return np.exp(-b_to_internal(_b_values(b)) * _positive("diffusivity", diffusivity))
 
 
@@ -87,8 +76,7 @@ def slab(b, delta: float, Delta: float, thickness: float, diffusivity: float = 2
 
     Args:
         b: s/mm^2, any shape.
-        delta: length of a pulse, ms.
-        Delta: between the starts of the pulses, ms.
+        delta, Delta: length of a pulse, and between the starts of the pulses, ms.
         thickness: um.
         diffusivity: um^2/ms.
         modes: cosines to keep; the error falls with a power of it.
@@ -119,9 +107,7 @@ def slabs(b, delta: float, Delta: float, thicknesses, permeabilities, diffusivit
     """Parallel layers with membranes between them, the outermost planes reflecting.
 
     Args:
-        b: s/mm^2, any shape.
-        delta: length of a pulse, ms.
-        Delta: between the starts of the pulses, ms.
+        b, delta, Delta: as of `slab`.
         thicknesses: of the n layers, um.
         permeabilities: of the n - 1 membranes, um/ms, one number or each; ``inf`` is no membrane.
         diffusivity: um^2/ms, one number or one for each layer.
@@ -143,8 +129,7 @@ def cylinders(b, delta: float, Delta: float, radii, permeabilities, diffusivity=
               T2=np.inf, degree: int = 12, orders: int = 12) -> np.ndarray:
     """Concentric cylinders of ascending ``radii`` (um), the last reflecting; else as `slabs`.
 
-    Args:
-        orders: highest angular order kept.
+    Angular orders are kept up to ``orders``.
     """
     return layer_modes(2, _ascending(radii), permeabilities, diffusivity, T2, degree,
                        orders).pgse(b, delta, Delta)
