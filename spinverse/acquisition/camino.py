@@ -44,7 +44,7 @@ _MICROSECOND = 1e-3  # ms
 
 def read_camino(path: str | Path, delta=None, Delta=None, echo_time=None,
                 b0_threshold: float = 0.0) -> Acquisition:
-    """Read an acquisition from a Camino scheme file.
+    """Read an acquisition from a Camino scheme file; a UserWarning if it has no line VERSION.
 
     Measurements of a GRADIENT_WAVEFORM along a line become a scalar waveform with a direction,
     others a vector one. Shapes that differ by less than 1e-6 of the peak, or than rounding to the
@@ -61,9 +61,6 @@ def read_camino(path: str | Path, delta=None, Delta=None, echo_time=None,
     Raises:
         InputError: No scheme file of these versions, a bad line (named), ``delta`` or ``Delta``
             missing for a BVECTOR scheme or given for another one.
-
-    Warns:
-        UserWarning: there is no line VERSION.
     """
     version, rows, digit = _scheme(path)
     given = [n for n, t in (("delta", delta), ("Delta", Delta), ("TE", echo_time)) if t is not None]
@@ -208,10 +205,10 @@ def _waveforms(path, rows, digit: float) -> Acquisition:
         same = np.clip(_ROUNDED_DIGITS * digit / largest, _ROUNDED, _ROUNDED_MOST)
         peak, shape, vectors[row] = _shape(path, line, G, same)
         for k, (step, other, _, rounded) in enumerate(known):
-            if step == dt and other.shape == shape.shape:
-                if np.max(np.abs(other - shape)) <= max(same, rounded):
-                    index[row] = k
-                    break
+            if step == dt and other.shape == shape.shape and \
+                    np.max(np.abs(other - shape)) <= max(same, rounded):
+                index[row] = k
+                break
         else:
             kind: Any = Sampled if shape.ndim == 1 else SampledGradient
             index[row] = len(known)

@@ -22,10 +22,13 @@ def lines(acquisition: Acquisition, most: int | None = None) -> list[str]:
     strength = acquisition.gradient_strength_mT_m
     text = [f"{len(acquisition)} measurements, {len(acquisition.waveforms)} gradient waveform(s)"]
     for k, waveform in enumerate(acquisition.waveforms[:most]):
-        rows = acquisition.waveform_index == k
+        rows, shape = acquisition.waveform_index == k, ""
+        if waveform.vector:
+            shares = np.linalg.eigvalsh(waveform.b_tensor_factor())[::-1] / waveform.b_factor
+            shape = f", b-tensor {', '.join(f'{max(share, 0.0):.2g}' for share in shares)} of b"
         text.append(f"{waveform.describe()}: diffusion time {waveform.diffusion_time:.4g} ms, "
                     f"{np.count_nonzero(rows)} rows, gradient up to {strength[rows].max():.4g} "
-                    f"mT/m{_shape(waveform)}")
+                    f"mT/m{shape}")
     if most is not None and len(acquisition.waveforms) > most:
         text.append(f"and {len(acquisition.waveforms) - most} waveforms more")
     levels = np.unique(acquisition.b)
@@ -35,14 +38,6 @@ def lines(acquisition: Acquisition, most: int | None = None) -> list[str]:
         text.append(f"b {levels.size} values, {levels[0]:g} to {levels[-1]:g} s/mm^2")
     text.append(f"largest b {describe_b(levels[-1])}")
     return text
-
-
-def _shape(waveform) -> str:
-    """The b-tensor's eigenvalues over b, for a vector waveform."""
-    if not waveform.vector:
-        return ""
-    shares = np.linalg.eigvalsh(waveform.b_tensor_factor())[::-1] / waveform.b_factor
-    return f", b-tensor {', '.join(f'{max(share, 0.0):.2g}' for share in shares)} of b"
 
 
 def unit_warnings(acquisition: Acquisition) -> list[str]:

@@ -19,9 +19,6 @@ def fibonacci_directions(n: int) -> np.ndarray:
 
     For a diffusion tensor take 7 or more: the 6 of them determine only five of its components.
 
-    Args:
-        n: Number of directions, at least 1.
-
     Returns:
         Unit vectors, shape (n, 3).
 

@@ -243,11 +243,7 @@ class SampledGradient(_Samples):
     vector = True
 
     def rotated(self, rotation) -> SampledGradient:
-        """The waveform turned by an orthogonal matrix R, shape (3, 3): R f(t).
-
-        Raises:
-            InputError: R is not orthogonal to 1e-6.
-        """
+        """R f(t) for an orthogonal matrix R, shape (3, 3); InputError if it is not, to 1e-6."""
         R = _numbers("rotation", rotation, 2)
         if R.shape != (3, 3) or np.max(np.abs(R @ R.T - np.eye(3))) > 1e-6:
             raise InputError("rotation: expected an orthogonal matrix of shape (3, 3)")

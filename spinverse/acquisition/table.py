@@ -265,10 +265,7 @@ class Acquisition:
         """Rows that the signals of a waveform, its place in ``waveforms``, are normalised by.
 
         Its rows with b = 0; where it has none, all rows with b = 0 and the same echo time, for the
-        shape of a gradient of strength 0 does not matter.
-
-        Raises:
-            InputError: There are none; names the waveform.
+        shape of a gradient of strength 0 does not matter. InputError if there are none.
         """
         unweighted = self.b == 0.0
         rows = np.flatnonzero(unweighted & (self.waveform_index == waveform))

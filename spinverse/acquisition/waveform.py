@@ -160,11 +160,7 @@ class Waveform(ABC):
 
     @property
     def first_direction(self) -> np.ndarray:
-        """Unit vector (3,) along the first f that is not zero.
-
-        Raises:
-            InputError: The waveform is scalar.
-        """
+        """Unit vector (3,) along the first f that is not zero; InputError if f is scalar."""
         if not self.vector:
             raise InputError(f"waveform {self.name}: is scalar, its direction is in the table")
         values = self(_points(*self._intervals).ravel())
@@ -199,11 +195,7 @@ class Waveform(ABC):
     def b_tensor_factor(self, direction=None) -> np.ndarray:
         """int_0^TE F F^T dt in ms^3, shape (3, 3); its trace is ``b_factor``.
 
-        Args:
-            direction: Unit vector (3,) of a scalar waveform; a vector waveform does not look at it.
-
-        Raises:
-            InputError: A scalar waveform without direction.
+        A scalar waveform needs its ``direction``, a unit vector (3,), or it is an InputError.
         """
         if not self.vector:
             vector = np.full(3, np.nan) if direction is None else np.asarray(direction, dtype=float)
@@ -290,11 +282,7 @@ class Waveform(ABC):
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Waveform:
-        """Rebuild a waveform from ``to_dict``.
-
-        Raises:
-            InputError: Unknown name, or fields that do not belong to it.
-        """
+        """Rebuild a waveform from ``to_dict``; InputError for a name or fields that do not fit."""
         arguments = dict(data)
         name = arguments.pop("name", None)
         if name not in Waveform._registry:

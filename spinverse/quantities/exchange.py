@@ -124,8 +124,7 @@ def mass_balance(tissue: Tissue | BlochTorrey, times, start=None, time_step: flo
     rows, now = [], 0.0
     for time in times:
         if time > now:
-            number = max(1, int(np.ceil((time - now) / time_step * (1 - 1e-12))))
-            system.march([y], (time - now) / number, number)
+            system.march([y], now, time, time_step)
             now = time
         mass = problem.scale * (problem.local_mass @ system.expand(y))
         rows.append(np.bincount(label, mass, minlength=len(parts)) * np.exp(-common * time))

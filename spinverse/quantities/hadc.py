@@ -20,6 +20,8 @@ are at rest, omega stands for omega / sqrt(rho), x for sqrt(rho) x, and V for th
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import dolfinx
 import numpy as np
 import ufl
@@ -136,9 +138,8 @@ class _Homogenised:
             for axis, F in axes(i, t):
                 sums[axis].axpy(weight * float(F), y)
 
-        for start, stop in zip(waveform.breakpoints[:-1], waveform.breakpoints[1:], strict=True):
-            number = max(1, int(np.ceil((stop - start) / time_step * (1 - 1e-12))))
-            self.system.march(states, (stop - start) / number, number, start, load, add)
+        for start, stop in pairwise(waveform.breakpoints):
+            self.system.march(states, start, stop, time_step, load, add)
         moments = self._fluxes_of(sums) / waveform.b_factor
         for thing in (*states, *sums):
             thing.destroy()

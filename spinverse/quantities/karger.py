@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from scipy.linalg import expm
@@ -172,7 +173,7 @@ def _evolve(waveform, generator, start, strength, squares, tolerance) -> np.ndar
 
 def _strang(waveform, generator, start, strength, squares, number) -> np.ndarray:
     M = np.repeat(start[:, None], strength.shape[1], axis=1)
-    for begin, end in zip(waveform.breakpoints[:-1], waveform.breakpoints[1:], strict=True):
+    for begin, end in pairwise(waveform.breakpoints):
         half = expm(generator * (end - begin) / number / 2)
         weights = squares(np.linspace(begin, end, number + 1))
         for n in range(number):
@@ -181,8 +182,6 @@ def _strang(waveform, generator, start, strength, squares, number) -> np.ndarray
             M = half @ M
     return M
 
-
-# --- arguments -----------------------------------------------------------------------------------
 
 def _column(field: str, values, count: int | None = None) -> np.ndarray:
     array = np.atleast_1d(np.asarray(values, dtype=float))

@@ -41,11 +41,7 @@ def same_axis(directions: np.ndarray) -> np.ndarray:
 
 
 def positive_magnitudes(signals: Signals) -> np.ndarray:
-    """|S| of every row; a zero has no logarithm.
-
-    Raises:
-        InputError: a signal of magnitude 0.
-    """
+    """|S| of every row, or the InputError that one is 0 and has no logarithm."""
     magnitude = signals.magnitude
     for row in np.flatnonzero(magnitude <= 0)[:1]:
         raise InputError(f"signals: row {row} has magnitude 0, expected a positive one")

@@ -26,12 +26,8 @@ def memory(waveform: Waveform, rates) -> np.ndarray:
     (Li, Tran and Nguyen, NMR Biomed. 33, e4353, 2020, eq. 26). It grows as lambda for slow modes
     and falls as int f^2 / (B lambda) for fast ones.
 
-    Args:
-        waveform: the gradient waveform.
-        rates: ``(K,)`` lambda >= 0, 1/ms.
-
-    Returns:
-        ``(K,)`` 1/ms; ``(K, 3, 3)``, symmetric, for a vector waveform.
+    For ``rates``, lambda >= 0, ``(K,)`` 1/ms, it is ``(K,)`` 1/ms; ``(K, 3, 3)``, symmetric, for a
+    vector waveform.
     """
     rates = np.asarray(rates, dtype=float)
     value = _over_steps(waveform, lambda times, values: _memory(times, values, rates))
@@ -44,9 +40,7 @@ def short_time_weight(waveform: Waveform) -> float | np.ndarray:
 
     For rectangular pulses it is (4/35) ((Delta + delta)^(7/2) + (Delta - delta)^(7/2)
     - 2 delta^(7/2) - 2 Delta^(7/2)) / (delta^2 (Delta - delta/3)), and Delta^(1/2) for short ones.
-
-    Returns:
-        A number; ``(3, 3)`` for a vector waveform.
+    It is ``(3, 3)`` for a vector waveform.
     """
     value = _over_steps(waveform, _three_halves) / waveform.b_factor
     return value if waveform.vector else float(value[0, 0])

@@ -63,8 +63,6 @@ class Modes:
         return signal
 
 
-# --- shapes ------------------------------------------------------------------------------------
-
 def free(b, diffusivity: float = 2.0) -> np.ndarray:
     """Unbounded medium, any refocused waveform: exp(-b D), shaped as ``b``; else as `slab`."""
     return np.exp(-b_to_internal(_b_values(b)) * _positive("diffusivity", diffusivity))
@@ -104,18 +102,14 @@ def sphere(b, delta: float, Delta: float, radius: float, diffusivity: float = 2.
 
 def slabs(b, delta: float, Delta: float, thicknesses, permeabilities, diffusivity=2.0,
           T2=np.inf, degree: int = 12) -> np.ndarray:
-    """Parallel layers with membranes between them, the outermost planes reflecting.
+    """Parallel layers with membranes between them, relaxation included; else as `slab`.
 
     Args:
-        b, delta, Delta: as of `slab`.
-        thicknesses: of the n layers, um.
+        thicknesses: of the n layers, um; the outermost planes reflect.
         permeabilities: of the n - 1 membranes, um/ms, one number or each; ``inf`` is no membrane.
         diffusivity: um^2/ms, one number or one for each layer.
         T2: ms, one number or one for each layer.
         degree: of the polynomials in each layer.
-
-    Returns:
-        Signals, shaped as ``b``: relaxation included.
 
     Raises:
         InputError: a value out of range, lists that do not fit the layers.
@@ -292,8 +286,6 @@ def _radial(dim: int, order: int, edges, kappa, D, R2, degree: int):
     eigenvalues, vectors = eigh(A, M)
     return np.maximum(eigenvalues, 0.0), values @ vectors, r, weight
 
-
-# --- arguments -----------------------------------------------------------------------------------
 
 def _positive(field: str, value, unit: str = "", finite: bool = True) -> float:
     try:

@@ -31,8 +31,6 @@ def fitted_order(sizes, errors) -> float:
     return float(np.polyfit(np.log(sizes), np.log(errors), 1)[0])
 
 
-# ---- orders -------------------------------------------------------------------------------------
-
 def order_rows(settings: Settings) -> Iterator[Row]:
     """Errors on refined meshes and steps, and the order of their fall. Collective.
 
@@ -90,8 +88,6 @@ def _step_order(case: Case, settings: Settings) -> Row:
                resolution=stepped.resolution, **columns)
 
 
-# ---- agreement of the engines -------------------------------------------------------------------
-
 def agreement_rows(settings: Settings) -> Iterator[Row]:
     """Both engines on one mesh with refined modes and steps: 1e-5. Collective."""
     for case, choice in _small():
@@ -117,8 +113,6 @@ def _small() -> list[tuple[Case, Discretisation]]:
     return [(case, round_layers("sphere", case.lengths, 2.0, 1) if case.geometry == "sphere"
              else discretisation(case, "default")) for case in chosen]
 
-
-# ---- automatic choices --------------------------------------------------------------------------
 
 def tolerance_rows(settings: Settings) -> Iterator[Row]:
     """Automatic modes and steps: what is wanted, estimated and left. Collective.

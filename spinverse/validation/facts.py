@@ -1,7 +1,4 @@
-"""Cases beyond families 1 to 7: exchange, published layers, limits, b-values.
-
-The references are eigenvalues, published tables, closed forms and the file's lists of limits.
-"""
+"""Cases beyond families 1 to 7: exchange, published layers, limits, a lattice, b-values."""
 
 from __future__ import annotations
 
@@ -11,13 +8,15 @@ from typing import Any
 import numpy as np
 
 from ..acquisition import PGSE, Acquisition
+from ..mesh import packed_spheres
 from ..quantities import exchange_times, hadc, short_time_approximation
+from ..simulate import simulate
 from ..units import b_from_internal
 from . import analytic
 from . import references as ref
 from .discretisation import REFINED, Discretisation, round_layers, stack
 from .rows import Row
-from .signals import TARGETS, tissue_rows
+from .signals import TARGETS, WALK_TARGET, tissue_rows
 from .solve import ENGINES, MATRIX_FORMALISM, Measurement, Settings, solve
 
 X = (1.0, 0.0, 0.0)
@@ -30,8 +29,6 @@ def _chosen(geometry: str, lengths, level: str, coarse, fine) -> Discretisation:
         return stack(lengths, size, degree)
     return round_layers(geometry, lengths, size, degree)
 
-
-# ---- exchange -----------------------------------------------------------------------------------
 
 def exchange_rows(settings: Settings) -> Iterator[Row]:
     """The slowest decay of a concentration difference, ms. Collective.
@@ -57,8 +54,6 @@ def exchange_rows(settings: Settings) -> Iterator[Row]:
                       **columns)
 
 
-# ---- published layers ---------------------------------------------------------------------------
-
 def layer_rows(settings: Settings) -> Iterator[Row]:
     """Published three-layer signals, and unequal slabs against the layer solver. Collective."""
     sizes = {"disk": (0.5, 0.5), "sphere": (2.0, 1.5)}
@@ -83,8 +78,6 @@ def _layered(name, geometry, lengths, D, kappa, T2, waveform, b, reference,
     return ref.Case("layers", name, name, geometry, lengths, dict(enumerate(D, 1)), kappa, T2,
                     waveform, (X,), b, reference, (uncertainty,) * len(b), False)
 
-
-# ---- motional narrowing -------------------------------------------------------------------------
 
 def narrowing_rows(settings: Settings) -> Iterator[Row]:
     """Long pulses without a gap: -ln E = (gamma g)^2 c1 L^4 / D (2 delta - c2 L^2 / D).
@@ -121,8 +114,6 @@ def narrowing_rows(settings: Settings) -> Iterator[Row]:
                           (float(ours1), float(ours2)), (c1, c2), (), TARGETS[level],
                           relative=True, **solved.columns, **columns)
 
-
-# ---- short times --------------------------------------------------------------------------------
 
 def short_time_rows(settings: Settings) -> Iterator[Row]:
     """D(t) / D of short pulses, by `hadc`, and its Mitra limit, by the walls' area. Collective.
@@ -161,8 +152,6 @@ def short_time_rows(settings: Settings) -> Iterator[Row]:
                           tuple(entry[column] for entry in shown), (), TARGETS[level], **columns)
 
 
-# ---- effective medium ---------------------------------------------------------------------------
-
 def effective_rows(settings: Settings) -> Iterator[Row]:
     """ADC of an endless stack at long times, which tends to 1 / (1/D + 1/(kappa h)). Collective.
 
@@ -190,7 +179,26 @@ def effective_rows(settings: Settings) -> Iterator[Row]:
                           TARGETS[level], relative=True, **solved.columns, **columns)
 
 
-# ---- b-values -----------------------------------------------------------------------------------
+def lattice_rows(settings: Settings) -> Iterator[Row]:
+    """Balls on a periodic lattice, with the degree and the mesh's error that `simulate` says.
+
+    Time stepping would take a factor for every step of every gradient. Collective.
+    """
+    for level in settings.levels if settings.runs(MATRIX_FORMALISM) else ():
+        choice = Discretisation(packed_spheres, (
+            ("radii", (ref.RADIUS,)), ("box", (ref.LENGTH,) * 3), ("periodic", True)),
+            1.0 if level == REFINED else 1.5, 2)
+        for kappa, walk in ref.WALKS.items():
+            problem, columns = choice.problem(settings.comm, ref.D, kappa=kappa, periodic="xyz")
+            table = Acquisition.pgse([0, *walk], X, ref.PULSE, ref.SEPARATION)
+            found = simulate(problem.tissue, table, tolerance=settings.tolerance_at(level))
+            reference, uncertainty = np.array(list(walk.values())).T.tolist()
+            yield Row("lattice", f"balls_kappa{kappa:g}", level, MATRIX_FORMALISM,
+                      tuple(f"b = {b:g}" for b in walk), tuple(found.normalised[1:].tolist()),
+                      tuple(reference), tuple(uncertainty), WALK_TARGET,
+                      resolution=f"mesh: {found.mesh_error:.1g}",
+                      estimated_error=found.estimated_error, **columns)
+
 
 def b_value_rows(settings: Settings) -> Iterator[Row]:
     """b over q^2 of every waveform, ms^3, without a mesh."""

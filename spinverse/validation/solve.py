@@ -94,11 +94,7 @@ class Solved:
 
 def solve(problem: BlochTorrey, measurements: Sequence[Measurement], engine: str, tolerance: float,
           modes: int | str = "auto", time_step: float | str = "auto") -> Solved:
-    """Run an engine on every distinct measurement. Collective.
-
-    Raises:
-        InputError, SolverError: as the engines.
-    """
+    """Run an engine on every distinct measurement. Collective."""
     began = time.perf_counter()
     distinct = list(dict.fromkeys(measurements))
     table = Acquisition.from_rows([m.b for m in distinct], [m.direction for m in distinct],
