@@ -226,7 +226,8 @@ class DoublePGSE(Pulses):
     def describe(self) -> str:
         kind = "parallel" if self.parallel else "antiparallel"
         if self.directions is not None:
-            cosine = self._sign * np.dot(*self.directions)
+            first, second = self.directions
+            cosine = self._sign * np.dot(first, second)
             kind = f"angle {np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0))):.4g} degrees"
         return self._describe(f", {kind}", f", mixing time {self.mixing_time:g} ms")
 

@@ -94,7 +94,8 @@ def fit_adc(signals: Signals | np.ndarray, S=None, b_max: float | None = None,
         more = f" (and {len(remarks) - 1} more of {len(pieces)})" if len(remarks) > 1 else ""
         warn_caller(f"fit_adc: {remarks[0]}{more}", FitWarning)
     *figures, b_range, valid = (np.array(column) for column in zip(*fits, strict=True))
-    return ADCFit(*figures, b_range, np.array([p[1] for p in pieces]),
+    adc, error, kurtosis, S0, residual = figures
+    return ADCFit(adc, error, kurtosis, S0, residual, b_range, np.array([p[1] for p in pieces]),
                   np.array([p[2] for p in pieces]), valid)
 
 
