@@ -28,7 +28,8 @@ def of_tissue(tissue: KnownTissue) -> list[str]:
             said = (f"tissue.diffusivity_um2_per_ms: {size:g} um^2/ms is "
                     f"{units.diffusivity_from_internal(size):g} m^2/s")
             meant = {"m^2/s": 1e9, "mm^2/s": 1e3, "um^2/s": 1e-3}
-            found.append(f"{said}; water has 2 to 3 um^2/ms{units.other_unit(size, meant, DIFFUSIVITY)}")
+            found.append(f"{said}; water has 2 to 3 um^2/ms"
+                         + units.other_unit(size, meant, DIFFUSIVITY))
     for value in _values(tissue.T2_ms):
         if 0 < value < RELAXATION[0] or RELAXATION[1] < value < np.inf:
             found.append(f"tissue.T2_ms: {value:g} ms is {units.time_from_internal(value):g} s; "
