@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from .. import __version__
 from ..errors import InputError
-from ..inversion import Shapes, Stage
+from ..inversion import Shapes, Stage, Unknown
 from ..inversion.parameters import KINDS
 from ..inversion.stages import PRESETS, preset
 from .acquisition import Acquisitions
@@ -132,6 +132,11 @@ class ReconstructConfig(Run):
                                  "expected a single number there")
         return self
 
+    @property
+    def unknowns(self) -> dict[str, Unknown]:
+        """Numbers that are found with the membranes, by name."""
+        return {name: section.value() for name, section in self.unknown.items()}
+
     def stage_list(self) -> list[Stage | Shapes]:
         """The stages of the preset, or of the list."""
         if isinstance(self.stages, str):
@@ -142,7 +147,7 @@ class ReconstructConfig(Run):
         """Arguments of `InverseProblem`, beside mesh and signals. Runs code. Collective."""
         tissue, signals = self.tissue, self.signals
         return {**self.extra_arguments(comm),
-                "unknown": {name: section.value() for name, section in self.unknown.items()},
+                "unknown": self.unknowns,
                 "diffusivity": tissue.diffusivity_um2_per_ms, "T2": tissue.T2_ms,
                 "density": tissue.density, "boundary": tissue.boundary,
                 "interface": tissue.interface,
