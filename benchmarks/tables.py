@@ -117,9 +117,15 @@ def from_validation(text: str) -> list[dict]:
     return [dict(zip(heads, line, strict=True)) for line in VERDICT.findall(text)]
 
 
+def _case(row: dict) -> tuple:
+    """What makes a row of a benchmark one; of other tables all of it."""
+    heads = ("target", *GROUP)
+    return tuple(row[head] for head in (heads if all(head in row for head in heads) else row))
+
+
 def add(name: str, path: Path, source: dict) -> None:
     """Take a table into the result files."""
-    old, sources = [], {}
+    key, rows, sources = f"{source['commit']} {source['date']} {source['command']}", {}, {}
     if path.is_file():
         new = read(path)
     elif (path / "table.json").exists():
@@ -127,12 +133,10 @@ def add(name: str, path: Path, source: dict) -> None:
     else:
         new = [from_benchmark(row) for row in read(path / "table.csv")]
         if (RESULTS / f"{name}.csv").exists():
-            case = ("target", *GROUP)
-            there = {tuple(row[head] for head in case) for row in new}
             old, sources = load(name)
-            old = [row for row in old if tuple(row[head] for head in case) not in there]
-    key = f"{source['commit']} {source['date']} {source['command']}"
-    save(name, [*old, *(row | {"source": key} for row in new)], sources | {key: source})
+            rows = {_case(row): row for row in old}
+    rows |= {_case(row): row | {"source": key} for row in new}  # in the places that they had
+    save(name, list(rows.values()), sources | {key: source})
 
 
 def main() -> int:
