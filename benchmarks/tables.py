@@ -31,6 +31,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 BLOCK = re.compile(r"^(<!-- table: ([^\n]+) -->\n).*?^(<!-- end -->)", re.DOTALL | re.MULTILINE)
+MACHINE = "two cores, x86-64"  # unless said
 GROUP = ("boundary", "SNR", "method")
 #: What is kept of a benchmark's table.csv: head, column, format.
 KEPT = (("boundary", "boundary", ""), ("SNR", "snr", "g"), ("method", "method", ""),
@@ -86,7 +87,8 @@ def render(words: str) -> str:
 
 def origin(source: dict) -> str:
     commit = f"commit {source['commit']}, " if source["commit"] else ""
-    return f"{commit}{source['date']}, `{source['command']}`"
+    more = source["machine"].removeprefix(MACHINE)
+    return f"{commit}{source['date']}{more}, `{source['command']}`"
 
 
 def means(rows: list[dict]) -> list[dict]:
@@ -145,7 +147,7 @@ def main() -> int:
     parser.add_argument("--add", nargs=2, metavar=("NAME", "DIR|FILE.csv"))
     parser.add_argument("--command", help="with --add: what made the table")
     parser.add_argument("--commit", help="of that run; the present one if not given")
-    parser.add_argument("--machine", default="two cores, x86-64")
+    parser.add_argument("--machine", default=MACHINE)
     asked = parser.parse_args()
     if asked.add:
         if not asked.command:
