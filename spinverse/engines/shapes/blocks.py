@@ -11,6 +11,7 @@ facets and 1 at the start, so that loads of ones excite and receive.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -38,7 +39,8 @@ class Blocks:
     Attributes:
         whole: the mesh.
         mass: ``(Nt, n, n)`` for the n values of a cell.
-        decay: ``(Nt, n, n)`` diffusion, relaxation and extra terms.
+        decay: ``(C, Nt, n, n)`` diffusion, relaxation and extra terms, of mesh cells with the label
+            0, 1, ...; those of the last row have all further labels.
         position: ``(3, Nt, n, n)`` um, from the centre of the box.
         nodes: ``(Nf, 2, p)`` values at the same nodes on the two sides: n times the cell, plus the
             place in the cell. The second side of an outer facet stands for nothing.
@@ -54,6 +56,10 @@ class Blocks:
     exchange: np.ndarray
     at_walls: np.ndarray | None = None
     at_open: np.ndarray | None = None
+
+    def decay_of(self, label: int) -> np.ndarray:
+        """Of mesh cells with this label, ``(Nt, n, n)``."""
+        return self.decay[min(label, len(self.decay) - 1)]
 
 
 def check(problem: BlochTorrey) -> None:
@@ -125,30 +131,38 @@ class Assembly:
         self._parts = [form if form is None else problem.compile(form)
                        for form in _parted(problem.extra_form, self._chosen)]
 
-    def blocks(self, walls: Walls, resistance: float = 2.0) -> Blocks:
+    def blocks(self, walls: Walls, resistance: float = 2.0,
+               labelled: Sequence[Callable[[], object]] = (lambda: None,)) -> Blocks:
         """At the present coefficients.
 
         Args:
-            walls: the user's terms may depend on the permeability, and open facets of finite
-                permeability slow diffusion down.
+            walls: the user's terms may depend on the permeability (where it differs between cells,
+                they are taken at its mean), and open facets of finite permeability slow diffusion
+                down.
             resistance: how much of the resistance of open facets the cells take over, see
                 `_slow`; about 2 on lattices.
+            labelled: for each label from 0 on, what sets the coefficients as in cells of this label
+                all over the mesh.
         """
         problem = self.problem
-        if np.isfinite(walls.open):
-            self._slow(resistance / walls.open)
-        decay = self._inside(self._decay[int(np.isfinite(walls.open))])
         mass, position, exchange = self._fixed
         inside, around = self._parts
+        decays = []
+        for label in labelled:
+            label()
+            if np.isfinite(walls.open):
+                self._slow(resistance / walls.open)
+            decay = self._inside(self._decay[int(np.isfinite(walls.open))])
+            decays.append(decay if inside is None else decay + self._inside(inside, 0))
         at_walls = at_open = None
         if inside is not None:
-            decay = decay + self._inside(inside, 0)
             position = position + self._turned(inside)
         if around is not None:
-            at_walls = at_open = self._terms_at(walls.wall)
+            at_walls = at_open = self._terms_at(walls.mean)
             if has(problem.extra_form, problem.kappa):
                 at_open = self._terms_at(min(walls.open, _OPEN))
-        return Blocks(self.whole, mass, decay, position, self._nodes, exchange, at_walls, at_open)
+        return Blocks(self.whole, mass, np.array(decays), position, self._nodes, exchange,
+                      at_walls, at_open)
 
     @cached_property
     def _fixed(self) -> tuple:
