@@ -177,7 +177,7 @@ def checked(unknown: Mapping[str, Unknown] | Sequence[str], known: Mapping[str, 
         if not isinstance(value, Unknown):
             raise InputError(f"unknown: {name}: {value!r:.40}, expected "
                              "Unknown(start, low, high)")
-        whole = name.removesuffix("_inside").removesuffix("_outside")
+        whole = _whole(name)
         if whole != name and whole in unknown:
             raise InputError(f"unknown: {whole} and {name}, expected one of the whole mesh, or "
                              "those inside and outside")
@@ -187,6 +187,18 @@ def checked(unknown: Mapping[str, Unknown] | Sequence[str], known: Mapping[str, 
                              "number for the whole mesh")
         found[name] = value
     return found
+
+
+def additional(unknown: Sequence[str]) -> list[str]:
+    """Numbers that could be unknown as well."""
+    whole = {_whole(name) for name in unknown}
+    return [name for name in KINDS if name not in unknown and name not in whole
+            and _whole(name) not in unknown]
+
+
+def _whole(name: str) -> str:
+    """The number of the whole mesh that one inside or outside is a part of."""
+    return name.removesuffix("_inside").removesuffix("_outside")
 
 
 def is_each(name: str) -> bool:

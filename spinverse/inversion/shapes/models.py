@@ -61,7 +61,7 @@ class Models:
         self.names = tuple(name for name in problem.unknown
                            for _ in range(cells if parameters.is_each(name) else 1))
         # of which cell each is: 1, 2, ..., or 0 for none
-        self._cell = np.array([k for name in problem.unknown for k in (
+        self.cell_of = np.array([k for name in problem.unknown for k in (
             range(1, cells + 1) if parameters.is_each(name) else (0,))], dtype=int)
         self.all = Look(problem.likelihood)
         self.floor = problem.likelihood.floor
@@ -97,13 +97,13 @@ class Models:
 
     def active(self, labels: np.ndarray) -> np.ndarray:
         """Which of them a hypothesis with these labels has, ``(P,)`` bool."""
-        return self._cell <= labels.max(initial=0)
+        return self.cell_of <= labels.max(initial=0)
 
     def values(self, theta: np.ndarray, cells: int | None = None) -> dict:
         """The unknown numbers at coordinates, by name; those of ``cells`` cells where each has one.
         """
         found: dict = {}
-        for name, unknown, cell, x in zip(self.names, self._unknown, self._cell, theta,
+        for name, unknown, cell, x in zip(self.names, self._unknown, self.cell_of, theta,
                                           strict=True):
             if not cell:
                 found[name] = unknown.value(x)
@@ -118,7 +118,7 @@ class Models:
             return given[min(max(cell, 1), len(given)) - 1]
 
         return np.array([unknown.coordinate(of(name, cell)) for name, unknown, cell in zip(
-            self.names, self._unknown, self._cell, strict=True)])
+            self.names, self._unknown, self.cell_of, strict=True)])
 
     @cached_property
     def design(self) -> list[np.ndarray]:
