@@ -37,8 +37,9 @@ class InverseProblem:
             cannot be reconstructed.
         boundary: "absorbing": outer facets are unknown too; "reflecting": they are closed.
         permeability_range: smallest and largest permeability of facets, um/ms; (0.01, 100) if
-            None. In a search walls have the first if it is said (and "wall_permeability" is not
-            unknown), all other facets the last.
+            None. In a search all facets that are no walls have the last.
+        wall_permeability: of walls in a search, um/ms, where it is known. None: unknown, or the
+            first of ``permeability_range`` where that is said.
         normalisation: what a predicted |S| is divided by: "measured", the measured |S(b = 0)| of
             the same sequence, when signals are in um^3 times density as `simulate` gives them;
             "own", the predicted one, when they are in arbitrary units; "auto": "measured" if the
@@ -49,8 +50,7 @@ class InverseProblem:
         extra_terms, extra_coefficients, extra_breakpoints: a term of your own, as in `simulate`.
         unknown: `Unknown` numbers by name, or names alone (ranges are usual ones then), found by
             the search for shapes: of `parameters.KINDS`, or among ``extra_coefficients``.
-            "wall_permeability" is unknown if no ``permeability_range`` is said. Stages of facets
-            hold them at their present values.
+            Stages of facets hold them at their present values.
         engine: "matrix_formalism" or "time_stepping".
         modes: of the matrix formalism during stages of facets, made of responses of the start;
             "auto": a quarter of the number of cells. While walls are half closed everywhere, short
@@ -70,6 +70,7 @@ class InverseProblem:
     interface: str = "equilibrium"
     boundary: str = "reflecting"
     permeability_range: tuple[float, float] | None = None
+    wall_permeability: float | None = None
     normalisation: str = "auto"
     noise: float | None = None
     noise_model: str = "rician"
@@ -91,9 +92,15 @@ class InverseProblem:
         unknown = parameters.checked(
             self.unknown, {"diffusivity": self.diffusivity, "T2": self.T2},
             self.extra_coefficients or {})
-        if self.permeability_range is None:
-            object.__setattr__(self, "permeability_range", PERMEABILITIES)
+        wall = self.wall_permeability
+        if wall is not None and not 0 < wall < np.inf:
+            raise InputError(f"wall_permeability: {wall!r}, expected a positive number, um/ms")
+        if wall is not None and "wall_permeability" in unknown:
+            raise InputError(f"wall_permeability: {wall:g} is said, and it is among the unknown "
+                             "numbers; expected one of them")
+        if wall is None and self.permeability_range is None:
             unknown.setdefault("wall_permeability", parameters.KINDS["wall_permeability"].usual)
+        object.__setattr__(self, "permeability_range", self.permeability_range or PERMEABILITIES)
         object.__setattr__(self, "unknown", unknown)
         low, high = self.permeability_range
         if not 0 < low < high < np.inf:
@@ -133,7 +140,8 @@ class InverseProblem:
     @property
     def walls(self) -> Walls:
         """Permeabilities that a partition of the cells gives to the facets."""
-        return Walls(*self.permeability_range, self.absorbing)
+        low, high = self.permeability_range
+        return Walls(self.wall_permeability or low, high, self.absorbing)
 
     @cached_property
     def unknown_facets(self) -> np.ndarray:

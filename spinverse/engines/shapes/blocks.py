@@ -45,7 +45,9 @@ class Blocks:
         nodes: ``(Nf, 2, p)`` values at the same nodes on the two sides: n times the cell, plus the
             place in the cell. The second side of an outer facet stands for nothing.
         exchange: ``(Nf, 2, p, 2, p)`` between them: `forms.exchange`, `forms.outflow` of 1 um/ms.
-        at_walls, at_open: the user's terms on facets that are walls, and on others; None without.
+        at_walls: ``(C, Nf, 2, p, 2, p)`` the user's terms on facets that are walls of the cell 1,
+            2, ...; the last row is of all further ones; None without.
+        at_open: ``(Nf, 2, p, 2, p)`` on others.
     """
 
     whole: WholeMesh
@@ -60,6 +62,12 @@ class Blocks:
     def decay_of(self, label: int) -> np.ndarray:
         """Of mesh cells with this label, ``(Nt, n, n)``."""
         return self.decay[min(label, len(self.decay) - 1)]
+
+    def terms_between(self, first: np.ndarray, second: np.ndarray,
+                      facets: np.ndarray) -> np.ndarray:
+        """The user's terms on walls between two labels, ``(n, 2, p, 2, p)``."""
+        cell = np.maximum(first, second).clip(1, len(self.at_walls))
+        return self.at_walls[cell - 1, facets]
 
 
 def check(problem: BlochTorrey) -> None:
@@ -136,9 +144,8 @@ class Assembly:
         """At the present coefficients.
 
         Args:
-            walls: the user's terms may depend on the permeability (where it differs between cells,
-                they are taken at its mean), and open facets of finite permeability slow diffusion
-                down.
+            walls: the user's terms may depend on the permeability, and open facets of finite
+                permeability slow diffusion down.
             resistance: how much of the resistance of open facets the cells take over, see
                 `_slow`; about 2 on lattices.
             labelled: for each label from 0 on, what sets the coefficients as in cells of this label
@@ -158,9 +165,12 @@ class Assembly:
         if inside is not None:
             position = position + self._turned(inside)
         if around is not None:
-            at_walls = at_open = self._terms_at(walls.mean)
             if has(problem.extra_form, problem.kappa):
+                at_walls = np.array([self._terms_at(wall) for wall in np.atleast_1d(walls.wall)])
                 at_open = self._terms_at(min(walls.open, _OPEN))
+            else:
+                at_open = self._terms_at(1.0)
+                at_walls = at_open[None]
         return Blocks(self.whole, mass, np.array(decays), position, self._nodes, exchange,
                       at_walls, at_open)
 

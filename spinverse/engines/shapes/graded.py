@@ -60,14 +60,15 @@ class GradedModel:
         self._rim_cell = _sparse(np.ones((len(rim), 1)), whole.sides[rim, :1], cells)
         # between nodes on the facets: of one field, and of two that face each other
         facets = blocks.exchange * walls.of(1, 0)
-        if blocks.at_walls is not None:
-            facets = facets + blocks.at_walls
+        at_walls = None if blocks.at_walls is None else blocks.at_walls[0]
+        if at_walls is not None:
+            facets = facets + at_walls
         self._own = 0.5 * (facets[inner, 0, :, 0] + facets[inner, 1, :, 1])
         self._other = 0.5 * (facets[inner, 0, :, 1] + facets[inner, 1, :, 0])
         self._facet = node[blocks.nodes[inner, 0]]
         out = (blocks.exchange if walls.absorbing else 0 * blocks.exchange)[rim, 0, :, 0]
         more = [extra if extra is None else extra[rim, 0, :, 0]
-                for extra in (blocks.at_walls, blocks.at_open)]
+                for extra in (at_walls, blocks.at_open)]
         self._outflow = [kappa * out + (0.0 if extra is None else extra) for kappa, extra in zip(
             (walls.of(1, 0), RIM * walls.outer), more, strict=True)]
         self._rim = node[blocks.nodes[rim, 0]]

@@ -85,9 +85,11 @@ class PartitionModel:
     def _between(self, labels: np.ndarray, facets: np.ndarray) -> np.ndarray:
         """What some walls contribute, ``(n, 2, p, 2, p)``."""
         first, second = self.sides[facets].T
-        kappa = self.walls.of(labels[first], np.where(second >= 0, labels[second], 0))
-        found = np.reshape(kappa, (-1, 1, 1, 1, 1)) * self._exchange[facets]
-        return found if self.blocks.at_walls is None else found + self.blocks.at_walls[facets]
+        first, second = labels[first], np.where(second >= 0, labels[second], 0)
+        found = np.reshape(self.walls.of(first, second), (-1, 1, 1, 1, 1)) * self._exchange[facets]
+        if self.blocks.at_walls is None:
+            return found
+        return found + self.blocks.terms_between(first, second, facets)
 
     def _unknowns(self, labels: np.ndarray) -> np.ndarray:
         """Number of the unknown of each value in each cell, ``(Nt n,)``."""

@@ -38,11 +38,6 @@ class Walls:
         """Of outer facets of label 0, um/ms."""
         return self.open if self.absorbing else 0.0
 
-    @property
-    def mean(self) -> float:
-        """Geometric mean over the cells, um/ms."""
-        return self.wall if np.isscalar(self.wall) else float(np.exp(np.mean(np.log(self.wall))))
-
     def of(self, first: np.ndarray, second: np.ndarray) -> np.ndarray | float:
         """Of walls between two labels, arrays of whole numbers, not both of them 0, um/ms."""
         if np.isscalar(self.wall):
