@@ -192,8 +192,8 @@ def checked(unknown: Mapping[str, Unknown] | Sequence[str], known: Mapping[str, 
 def additional(unknown: Sequence[str]) -> list[str]:
     """Numbers that could be unknown as well."""
     whole = {_whole(name) for name in unknown}
-    return [name for name in KINDS if name not in unknown and name not in whole
-            and _whole(name) not in unknown]
+    return [name for name, kind in KINDS.items() if kind.usual is not None
+            and not {name, _whole(name)} & set(unknown) and name not in whole]
 
 
 def _whole(name: str) -> str:

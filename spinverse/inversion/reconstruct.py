@@ -15,6 +15,8 @@ from .facets.stage import Stage
 from .ledger import Ledger, Progress, State
 from .parameters import Theta
 from .problem import InverseProblem
+from .shapes.cell_table import LEVEL, CellTable, cell_table
+from .shapes.freedoms import Freedom, freedoms
 from .shapes.stage import Shapes
 from .stages import facets, preset
 from .verdict import Verdict, verdict
@@ -68,6 +70,16 @@ class Reconstruction:
     def verdict(self) -> Verdict:
         """Whether it explains the data."""
         return verdict(self.problem, self.data_misfit)
+
+    def cell_table(self, level: float = LEVEL) -> CellTable | None:
+        """The cells in numbers, with intervals; None where there are no labels. Collective."""
+        if self.labels is None:
+            return None
+        return cell_table(self.problem, self.labels, self.theta, level)
+
+    def freedoms(self) -> list[Freedom]:
+        """What would explain more of the data, the best first. Collective."""
+        return [] if self.labels is None else freedoms(self.problem, self.labels, self.theta)
 
 
 def reconstruct(mesh: Mesh, signals: Signals, stages: Sequence[Stage | Shapes] | str = "default",

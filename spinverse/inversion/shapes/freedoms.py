@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ...errors import InputError
 from .. import parameters
 from ..problem import BOUNDARIES, InverseProblem
 from .hypothesis import whole_labels
@@ -66,7 +67,11 @@ def freedoms(problem: InverseProblem, labels: np.ndarray,
     found = []
     for name in parameters.additional(problem.unknown):
         unknown = parameters.KINDS[name].usual
-        models = Models(replace(problem, unknown={**problem.unknown, name: unknown}))
+        known = {"wall_permeability": None} if name == "wall_permeability" else {}
+        try:
+            models = Models(replace(problem, unknown={**problem.unknown, name: unknown}, **known))
+        except InputError:  # what is known of it is no single number
+            continue
         values = [unknown.value(x) for x in np.linspace(*unknown.range, POINTS)]
         misfits = [left(models, models.coordinates({**theta, name: value})) for value in values]
         best = int(np.argmin(misfits))
