@@ -21,10 +21,8 @@ from spinverse.errors import StackError, one_line
 
 DOLFINX_SERIES = "0.11"
 WHEEL = "dolfinx-solver-real"
-INSTALL_HINT = (
-    "install the wheel with `pip install 'spinverse[solver]'` (Linux, x86_64), "
-    "or use conda-forge with environment.yml"
-)
+INSTALL_HINT = ("install the wheel with `pip install 'spinverse[solver]'` (Linux, x86_64), "
+                "or use conda-forge with environment.yml")
 
 # Launchers tell each process how many there are; read before MPI is initialised.
 # SLURM_NTASKS is not here: a batch script has it too, around serial programs.
@@ -35,10 +33,7 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 
 @dataclass(frozen=True)
 class Stack:
-    """Versions of what spinverse runs on, as text.
-
-    ``source`` is "wheel" for dolfinx-solver-real of PyPI, else "system".
-    """
+    """Versions of what spinverse runs on; the source is "wheel" (of PyPI) or "system"."""
 
     dolfinx: str
     petsc: str
@@ -49,10 +44,8 @@ class Stack:
 
     def describe(self) -> str:
         """Return all of it in one line."""
-        return (
-            f"DOLFINx {self.dolfinx} ({self.source}), PETSc {self.petsc}, SLEPc {self.slepc}, "
-            f"pyadjoint {self.pyadjoint}, {self.mpi}"
-        )
+        return (f"DOLFINx {self.dolfinx} ({self.source}), PETSc {self.petsc}, SLEPc {self.slepc}, "
+                f"pyadjoint {self.pyadjoint}, {self.mpi}")
 
 
 def launched_size(environment: Mapping[str, str]) -> int:
@@ -64,11 +57,8 @@ def launched_size(environment: Mapping[str, str]) -> int:
 def limit_threads(environment: MutableMapping[str, str]) -> bool:
     """Give each rank of a parallel run one BLAS thread, unless the user has set a number.
 
-    BLAS reads these variables when it is loaded, so an ``import numpy`` before
-    ``import spinverse`` comes too early for numpy's own: set ``OMP_NUM_THREADS=1`` then.
-
-    Returns:
-        Whether anything was set.
+    Returns whether it did. BLAS reads these variables when it is loaded: ``import numpy`` before
+    ``import spinverse`` comes too early for numpy's own.
     """
     if launched_size(environment) < 2 or any(name in environment for name in THREAD_VARIABLES):
         return False
@@ -80,14 +70,12 @@ def _check_distributions(names: set[str]) -> None:
     if "dolfinx-solver-complex" in names:
         raise StackError(
             "dolfinx-solver-complex is installed, but spinverse needs real PETSc scalars: "
-            f"pip uninstall dolfinx-solver-complex, then pip install --force-reinstall {WHEEL}"
-        )
+            f"pip uninstall dolfinx-solver-complex, then pip install --force-reinstall {WHEEL}")
     foreign = sorted(names & {"petsc", "petsc4py", "slepc", "slepc4py"})
     if WHEEL in names and foreign:
         raise StackError(
             f"{', '.join(foreign)} from PyPI overwrote the PETSc inside {WHEEL}: pip uninstall "
-            f"{' '.join(foreign)}, then pip install --force-reinstall --no-deps {WHEEL}"
-        )
+            f"{' '.join(foreign)}, then pip install --force-reinstall --no-deps {WHEEL}")
 
 
 def _check_dolfinx(dolfinx: ModuleType) -> None:
@@ -105,21 +93,17 @@ def _check_launcher(announced: int, actual: int) -> None:
     if actual < 2 <= announced:
         raise StackError(
             f"started as {announced} processes, but MPI sees only one: the launcher is of another "
-            f"MPI than mpi4py; use the mpiexec beside {sys.executable}"
-        )
+            f"MPI than mpi4py; use the mpiexec beside {sys.executable}")
 
 
 def check_stack(import_module: Callable[[str], ModuleType], distributions: Iterable[str]) -> Stack:
     """Import the stack in order and check each part; :func:`load_stack` is the usual entry.
 
-    Args:
-        import_module: Imports a module by name, as ``importlib.import_module`` does.
-        distributions: Names of the installed ones, normalised (lower case, hyphens).
+    ``distributions`` are names of the installed ones, normalised (lower case, hyphens).
 
     Raises:
         StackError: The first thing that is missing, foreign or of a wrong version or kind.
     """
-
     def get(name: str, missing: str) -> ModuleType:
         try:
             return import_module(name)
@@ -149,11 +133,8 @@ def check_stack(import_module: Callable[[str], ModuleType], distributions: Itera
     if (scalar := petsc.ScalarType.__name__) != "float64":
         raise StackError(f"PETSc has scalars of type {scalar}, spinverse needs real float64 "
                          "(conda: petsc=*=real*; PyPI: dolfinx-solver-real)")
-    slepc = get(
-        "slepc4py.SLEPc",
-        "slepc4py is not installed (conda: conda install -c conda-forge slepc4py; "
-        f"PyPI: it is part of {WHEEL})",
-    )
+    slepc = get("slepc4py.SLEPc", "slepc4py is not installed (conda: conda install -c conda-forge "
+                f"slepc4py; PyPI: it is part of {WHEEL})")
     get("petsctools", "petsctools is not installed: pip install petsctools")
     pyadjoint = get("pyadjoint", "pyadjoint is not installed: pip install pyadjoint-ad")
     if not (hasattr(pyadjoint, "ReducedFunctional") and hasattr(pyadjoint, "OverloadedType")):
@@ -161,15 +142,11 @@ def check_stack(import_module: Callable[[str], ModuleType], distributions: Itera
             "pyadjoint is not the automatic-differentiation library (PyPI's `pyadjoint` is a "
             "seismology package): pip uninstall pyadjoint, then pip install --force-reinstall "
             "pyadjoint-ad")
-
     return Stack(
-        dolfinx=str(dolfinx.__version__),
-        petsc=".".join(map(str, petsc.Sys.getVersion())),
-        slepc=".".join(map(str, slepc.Sys.getVersion())),
-        pyadjoint=str(getattr(pyadjoint, "__version__", "unknown")),
-        mpi=" ".join(mpi.Get_library_version().partition("\n")[0].replace(":", " ").split()),
-        source=source,
-    )
+        str(dolfinx.__version__), ".".join(map(str, petsc.Sys.getVersion())),
+        ".".join(map(str, slepc.Sys.getVersion())),
+        str(getattr(pyadjoint, "__version__", "unknown")),
+        " ".join(mpi.Get_library_version().partition("\n")[0].replace(":", " ").split()), source)
 
 
 @functools.cache
@@ -179,7 +156,7 @@ def load_stack() -> Stack:
     Must run before anything imports dolfinx, petsc4py or slepc4py; a second call is free.
 
     Raises:
-        StackError: The stack cannot run spinverse; the message is one line that says what to do.
+        StackError: The stack cannot run spinverse, in one line that says what to do.
     """
     limit_threads(os.environ)
     names = (distribution.metadata["Name"] for distribution in metadata.distributions())
@@ -190,9 +167,8 @@ def load_stack() -> Stack:
 def is_command(argv: Sequence[str], interpreter_argv: Sequence[str]) -> bool:
     """Return whether a process is the command ``spinverse`` or ``python -m spinverse``.
 
-    Args:
-        argv: ``sys.argv``, which begins with -m while the package of a module is imported.
-        interpreter_argv: ``sys.orig_argv``.
+    From ``sys.argv``, which begins with -m while the package of a module is imported, and
+    ``sys.orig_argv``.
     """
     if not argv:
         return False
@@ -205,11 +181,8 @@ def is_command(argv: Sequence[str], interpreter_argv: Sequence[str]) -> bool:
 def load_stack_or_end() -> None:
     """:func:`load_stack`; where that fails, the command ends with one line and exit code 2.
 
-    The package is imported before the command's own code runs, so this is the place. Everything
-    else that imports spinverse, and the command with ``--debug``, gets the exception.
-
-    Raises:
-        StackError: as :func:`load_stack`.
+    The package is imported before the command's own code runs. Everything else that imports it, and
+    the command with ``--debug``, gets the StackError.
     """
     try:
         load_stack()

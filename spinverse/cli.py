@@ -66,11 +66,7 @@ def _parser(modules: dict) -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns its exit code. Collective over all ranks.
-
-    Args:
-        argv: arguments without the program's name; ``sys.argv`` when nothing is said.
-    """
+    """Run the command with these arguments, or those of ``sys.argv``; its exit code. Collective."""
     argv = list(sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # PETSc's handler would end the run
     comm, watch = MPI.COMM_WORLD, MPI.COMM_WORLD.Dup()
@@ -121,13 +117,12 @@ def _exit(error: BaseException, debug: bool) -> tuple[int, str]:
 def _fail(comm: MPI.Comm, code: int, message: str) -> int:
     """Say it once; if this rank failed alone, end the others, which would wait for ever."""
     request, deadline = comm.Ibarrier(), time.monotonic() + PATIENCE
-    while not request.Test():
-        if time.monotonic() > deadline:
-            print(f"spinverse: {message}", file=sys.stderr, flush=True)
-            comm.Abort(code)
+    while not (met := request.Test()) and time.monotonic() <= deadline:
         time.sleep(0.01)
-    if comm.rank == 0:
+    if comm.rank == 0 or not met:
         print(f"spinverse: {message}", file=sys.stderr, flush=True)
+    if not met:
+        comm.Abort(code)
     return code
 
 

@@ -1,19 +1,18 @@
 """Terms of the user's own: their coefficients, their form, and what structure it has.
 
-A form F(m, v) that is linear in the pairs m = (Re m, Im m) and v is a real matrix with four
-blocks. Where it is linear in the complex m, these are [[R, -J], [J, R]], which stands for R + i J.
-The matrix formalism can take
+A form F(m, v) that is linear in the pairs m = (Re m, Im m) and v is a real matrix with four blocks.
+Where it is linear in the complex m, these are [[R, -J], [J, R]], which stands for R + i J. The
+matrix formalism can take
 
     R + i (J_b + s J_e + sum_j g_j J_j),       all of them real and symmetric,
 
 R into its eigenproblem, the others into the propagation of its modes; s is the sign that 180-degree
 pulses turn (`spinverse.forms.Coefficients.echo_sign`).
 
-How a form depends on t, g and Q is read off its expressions (`degree_in`): a sample could lie where
-a term is switched off. It depends on t if t is in it, and is affine in g only if its expressions
-say so. Then its values for s = 1 and -1, without g and for g along each axis, are all there is to
-know: `blocks` assembles these, looks whether they have the structure above, and says what it is
-that they have not.
+How a form depends on t, g and Q is read off its expressions (`degree_in`), for a sample could lie
+where a term is switched off: whether t is in it, and whether they say that it is affine in g. Then
+its values for s = 1 and -1, without g and for g along each axis, are all there is to know: `blocks`
+assembles these, and says what of the structure above they have not.
 """
 
 from __future__ import annotations
@@ -22,19 +21,21 @@ import inspect
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import dolfinx
 import numpy as np
 import ufl
 from dolfinx.fem import petsc as fem_petsc
 from petsc4py import PETSc
+from scipy.sparse.linalg import LinearOperator, aslinearoperator
 from ufl.algorithms import expand_derivatives
 from ufl.algorithms.check_arities import ArityMismatch, check_form_arity
 
 from .errors import InputError
 from .mesh.distributed import Mesh
 from .parallel.columns import times
-from .tissue import by_cell_tag
+from .tissue import by_cell_tag, numbers
 
 _ROUNDING = 1e-9  # of the norm of all blocks
 _LINEAR = (ufl.classes.Sum, ufl.classes.Indexed, ufl.classes.IndexSum, ufl.classes.ComponentTensor,
@@ -69,10 +70,7 @@ def check_function(function) -> None:
 
 
 def check_bilinear(form, m, v) -> None:
-    """Refuse what is no form, or not linear in trial and test function m and v.
-
-    Each term has both arguments once; compiling would find out too late.
-    """
+    """Refuse what is no form, or not linear in m and in v: compiling would find out too late."""
     bilinear = isinstance(form, ufl.Form)
     try:
         if bilinear:
@@ -88,8 +86,7 @@ def check_bilinear(form, m, v) -> None:
 def check_regions(form: ufl.Form, mesh: Mesh, outer: list[int]) -> None:
     """Refuse integrals over regions that the mesh has not: they would be nothing. Collective.
 
-    Args:
-        outer: numbers that ``ds`` itself has.
+    ``outer`` are numbers that ``ds`` itself has.
     """
     tags = sorted(set().union(*mesh.comm.allgather(set(mesh.cell_tags.tolist()))))
     for integral in form.integrals():
@@ -144,16 +141,11 @@ def _degree(expression, degrees: list[float]) -> float:
     return np.inf
 
 
-# ---- coefficients -------------------------------------------------------------------------------
-
-
 def coefficients_of(mesh: Mesh, given: Mapping | None) -> dict:
     """Named values as UFL.
 
-    Args:
-        given: for each name a number, a vector or a tensor, which becomes a Constant; values by
-            cell tag or ``(Nt, ...)`` over the cells of the input, which become DG0 Functions; or
-            anything that UFL knows, as it is.
+    A number, a vector or a tensor becomes a Constant; values by cell tag or ``(Nt, ...)`` over the
+    cells of the input DG0 Functions; anything that UFL knows stays as it is.
 
     Raises:
         InputError: a value that is none of these.
@@ -171,12 +163,12 @@ def _coefficient(mesh: Mesh, name: str, value):
         return value
     field = f"extra_coefficients: {name}"
     if isinstance(value, Mapping):
-        entries = {int(tag): _numbers(field, entry) for tag, entry in value.items()}
+        entries = {int(tag): _finite(field, entry) for tag, entry in value.items()}
         shapes = {entry.shape for entry in entries.values()}
         if len(shapes) > 1:
             raise InputError(f"{field}: shapes {sorted(shapes)}, expected the same for all tags")
         return cell_function(mesh.domain, by_cell_tag(mesh, field, entries), name)
-    array = _numbers(field, value)
+    array = _finite(field, value)
     if array.ndim and len(array) == mesh.num_cells:
         return cell_function(mesh.domain, array[mesh.input_cells], name)
     if any(size > 3 for size in array.shape):
@@ -185,11 +177,8 @@ def _coefficient(mesh: Mesh, name: str, value):
     return dolfinx.fem.Constant(mesh.domain, array)
 
 
-def _numbers(field: str, value) -> np.ndarray:
-    try:
-        array = np.array(value, dtype=float)
-    except (TypeError, ValueError):
-        raise InputError(f"{field}: {value!r:.60}, expected numbers or a UFL coefficient") from None
+def _finite(field: str, value) -> np.ndarray:
+    array = numbers(field, value, "numbers or a UFL coefficient")
     if not np.isfinite(array).all():
         raise InputError(f"{field}: has values that are not finite")
     return array
@@ -206,18 +195,12 @@ def cell_function(domain, values: np.ndarray, name: str) -> dolfinx.fem.Function
     return function
 
 
-# ---- structure ----------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """Real symmetric matrices on the broken scalar space.
+    """Real symmetric matrices on the broken scalar space: R, and J_j by axis, if the terms know g.
 
-    Attributes:
-        decay: R.
-        fields: J_b + J_e and, if the terms know s, J_b - J_e.
-        positions: J_j by axis, if the terms know g.
-        turns: whether any of the fields is not zero.
+    ``fields`` are J_b + J_e and, if the terms know s, J_b - J_e; ``turns``: whether any is not
+    zero.
     """
 
     decay: PETSc.Mat
@@ -389,13 +372,8 @@ def _moved(values: np.ndarray, shape: tuple, seed: int) -> np.ndarray:
     return values * (1 + 0.1 * wave) + 0.05 * size * pattern * (1 + 0.3 * wave)
 
 
-class Operator:
-    """A sparse matrix of owned rows plus one that reaches over ranks, applied to dense columns."""
-
-    def __init__(self, local, matrix: PETSc.Mat):
-        self.local, self.matrix = local, matrix
-
-    def __matmul__(self, columns: np.ndarray) -> np.ndarray:
-        """``(n_owned, n)`` to the same. Collective."""
-        result = times(self.matrix, columns)
-        return result if self.local is None else result + self.local @ columns
+def reaching(matrix: PETSc.Mat, local=None) -> LinearOperator:
+    """A matrix that reaches over ranks, plus a local one, for columns of owned rows. Collective."""
+    product = partial(times, matrix)
+    operator = LinearOperator(matrix.getSizes()[0][:1] * 2, product, matmat=product, dtype=float)
+    return operator if local is None else operator + aslinearoperator(local)

@@ -1,8 +1,7 @@
 """Periodic boxes: opposite faces of the mesh, and which of their nodes are one.
 
-With m = w exp(-i Q(t) . x), Q(t) = int_0^t g (see `spinverse.forms`), m has a phase jump across
-the box and w has none, so opposite faces are tied node by node, like facets of infinite
-permeability.
+With m = w exp(-i Q(t) . x), Q(t) = int_0^t g (see `spinverse.forms`), m has a phase jump across the
+box and w has none, so opposite faces are tied node by node, like facets of infinite permeability.
 """
 
 from __future__ import annotations
@@ -48,10 +47,8 @@ def pair_across(mesh: Mesh, axis: int, points: tuple[np.ndarray, np.ndarray],
 
     Every rank gathers both faces: surfaces are small beside what a rank holds of the volume.
     ``points (n, k, 3)`` um and ``labels (n, k)`` are of the nodes of the owned facets on the lower
-    and the upper face. Gives ``(m, 2)`` labels, lower face first, the same on every rank.
-
-    Raises:
-        InputError: a face is missing, or the two do not carry the same triangulation.
+    and the upper face. Gives ``(m, 2)`` labels, lower face first, the same on every rank. Raises
+    InputError where a face is missing, or the two do not carry the same triangulation.
     """
     bounds = mesh.bounds[:, axis]
     period = bounds[1] - bounds[0]

@@ -18,13 +18,7 @@ from petsc4py import PETSc
 
 @dataclass
 class Record:
-    """Seconds of this rank by phase.
-
-    Attributes:
-        cpu: processor time, s.
-        wall: elapsed time, s.
-        calls: how often each phase was entered.
-    """
+    """Seconds of this rank by phase, of processor (``cpu``) and ``wall`` time, and ``calls``."""
 
     cpu: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     wall: dict[str, float] = field(default_factory=lambda: defaultdict(float))

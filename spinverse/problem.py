@@ -87,10 +87,9 @@ class BlochTorrey:
                                  "expected a function that returns a UFL form") from error
             extra.check_bilinear(self.extra_form, m, v)
             extra.check_regions(self.extra_form, self.mesh, [1] if self.periodic else [])
-        self._blocks: extra.Blocks | None = None
+        # the extra terms as `decay_matrix` saw them last
+        self.extra_blocks: extra.Blocks | None = None
         self._with_extra: PETSc.Mat | None = None
-
-    # ---- what both engines share -------------------------------------------------------------
 
     @property
     def comm(self):
@@ -126,10 +125,14 @@ class BlochTorrey:
             return ufl.form.Form([])
         return self.extra_terms(m, v, self.t, self.coefficients)
 
-    @property
-    def extra_blocks(self) -> extra.Blocks | None:
-        """The extra terms as `decay_matrix` saw them last; None if there are none."""
-        return self._blocks
+    def weak_form(self, m, v) -> ufl.Form:
+        """The whole form for pairs m and v, extra terms included, at the common g and Q."""
+        return forms.bloch_torrey(m, v, self.coefficients) + self.extra_of(m, v)
+
+    def release(self, matrix: PETSc.Mat) -> None:
+        """Free what `decay_matrix` gave: it is the caller's where facets are tied."""
+        if self.prolongation is not None:
+            matrix.destroy()
 
     @cached_property
     def traces(self) -> FacetTraces:
@@ -184,8 +187,6 @@ class BlochTorrey:
             return self.space.dofmap.index_map.size_global
         return self.prolongation.getSize()[1]
 
-    # ---- real symmetric operators of the scalar space (matrix formalism) ---------------------
-
     @cached_property
     def scalar_arguments(self) -> tuple:
         """Trial and test function of the scalar space and the coefficients, for `forms`."""
@@ -198,30 +199,27 @@ class BlochTorrey:
         return form, fem_petsc.create_matrix(form)
 
     def decay_matrix(self) -> PETSc.Mat:
-        """Matrix of `forms.decay` at the present permeability, on the tied space.
+        """Matrix of `forms.decay` and of what is real of the extra terms, as they are now.
 
-        With what is real of the extra terms.
-
-        Raises:
-            InputError: extra terms that the matrix formalism cannot take.
+        On the tied space. Raises InputError for extra terms that the matrix formalism cannot take.
         """
-        for old in (self._blocks, self._with_extra):
+        for old in (self.extra_blocks, self._with_extra):
             if old is not None:
                 old.destroy()
-        self._blocks = self._with_extra = None
+        self.extra_blocks = self._with_extra = None
         if not self.extra_form.empty():
-            self._blocks = extra.blocks(self)
-            if self._blocks.turns and not self.num_fields:
+            self.extra_blocks = extra.blocks(self)
+            if self.extra_blocks.turns and not self.num_fields:
                 raise extra.Unsuitable("with their present coefficients they turn the phase without"
                                        " a gradient, which they did not at first")
         form, matrix = self._decay
         matrix.zeroEntries()
         fem_petsc.assemble_matrix(matrix, form)
         matrix.assemble()
-        if self._blocks is None:
+        if self.extra_blocks is None:
             return self._tie(matrix)
         self._with_extra = matrix.copy()
-        self._with_extra.axpy(1.0, self._blocks.decay,
+        self._with_extra.axpy(1.0, self.extra_blocks.decay,
                               PETSc.Mat.Structure.DIFFERENT_NONZERO_PATTERN)
         return self._tie(self._with_extra)
 
@@ -259,21 +257,17 @@ class BlochTorrey:
         One for each axis, um: what g_j times i multiplies; then, where extra terms turn phases by
         themselves, what i multiplies for `echo_sign` 1 and, if they know it, -1, rad/ms.
         """
-        if self._blocks is None:
+        if self.extra_blocks is None:
             return self._positions_of_unknowns
-        more, operator = self._blocks.positions, self.unknowns.operator
-        return [operator(extra.Operator(self.local_positions[j], more[j])) if j in more else J
+        more, operator = self.extra_blocks.positions, self.unknowns.operator
+        return [operator(extra.reaching(more[j], self.local_positions[j])) if j in more else J
                 for j, J in enumerate(self._positions_of_unknowns)] + [
-                operator(extra.Operator(None, matrix))
-                for matrix in self._blocks.fields[: self.num_fields]]
+                operator(extra.reaching(matrix))
+                for matrix in self.extra_blocks.fields[: self.num_fields]]
 
     @cached_property
     def extra_structure(self) -> tuple[int, bool]:
-        """`spinverse.extra_terms.structure` of the extra terms. Collective.
-
-        Raises:
-            InputError: extra terms that the matrix formalism cannot take.
-        """
+        """`spinverse.extra_terms.structure`, or its error. Collective."""
         return (0, False) if self.extra_form.empty() else extra.structure(self)
 
     @property

@@ -31,12 +31,9 @@ def make_engine(problem: BlochTorrey, acquisition: Acquisition, engine: str = "a
                 modes: int | str = "auto", tolerance: float = 1e-4,
                 time_step: float | str = "auto",
                 functions: str = "modes") -> MatrixFormalism | TimeStepping:
-    """The engine of a name; see `simulate` for the arguments. Collective.
+    """The engine of a name; see `simulate` and `MatrixFormalism` for the arguments. Collective.
 
-    ``functions`` is of the matrix formalism (`MatrixFormalism`).
-
-    With "auto" a line of the log (rank 0, level warning) says it if the matrix formalism cannot
-    take the problem's extra terms.
+    With "auto" the log says (level warning) why the matrix formalism cannot take extra terms.
 
     Raises:
         InputError: an unknown name, or arguments that the engine refuses.
@@ -73,14 +70,11 @@ def simulate(tissue: Tissue, acquisition: Acquisition, engine: str = "auto",
         degree: polynomial degree within a cell; "auto" for 1, or 2 where 1 does not resolve the
             phase along periodic axes (`degree_for`).
         modes: of the matrix formalism: a number, or "auto" for as many as ``tolerance`` needs.
-        tolerance: wanted absolute error of S / S(b=0, t=0) from modes or time steps; the error
-            of the mesh comes on top (``mesh_error``).
+        tolerance: wanted absolute error of S / S(b=0, t=0) from modes or time steps; the error of
+            the mesh comes on top (``mesh_error``).
         time_step: of time stepping: longest step, ms, or "auto" for what ``tolerance`` needs.
-        extra_terms: physics of your own, ``extra_terms(m, v, t, coefficients) -> ufl.Form``: see
-            docs/new_physics.md.
-        extra_coefficients: what it finds as ``coefficients[name]``: numbers, values by cell tag or
-            by cell, or UFL coefficients.
-        extra_breakpoints: times in ms at which it jumps.
+        extra_terms, extra_coefficients, extra_breakpoints: physics of your own, as of
+            `BlochTorrey`: see docs/new_physics.md.
         mesh_error: estimate the error of the mesh, once, for a strong and a middle measurement
             (`engines.modal.mesh_error`; not by time stepping). It takes a tenth to a half of the
             time, or a twentieth of a second. A line of the log warns of errors that are not small.
@@ -118,15 +112,12 @@ def signals_of(engine: MatrixFormalism | TimeStepping, acquisition: Acquisition,
     whole = Signals(acquisition.with_unweighted(), engine.signals(), engine.estimated_error, UM3)
     error = (error_of_mesh(engine) if mesh_error and isinstance(engine, MatrixFormalism)
              else np.nan)
-    return replace(whole.select(slice(len(acquisition))), acquisition=acquisition,
-                   unweighted=_reference(whole)[: len(acquisition)], mesh_error=error)
-
-
-def _reference(signals: Signals) -> np.ndarray:
     try:
-        return signals.reference
+        unweighted = whole.reference
     except InputError:  # nothing is left at b = 0
-        return np.full(len(signals), np.nan)
+        unweighted = np.full(len(whole), np.nan)
+    return replace(whole.select(slice(len(acquisition))), acquisition=acquisition,
+                   unweighted=unweighted[: len(acquisition)], mesh_error=error)
 
 
 def degree_for(tissue: Tissue, acquisition: Acquisition, degree: int | str = "auto") -> int:

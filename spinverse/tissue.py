@@ -21,12 +21,10 @@ PerCell = "float | Mapping[int, float] | np.ndarray"
 
 @dataclass(frozen=True, eq=False)
 class Permeability:
-    """Permeability of every owned facet.
+    """Permeability of every owned facet, um/ms, ``(nf,)``, in [0, inf].
 
-    Attributes:
-        mesh: the mesh.
-        values: ``(nf,)`` um/ms, in [0, inf]. On interior facets ``inf`` ties the two sides
-            exactly. On outer facets 0 reflects; inf is not allowed there.
+    On interior facets ``inf`` ties the two sides exactly. On outer facets 0 reflects; inf is not
+    allowed there.
     """
 
     mesh: Mesh
@@ -219,14 +217,14 @@ def _per_cell(mesh: Mesh, field: str, value, tensor: bool = False) -> np.ndarray
     square = (mesh.dim, mesh.dim)
     shapes = ((), square) if tensor else ((),)
     if isinstance(value, Mapping):
-        entries = {int(tag): _numbers(field, v) for tag, v in value.items()}
+        entries = {int(tag): numbers(field, v) for tag, v in value.items()}
         if any(v.shape == square for v in entries.values()):
             entries = {tag: v if v.ndim == 2 else v * np.eye(mesh.dim)
                        for tag, v in entries.items()}
         result = by_cell_tag(mesh, field, entries)
         _known_shape(field, result.shape[1:], shapes)
         return result
-    array = _numbers(field, value)
+    array = numbers(field, value)
     if array.shape in shapes:
         return np.broadcast_to(array, (number, *array.shape)).copy()
     if array.ndim and len(array) == mesh.num_cells:
@@ -237,15 +235,16 @@ def _per_cell(mesh: Mesh, field: str, value, tensor: bool = False) -> np.ndarray
                      f"or one for each of the {mesh.num_cells} cells")
 
 
-def _numbers(field: str, value) -> np.ndarray:
+def numbers(field: str, value, expected: str = "numbers") -> np.ndarray:
+    """An array, or the InputError that names ``field``."""
     try:
         return np.asarray(value, dtype=float)
     except (TypeError, ValueError):
-        raise InputError(f"{field}: {value!r:.60}, expected numbers") from None
+        raise InputError(f"{field}: {value!r:.60}, expected {expected}") from None
 
 
 def _number(field: str, value) -> float:
-    array = _numbers(field, value)
+    array = numbers(field, value)
     if array.ndim:
         raise InputError(f"{field}: {value!r:.60}, expected a number")
     return float(array)

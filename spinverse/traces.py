@@ -47,10 +47,8 @@ class FacetTraces:
     def jump_matrix(self, factors: np.ndarray | None = None) -> scipy.sparse.csr_matrix:
         """T, ``(nf * nq, nd)``: weighted jumps (traces on outer facets) of local functions.
 
-        ``nd`` counts owned and ghost dofs; rows of one facet are consecutive.
-
-        Args:
-            factors: ``(nf, 2)`` that multiply the traces of the two sides; 1 if not given.
+        ``nd`` counts owned and ghost dofs; rows of one facet are consecutive. ``factors``
+        ``(nf, 2)`` multiply the traces of the two sides.
         """
         element = self.space.element.basix_element
         dim = self.mesh.dim
@@ -98,14 +96,10 @@ class FacetTraces:
         return found
 
     def periodic_pairs(self, axis: int) -> np.ndarray:
-        """Global dofs at nodes that are one on a box periodic in ``axis``, ``(n, 2)``. Collective.
-
-        The same on every rank.
-        """
-        space = self.space
-        index_map = space.dofmap.index_map
+        """Global dofs, on all ranks, at nodes that a period joins, ``(n, 2)``. Collective."""
+        index_map = self.space.dofmap.index_map
         global_dofs = np.concatenate([np.arange(*index_map.local_range), index_map.ghosts])
-        x = space.tabulate_dof_coordinates()
+        x = self.space.tabulate_dof_coordinates()
         low, high = (self.side_nodes(0, facets) for facets in faces(self.mesh, axis))
         return pair_across(self.mesh, axis, (x[low], x[high]),
                            (global_dofs[low], global_dofs[high]))

@@ -13,6 +13,7 @@ import dolfinx
 import numpy as np
 import scipy.sparse
 from petsc4py import PETSc
+from scipy.sparse.linalg import aslinearoperator
 
 
 class Unknowns:
@@ -53,13 +54,13 @@ class Unknowns:
             return J
         if scipy.sparse.issparse(J):
             return (self._transposed @ J @ self.owned_dofs).tocsr()
-        return _Between(self, J)
+        return aslinearoperator(self._transposed) @ J @ aslinearoperator(self.owned_dofs)
 
     def local(self, owned: np.ndarray) -> np.ndarray:
         """Local columns of owned ones. Collective."""
         if not self.tied or self._map.comm.size == 1:
             return np.asfortranarray(owned)
-        vector = self._vector(owned.shape[1])
+        vector = dolfinx.la.vector(self._map, owned.shape[1])
         vector.array[: owned.size] = owned.ravel()
         vector.scatter_forward()
         return np.asfortranarray(vector.array.reshape(-1, owned.shape[1]))
@@ -68,7 +69,7 @@ class Unknowns:
         """Owned columns of loads of which each rank's local ones are a part. Collective."""
         if not self.tied or self._map.comm.size == 1:
             return loads
-        vector = self._vector(loads.shape[1])
+        vector = dolfinx.la.vector(self._map, loads.shape[1])
         vector.array[:] = loads.ravel()
         vector.scatter_reverse(dolfinx.la.InsertMode.add)
         return vector.array.reshape(-1, loads.shape[1])[: self.num_owned].copy(order="F")
@@ -81,22 +82,13 @@ class Unknowns:
         """P^T of loads at the owned broken dofs: a rank's part of them, in local columns."""
         return self._transposed @ broken if self.tied else broken
 
+    def owned_loads(self, broken: np.ndarray) -> np.ndarray:
+        """P^T of loads at the owned broken dofs, owned columns. Collective."""
+        return self.gathered(self.load(broken))
+
     def nearest(self, broken: np.ndarray) -> np.ndarray:
         """Local columns of values at the owned broken dofs; means of what is tied. Collective."""
-        return self.local(self.gathered(self.load(broken)) / self._squares) if self.tied else broken
-
-    def _vector(self, number: int):
-        return dolfinx.la.vector(self._map, number)
-
-
-class _Between:
-    """An operator that is known by its products at the broken dofs alone."""
-
-    def __init__(self, unknowns: Unknowns, operator):
-        self.unknowns, self.operator = unknowns, operator
-
-    def __matmul__(self, columns: np.ndarray) -> np.ndarray:
-        return self.unknowns.load(self.operator @ self.unknowns.broken(columns))
+        return self.local(self.owned_loads(broken) / self._squares) if self.tied else broken
 
 
 def with_ghosts(index_map, owned: np.ndarray) -> np.ndarray:
@@ -107,3 +99,26 @@ def with_ghosts(index_map, owned: np.ndarray) -> np.ndarray:
     vector.array[: owned.size] = np.ascontiguousarray(owned).ravel()
     vector.scatter_forward()
     return vector.array.reshape(index_map.size_local + index_map.num_ghosts, *owned.shape[1:])
+
+
+def prolonged(P: PETSc.Mat | None, vector: PETSc.Vec) -> np.ndarray:
+    """P of a vector: values at the owned broken dofs. None is P without ties. Collective."""
+    if P is None:
+        return vector.getArray(readonly=True).copy()
+    broken = P.createVecLeft()
+    P.mult(vector, broken)
+    values = broken.getArray(readonly=True).copy()
+    broken.destroy()
+    return values
+
+
+def restricted(P: PETSc.Mat | None, broken: np.ndarray, result: PETSc.Vec) -> PETSc.Vec:
+    """P^T of values at the owned broken dofs, in ``result``, which is returned. Collective."""
+    if P is None:
+        result.setArray(broken)
+        return result
+    given = P.createVecLeft()
+    given.setArray(broken)
+    P.multTranspose(given, result)
+    given.destroy()
+    return result

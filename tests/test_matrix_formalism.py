@@ -17,7 +17,7 @@ from spinverse.acquisition import Acquisition
 from spinverse.engines.basis.eigenmodes import eigenmodes
 from spinverse.engines.modal.chebyshev import Propagation
 from spinverse.engines.modal.matrix_formalism import MatrixFormalism
-from spinverse.engines.modal.rest import divided_differences
+from spinverse.engines.modal.steps import divided_differences
 from spinverse.mesh import Ball
 from spinverse.mesh.checks import facets_of
 from spinverse.validation import analytic

@@ -17,13 +17,13 @@ from spinverse.mesh.builders import tagged_grid
 from spinverse.mesh.checks import RepairWarning, UnitWarning, cell_volumes, facets_of, quality
 from spinverse.mesh.distributed import Mesh
 from spinverse.mesh.isosurface import isosurface, layer
+from spinverse.mesh.repair import repair_with_defects
 from spinverse.mesh.shapes import Ball
 from spinverse.mesh.surfaces import (
     Surface,
     defects,
     parts,
     read_surface,
-    repair_with_defects,
     self_intersections,
     winding_number,
 )
@@ -189,11 +189,11 @@ def test_read_surface_refuses(tmp_path):
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    (([[0, 0, 0]], np.empty((0, 3), int)), "triangles has shape"),
+    (([[0, 0, 0]], np.empty((0, 3), int)), "holds no triangles"),
     (([[0, 0, np.nan]] * 3, [[0, 1, 2]]), "not finite"),
     (([[0, 0, 0.0]] * 3, [[0, 1, 3]]), "out of range"),
     (([[0, 0]] * 3, [[0, 1, 2]]), "points has shape"),
-    (([[0, 0, 0]] * 3, [[0.0, 1, 2]]), "triangles has shape"),
+    (([[0, 0, 0]] * 3, [[0.0, 1, 2]]), "triangles has type"),
 ])
 def test_surface_refuses(arguments, words):
     with pytest.raises(InputError, match=words):

@@ -7,7 +7,8 @@ import trimesh
 from spinverse import InputError, cli
 from spinverse.mesh.checks import RepairWarning, cell_volumes
 from spinverse.mesh.morphology import neuron_surface, read_swc
-from spinverse.mesh.surfaces import Surface, defects, repair_with_defects
+from spinverse.mesh.repair import repair_with_defects
+from spinverse.mesh.surfaces import Surface, defects
 from spinverse.mesh.tetrahedralise import from_surface
 
 NEURON = """# a soma of three points, a dendrite that branches, an axon

@@ -13,7 +13,7 @@ from mpi4py import MPI
 from spinverse import mesh
 from spinverse.errors import InputError, on_all, on_root
 from spinverse.mesh import Ball
-from spinverse.mesh.ordered import FacetSlabs
+from spinverse.mesh.ordered import FacetRows, FacetSlabs
 from spinverse.parallel import files, npz
 from spinverse.parallel.exchange import Ranges, Route, gather_chosen, scatter, summed
 
@@ -136,7 +136,7 @@ def test_slabs_of_few_facets(comm):
     slabs = FacetSlabs(comm, facets)
     assert np.array_equal(together(comm, slabs.keys), [[0, 5], [0, 7], [0, 9]])
     asked = np.array([[9, 0], [3, 1]]) if comm.rank == 0 else np.empty((0, 2), int)
-    rows = slabs.rows_of(asked)
+    rows = FacetRows(slabs, asked)
     assert rows.missing == 2
     found = rows.values(np.arange(1, 1 + len(asked)), default=-1)
     assert found.tolist() == ([-1, -1, 1] if len(facets) else [])

@@ -15,9 +15,9 @@ from spinverse import BlochTorrey, Permeability, Tissue, forms, mesh
 from spinverse.acquisition import Acquisition, CosOGSE, DoublePGSE
 from spinverse.engines.basis.eigenmodes import eigenmodes
 from spinverse.engines.march.time_stepping import TimeStepping
-from spinverse.engines.modal import drift
 from spinverse.engines.modal.chebyshev import Propagation
 from spinverse.engines.modal.matrix_formalism import MatrixFormalism
+from spinverse.engines.modal.steps import drifting
 from spinverse.engines.schedule import waves
 from spinverse.mesh.data import MeshData
 from spinverse.mesh.grids import tagged
@@ -262,7 +262,7 @@ def test_bounds_hold_the_spectrum():
         for duration, wave in waves.pieces(waveform, 2.0, 0, (0, 1), 3):
             if not wave:
                 continue
-            step = drift.propagation(basis, wave, along, np.array([0.9]), duration, {})
+            step = drifting(basis, wave, along, np.array([0.9]), duration, {})
             A = np.diag(basis.eigenvalues) + 0.9j * step.X + 0.81 * step.square
             hermitian = np.linalg.eigvalsh((A + A.conj().T) / 2)
             low, high = step.interval

@@ -15,7 +15,6 @@ import dolfinx
 import numpy as np
 from pyadjoint import (
     AdjFloat,
-    Block,
     Control,
     ReducedFunctional,
     Tape,
@@ -30,7 +29,7 @@ from ..errors import InputError
 from ..problem import BlochTorrey
 from ..simulate import degree_for, make_engine
 from ..tissue import Tissue
-from .blocks import apply
+from .blocks import EngineOperation, apply
 from .types import SignalVector, Spread, _Array
 
 
@@ -38,10 +37,9 @@ from .types import SignalVector, Spread, _Array
 class Number:
     """A control that is one number: all entries of a coefficient, or some of them, have its value.
 
-    Attributes:
-        where: ``(n,)`` bool over the owned entries, for example ``mesh.interface > 0`` for the
-            permeability; the others stay as they are. All entries if not given.
-        log: the control is the natural logarithm, so that the value stays positive.
+    Those ``where`` ``(n,)`` bool over the owned entries is True, for example ``mesh.interface > 0``
+    for the permeability; the others stay as they are. ``log``: the control is the natural
+    logarithm.
     """
 
     where: np.ndarray | None = None
@@ -50,11 +48,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Values:
-    """A control with a value for each entry of a coefficient.
-
-    Attributes:
-        log: as `Number`.
-    """
+    """A control with a value for each entry of a coefficient; ``log`` as `Number`."""
 
     log: bool = False
 
@@ -90,11 +84,12 @@ class _Handle:
                              "is a number, values by cell, or a dolfinx Function or Constant")
         self.array = coefficient.value.reshape(-1) if constant else coefficient.x.array
         self.shared = constant or isinstance(kind, Number)
+        self.one_of_many = self.shared and not constant
         self.owned = len(self.array)
         if not constant:
             dofmap = coefficient.function_space.dofmap
             self.owned = dofmap.index_map.size_local * dofmap.index_map_bs
-            if isinstance(kind, Number) and dofmap.index_map_bs > 1:
+            if self.one_of_many and dofmap.index_map_bs > 1:
                 raise InputError(f"controls: {name!r} has components, expected Values() for it, or "
                                  "a number in a term of your own")
         where = np.ones(self.owned, bool)
@@ -109,8 +104,7 @@ class _Handle:
 
     def start(self) -> CoefficientValues:
         values = self.array[: self.owned]
-        if isinstance(self.kind, Number) and not isinstance(self.coefficient,
-                                                            dolfinx.fem.Constant):
+        if self.one_of_many:
             total = self.comm.allreduce(np.array([values[self.where].sum(), self.where.sum()]))
             if not total[1]:
                 raise InputError(f"controls: {self.name!r} is nowhere: no entry is chosen")
@@ -134,58 +128,36 @@ class _Handle:
 
     def pull(self, values: np.ndarray, gradient: np.ndarray) -> np.ndarray:
         gradient = np.where(self.where, np.ravel(gradient), 0.0)
-        if isinstance(self.kind, Number) and not isinstance(self.coefficient,
-                                                            dolfinx.fem.Constant):
+        if self.one_of_many:
             gradient = np.array([self.comm.allreduce(float(gradient.sum()))])
         return gradient * self.physical(values) if self.kind.log else gradient
 
 
-class _SignalsBlock(Block):
+class _SignalsOfControls(EngineOperation):
     """Controls to signals."""
 
-    def __init__(self, engine, handles: list[_Handle], controls: list[CoefficientValues]):
-        super().__init__()
-        self.engine, self.handles = engine, handles
-        self._last: list[np.ndarray] | None = None
-        for control in controls:
-            self.add_dependency(control)
+    def __init__(self, engine, handles: list[_Handle]):
+        super().__init__(engine)
+        self.handles = handles
 
-    def solve(self, inputs: list[CoefficientValues]) -> SignalVector:
-        self._last = None  # a failed solve must not leave a state that looks valid
-        self._put(inputs)
-        signals = self.engine.signals(remember=True)
-        self._last = [control.values.copy() for control in inputs]
-        return SignalVector(signals)
+    def _put(self, controls: Sequence[np.ndarray]) -> None:
+        for handle, values in zip(self.handles, controls, strict=True):
+            handle.put(values)
 
-    def _put(self, inputs: list[CoefficientValues]) -> None:
-        for handle, control in zip(self.handles, inputs, strict=True):
-            handle.put(control.values)
+    def _signals(self, *controls):
+        self._put(controls)
+        return self.engine.signals(remember=True)
 
-    def recompute_component(self, inputs, block_variable, idx, prepared):
-        return self.solve(inputs)
-
-    def prepare_evaluate_adj(self, inputs, adj_inputs, relevant_dependencies):
-        known = self._last is not None and all(
-            np.array_equal(old, new.values) for old, new in zip(self._last, inputs, strict=True))
-        if all(self.engine.problem.comm.allgather(known)):
-            self._put(inputs)  # others may have written into the coefficients meanwhile
-        else:
-            self.solve(inputs)
-        return self.engine.gradients(adj_inputs[0].values,
-                                     [handle.coefficient for handle in self.handles])
-
-    def evaluate_adj_component(self, inputs, adj_inputs, block_variable, idx, prepared=None):
-        return inputs[idx]._like(self.handles[idx].pull(inputs[idx].values, prepared[idx]))
+    def _derivative(self, adjoint, *controls):
+        self._put(controls)  # others may have written into the coefficients meanwhile
+        gradients = self.engine.gradients(adjoint, [each.coefficient for each in self.handles])
+        return [handle.pull(values, gradient) for handle, values, gradient in zip(
+            self.handles, controls, gradients, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
 class SquaredDifference:
-    """Half the mean of |S - measured|^2 / scale^2, of complex signals: the default loss.
-
-    Attributes:
-        measured: ``(N,)`` complex.
-        scale: what differences are measured in.
-    """
+    """Half the mean of |S - measured|^2 / scale^2, of ``(N,)`` complex S: the default loss."""
 
     measured: np.ndarray
     scale: float
@@ -206,8 +178,7 @@ class CoefficientFunctional(ReducedFunctional):
     """
 
     def __init__(self, functional, handles: list[_Handle], controls: list, tape, engine):
-        controls = [Control(control) for control in controls]
-        super().__init__(functional, controls, tape=tape)
+        super().__init__(functional, [Control(control) for control in controls], tape=tape)
         self.engine, self._handles = engine, handles
         self.names = [handle.name for handle in handles]
 
@@ -221,12 +192,10 @@ class CoefficientFunctional(ReducedFunctional):
         Numbers as floats; owned entries otherwise.
         """
         values = [c.tape_value() for c in self.controls] if values is None else values
-        found = {}
-        for handle, control in zip(self._handles, self._wrapped(values), strict=True):
-            physical = handle.physical(control.values)
-            found[handle.name] = float(physical[0]) if physical.size == 1 and handle.shared else (
-                physical)
-        return found
+        found = {handle.name: (handle.physical(control.values), handle.shared) for handle, control
+                 in zip(self._handles, self._wrapped(values), strict=True)}
+        return {name: float(array[0]) if shared and array.size == 1 else array
+                for name, (array, shared) in found.items()}
 
     def _wrapped(self, values) -> list[CoefficientValues]:
         if isinstance(values, _Array) or np.ndim(values) == 0:
@@ -255,8 +224,7 @@ def reduced_functional(tissue: Tissue, acquisition: Acquisition, loss, controls,
     """How far simulated signals are from measured ones, as a function of coefficients. Collective.
 
     Args:
-        tissue: what the spins live in.
-        acquisition: the measurements.
+        tissue, acquisition: as `spinverse.simulate`, like the arguments that are not named here.
         loss: measured signals, `Signals` or ``(N,)`` complex, for `SquaredDifference` over the
             magnetisation at the start; or any loss of complex signals with ``value(S)`` and
             ``pull_back(S, adjoint)``, such as those of `spinverse.inversion.likelihood`.
@@ -264,10 +232,9 @@ def reduced_functional(tissue: Tissue, acquisition: Acquisition, loss, controls,
             (1/T2) and "kappa" (permeability); or a mapping of names to `Number` and `Values`.
             Constants are one control of their size; of other coefficients all entries are, unless
             `Number` says otherwise.
-        engine, degree, modes, tolerance, time_step, extra_terms, extra_coefficients,
-            extra_breakpoints: as `spinverse.simulate`. Time stepping has the exact derivative of
-            its discrete signals; the matrix formalism that in a fixed basis, which all modes, or
-            as many as the tolerance asks for, make as good as exact.
+        engine: time stepping has the exact derivative of its discrete signals; the matrix formalism
+            that in a fixed basis, which all modes, or as many as the tolerance asks for, make as
+            good as exact.
 
     Returns:
         J, taped at the coefficients as they are: ``J(values)``, ``J.derivative()`` (a list, one for
@@ -291,10 +258,7 @@ def reduced_functional(tissue: Tissue, acquisition: Acquisition, loss, controls,
     continue_annotation()
     try:
         start = [handle.start() for handle in handles]
-        block = _SignalsBlock(solver, handles, start)
-        signals = block.solve(start)
-        tape.add_block(block)
-        block.add_output(signals.create_block_variable())
+        signals = apply(_SignalsOfControls(solver, handles), start, SignalVector)
         value = apply(_as_loss(problem, acquisition, loss), signals, AdjFloat)
     finally:
         pause_annotation()

@@ -15,11 +15,10 @@ def taylor_rate(reduced_functional, field, direction=None, steps: int = 4,
 
     Args:
         reduced_functional: J.
-        field: m, where the derivative is checked, or values of it; a list of them where J has
-            several controls.
+        field: m, where the derivative is checked, or values of it; a list where J has several
+            controls.
         direction: d, as m; a reproducible one of no symmetry if nothing is said.
-        steps: how often h is halved.
-        first: the first h.
+        steps: how often h is halved, the ``first`` h.
 
     Returns:
         The smallest rate between two successive steps.

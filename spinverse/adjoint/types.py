@@ -19,14 +19,13 @@ class _Array(OverloadedType):
     def _like(self, values: np.ndarray) -> _Array:
         raise NotImplementedError
 
-    def _ad_create_checkpoint(self):
+    def _ad_copy(self):
         return self._like(self.values)
+
+    _ad_create_checkpoint = _ad_copy
 
     def _ad_restore_at_checkpoint(self, checkpoint):
         return checkpoint
-
-    def _ad_copy(self):
-        return self._like(self.values)
 
     def _ad_init_zero(self, dual=False):
         return self._like(np.zeros_like(self.values))
@@ -57,13 +56,7 @@ class _Array(OverloadedType):
 
 
 class Spread(_Array):
-    """Values of which each rank owns some, or, if shared, has all.
-
-    Args:
-        comm: the communicator.
-        values: ``(n,)``.
-        shared: the same on every rank.
-    """
+    """Values ``(n,)`` of which each rank owns some, or, if shared, has all."""
 
     def __init__(self, comm, values: np.ndarray, shared: bool):
         self.comm, self.shared = comm, shared
@@ -89,12 +82,7 @@ class Spread(_Array):
 
 
 class FacetField(Spread):
-    """Values on facets: a control, a permeability, or a derivative with respect to either.
-
-    Args:
-        mesh: the mesh.
-        values: ``(nf,)`` one for each owned facet.
-    """
+    """Values on owned facets, ``(nf,)``: a control, a permeability, or a derivative by either."""
 
     def __init__(self, mesh: Mesh, values: np.ndarray):
         self.mesh = mesh

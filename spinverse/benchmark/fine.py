@@ -1,8 +1,7 @@
 """The true shape of a target on a mesh of its own: no facet is shared with the grid's.
 
-The body of the grid is meshed anew by gmsh, without knowing of the grid's interior; then the
-surfaces of the shapes are cut into it. Vertices near a surface move onto it, and every edge that
-still crosses it is split there, with all tetrahedra around it, so the mesh stays conforming.
+gmsh meshes the body of the grid anew, then the surfaces of the shapes are cut into it: vertices
+near a surface move onto it, and edges that still cross it are split, with all tetrahedra around.
 """
 
 from __future__ import annotations
@@ -30,11 +29,8 @@ Level = Callable[[np.ndarray], np.ndarray]
 def mesh(target: Target, size: float = SIZE) -> MeshData:
     """The compartments of a target with their smooth surfaces, in the body of its grid.
 
-    Tags and interface facets are as in `targets.on_grid`; ``size`` is the edge length, um.
-
-    Raises:
-        InputError: a target whose true shape is not known.
-        SolverError: gmsh failed.
+    Tags and interface facets are as in `targets.on_grid`; ``size`` is the edge length, um. Raises
+    InputError where the true shape is not known, SolverError where gmsh failed.
     """
     if not target.shapes:
         raise InputError(f"target {target.name}: its true shape is not known, expected one of "
@@ -53,10 +49,11 @@ def body(data: MeshData, size: float) -> tuple[np.ndarray, np.ndarray]:
         line: dict[tuple[int, int], int] = {}
 
         def side(a: int, b: int) -> int:
-            key = (min(a, b), max(a, b))
-            if key not in line:
-                line[key] = geo.addLine(vertex[key[0]], vertex[key[1]])
-            return line[key] if a < b else -line[key]
+            if a > b:
+                return -side(b, a)
+            if (a, b) not in line:
+                line[a, b] = geo.addLine(vertex[a], vertex[b])
+            return line[a, b]
 
         surfaces = [geo.addPlaneSurface([geo.addCurveLoop([side(a, b), side(b, c), side(c, a)])])
                     for a, b, c in faces.tolist()]
@@ -70,9 +67,6 @@ def cut(name: str, points: np.ndarray, tets: np.ndarray, levels: Sequence[Level]
     """Cut surfaces into a mesh; each compartment is its largest connected part.
 
     ``levels`` of the compartments are negative inside; the first that is negative has a point.
-
-    Raises:
-        InputError: a compartment without any tetrahedron.
     """
     for function in levels:
         points, tets = _cut_one(points, tets, function)
@@ -92,8 +86,7 @@ def _inside(points: np.ndarray, tets: np.ndarray, function: Level) -> np.ndarray
     return value < 0
 
 
-def _cut_one(points: np.ndarray, tets: np.ndarray,
-             function: Level) -> tuple[np.ndarray, np.ndarray]:
+def _cut_one(points: np.ndarray, tets: np.ndarray, function: Level):
     points = points.copy()
     values = function(points)
     edges = np.unique(np.sort(tets[:, [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]]]
@@ -108,8 +101,7 @@ def _cut_one(points: np.ndarray, tets: np.ndarray,
     still = values[a[crossing]] * values[b[crossing]] < 0
     ends, share = edges[crossing][still], share[still][:, None]
     new = points[ends[:, 0]] * (1 - share) + points[ends[:, 1]] * share
-    cells = _split(tets, ends, len(points))
-    return np.concatenate([points, new]), cells
+    return np.concatenate([points, new]), _split(tets, ends, len(points))
 
 
 def _snap(points: np.ndarray, tets: np.ndarray, values: np.ndarray, edges: np.ndarray,

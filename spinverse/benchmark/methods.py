@@ -17,7 +17,7 @@ from .targets import check_names
 #: Keys of a run file that the benchmark writes itself.
 TAKEN = ("mesh", "signals", "acquisition")
 #: The published rule for its interface: below 1e-3 m/s.
-_INTERFACES = {"published": {"rule": "threshold", "cut_um_per_ms": 1.0}}
+PUBLISHED = {"rule": "threshold", "cut_um_per_ms": 1.0}
 
 
 @dataclass(frozen=True)
@@ -29,17 +29,11 @@ class Method:
 
     def run_file(self, mesh: str, signals: str, boundary: str,
                  normalisation: str = "measured", seed: int = 0) -> dict:
-        """The run file of ``spinverse reconstruct``, with paths as they should stand in it.
-
-        ``seed`` is added to the seeds of searches; 0 leaves the method as it is.
-        """
-        tissue = {**self.keys.get("tissue", {}), "boundary": boundary}
-        content = {"mesh": {"file": mesh},
-                   "signals": {"file": signals, "normalisation": normalisation},
-                   **self.keys, "tissue": tissue}
-        if seed:
-            content["stages"] = _seeded(self.keys["stages"], seed)
-        return content
+        """The run file with paths as they should stand in it; ``seed`` is added to searches'."""
+        keys = self.keys | ({"stages": _seeded(self.keys["stages"], seed)} if seed else {})
+        return {"mesh": {"file": mesh},
+                "signals": {"file": signals, "normalisation": normalisation},
+                **keys, "tissue": {**keys.get("tissue", {}), "boundary": boundary}}
 
 
 def _seeded(stages: str | list, seed: int) -> str | list:
@@ -49,23 +43,18 @@ def _seeded(stages: str | list, seed: int) -> str | list:
         if not all(isinstance(stage, Shapes) for stage in made):
             return stages
         stages = [{"name": stage.name, "shapes": {
-            key: value for key, value in asdict(stage).items() if key != "name"}}
-            for stage in made]
+            key: value for key, value in asdict(stage).items()
+            if key not in ("name", "schedule")}} for stage in made]
     return [{**stage, "shapes": {**(stage["shapes"] or {}),
                                  "seed": (stage["shapes"] or {}).get("seed", 0) + seed}}
             if "shapes" in stage else stage for stage in stages]
 
 
 def find(words: Sequence[str]) -> list[Method]:
-    """The methods that words stand for, checked.
+    """The methods that words stand for, checked; or the InputError of one that is none.
 
-    Args:
-        words: names of presets, or YAML files that hold a list of stages, or a mapping of
-            ``stages`` and other keys of a run file (``interface``, ``modes``, ``tissue`` without
-            its boundary, ...).
-
-    Raises:
-        InputError: a word that is neither, a file that is no such thing, two of one name.
+    Words are names of presets, or YAML files that hold a list of stages, or a mapping of
+    ``stages`` and other keys of a run file (``interface``, ``tissue`` without its boundary, ...).
     """
     found = [_one(word) for word in words]
     check_names("method", found)
@@ -78,10 +67,8 @@ def find(words: Sequence[str]) -> list[Method]:
 def _one(word: str) -> Method:
     path = Path(word).expanduser()
     if word in PRESETS:
-        keys: dict[str, Any] = {"stages": word}
-        if word in _INTERFACES:
-            keys["interface"] = dict(_INTERFACES[word])
-        return Method(word, keys)
+        return Method(word, {"stages": word} | (
+            {"interface": dict(PUBLISHED)} if word == "published" else {}))
     if path.suffix.lower() not in (".yaml", ".yml"):
         raise InputError(f"method {word!r}: expected {', '.join(PRESETS)}, or a .yaml file with "
                          "a list of stages")

@@ -20,22 +20,14 @@ _GRACE = 10.0  # s between asking a process to end and ending it
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a process ended.
+    """How a process ended."""
 
-    Attributes:
-        code: exit code, negative: the signal.
-        cpu_seconds: of processors, with its children.
-        peak_mb: largest resident memory, MiB.
-        ended: "" if by itself, else "time limit" or "interrupted".
-        message: the last line on its standard error.
-    """
-
-    code: int
+    code: int  # negative: the signal
     seconds: float
-    cpu_seconds: float
-    peak_mb: float
-    ended: str
-    message: str
+    cpu_seconds: float  # with its children
+    peak_mb: float  # largest resident memory, MiB
+    ended: str  # "" if by itself, else "time limit" or "interrupted"
+    message: str  # the last line on its standard error
 
 
 def environment() -> dict[str, str]:
@@ -49,10 +41,7 @@ def environment() -> dict[str, str]:
 
 def spinverse(words: Sequence[str], folder: Path, limit: float = float("inf"),
               stop: threading.Event | None = None) -> Outcome:
-    """Run the command ``spinverse`` in a folder; what it says is appended to ``log.txt``.
-
-    It is ended after ``limit`` s, or when ``stop`` is set.
-    """
+    """Run the command in a folder, logged in ``log.txt``, for ``limit`` s or until ``stop``."""
     with (folder / "log.txt").open("ab") as log, (folder / "errors.txt").open("w+b") as errors:
         began = time.monotonic()
         child = subprocess.Popen([sys.executable, "-m", "spinverse", *words], cwd=folder,

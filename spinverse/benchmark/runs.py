@@ -45,25 +45,26 @@ WALL, ELSEWHERE = 0.01, 100.0  # um/ms: 1e-5 and 0.1 m/s, as published
 DIFFUSIVITY = 2.0  # um^2/ms
 #: Of the targets' signals; the surface of a fine mesh leaves more than its modes do.
 TOLERANCES = {"grid": 1e-5, "fine": 1e-4}
-_PUBLISHED = {"pgse": {"b_s_per_mm2": [0, 1000, 2000, 3000, 4000, 5000], "directions": 30,
-                       "delta_ms": [5, 10, 10], "Delta_ms": [6, 20, 60]}}
-_RICH = {"pgse": {"b_s_per_mm2": [0, 1000, 2000, 3000, 4000, 5000, 10000, 20000, 40000],
-                  "directions": 60, "delta_ms": [5, 5, 10, 10, 10],
-                  "Delta_ms": [6, 20, 20, 60, 120]}}
 #: Sections of a run file. ``published``: 540 measurements of three sequences, b to 5000 s/mm^2;
 #: ``rich``: 2700 of five, b to 40,000 s/mm^2 (gradients up to 2.3 T/m).
-ACQUISITIONS = {"published": _PUBLISHED, "rich": _RICH}
+ACQUISITIONS = {
+    "published": {"pgse": {
+        "b_s_per_mm2": [0, 1000, 2000, 3000, 4000, 5000], "directions": 30,
+        "delta_ms": [5, 10, 10], "Delta_ms": [6, 20, 60]}},
+    "rich": {"pgse": {
+        "b_s_per_mm2": [0, 1000, 2000, 3000, 4000, 5000, 10000, 20000, 40000], "directions": 60,
+        "delta_ms": [5, 5, 10, 10, 10], "Delta_ms": [6, 20, 20, 60, 120]}}}
 BOUNDARIES = ("absorbing", "reflecting")
 TARGET_MESHES = ("grid", "fine")
-DONE, FAILED, LIMIT, RUNNING, INTERRUPTED = "ok", "failed", "time limit", "running", "interrupted"
+#: States of a run; those that end early are as in `Outcome.ended`, with "interrupted".
+DONE, FAILED, LIMIT, RUNNING = "ok", "failed", "time limit", "running"
 
 
 @dataclass(frozen=True)
 class Data:
     """What signals are of, with an acquisition of `ACQUISITIONS`.
 
-    ``target_mesh`` "grid": simulated on the mesh of the reconstruction; "fine": the true shape on a
-    mesh of its own.
+    ``target_mesh`` "grid": on the mesh of the reconstruction; "fine": on one of the true shape.
     """
 
     target: str
@@ -73,11 +74,8 @@ class Data:
 
     @property
     def normalisation(self) -> str:
-        """What predictions are divided by, as in a run file.
-
-        How much is left at b = 0 after leaks depends on the surface, which the grid has rougher:
-        where the target has its own mesh, each side is divided by its own |S(b=0)|.
-        """
+        """What predictions are divided by, as in a run file."""
+        # the rougher surface of the grid leaves less at b = 0 after leaks
         return "measured" if self.target_mesh == "grid" else "own"
 
     @property
@@ -94,10 +92,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the table; SNR is at b = 0, inf without noise.
-
-    ``seed`` is of the noise, and added to those of a method.
-    """
+    """One row of the table; SNR is at b = 0, inf without noise; ``seed`` of noise and method."""
 
     data: Data
     snr: float
@@ -122,26 +117,17 @@ class Bench:
         self.root = root
 
     def target_folder(self, name: str) -> Path:
-        """Where the meshes of a target are."""
         return self.root / "targets" / name
 
     def signals_folder(self, data: Data) -> Path:
-        """Where the signals are."""
         return self.root / "signals" / data.target / data.setting
 
     def run_folder(self, case: Case) -> Path:
-        """Where a run is."""
-        return (self.root / "runs" / case.data.target / case.data.setting / case.noise
-                / case.method)
-
-    # ---- targets and signals ----------------------------------------------------------------
+        data = case.data
+        return self.root / "runs" / data.target / data.setting / case.noise / case.method
 
     def write_target(self, target: Target, with_fine: bool) -> None:
-        """Write the meshes of a target, unless they are there.
-
-        Raises:
-            InputError: the target cannot be meshed finely, or another one has this name.
-        """
+        """Write the meshes of a target, unless they are there; InputError if others are."""
         place = self.target_folder(target.name)
         place.mkdir(parents=True, exist_ok=True)
         if (place / "truth.npz").is_file():
@@ -151,19 +137,13 @@ class Bench:
                 raise InputError(f"target {target.name}: {place} holds another mesh of this name, "
                                  "expected the same (or another -o DIR)")
         else:
-            bare = MeshData(target.data.points, target.data.cells)
-            run_folder.replace(place / "grid.npz", lambda path: write_npz(path, bare))
-            run_folder.replace(place / "truth.npz", lambda path: write_npz(path, target.data))
+            _write_mesh(place / "grid.npz", MeshData(target.data.points, target.data.cells))
+            _write_mesh(place / "truth.npz", target.data)
         if with_fine and not (place / "fine.npz").is_file():
-            made = fine.mesh(target)
-            run_folder.replace(place / "fine.npz", lambda path: write_npz(path, made))
+            _write_mesh(place / "fine.npz", fine.mesh(target))
 
     def simulate(self, data: Data, stop: threading.Event) -> None:
-        """Make the signals without noise, unless they are there.
-
-        Raises:
-            SolverError: the simulation failed.
-        """
+        """Make the signals without noise, unless they are there, or raise a SolverError."""
         place = self.signals_folder(data)
         mesh = self.target_folder(data.target) / (
             "fine.npz" if data.target_mesh == "fine" else "truth.npz")
@@ -193,25 +173,14 @@ class Bench:
         path = place / f"{case.noise}.npz"
         if not path.is_file():
             clean = read_signals(place / "simulated" / "signals.npz")
-            noisy = add_noise(clean, case.snr, case.seed,
-                              f"{case.data.target}/{case.data.setting}")
+            name = f"{case.data.target}/{case.data.setting}"
+            noisy = add_noise(clean, case.snr, case.seed, name)
             run_folder.replace(path, lambda temporary: write_signals(temporary, noisy))
         return path
 
-    # ---- runs -------------------------------------------------------------------------------
-
     def reconstruct(self, case: Case, method: Method, limit: float, force: bool,
                     stop: threading.Event) -> str:
-        """Run a case, unless it is done; what is unfinished goes on.
-
-        Args:
-            limit: s of the clock for the run, earlier parts included.
-            force: run what is done as well, anew.
-            stop: interrupts it when set.
-
-        Returns:
-            "done before", or the status.
-        """
+        """Run a case, or go on with it, for ``limit`` s in all; its status, or "done before"."""
         place = self.run_folder(case)
         signals = self.write_signals(case)
         text = yaml.safe_dump(method.run_file(
@@ -250,7 +219,7 @@ class Bench:
             except Exception as error:  # noqa: BLE001 - a run that cannot be judged has failed
                 state |= {"status": FAILED, "message": f"metrics: {error}"}
         elif outcome.ended:
-            state["status"] = {"time limit": LIMIT, "interrupted": INTERRUPTED}[outcome.ended]
+            state["status"] = outcome.ended
         else:
             state |= {"status": FAILED, "message": outcome.message or f"exit code {outcome.code}"}
         self._save(place, state)
@@ -276,11 +245,7 @@ class Bench:
         return spinverse(words, place, limit, stop)
 
     def measure(self, case: Case) -> dict:
-        """The metrics of a finished run, and `true_misfit`; also written to ``metrics.json``.
-
-        Raises:
-            InputError: its files are not what they should be.
-        """
+        """The metrics of a finished run, and `true_misfit`; also written to ``metrics.json``."""
         place, home = self.run_folder(case), self.target_folder(case.data.target)
         truth = readers.read(home / "truth.npz")
         with np.load(place / "found" / "permeability.npz") as file:
@@ -298,10 +263,10 @@ class Bench:
     def true_misfit(self, case: Case) -> float:
         """The data misfit that the true cells on the grid have: what noise and mesh leave."""
         measured = read_signals(self.write_signals(case))
-        path = self.signals_folder(case.data.on_grid) / "simulated" / "signals.npz"
-        on_grid = read_signals(path)
-        own = case.data.normalisation == "own"
-        predicted = on_grid.magnitude / (on_grid if own else measured).reference
+        on_grid = read_signals(
+            self.signals_folder(case.data.on_grid) / "simulated" / "signals.npz")
+        by = on_grid if case.data.normalisation == "own" else measured
+        predicted = on_grid.magnitude / by.reference
         return float(np.mean((measured.normalised - predicted) ** 2))
 
     def state(self, place: Path) -> dict:
@@ -321,6 +286,10 @@ def case_of(state: dict) -> Case:
     return Case(Data(**saved["data"]), float(saved["snr"]), int(saved["seed"]), saved["method"])
 
 
+def _write_mesh(path: Path, data: MeshData) -> None:
+    run_folder.replace(path, lambda temporary: write_npz(temporary, data))
+
+
 def _permeability(data: Data) -> dict:
     """Section ``permeability`` of a simulation."""
     # between the cells of a fine mesh there is nothing; those of the grid have 0.1 m/s
@@ -332,11 +301,7 @@ def _permeability(data: Data) -> dict:
 def add_noise(signals: Signals, snr: float, seed: int, name: str) -> Signals:
     """Magnitudes with Rician noise: |S + e1 + i e2|, normal e1, e2 of deviation |S(b=0)| / snr.
 
-    S(b=0) is that of the row's own sequence; inf is for no noise. Data sets of different names have
-    different noise.
-
-    Raises:
-        InputError: ``snr`` is not positive.
+    S(b=0) is that of the row's own sequence; inf is for no noise; the noise depends on the name.
     """
     if not snr > 0:
         raise InputError(f"snr: {snr:g}, expected a positive number or inf")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,8 +28,8 @@ METRICS = {
     "aligned_shift": "aligned_shift", "aligned_reflected": "aligned_reflected"}
 COLUMNS = (*CASE, "misfit", *METRICS, "seconds", "cpu_seconds", "peak_mb", "message")
 _AVERAGED = (*(name for name in METRICS if name not in (
-    "true_misfit", "true_bad_inside_percent", "found", "true", "aligned_shift",
-    "aligned_reflected")), "seconds", "cpu_seconds", "peak_mb")
+    "true_bad_inside_percent", "found", "true", "aligned_shift", "aligned_reflected")),
+    "seconds", "cpu_seconds", "peak_mb")
 _GROUP = ("method", "target_mesh", "acquisition", "boundary", "snr")
 
 # What markdown shows: head, column, format.
@@ -85,10 +85,9 @@ def collect(bench: Bench) -> list[dict]:
 
 
 def means(rows: Iterable[dict]) -> list[dict]:
-    """Means over the runs that ended well, by method, boundary and SNR.
-
-    ``ended`` of ``runs`` ended well; the misfit is the median.
-    """
+    """Means over the ``ended`` of ``runs`` that ended well, by `_GROUP`; medians of the misfit."""
+    averages: list[tuple[str, str, Callable]] = [("median_misfit", "misfit", np.median)]
+    averages += [(name, name, np.mean) for name in _AVERAGED]
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
         groups.setdefault(tuple(row[name] for name in _GROUP), []).append(row)
@@ -96,27 +95,23 @@ def means(rows: Iterable[dict]) -> list[dict]:
     for key, members in groups.items():
         good = [row for row in members if row["status"] == DONE]
         item = dict(zip(_GROUP, key, strict=True)) | {"runs": len(members), "ended": len(good)}
-        misfits = [row["misfit"] for row in good if row["misfit"] is not None]
-        item["median_misfit"] = float(np.median(misfits)) if misfits else None
-        item["true_misfit"] = _mean(good, "true_misfit")
-        for name in _AVERAGED:
-            item[name] = _mean(good, name)
+        for column, name, average in averages:
+            values = [row[name] for row in good if row[name] is not None]
+            item[column] = float(average(values)) if values else None
         found.append(item)
     return found
 
 
-def _mean(rows: Sequence[dict], name: str) -> float | None:
-    values = [row[name] for row in rows if row[name] is not None]
-    return float(np.mean(values)) if values else None
-
-
-def write(root: Path, rows: Sequence[dict]) -> None:
-    """Write ``table.csv``, ``means.csv`` and ``table.md``."""
+def update(bench: Bench) -> list[dict]:
+    """Write ``table.csv``, ``means.csv`` and ``table.md`` of the rows that there are."""
+    rows = collect(bench)
     averages = means(rows)
-    run_folder.replace(root / CSV, lambda path: _write_csv(path, COLUMNS, rows))
-    run_folder.replace(root / MEANS, lambda path: _write_csv(
-        path, tuple(averages[0]) if averages else _GROUP, averages))
-    run_folder.replace(root / MARKDOWN, lambda path: path.write_text(markdown(rows)))
+    columns = tuple(averages[0]) if averages else _GROUP
+    for name, write in ((CSV, lambda path: _write_csv(path, COLUMNS, rows)),
+                        (MEANS, lambda path: _write_csv(path, columns, averages)),
+                        (MARKDOWN, lambda path: path.write_text(markdown(rows)))):
+        run_folder.replace(bench.root / name, write)
+    return rows
 
 
 def markdown(rows: Sequence[dict]) -> str:
@@ -124,7 +119,7 @@ def markdown(rows: Sequence[dict]) -> str:
     parts = ["# Benchmark", "", _LEGEND, _aligned(_SHOWN, rows), ""]
     averages = means(rows)
     heads = [("runs", "runs", "d"), ("ended", "ended", "d"),
-             ("misfit (median)", "median_misfit", ".1e"), ("true misfit", "true_misfit", ".1e")]
+             ("misfit (median)", "median_misfit", ".1e")]
     columns = [c for c in _SHOWN if c[1] in _GROUP] + heads + [
         c for c in _SHOWN if c[1] in _AVERAGED]
     parts += ["## Means over the runs that ended well", "", _aligned(columns, averages), ""]
@@ -143,26 +138,20 @@ def _aligned(columns: Sequence[tuple[str, str, str]], rows: Sequence[dict]) -> s
               and len(rows) and len({row[c[1]] for row in rows}) == 1]
     shown = [c for c in columns if c not in common]
     cells = [[head for head, *_ in shown]]
-    cells += [[_cell(row[name], form) for _, name, form in shown] for row in rows]
+    cells += [[cell(row[name], form) for _, name, form in shown] for row in rows]
     widths = [max(3, *(len(line[k]) for line in cells)) for k in range(len(shown))]
     words = [not form for *_, form in shown]
-
-    def line(items: Sequence[str]) -> str:
-        padded = (item.ljust(n) if left else item.rjust(n)
-                  for item, n, left in zip(items, widths, words, strict=True))
-        return f"| {' | '.join(padded)} |"
-
-    rule = (f":{'-' * (n - 1)}" if left else f"{'-' * (n - 1)}:"
-            for n, left in zip(widths, words, strict=True))
-    lines = [line(cells[0]), f"| {' | '.join(rule)} |", *map(line, cells[1:])]
-    said = [f"{head}: {_cell(rows[0][name], form)}" for head, name, form in common]
+    cells.insert(1, [f":{'-' * (n - 1)}" if left else f"{'-' * (n - 1)}:"
+                     for n, left in zip(widths, words, strict=True)])
+    lines = ["| " + " | ".join(
+        item.ljust(n) if left else item.rjust(n)
+        for item, n, left in zip(line, widths, words, strict=True)) + " |" for line in cells]
+    said = [f"{head}: {cell(rows[0][name], form)}" for head, name, form in common]
     return "\n".join([*([f"({', '.join(said)} in all rows)", ""] if said else []), *lines])
 
 
-def _cell(value, form: str) -> str:
-    if value is None:
-        return "-"
-    return format(value, form) if form else str(value)
+def cell(value, form: str) -> str:
+    return "-" if value is None else format(value, form) if form else str(value)
 
 
 def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict]) -> None:

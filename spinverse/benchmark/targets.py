@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,8 +32,7 @@ SIDE, CUBES = 80.0 / 3.0, 4  # um, and along each side, as in the published benc
 class Target:
     """A mesh with its membrane: its ``interface_facets`` are the truth.
 
-    ``shapes`` are those of the compartments, the first that holds a point has it; none where only
-    the facets are known.
+    ``shapes`` of the compartments, the first that holds a point has it; none if they are unknown.
     """
 
     name: str
@@ -52,10 +52,8 @@ def on_grid(name: str, shapes: Sequence) -> Target:
     """Compartments on the grid, each the largest connected part of the cells in its shape.
 
     Cell tags are 1, 2, ... in the order of ``shapes``, and 0 outside. Interface facets separate
-    different tags; the outer facets of cells that are not outside are among them.
-
-    Raises:
-        InputError: a shape that holds no centroid.
+    different tags; the outer facets of cells that are not outside are among them. A shape that
+    holds no centroid is an InputError.
     """
     points, tets = grid()
     centroids = points[tets].mean(axis=1)
@@ -66,12 +64,7 @@ def on_grid(name: str, shapes: Sequence) -> Target:
 
 def labelled(name: str, points: np.ndarray, tets: np.ndarray, insides: Iterable[np.ndarray],
              what: str) -> MeshData:
-    """A mesh with compartments: the largest connected part of what is inside, the first counts.
-
-    Args:
-        insides: ``(Nt,)`` bool of each compartment.
-        what: it may not lack, for the InputError.
-    """
+    """A mesh with the largest part of each ``(Nt,)`` bool as a compartment; the first counts."""
     facets, pairs = facets_of(tets, name)
     tags = np.zeros(len(tets), np.int32)
     for number, inside in enumerate(insides, 1):
@@ -89,8 +82,7 @@ def labelled(name: str, points: np.ndarray, tets: np.ndarray, insides: Iterable[
 class Blob:
     """Where a ball's signed distance plus a random sum of plane waves is negative, um.
 
-    ``amplitude`` is the standard deviation of the waves, ``wavelength`` the shortest; the longest
-    is twice as long.
+    The waves have standard deviation ``amplitude`` and lengths of 1 to 2 times ``wavelength``.
     """
 
     seed: int
@@ -118,10 +110,6 @@ class Blob:
         """Which of ``points (n, 3)`` um are inside, ``(n,)`` bool."""
         return self.level(points) < 0
 
-    def describe(self) -> str:
-        """One line for reports."""
-        return f"blob {self.seed} about a ball of radius {self.radius:g} um"
-
 
 # ---- our own --------------------------------------------------------------------------------
 
@@ -143,17 +131,14 @@ def two_cells(seed: int) -> tuple[Ball, Ball]:
     """Two balls of 4.5 to 6 um with a gap, both inside the box."""
     rng = np.random.default_rng([2, seed])
     r = rng.uniform(4.5, 6.0, 2)
-    apart = r.sum() + rng.uniform(4.0, 5.0)
-    way = _direction(rng, apart, r)
-    return Ball(r[0], tuple(-way / 2)), Ball(r[1], tuple(way / 2))
+    return _pair(rng, r.sum() + rng.uniform(4.0, 5.0), r)
 
 
 def touching(seed: int) -> tuple[Ball, Ball]:
     """Two cells that share a wall: a ball of 6 to 7 um and what sticks out of a second one."""
     rng = np.random.default_rng([3, seed])
     r = rng.uniform(6.0, 7.0, 2)
-    way = _direction(rng, 0.75 * r.sum(), r)
-    return Ball(r[0], tuple(-way / 2)), Ball(r[1], tuple(way / 2))
+    return _pair(rng, 0.75 * r.sum(), r)
 
 
 def nested(seed: int) -> tuple[Ball, Ball]:
@@ -169,14 +154,13 @@ def blob(seed: int) -> tuple[Blob]:
     return (Blob(seed),)
 
 
-def _direction(rng: np.random.Generator, apart: float, radii: np.ndarray) -> np.ndarray:
-    """A vector of length ``apart`` um along which two balls, half of it away, stay in the box."""
-    room = SIDE / 2 - radii.max()
+def _pair(rng: np.random.Generator, apart: float, radii: np.ndarray) -> tuple[Ball, Ball]:
+    """Two balls in the box with centres ``apart`` um, about its own, in a random direction."""
     while True:
         way = rng.normal(size=3)
-        way *= apart / np.linalg.norm(way)
-        if np.abs(way / 2).max() <= room:
-            return way
+        way *= apart / 2 / np.linalg.norm(way)
+        if np.abs(way).max() <= SIDE / 2 - radii.max():
+            return Ball(radii[0], tuple(-way)), Ball(radii[1], tuple(way))
 
 
 FIXED: dict[str, tuple] = {
@@ -192,11 +176,7 @@ OWN = (*FIXED, *(f"axon-{seed}" for seed in range(6)), *(f"two-cells-{seed}" for
 
 
 def own(name: str) -> Target:
-    """One of our own: ``sphere``, ``axon-3``, ...
-
-    Raises:
-        InputError: an unknown name.
-    """
+    """One of our own: ``sphere``, ``axon-3``, ...; or the InputError of an unknown name."""
     if name in FIXED:
         return on_grid(name, FIXED[name])
     match = re.fullmatch(r"([a-z-]+)-(\d{1,9})", name)
@@ -209,11 +189,7 @@ def own(name: str) -> Target:
 # ---- from files -----------------------------------------------------------------------------
 
 def from_file(path: Path) -> Target:
-    """A mesh file with ``interface_facets``; inverted cells are turned, as published ones need.
-
-    Raises:
-        InputError: not a mesh of tetrahedra, or one that does not know its membrane.
-    """
+    """A mesh of tetrahedra with its membrane; inverted cells are turned, as published ones need."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RepairWarning)
         data = readers.read(path, repair=True)
@@ -225,13 +201,7 @@ def from_file(path: Path) -> Target:
 
 
 def find(words: Sequence[str]) -> list[Target]:
-    """The targets that words stand for: our own names, ``own``, files, folders of ``.npz`` files.
-
-    A folder's files that hold no mesh with a membrane are passed over.
-
-    Raises:
-        InputError: a word that is none of these, two targets of one name.
-    """
+    """The targets that words stand for: our own, files, folders with ``.npz`` files of targets."""
     found: list[Target] = []
     for word in words:
         path = Path(word).expanduser()
@@ -253,11 +223,9 @@ def find(words: Sequence[str]) -> list[Target]:
 
 def check_names(kind: str, things: Sequence) -> None:
     """Raise InputError if two of them have one name."""
-    names = [thing.name for thing in things]
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"{kind} {name}: named {names.count(name)} times, expected "
-                             "different names")
+    for name, count in Counter(thing.name for thing in things).items():
+        if count > 1:
+            raise InputError(f"{kind} {name}: named {count} times, expected different names")
 
 
 def _has_membrane(path: Path) -> bool:

@@ -16,7 +16,7 @@ from mpi4py import MPI
 
 from ..benchmark import methods, runs, table, targets
 from ..benchmark.runs import Bench, Case, Data
-from ..errors import InputError, SpinverseError, one_line
+from ..errors import InputError, SpinverseError
 from ..report.screen import Screen
 from . import interruption
 
@@ -58,11 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments, comm: MPI.Comm) -> None:
-    """Run the cases that are not done, write the table.
-
-    Raises:
-        InputError: bad input; RunsFailed: some runs did not end well, the table says which.
-    """
+    """Run the cases that are not done, write the table; RunsFailed if some did not end well."""
     screen, out = Screen(comm, arguments.quiet), arguments.output
     if comm.size > 1:
         raise InputError(f"{comm.size} ranks, expected one: a benchmark runs its own processes "
@@ -135,25 +131,23 @@ def _run(bench: Bench, screen: Screen, arguments, jobs: int, data: list[Data],
             waiting = {pool.submit(go, *pair): pair[0] for pair in cases}
             for number, future in enumerate(as_completed(waiting), 1):
                 case, status = waiting[future], future.result()
-                rows = table.collect(bench)
-                table.write(bench.root, rows)
+                rows = table.update(bench)
                 screen.say(f"{number}/{len(cases)}  {case.describe()}: "
                            f"{_words(table.row_of(bench, bench.run_folder(case)), status)}")
         except BaseException:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
-            table.write(bench.root, table.collect(bench))
+            table.update(bench)
             raise
     return rows
 
 
 def _words(row: dict, status: str) -> str:
     if row["status"] != runs.DONE:
-        return f"{row['status']} {one_line(row['message']) if row['message'] else ''}".rstrip()
-    figures = ", ".join(f"{name} {'-' if row[key] is None else format(row[key], form)}"
-                        for name, key, form in (
-                            ("misfit", "misfit", ".1e"), ("F1", "f1", ".3f"),
-                            ("aligned", "aligned_f1", ".3f"), ("s", "seconds", ".0f")))
+        return " ".join(f"{row['status']} {row['message']}".split())
+    figures = ", ".join(f"{name} {table.cell(row[key], form)}" for name, key, form in (
+        ("misfit", "misfit", ".1e"), ("F1", "f1", ".3f"), ("aligned", "aligned_f1", ".3f"),
+        ("s", "seconds", ".0f")))
     return f"{figures}{' (done before)' if status == 'done before' else ''}"
 
 
@@ -162,9 +156,7 @@ def _collect(bench: Bench) -> list[dict]:
         state = bench.state(path.parent)
         if state.get("status") == runs.DONE:
             bench.measure(runs.case_of(state))
-    rows = table.collect(bench)
-    table.write(bench.root, rows)
-    return rows
+    return table.update(bench)
 
 
 def _check_folder(out: Path) -> None:

@@ -15,9 +15,8 @@ class Checkpoints(Saver):
     """Keeps states in the run's folder. Methods are collective.
 
     Checkpoints are written every ``every`` iterations or ``seconds`` (by rank 0's clock), after
-    each part of a search for shapes, after each stage, and where a signal asks the run to end;
-    which it does then. ``first`` is the number of the stage that the run begins with, ``inputs``
-    are sha256 by name.
+    each part of a search for shapes, after each stage, and where a signal asks the run to end.
+    ``first`` is the number of the stage that it begins with, ``inputs`` are sha256 by name.
     """
 
     def __init__(self, out: Path, mesh: Mesh, stages: list[Stage | Shapes], first: int,

@@ -27,11 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments, comm: MPI.Comm) -> None:
-    """Print what was asked for.
-
-    Raises:
-        InputError: nothing was, or an unknown builder.
-    """
+    """Print what was asked for."""
     screen = Screen(comm)
     if (arguments.example is None) == (arguments.builder is None):
         raise InputError("expected one of --example simulate, --example reconstruct and "
@@ -60,13 +56,12 @@ def _keys(name: str) -> list[str]:
         elif parameter.default is parameter.empty:
             lines.append(f"  {key}: ...".ljust(34) + "# needed")
         else:
-            lines.append(f"  # {key}:".ljust(34) + f"# {_yaml(parameter.default)}")
+            lines.append(f"  # {key}:".ljust(34) + f"# {_yaml(parameter.default)} unless given")
     return [*lines, "", *(inspect.getdoc(function) or "").splitlines()]
 
 
 def _yaml(value) -> str:
     if value is None:
-        return "nothing unless given"
-    if isinstance(value, bool):
-        return f"{str(value).lower()} unless given"
-    return f"{list(value) if isinstance(value, tuple) else value} unless given"
+        return "nothing"
+    return str(value).lower() if isinstance(value, bool) else \
+        f"{list(value) if isinstance(value, tuple) else value}"

@@ -18,10 +18,7 @@ from ..units import b_to_internal, describe_range
 
 @dataclass(frozen=True)
 class Derived:
-    """One quantity: what quantities.json and the screen say, and the warnings of its computation.
-
-    Where it ``failed``, the values say why.
-    """
+    """One quantity for quantities.json and for the screen; where it ``failed``, values say why."""
 
     values: dict
     lines: tuple[str, ...]
@@ -30,11 +27,7 @@ class Derived:
 
 
 def check(requested: Mapping[str, Mapping], acquisition: Acquisition) -> None:
-    """Refuse, before anything is simulated, what the acquisition does not determine.
-
-    Raises:
-        InputError: bad options, too few b-values or directions; names the quantity.
-    """
+    """Refuse, with an InputError, quantities that the acquisition does not determine."""
     free = Signals(acquisition, np.exp(-b_to_internal(acquisition.b).clip(max=600.0)))
     for name in FROM_SIGNALS:
         if name in requested:
@@ -45,11 +38,7 @@ def check(requested: Mapping[str, Mapping], acquisition: Acquisition) -> None:
 
 def of_tissue(requested: Mapping[str, Mapping], problem: BlochTorrey,
               acquisition: Acquisition) -> dict[str, Derived]:
-    """What needs no signals, by name. Collective.
-
-    Raises:
-        InputError, SolverError: naming the quantity.
-    """
+    """What needs no signals, by name; InputError and SolverError name it. Collective."""
     made = {}
     for name in requested:
         if name in FROM_SIGNALS:
@@ -61,9 +50,7 @@ def of_tissue(requested: Mapping[str, Mapping], problem: BlochTorrey,
         if name == "mass_balance":
             longest = max(waveform.echo_time for waveform in acquisition.waveforms)
             options.setdefault("times", np.linspace(0.0, longest, 11))
-        value, said = _recorded(name, QUANTITIES[name], *arguments, **options)
-        values, lines = _OF_TISSUE[name](value, problem, acquisition)
-        made[name] = Derived(values, tuple(f"{name}: {line}" for line in lines), said)
+        made[name] = _derived(name, acquisition, *arguments, **options)
     return made
 
 
@@ -74,18 +61,11 @@ def of_signals(requested: Mapping[str, Mapping], signals: Signals) -> dict[str, 
         if name not in FROM_SIGNALS:
             continue
         try:
-            value, said = _recorded(name, QUANTITIES[name], signals, **options_of(requested, name))
+            made[name] = _derived(name, signals.acquisition, signals,
+                                  **options_of(requested, name))
         except InputError as error:  # the signals are worth keeping
             made[name] = Derived({"error": str(error)}, (), (str(error),), failed=True)
-            continue
-        values, lines = _FITS[name](value, signals.acquisition)
-        made[name] = Derived(values, tuple(f"{name}: {line}" for line in lines), said)
     return made
-
-
-def document(found: Mapping[str, Derived]) -> dict:
-    """What quantities.json holds."""
-    return {name: {**item.values, "warnings": list(item.warnings)} for name, item in found.items()}
 
 
 def _named(name: str, function: Callable, *args, **options):
@@ -95,17 +75,15 @@ def _named(name: str, function: Callable, *args, **options):
         raise type(error)(f"{name}: {error}") from None
 
 
-def _recorded(name: str, function: Callable, *args, **options):
-    """The value, and what was warned of."""
+def _derived(name: str, table: Acquisition, *args, **options) -> Derived:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
-        value = _named(name, function, *args, **options)
-    said = dict.fromkeys(one_line(item.message) for item in caught)
-    return value, tuple(said)
+        value = _named(name, QUANTITIES[name], *args, **options)
+    values, lines = _DESCRIBED[name](value, table)
+    return Derived(values, tuple(f"{name}: {line}" for line in lines),
+                   tuple(dict.fromkeys(one_line(item.message) for item in caught)))
 
-
-# ---- from signals ---------------------------------------------------------------------------
 
 def _adc(fit: q.ADCFit, table: Acquisition) -> tuple[dict, list[str]]:
     fits = [{"sequence": table.waveforms[fit.waveform_index[k]].describe(),
@@ -118,9 +96,8 @@ def _adc(fit: q.ADCFit, table: Acquisition) -> tuple[dict, list[str]]:
     for w in np.unique(fit.waveform_index):
         rows = fit.waveform_index == w
         axes = f" ({rows.sum()} axes)" if rows.sum() > 1 else ""
-        lines.append(f"{table.waveforms[w].describe()}: ADC "
-                     f"{describe_range(fit.adc[rows])} um^2/ms, kurtosis "
-                     f"{describe_range(fit.kurtosis[rows])}{axes}")
+        lines.append(f"{table.waveforms[w].describe()}: ADC {describe_range(fit.adc[rows])} "
+                     f"um^2/ms, kurtosis {describe_range(fit.kurtosis[rows])}{axes}")
     return {"fits": fits}, lines
 
 
@@ -150,13 +127,8 @@ def _hardi(fit: q.HARDIFit, table: Acquisition) -> tuple[dict, list[str]]:
             "shells": shells}, lines
 
 
-_FITS: dict[str, Callable] = {"adc": _adc, "tensor": _tensor, "hardi": _hardi}
-
-
-# ---- from the tissue ------------------------------------------------------------------------
-
 def _effective(kind: str):
-    def describe(found: q.EffectiveDiffusion, problem, table: Acquisition):
+    def describe(found: q.EffectiveDiffusion, table: Acquisition):
         parts = found.compartments
         sequences, lines = [], []
         for w, waveform in enumerate(table.waveforms):
@@ -173,7 +145,7 @@ def _effective(kind: str):
     return describe
 
 
-def _karger(found: q.KargerSignals, problem, table):
+def _karger(found: q.KargerSignals, table):
     try:
         normalised = found.signals.normalised
     except InputError:
@@ -187,7 +159,7 @@ def _karger(found: q.KargerSignals, problem, table):
                     f"{describe_range(found.residence_times)} ms{smallest}"]
 
 
-def _compartments(parts: q.TissueCompartments, problem, table):
+def _compartments(parts: q.TissueCompartments, table):
     number = [{"cell_tag": parts.cell_tags[c], "volume_um3": parts.volumes[c],
                "surface_to_volume_per_um": parts.surface_to_volume[c],
                "outer_area_um2": parts.outer_areas[c],
@@ -199,12 +171,12 @@ def _compartments(parts: q.TissueCompartments, problem, table):
         f"{describe_range(parts.residence_times)} ms"]
 
 
-def _exchange_times(times: np.ndarray, problem, table):
+def _exchange_times(times: np.ndarray, table):
     words = f"{describe_range(times)} ms" if len(times) else "none, nothing is exchanged"
     return {"exchange_times_ms": times}, [words]
 
 
-def _mass_balance(found: q.MassBalance, problem, table):
+def _mass_balance(found: q.MassBalance, table):
     values = {"times_ms": found.times, "total_um3": found.total,
               "by_compartment_um3": found.by_compartment,
               "cell_tags": found.compartments.cell_tags}
@@ -215,7 +187,8 @@ def _mass_balance(found: q.MassBalance, problem, table):
                     f"{found.times[-1]:g} ms"]
 
 
-_OF_TISSUE: dict[str, Callable] = {
+_DESCRIBED: dict[str, Callable] = {
+    "adc": _adc, "tensor": _tensor, "hardi": _hardi,
     "hadc": _effective("error of the time steps about"),
     "mf_adc": _effective("error of the modes at most"),
     "short_time": _effective("the next term about"),

@@ -1,9 +1,8 @@
 """For a dry run: what was understood in words and in SI units, and what the run will take.
 
-Times and memory are rough, within a factor of about three of one core of 2024; they are meant to
-tell a minute from a day. The number of modes is the engine's first guess, raised as the engine does
-until it is that of the modes slower than `_NEEDED` says, which a factorisation counts on the mesh
-at hand. Laws for times are fits to runs of 600 to 41000 unknowns and 80 to 900 modes.
+Times and memory are within a factor of about three of one core of 2024: fits to runs of 600 to
+41000 unknowns and 80 to 900 modes. The number of modes is the engine's first guess, raised as the
+engine does until it is that of the modes slower than `_NEEDED` says, which a factorisation counts.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from ..acquisition import Acquisition
 from ..config import KnownTissue, ReconstructConfig, SimulateConfig
 from ..engines.basis.parts import Parts
 from ..engines.basis.spectrum import count_below
-from ..engines.linear.ties import Tied
 from ..engines.march.time_stepping import TimeStepping
 from ..engines.modal.matrix_formalism import MatrixFormalism
 from ..extra_terms import has
@@ -44,6 +42,7 @@ def in_words(tissue: KnownTissue, facts: MeshFacts, acquisition: Acquisition) ->
     longest = float(np.nanmax(acquisition.diffusion_time, initial=0.0)) or echo.max()
     pulses = acquisition.delta[np.isfinite(acquisition.delta)]
     strongest = np.max(acquisition.gradient_strength_mT_m, initial=0.0)
+    times = {"delta": pulses, "TE": echo} if len(pulses) else {"TE": echo}
     return [
         f"in words: along an axis magnetisation that nothing hinders moves "
         f"{np.sqrt(2 * D * longest):.3g} um in the longest diffusion time, {longest:.4g} ms; the "
@@ -53,19 +52,16 @@ def in_words(tissue: KnownTissue, facts: MeshFacts, acquisition: Acquisition) ->
         + f"; mesh edges {units.length_from_internal(facts.edges[1]):.3g} m; b up to "
         f"{units.b_to_si(acquisition.b.max()):.4g} s/m^2; gradients up to "
         f"{units.gradient_to_si(strongest):.4g} T/m; "
-        + (f"delta {_seconds(pulses)}; " if len(pulses) else "") + f"TE {_seconds(echo)}"]
-
-
-def _seconds(times: np.ndarray) -> str:
-    return f"{units.describe_range(units.time_from_internal(times))} s"
+        + "; ".join(f"{name} {units.describe_range(units.time_from_internal(values))} s"
+                    for name, values in times.items())]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """s and MiB on each of the ranks, the number of modes if there are any, in words."""
+    """Of each of the ranks, and the number of modes if there are any; ``lines`` say it."""
 
     seconds: float
-    memory: float
+    memory: float  # MiB
     modes: int | None
     lines: list[str]
 
@@ -84,18 +80,14 @@ def of_simulation(run: SimulateConfig, engine: MatrixFormalism | TimeStepping) -
         seconds = _stepping(run.time_step_ms, acquisition, unknowns, timed)
         memory = _PROCESS + 60e-6 * 8 * (2 * unknowns) ** (4 / 3)
         return _said(mesh, seconds, memory)
-    if run.modes != "auto":
-        number = min(run.modes, unknowns)
-        kinds, count = [(unknowns, [number], 1)], 0
-    else:
-        kinds, count = _tried(engine)
+    kinds, count = _tried(engine) if run.modes == "auto" else (
+        [(unknowns, [min(run.modes, unknowns)], 1)], 0)
     seconds = memory = 0.0
     number = sum(tries[-1] * copies for _, tries, copies in kinds)
-    fastest = _cutoff(engine)
+    fastest, whole = _cutoff(engine), sum(size for size, _, _ in kinds)
     for size, tries, _ in kinds:
-        rates = [fastest * max(1.0, K * sum(n for n, _, _ in kinds) / (max(count, 1) * size)) ** 2
-                 for K in tries]
-        evolutions = [_propagation(engine, K, rate) for K, rate in zip(tries, rates, strict=True)]
+        evolutions = [_propagation(
+            engine, K, fastest * max(1.0, K * whole / (max(count, 1) * size)) ** 2) for K in tries]
         seconds += sum(_eigenproblem(size, K) for K in tries) + 1.5 * sum(evolutions) + \
             evolutions[-1]
         memory = max(memory, _modes_memory(size, tries[-1], 0))
@@ -103,18 +95,13 @@ def of_simulation(run: SimulateConfig, engine: MatrixFormalism | TimeStepping) -
 
 
 def _tried(engine: MatrixFormalism) -> tuple[list[tuple[int, list[int], int]], int]:
-    """Numbers of modes that the engine will try. Collective.
-
-    Returns:
-        For each kind of part its unknowns, the numbers, and how many parts of it there are; and
-        the number of modes that matter, of all.
-    """
+    """Unknowns, numbers of modes to try and copies of each kind of part; modes that matter."""
     problem = engine.problem
     unknowns, matter = problem.num_unknowns, 0
     if unknowns <= _COUNTED:
         A = problem.decay_matrix()
         matter = count_below(A, problem.mass_matrix, _cutoff(engine))
-        Tied(problem, A).destroy()
+        problem.release(A)
     parts = Parts(problem, False)
     if parts.worth_it:
         # by size and volume, for all that is known before they are solved for
@@ -124,7 +111,7 @@ def _tried(engine: MatrixFormalism) -> tuple[list[tuple[int, list[int], int]], i
         kinds = [(unknowns, float(parts.volumes.sum()), 1)]
     whole, result = parts.volumes.sum(), []
     for size, volume, copies in kinds:
-        tries = [min(size, engine.first_guess(volume))]
+        tries = [min(size, engine.choice.first_guess(volume))]
         while tries[-1] < min(size, matter * volume / whole):
             tries.append(min(size, int(_RAISED * tries[-1]) + 1))
         result.append((size, tries, copies))
@@ -144,8 +131,7 @@ def of_reconstruction(run: ReconstructConfig, mesh: Mesh, acquisition: Acquisiti
                       stages: list[Stage | Shapes]) -> Estimate:
     """Time and memory of ``spinverse reconstruct``, if every stage takes all it may. Collective."""
     unknowns = 4 * mesh.num_cells
-    number = max(96, mesh.num_cells // 4) if run.modes == "auto" else run.modes
-    number = min(number, unknowns)
+    number = min(max(96, mesh.num_cells // 4) if run.modes == "auto" else run.modes, unknowns)
     seconds, searched, most = 0.0, 0.0, 0
     for stage in stages:
         if isinstance(stage, Shapes):
@@ -173,8 +159,7 @@ def of_reconstruction(run: ReconstructConfig, mesh: Mesh, acquisition: Acquisiti
 def _said(mesh: Mesh, seconds: float, memory: float, modes: int | None = None,
           words: str = "") -> Estimate:
     ranks = mesh.comm.size
-    seconds = _START + seconds / ranks**0.7
-    memory = _PROCESS + (memory - _PROCESS) / ranks
+    seconds, memory = _START + seconds / ranks**0.7, _PROCESS + (memory - _PROCESS) / ranks
     each = f" on each of {ranks} ranks" if ranks > 1 else ""
     return Estimate(seconds, memory, modes, [
         f"estimate: about {_duration(seconds)} and {_round(memory / 1024, 2):g} GiB{each}{words} "
@@ -191,10 +176,8 @@ def _propagation(engine: MatrixFormalism, number: int, rate: float) -> float:
     """Of all measurements, in modes up to a decay rate, 1/ms: terms of Chebyshev series."""
     table, mesh = engine.acquisition, engine.problem.mesh
     half = (mesh.bounds[1] - mesh.bounds[0])[: mesh.dim] / 2
-    delta, TE = table.delta, table.echo_time
-    driven = np.where(np.isfinite(delta), delta, TE / 2) * (table.b > 0)
-    if engine.problem.num_fields or engine.problem.periodic:
-        driven = TE
+    always = engine.problem.num_fields or engine.problem.periodic
+    driven = table.echo_time if always else _driven(table)
     reach = np.abs(table.directions[:, : mesh.dim]) @ half
     terms = 1.3 * driven * (rate / 2 + table.strength * reach) + 30 * (driven > 0)
     return 2e-9 * number**2 * float(terms.sum())
@@ -202,9 +185,12 @@ def _propagation(engine: MatrixFormalism, number: int, rate: float) -> float:
 
 def _evolution(number: int, acquisition: Acquisition) -> float:
     """Of the time with gradients, on meshes of few cells."""
-    delta, TE = acquisition.delta, acquisition.echo_time
-    driven = np.where(np.isfinite(delta), delta, TE / 2) * (acquisition.b > 0)
-    return 3e-4 * float(driven.sum()) * (number / 200) ** 2
+    return 3e-4 * float(_driven(acquisition).sum()) * (number / 200) ** 2
+
+
+def _driven(table: Acquisition) -> np.ndarray:
+    """About how long each measurement has gradients, ``(N,)`` ms."""
+    return np.where(np.isfinite(table.delta), table.delta, table.echo_time / 2) * (table.b > 0)
 
 
 def _stepping(step, acquisition: Acquisition, unknowns: int, timed: bool = False) -> float:
@@ -223,7 +209,7 @@ def _modes_memory(unknowns: int, number: int, remembered: int) -> float:
 
 
 def _largest(value) -> float:
-    values = list(value.values()) if isinstance(value, Mapping) else [value]
+    values = value.values() if isinstance(value, Mapping) else [value]
     return max(float(np.max(np.abs(v))) for v in values)
 
 

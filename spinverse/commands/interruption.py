@@ -1,7 +1,6 @@
 """Signals that ask a run to end: at once, or where it can go on later.
 
-Batch systems send SIGTERM before they kill, and SIGUSR1 where they are told to (``sbatch
---signal``); a person presses Ctrl-C.
+Batch systems send SIGTERM, and SIGUSR1 if told to (``sbatch --signal``); a person presses Ctrl-C.
 """
 
 from __future__ import annotations
@@ -57,8 +56,7 @@ def at_once(numbers=ASKING):
 def noted():
     """Within the block they are written down in the `Note` that it gives; a second Ctrl-C raises.
 
-    So does a solve that is still going on `GRACE` seconds after SIGTERM. A process that ignores a
-    signal, as nohup makes it, goes on ignoring it.
+    So does a solve that still goes on `GRACE` seconds after SIGTERM. Ignored signals stay ignored.
     """
     note = Note()
 

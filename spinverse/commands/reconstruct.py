@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -42,11 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments, comm: MPI.Comm) -> int:
-    """Reconstruct what the run file says; returns the exit code. Collective.
-
-    Raises:
-        InputError: bad input; SolverError: a solver failed; Interrupted: a signal ended it.
-    """
+    """Reconstruct what the run file says; returns the exit code. Collective."""
     screen, clock, out = terminal.Screen(comm, arguments.quiet), Clock(), arguments.output
     if arguments.dry_run and arguments.resume:
         raise InputError("--dry-run: expected without --resume")
@@ -71,19 +68,20 @@ def run(arguments, comm: MPI.Comm) -> int:
                                     else run.stage_list())
                 for stage in stages:
                     stage.check(problem)
-        inputs = shared.everywhere(
-            comm, shared.hashes, config=arguments.config, mesh=run.mesh.source,
-            signals=run.signals.file, extra_terms=run.extra_terms and run.extra_terms.file,
-            **shared.acquisition_files(run.acquisition or ()))
+        inputs = shared.hashes(comm, arguments.config, run, signals=run.signals.file)
         sums = {name: item["sha256"] for name, item in inputs.items() if name != "config"}
         # a mesh that is made has no file: with other arguments its facets are others
         sums["the section mesh"] = folder.sha256_of(
             run.mesh.model_dump(exclude={"file", "surface", "labels"}))
         found, history = _resume(arguments, comm, mesh, stages, sums)
-        first, done = (found.stage, found.iteration) if found is not None else (0, 0)
-        rest, state, memory = stages[first:], problem.state(run.tissue.start_um_per_ms), None
+        first = done = 0
+        state, memory = problem.state(run.tissue.start_um_per_ms), None
         if found is not None:
-            state, memory = _state(mesh, found, state), found.memory
+            first, done, memory = found.stage, found.iteration, found.memory
+            kappa = mesh.scatter_facets(found.triples, found.permeability, "checkpoint")
+            labels = None if found.labels is None else mesh.cell_slabs.spread(found.labels)
+            state = State(kappa, labels, {**state.theta, **found.theta})
+        rest = stages[first:]
     tissue = run.tissue
     screen.say(terminal.versions(comm))
     facts = shared.understood(screen, run, mesh, signals.acquisition)
@@ -134,20 +132,22 @@ def run(arguments, comm: MPI.Comm) -> int:
                 if item.phase:
                     checkpoints.within_part(item)
 
-            with clock("reconstruct"), screen.progress_bar(iterations, count_done[0]):
+            with clock("reconstruct"), screen.progress_bar(
+                    iterations, count_done[0], misfit="-"):
                 result = solve(problem, rest, state, Ledger(progress, checkpoints, memory))
             checkpoints.at_end()
         _write_results(arguments, run, comm, screen, clock, inputs, signals, result, log)
         return NOT_EXPLAINED if result.verdict.explained is False else 0
     except BaseException:
         if fresh and comm.rank == 0 and not (out / folder.CHECKPOINT).is_file():
-            folder.remove(out)  # nothing in it to go on from
+            shutil.rmtree(out, ignore_errors=True)  # nothing in it to go on from
         raise
 
 
 def _read_signals(run: config.ReconstructConfig, comm: MPI.Comm, name) -> Signals:
-    expected = None if run.acquisition is None else shared.read_acquisition(
-        run.acquisition, comm, name)
+    with shared.named(str(name)):
+        expected = None if run.acquisition is None else shared.everywhere(
+            comm, config.read_table, run.acquisition)
 
     def read() -> Signals:
         signals = read_signals(run.signals.file, expected, run.signals.voxel)
@@ -168,9 +168,10 @@ def _read_signals(run: config.ReconstructConfig, comm: MPI.Comm, name) -> Signal
 def _resume(arguments, comm: MPI.Comm, mesh: Mesh, stages: list[Stage | Shapes],
             sums: dict) -> tuple[folder.Checkpoint | None, list[dict]]:
     """The checkpoint to go on from, if there is one, and the history up to it."""
+    if not arguments.resume:
+        return None, []
     names = [stage.name for stage in stages]
-    found = folder.load_checkpoint(arguments.output, names, sums, comm) if arguments.resume \
-        else None
+    found = folder.load_checkpoint(arguments.output, names, sums, comm)
     if found is None:
         return None, []
     history = shared.everywhere(comm, folder.read_history, arguments.output / folder.HISTORY)
@@ -180,21 +181,14 @@ def _resume(arguments, comm: MPI.Comm, mesh: Mesh, stages: list[Stage | Shapes],
                        else (found.stage - 1, np.inf))]
 
 
-def _state(mesh: Mesh, found: folder.Checkpoint, start: State) -> State:
-    """What a checkpoint has of the state to go on from. Collective."""
-    kappa = mesh.scatter_facets(found.triples, found.permeability, "checkpoint")
-    labels = None if found.labels is None else mesh.cell_slabs.spread(found.labels)
-    return State(kappa, labels, {**start.theta, **found.theta})
-
-
 def _found(rule: config.InterfaceSection, result: Reconstruction):
     """The interface by a rule that does not know the truth: (nf,) bool, labels, the rule."""
     from ..interface import extraction
 
     mesh, absorbing = result.mesh, result.problem.absorbing
     if rule.rule == "compartments" and result.labels is not None:
-        facets = extraction.between(mesh, result.labels, absorbing)
-        return facets, result.labels, {"rule": "search for shapes"}
+        return (extraction.between(mesh, result.labels, absorbing), result.labels,
+                {"rule": "search for shapes"})
     if rule.rule == "compartments":
         found = extraction.compartments(result.tissue, absorbing)
         return found.facets, found.labels, {"rule": rule.rule}
@@ -217,7 +211,6 @@ def _write_results(arguments, run, comm, screen, clock, inputs, signals, result,
         figures = metrics(mesh, found, result.permeability, result.unknown,
                           run.tissue.boundary) if truth_known else None
         number = terminal.count(mesh, found)
-    scale = signals.reference
     with clock("uncertainty"):
         known = uncertainty(result.problem, result.permeability, result.theta,
                             misfit=result.data_misfit)
@@ -238,14 +231,14 @@ def _write_results(arguments, run, comm, screen, clock, inputs, signals, result,
                                    where=found | (mesh.interface > 0))
 
         def write() -> list[str]:
-            predicted = result.predicted.magnitude / scale
+            predicted = result.predicted.magnitude / signals.reference
             folder.write_table(out / "signals.csv", result.predicted,
                                measured_normalised=signals.normalised,
                                predicted_normalised=predicted)
             _, corners, permeability, facets, true, evidence = shown
-            losses = shared.plot(out, "losses", log.rows) if log.rows else []
             return [*shared.plot(out, "signals", signals.acquisition, predicted,
-                                 signals.normalised), *losses,
+                                 signals.normalised),
+                    *(shared.plot(out, "losses", log.rows) if log.rows else []),
                     *shared.plot(out, "interface", corners, permeability, facets,
                                  true if truth_known else None, mesh.bounds, evidence,
                                  known.level, explained=verdict.explained)]
@@ -270,6 +263,4 @@ def _write_results(arguments, run, comm, screen, clock, inputs, signals, result,
                *(f"{name}: {value:.5g}" for name, value in result.theta.items()),
                *terminal.describe_result(rule, number, figures))
     picture = out / "figures" / "interface.png"
-    if picture.is_file():
-        screen.say(f"picture in {picture}")
-    screen.say(f"results in {out}")
+    screen.say(*[f"picture in {picture}"] * picture.is_file(), f"results in {out}")

@@ -25,27 +25,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments, comm: MPI.Comm) -> None:
-    """Write ``report.html`` into the folder. Collective; rank 0 reads and writes.
-
-    Raises:
-        InputError: no run in the folder, or it cannot be written to.
-        SpinverseError: a library of the page is not installed.
-    """
+    """Write ``report.html`` into the folder. Collective; rank 0 reads and writes."""
     screen = Screen(comm, arguments.quiet)
     if arguments.output is not None:
         raise InputError(f"-o {arguments.output}: report writes into the folder of the run, "
                          "expected no -o")
 
     def write() -> tuple[Path, int, list[Path]]:
-        from ..report import html, plots_cells
+        from ..report import html, plots
         from ..report.html_run import read_run
 
-        found, pictures = read_run(arguments.folder, arguments.mesh), []
+        found = read_run(arguments.folder, arguments.mesh)
         try:
             page = html.write_page(found)
-            if arguments.png:
-                pictures = plots_cells.write_all(found)
-            return page, page.stat().st_size, pictures
+            return page, page.stat().st_size, plots.write_all(found) if arguments.png else []
         except OSError as error:
             raise InputError(f"{arguments.folder}: cannot be written to ({error.strerror}), "
                              "expected the folder of a run with room for a page") from None

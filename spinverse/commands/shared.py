@@ -40,15 +40,6 @@ def named(where: str):
         raise InputError(f"{where}: {error}") from None
 
 
-# ---- inputs ---------------------------------------------------------------------------------
-
-def read_acquisition(sections: tuple[config.AcquisitionSection, ...], comm: MPI.Comm,
-                     name: Path) -> Acquisition:
-    """The table that a run file describes, the same on every rank. Collective."""
-    with named(str(name)):
-        return everywhere(comm, config.read_table, sections)
-
-
 def permeability(tissue: config.TissueSection, mesh: Mesh) -> Permeability:
     """The permeability of every facet that a run file describes. Collective."""
     section, absorbing = tissue.permeability, tissue.boundary == "absorbing"
@@ -74,16 +65,10 @@ def permeability(tissue: config.TissueSection, mesh: Mesh) -> Permeability:
 
 def make_mesh(section: config.MeshSection, comm: MPI.Comm,
               stored: Path | None = None) -> tuple[Mesh, MeshData | None]:
-    """The mesh of a run file, distributed, and what rank 0 made if it is of no file. Collective.
-
-    Args:
-        stored: the mesh that an earlier part of this run wrote; taken in place of a surface's,
-            for not every mesher makes the same mesh twice.
-    """
-    if stored is not None and section.surface is not None and stored.is_file():
-        data = on_root(comm, readers.read, stored)
-    else:
-        data = on_root(comm, section.make)
+    """The mesh of a run file, distributed, and what rank 0 made if it is of no file. Collective."""
+    # not every mesher makes the same mesh of a surface twice: that of an earlier part is taken
+    kept = stored is not None and section.surface is not None and stored.is_file()
+    data = on_root(comm, readers.read, stored) if kept else on_root(comm, section.make)
     return Mesh.from_data(data, comm), data if section.file is None else None
 
 
@@ -93,20 +78,17 @@ def write_mesh(run_folder: Path, data: MeshData | None) -> None:
         folder.replace(run_folder / MESH, lambda path: write_npz(path, data))
 
 
-def hashes(**paths: Path | None) -> dict[str, dict]:
-    """Path and hash of every file that is there, by name."""
-    return {name: {"path": str(path), "sha256": folder.sha256(path)}
-            for name, path in paths.items() if path is not None}
-
-
-def acquisition_files(
-        sections: tuple[config.AcquisitionSection, ...]) -> dict[str, Path | None]:
-    """The files of an acquisition by name, for `hashes`."""
-    files: dict[str, Path | None] = {}
+def hashes(comm: MPI.Comm, name: Path, run, **more: Path | None) -> dict[str, dict]:
+    """Path and hash of every file that a run reads, by what it is. Collective."""
+    paths = {"config": name, "mesh": run.mesh.source, **more,
+             "extra_terms": run.extra_terms and run.extra_terms.file}
+    sections = run.acquisition or ()
     for number, section in enumerate(sections):
         mark = f" {number}" if len(sections) > 1 else ""
-        files |= {f"acquisition{mark}": section.file, f"bvec{mark}": section.bvec}
-    return files
+        paths |= {f"acquisition{mark}": section.file, f"bvec{mark}": section.bvec}
+    return everywhere(comm, lambda: {
+        what: {"path": str(path), "sha256": folder.sha256(path)}
+        for what, path in paths.items() if path is not None})
 
 
 def understood(screen: Screen, run, mesh: Mesh, acquisition: Acquisition) -> MeshFacts:
@@ -117,13 +99,11 @@ def understood(screen: Screen, run, mesh: Mesh, acquisition: Acquisition) -> Mes
     if parts:  # of meshes that are of no file it is known that they are several
         (screen.say if run.mesh.file is None else screen.warn)(parts)
     warnings = plausible.of_tissue(run.tissue) + plausible.of_acquisition(acquisition)
-    # a time or diffusivity that is wrong makes any mesh look wrong
-    warnings = list(dict.fromkeys(warnings))  # tags may share a value
-    screen.warn(*(warnings or plausible.of_mesh(facts.edges[1], run.tissue, acquisition)))
+    # a time or diffusivity that is wrong makes any mesh look wrong; tags may share a value
+    screen.warn(*(dict.fromkeys(warnings)
+                  or plausible.of_mesh(facts.edges[1], run.tissue, acquisition)))
     return facts
 
-
-# ---- results --------------------------------------------------------------------------------
 
 def summary(arguments, run, comm: MPI.Comm, inputs: dict, clock: Clock) -> dict:
     """The part of summary.json that the commands share. Collective."""
@@ -140,12 +120,13 @@ def plot(run_folder: Path, name: str, *args, **kwargs) -> list[str]:
     """Write a figure; a line instead where matplotlib is missing."""
     from ..report import plots
 
-    (run_folder / "figures").mkdir(exist_ok=True)
+    figures = run_folder / "figures"
+    figures.mkdir(exist_ok=True)
     try:
-        folder.replace(run_folder / "figures" / f"{name}.png",
+        folder.replace(figures / f"{name}.png",
                        lambda path: getattr(plots, name)(path, *args, **kwargs))
     except ImportError as error:
-        if not any((run_folder / "figures").iterdir()):
-            (run_folder / "figures").rmdir()
+        if not any(figures.iterdir()):
+            figures.rmdir()
         return [f"no figure {name}.png: {one_line(error)} (pip install 'spinverse[plot]')"]
     return []

@@ -34,11 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments, comm: MPI.Comm) -> None:
-    """Simulate what the run file says. Collective.
-
-    Raises:
-        InputError: bad input; SolverError: a solver failed, or, when all else is written, a fit.
-    """
+    """Simulate what the run file says; SolverError, when all is written, of fits. Collective."""
     screen, clock, out = terminal.Screen(comm, arguments.quiet), Clock(), arguments.output
     if out is not None and not arguments.dry_run:
         on_root(comm, folder.check_output, out, arguments.force)
@@ -47,17 +43,13 @@ def run(arguments, comm: MPI.Comm) -> None:
         run = shared.everywhere(comm, config.read, name, config.SimulateConfig)
         with shared.named(str(name)):
             extra = run.extra_arguments(comm)
-        acquisition = shared.read_acquisition(run.acquisition, comm, name)
-        with shared.named(str(name)):
+            acquisition = shared.everywhere(comm, config.read_table, run.acquisition)
             mesh, made = shared.make_mesh(run.mesh, comm)
         with shared.named(f"{name}: tissue"):
             tissue = _tissue(run, mesh)
         with shared.named(f"{name}: quantities"):
             derived.check(run.quantities, acquisition)
-        inputs = shared.everywhere(comm, shared.hashes, config=name, mesh=run.mesh.source,
-                                   permeability=run.tissue.permeability.file,
-                                   extra_terms=run.extra_terms and run.extra_terms.file,
-                                   **shared.acquisition_files(run.acquisition))
+        inputs = shared.hashes(comm, name, run, permeability=run.tissue.permeability.file)
     screen.say(terminal.versions(comm))
     facts = shared.understood(screen, run, mesh, acquisition)
     screen.say(*terminal.describe_tissue(run.tissue),
@@ -79,9 +71,8 @@ def run(arguments, comm: MPI.Comm) -> None:
         screen.say("dry run: nothing was simulated")
         return
     screen.say(*estimate.at_start)
-    found: dict[str, derived.Derived] = {}
     with clock("quantities"), shared.named(f"{name}: quantities"):
-        found |= derived.of_tissue(run.quantities, problem, acquisition)
+        found = derived.of_tissue(run.quantities, problem, acquisition)
     with clock("signals"), shared.named(str(name)), in_keys(), screen.working() as engine.progress:
         signals = signals_of(engine, acquisition, run.mesh_error)
     error = signals.mesh_error
@@ -107,7 +98,8 @@ def run(arguments, comm: MPI.Comm) -> None:
             shared.write_mesh(partial, made)
             notes = _figures(partial, acquisition, signals)
             if found:
-                folder.write_json(partial / "quantities.json", derived.document(found))
+                folder.write_json(partial / "quantities.json", {
+                    key: {**item.values, "warnings": item.warnings} for key, item in found.items()})
             folder.write_json(partial / folder.SUMMARY, content)
         return notes
 

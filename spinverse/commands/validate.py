@@ -35,12 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, comm) -> None:
-    """Run the families, print the table, write it. Collective.
-
-    Raises:
-        InputError: an unknown family, a bad tolerance or folder.
-        TargetMissed: a case at the default level missed its target; the table is there.
-    """
+    """Run the families, print and write the table; TargetMissed if a case did. Collective."""
     screen, out = Screen(comm, arguments.quiet), arguments.output
     if not 0 < arguments.tolerance < 1:
         raise InputError(f"--tolerance: {arguments.tolerance:g}, expected a number between 0 and 1")
@@ -53,14 +48,12 @@ def run(arguments: argparse.Namespace, comm) -> None:
     on_root(comm, folder.check_output, out, arguments.force)
     settings = Settings(comm, arguments.refined, arguments.engine, arguments.tolerance,
                         arguments.everything)
-    screen.say(versions(comm), f"validating {', '.join(family.name for family in chosen)}")
-    began = time.perf_counter()
+    names, began = [family.name for family in chosen], time.perf_counter()
+    screen.say(versions(comm), f"validating {', '.join(names)}")
     with screen.held_warnings():
-        rows = validate([family.name for family in chosen], settings,
-                        lambda row: screen.say(table.line(row)))
+        rows = validate(names, settings, lambda row: screen.say(table.line(row)))
     found = comm.bcast(verdicts(rows))
-    summary = {"command": "validate", "ranks": comm.size,
-               "families": [family.name for family in chosen],
+    summary = {"command": "validate", "ranks": comm.size, "families": names,
                "refined": arguments.refined, "engine": arguments.engine,
                "tolerance": arguments.tolerance, "everything": arguments.everything,
                "passed": all(verdict.passed for verdict in found),

@@ -22,21 +22,19 @@ from .values import (
     Section,
     Times,
     exactly_one,
+    is_list_of,
+    kind,
     table_of,
 )
 
 _TE = " (echo_time_ms may be left out: the gradients' end)"
 PulseLength = Annotated[NumberOrList, Field(description=f"the pulse length in ms{_TE}")]
-Separation = Annotated[NumberOrList, Field(
-    description=f"the time from pulse to pulse in ms{_TE}")]
+Separation = Annotated[NumberOrList, Field(description=f"the time from pulse to pulse in ms{_TE}")]
 STRENGTHS = ("b_s_per_mm2", "gradient_mT_per_m")
 
 
-def _flags(value):
-    if isinstance(value, bool) or (isinstance(value, list) and value and all(
-            isinstance(v, bool) for v in value)):
-        return value
-    raise ValueError("expected true (+ - + -) or false (+ - - +), or a list of them")
+def _is_flag(value) -> bool:
+    return isinstance(value, bool)
 
 
 class _Sequence(Section):
@@ -47,6 +45,8 @@ class _Sequence(Section):
     gradient_mT_per_m: NumberOrList | None = None
     directions: Directions | None = None
     echo_time_ms: NumberOrList | None = None
+    delta_ms: PulseLength
+    Delta_ms: Separation
 
     @model_validator(mode="after")
     def _strength(self):
@@ -58,7 +58,7 @@ class _Sequence(Section):
 
     def table(self) -> Acquisition:
         """The measurements, or the InputError that they raise."""
-        directions = _vectors(self.directions)
+        directions = _read(self.directions)
         if self.b_s_per_mm2 is not None:
             return self._with(self.b_s_per_mm2, directions)
         levels = np.atleast_1d(self.gradient_mT_per_m)
@@ -74,28 +74,22 @@ class _Sequence(Section):
                            one.waveform_index[rows.ravel()], one.waveforms)
 
     def _with(self, b, directions) -> Acquisition:
-        own = {key.removesuffix("_ms"): _vectors(value) for key, value in self
-               if key == "echo_time_ms" or key not in _Sequence.model_fields}
+        own = {key.removesuffix("_ms"): _read(value) for key, value in self
+               if key not in (*STRENGTHS, "directions")}
         return self.make(b, directions, **own)
 
 
 class PGSESection(_Sequence):
     make = Acquisition.pgse
-    delta_ms: PulseLength
-    Delta_ms: Separation
 
 
 class TrapezoidSection(_Sequence):
     make = Acquisition.trapezoid
-    delta_ms: PulseLength
-    Delta_ms: Separation
     ramp_ms: Annotated[NumberOrList, Field(description="the time of a rise or fall in ms")]
 
 
 class OGSESection(_Sequence):
     make = Acquisition.ogse
-    delta_ms: PulseLength
-    Delta_ms: Separation
     periods: Annotated[NumberOrList, Field(
         description="how many periods a pulse has, a whole number or several")]
     kind: Literal["cos", "sin"] = "cos"
@@ -103,11 +97,11 @@ class OGSESection(_Sequence):
 
 class DoublePGSESection(_Sequence):
     make = Acquisition.double_pgse
-    delta_ms: PulseLength
-    Delta_ms: Separation
     mixing_time_ms: Annotated[NumberOrList, Field(
         description="the time from the start of the second pulse to that of the third in ms")]
-    parallel: Annotated[Any, BeforeValidator(_flags)] = True
+    parallel: Annotated[Any, kind(
+        "true (+ - + -) or false (+ - - +), or a list of them",
+        lambda value: _is_flag(value) or is_list_of(_is_flag)(value))] = True
     second_directions: Directions | None = None
 
     @model_validator(mode="after")
@@ -148,25 +142,21 @@ class SampledSection(Section):
         """The measurements, or the InputError that they raise."""
         times, values = self._samples()
         refocusing = tuple(np.atleast_1d(self.refocusing_times_ms))
-        return Acquisition.sampled(self.b_s_per_mm2, _vectors(self.directions), times, values,
+        return Acquisition.sampled(self.b_s_per_mm2, _read(self.directions), times, values,
                                    self.gradient_mT_per_m, refocusing, self.echo_time_ms)
 
     def _samples(self) -> tuple[np.ndarray, np.ndarray]:
         """Times ``(n,)`` and values ``(n,)`` or ``(n, 3)``, from lists or files."""
         given = self.values if self.values is not None else self.values_mT_per_m
-        table = table_of(given) if isinstance(given, Path) else None
-        values = np.asarray(given, dtype=float) if table is None else table
-        if self.times_ms is None:
-            if table.shape[1] not in (2, 4):
-                raise InputError(f"{given}: {table.shape[1]} columns, expected 2 or 4: time in ms "
-                                 "and one value or x, y, z (or times_ms beside it)")
-            times, values = table[:, 0], table[:, 1:]
+        values = np.asarray(_read(given), dtype=float)
+        if self.times_ms is not None:
+            times = np.asarray(_read(self.times_ms), dtype=float).ravel()
+        elif values.shape[1] in (2, 4):
+            times, values = values[:, 0], values[:, 1:]
         else:
-            times = table_of(self.times_ms).ravel() if isinstance(self.times_ms, Path) else \
-                np.asarray(self.times_ms, dtype=float)
-        if values.ndim == 2 and values.shape[1] == 1:
-            values = values[:, 0]
-        return times, values
+            raise InputError(f"{given}: {values.shape[1]} columns, expected 2 or 4: time in ms and "
+                             "one value or x, y, z (or times_ms beside it)")
+        return times, values[:, 0] if values.shape[1:] == (1,) else values
 
 
 SEQUENCES = ("pgse", "trapezoid", "ogse", "double_pgse", "sampled")
@@ -216,8 +206,9 @@ class AcquisitionSection(Section):
             raise
 
 
-def _vectors(directions):
-    return table_of(directions) if isinstance(directions, Path) else directions
+def _read(given):
+    """What stands in the run file, or in the file that it names."""
+    return table_of(given) if isinstance(given, Path) else given
 
 
 Acquisitions = Annotated[
@@ -227,11 +218,7 @@ Acquisitions = Annotated[
 
 
 def read_table(sections: Sequence[AcquisitionSection]) -> Acquisition:
-    """All measurements, in the order of the run file.
-
-    Raises:
-        InputError: naming the section.
-    """
+    """All measurements, in the order of the run file. Raises InputError naming the section."""
     tables = []
     for number, section in enumerate(sections):
         place = "acquisition." + (f"{number}." if len(sections) > 1 else "") + section.kind

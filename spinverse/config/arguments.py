@@ -28,15 +28,10 @@ def keys_of(function: Callable, leave_out=()) -> dict[str, inspect.Parameter]:
 
 def arguments_of(function: Callable, given: Mapping, leave_out=(), optional=(),
                  where: str = "") -> dict:
-    """The keys of a run file as arguments of a function, without their units.
+    """The keys of a run file as arguments of a function, or the InputError of a wrong key.
 
-    Args:
-        leave_out: names of arguments that have no key.
-        optional: names of arguments that may be missing though they have no default.
-        where: what comes before the key in messages, with its dot.
-
-    Raises:
-        InputError: an unknown key, with the nearest known one; a missing one.
+    Arguments to ``leave_out`` have no key, ``optional`` ones may be missing without a default;
+    ``where`` comes before the key in messages, with its dot.
     """
     known = keys_of(function, leave_out)
     for key in given:
@@ -53,24 +48,19 @@ def arguments_of(function: Callable, given: Mapping, leave_out=(), optional=(),
 
 def unknown(key: str, known: list[str]) -> str:
     """What is said of an unknown key: the nearest known one, or all of them."""
-    names = {k.lower(): k for k in known}
-    for k in known:  # the name without its unit is as near
-        names.setdefault(_without_unit(k).lower(), k)
-    near = [k for k in known if k.startswith(key)] or [
-        names[k] for k in difflib.get_close_matches(key.lower(), list(names), n=1)]
-    return "unknown key, " + (f"did you mean {near[0]}?" if near
-                              else f"expected one of {', '.join(known)}")
+    return f"unknown key, {nearest(key, known)}"
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """What is said of an unknown name: the nearest known one, or all of them."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
-
-
-def _without_unit(key: str) -> str:
+    """The known name that was probably meant, or all of them; that without its unit is as near."""
     units = sorted(set(UNITS.values()), key=len, reverse=True)
-    return next((key.removesuffix(unit) for unit in units if key.endswith(unit)), key)
+    names = {k.lower(): k for k in known}
+    for k in known:
+        bare = next((k.removesuffix(unit) for unit in units if k.endswith(unit)), k)
+        names.setdefault(bare.lower(), k)
+    near = [k for k in known if k.startswith(name)] or [
+        names[k] for k in difflib.get_close_matches(name.lower(), list(names), n=1)]
+    return f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
 
 
 def chosen(value, known, kind: str) -> str:
@@ -80,5 +70,3 @@ def chosen(value, known, kind: str) -> str:
     near = difflib.get_close_matches(str(value).lower(), known, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise ValueError(f"{hint}expected {kind}: {', '.join(known)}")
-
-

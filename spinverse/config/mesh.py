@@ -43,17 +43,15 @@ class MeshSection(Section):
         exactly_one(self, SOURCES)
         if self.repair is not None and not (self.file or self.surface):
             raise KeyProblem("repair", "expected it beside file or surface only")
-        if self.file is not None:
-            name = self.file.name.lower()
-            for kind, what, suffixes in (("surface", "a surface", SUFFIXES),
-                                         ("labels", "an image", (".npy", ".nii", ".nii.gz"))):
-                if name.endswith(suffixes):
-                    raise KeyProblem("file", f"{self.file} holds {what}, expected it as "
-                                     f"mesh.{kind}")
-            for key in self._extra:
-                raise KeyProblem(key, unknown(key, [*SOURCES, "repair"]))
-        else:
+        if self.file is None:
             self._arguments()
+            return self
+        for kind, what, suffixes in (("surface", "a surface", SUFFIXES),
+                                     ("labels", "an image", (".npy", ".nii", ".nii.gz"))):
+            if self.file.name.lower().endswith(suffixes):
+                raise KeyProblem("file", f"{self.file} holds {what}, expected it as mesh.{kind}")
+        for key in self._extra:
+            raise KeyProblem(key, unknown(key, [*SOURCES, "repair"]))
         return self
 
     @property
@@ -68,11 +66,7 @@ class MeshSection(Section):
             and "periodic" in keys_of(BUILDERS[self.builder])
 
     def make(self) -> mesh.MeshData:
-        """Read or make the mesh; on one rank.
-
-        Raises:
-            InputError: a bad file or argument; SolverError: a mesher failed.
-        """
+        """Read or make the mesh; on one rank. Raises InputError, or SolverError of a mesher."""
         if self.file is not None:
             return readers.read(self.file, repair=bool(self.repair))
         arguments = self._arguments()
@@ -112,6 +106,7 @@ class MeshSection(Section):
         elif self.source is not None:
             arguments[first] = self.source
         return arguments
+
 
 def _shape(value) -> tuple[type, dict]:
     """Class and arguments of the shape that a grid is tagged by."""

@@ -1,8 +1,7 @@
 """The sections extra_terms and unknown: a term of the user's own, from a Python file.
 
-Reading a run file looks at its keys alone. The code of the file runs when
-`ExtraTermsSection.arguments` is called: on every rank, of the text that rank 0 has read, and no
-code but what that text asks for; the folder of the file is not searched for modules.
+The code of the file runs when `ExtraTermsSection.arguments` is called: on every rank, of the text
+that rank 0 has read; the folder of the file is not searched for modules.
 """
 
 from __future__ import annotations
@@ -24,15 +23,12 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from ..errors import InputError, on_all, on_root
 from ..extra_terms import Unsuitable, check_function
-from ..inversion.parameters import KINDS, Unknown
+from ..inversion.parameters import Unknown
 from .arguments import nearest
-from .values import FilePath, KeyProblem, Number, Section, is_number
+from .values import FilePath, KeyProblem, Number, Section, is_list_of, is_number, kind
 
 _KINDS = ("expected a finite number, a vector, a tensor as rows of up to 3, or {cell tag: value} "
           "with the same of these for each tag")
-
-
-# ---- values -------------------------------------------------------------------------------------
 
 
 def _is_finite(value) -> bool:
@@ -70,20 +66,8 @@ def _by_name(value):
     return value
 
 
-def _function_name(value):
-    if not (isinstance(value, str) and value.isidentifier() and not keyword.iskeyword(value)):
-        raise ValueError("expected the name of a function in the file")
-    return value
-
-
-def _times(value):
-    times = value if isinstance(value, list) else [value]
-    if not (times and all(_is_finite(time) and time >= 0 for time in times)):
-        raise ValueError("expected a time in ms, not negative, or a list of them")
-    return tuple(float(time) for time in times)
-
-
-# ---- extra_terms --------------------------------------------------------------------------------
+def _is_time(value) -> bool:
+    return _is_finite(value) and value >= 0
 
 
 class ExtraTermsSection(Section):
@@ -94,11 +78,17 @@ class ExtraTermsSection(Section):
     """
 
     file: Annotated[FilePath, Field(description="a Python file with the function")]
-    function: Annotated[str, BeforeValidator(_function_name), Field(
-        description="the name of a function (m, v, t, coefficients) in the file")]
+    function: Annotated[str, kind(
+        "the name of a function in the file",
+        lambda value: isinstance(value, str) and value.isidentifier()
+        and not keyword.iskeyword(value)), Field(
+            description="the name of a function (m, v, t, coefficients) in the file")]
     coefficients: Annotated[dict[str, Annotated[Any, BeforeValidator(_coefficient)]],
                             BeforeValidator(_by_name)] = {}
-    breakpoints_ms: Annotated[tuple[float, ...], BeforeValidator(_times)] = ()
+    breakpoints_ms: Annotated[tuple[float, ...], kind(
+        "a time in ms, not negative, or a list of them",
+        lambda value: _is_time(value) or is_list_of(_is_time)(value),
+        lambda value: tuple(map(float, value if isinstance(value, list) else [value])))] = ()
 
     @model_validator(mode="after")
     def _is_python(self):
@@ -109,10 +99,7 @@ class ExtraTermsSection(Section):
     def arguments(self, comm) -> dict[str, Any]:
         """Run the code of the file; what `BlochTorrey` and `simulate` take. Collective.
 
-        Raises:
-            InputError: no such file, code that fails, no such function in it, or one that cannot
-                be called with (m, v, t, coefficients). What the function raises when it is called
-                is an InputError too, which says where.
+        What fails is an InputError, when it is loaded and when the function is called.
         """
         source = comm.bcast(on_root(comm, self._read))
         return {"extra_terms": on_all(comm, self._load, source),
@@ -137,8 +124,11 @@ class ExtraTermsSection(Section):
                              "Python that runs by itself (its folder is not searched for "
                              "modules)") from error
         if self.function not in vars(module):
+            known = [key for key, value in vars(module).items() if callable(value)
+                     and getattr(value, "__module__", None) == module.__name__]
             raise InputError(f"extra_terms.function: {self.function!r}, no such function in "
-                             f"{self.file}, {_instead(self.function, module)}")
+                             f"{self.file}, "
+                             f"{nearest(self.function, known) if known else 'which has none'}")
         function = vars(module)[self.function]
         try:
             check_function(function)
@@ -189,20 +179,9 @@ def _without_key(error: BaseException) -> str:
     return str(error).removeprefix("extra_terms: ").replace("extra_coefficients", "coefficients")
 
 
-def _instead(name: str, module: ModuleType) -> str:
-    """The nearest name of a function in a module, or all of them."""
-    known = [key for key, value in vars(module).items() if callable(value)
-             and getattr(value, "__module__", None) == module.__name__]
-    return nearest(name, known) if known else "which has none"
-
-
 @contextmanager
 def in_keys():
-    """What the solver says of a run's extra terms, in the keys of the run file.
-
-    Raises:
-        InputError: in place of those of `BlochTorrey` and the engines.
-    """
+    """InputErrors of the solver about a run's extra terms, in the keys of the run file."""
     try:
         yield
     except Unsuitable as error:
@@ -214,9 +193,6 @@ def in_keys():
             raise
         raise InputError(words.replace("extra_coefficients: ", "extra_terms.coefficients.", 1)) \
             from None
-
-
-# ---- unknown ------------------------------------------------------------------------------------
 
 
 class UnknownSection(Section):
@@ -239,20 +215,3 @@ class UnknownSection(Section):
 
 
 Unknowns = Annotated[dict[str, UnknownSection], BeforeValidator(_by_name)]
-
-
-def check_unknown(unknown: Mapping[str, UnknownSection],
-                  extra_terms: ExtraTermsSection | None) -> None:
-    """Refuse unknown numbers that are neither of the tissue nor among the coefficients.
-
-    Raises:
-        InputError: naming the unknown, and the nearest name.
-    """
-    own = {} if extra_terms is None else extra_terms.coefficients
-    for name in unknown:
-        if name not in {**own, **KINDS}:
-            raise InputError(f"unknown.{name}: no coefficient of extra_terms, "
-                             + nearest(name, [*own, *KINDS]))
-        if not isinstance(own.get(name, 0.0), float):
-            raise InputError(f"unknown.{name}: extra_terms.coefficients.{name} is {own[name]}, "
-                             "expected a single number there")

@@ -1,7 +1,6 @@
 """What is probably in another unit than its key says: values off by a factor of 1000.
 
-Nothing here is an error: any of these values can be meant. Each message says the value in units
-of the SI too, and which other unit it looks like.
+None is an error: all can be meant. Messages say values in SI units too, and the likely other unit.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import numpy as np
 
 from .. import units
 from ..acquisition import Acquisition
-from .tissue import KnownTissue, PermeabilitySection, TissueSection
+from .tissue import KnownTissue, TissueSection
 
 DIFFUSIVITY = 0.01, 20.0  # um^2/ms, of anything that MRI sees
 RELAXATION = 1.0, 1e4  # ms
@@ -27,8 +26,7 @@ def of_tissue(tissue: KnownTissue) -> list[str]:
     """Warnings about diffusivity, T2 and permeability."""
     found = []
     for value in _values(tissue.diffusivity_um2_per_ms):
-        size = float(np.max(np.abs(np.linalg.eigvals(value)))) if np.ndim(value) == 2 \
-            else float(value)
+        size = float(np.abs(np.linalg.eigvals(np.atleast_2d(value))).max())
         if 0 < size < DIFFUSIVITY[0] or size > DIFFUSIVITY[1]:
             said = (f"tissue.diffusivity_um2_per_ms: {size:g} um^2/ms is "
                     f"{units.diffusivity_from_internal(size):g} m^2/s")
@@ -39,13 +37,9 @@ def of_tissue(tissue: KnownTissue) -> list[str]:
             found.append(f"tissue.T2_ms: {value:g} ms is {units.time_from_internal(value):g} s; "
                          "tissue has 10 to 3000 ms"
                          + _if_in(value, {"s": 1e3, "us": 1e-3}, RELAXATION))
-    if isinstance(tissue, TissueSection):
-        found += _of_membranes(tissue.permeability)
-    return found
-
-
-def _of_membranes(section: PermeabilitySection) -> list[str]:
-    found = []
+    if not isinstance(tissue, TissueSection):
+        return found
+    section = tissue.permeability
     key = "membrane_m_per_s" if section.membrane_m_per_s is not None else "membrane_um_per_ms"
     for value in _values(section.value("membrane", None)):
         if value is not None and (0 < value < MEMBRANE[0] or MEMBRANE[1] <= value < np.inf):
@@ -65,14 +59,11 @@ def of_acquisition(acquisition: Acquisition) -> list[str]:
             "more than scanners reach"
         meant = {"ms/um^2": 1e3, "s/m^2": 1e-6, "s/cm^2": 1e-2}
         found.append(f"{said}: {what}{_if_in(b, meant, LARGEST_B)}")
-    strange = False
-    for waveform in acquisition.waveforms:
-        time = waveform.echo_time
-        if not ECHO_TIME[0] <= time <= ECHO_TIME[1]:
-            strange = True
-            found.append(f"acquisition: {waveform.name} with TE {time:g} ms, that is "
-                         f"{units.time_from_internal(time):g} s"
-                         + _if_in(time, {"s": 1e3, "us": 1e-3}, ECHO_TIME))
+    strange = [w for w in acquisition.waveforms
+               if not ECHO_TIME[0] <= w.echo_time <= ECHO_TIME[1]]
+    found += [f"acquisition: {w.name} with TE {w.echo_time:g} ms, that is "
+              f"{units.time_from_internal(w.echo_time):g} s"
+              + _if_in(w.echo_time, {"s": 1e3, "us": 1e-3}, ECHO_TIME) for w in strange]
     strongest = float(np.max(acquisition.gradient_strength_mT_m, initial=0.0))
     if strongest > GRADIENT and not strange and b <= LARGEST_B[1]:
         found.append(f"acquisition: gradients of {strongest:.3g} mT/m, that is "
@@ -83,8 +74,7 @@ def of_acquisition(acquisition: Acquisition) -> list[str]:
 
 def of_mesh(edge: float, tissue: KnownTissue, acquisition: Acquisition) -> list[str]:
     """A warning about a mesh whose median ``edge``, um, is too coarse to be in um."""
-    D = max((float(np.max(np.abs(value))) for value in _values(tissue.diffusivity_um2_per_ms)),
-            default=0.0)
+    D = max(float(np.max(np.abs(value))) for value in _values(tissue.diffusivity_um2_per_ms))
     longest = max(waveform.echo_time for waveform in acquisition.waveforms)
     length = float(np.sqrt(2 * D * longest))
     if 0 < EDGES * length < edge:
@@ -99,7 +89,5 @@ def _values(given) -> list:
 
 def _if_in(value: float, others: Mapping[str, float], usual: tuple[float, float]) -> str:
     """Which other unit makes the value usual, in words."""
-    for unit, factor in others.items():
-        if usual[0] <= value * factor <= usual[1]:
-            return f" (given in {unit}? then it would be {value * factor:g} here)"
-    return ""
+    return next((f" (given in {unit}? then it would be {value * factor:g} here)"
+                 for unit, factor in others.items() if usual[0] <= value * factor <= usual[1]), "")

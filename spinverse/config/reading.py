@@ -19,8 +19,6 @@ from .values import KeyProblem
 ONLY_IN = {"SimulateConfig": {"signals": "reconstruct", "stages": "reconstruct",
                                "unknown": "reconstruct"},
            "ReconstructConfig": {"quantities": "simulate"}}
-
-
 _UNKNOWN_KEY = ("extra_forbidden", "invalid_key")  # of pydantic; the second is no text
 
 
@@ -44,11 +42,7 @@ Loader.add_implicit_resolver("tag:yaml.org,2002:float",
 
 
 def yaml_of(path: Path, where: str):
-    """The content of a YAML file, read as `Loader` says.
-
-    Raises:
-        InputError: it cannot be read or is no YAML; ``where`` comes first.
-    """
+    """The content of a YAML file, read by `Loader`, or an InputError that begins with ``where``."""
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
@@ -56,11 +50,7 @@ def yaml_of(path: Path, where: str):
 
 
 def checked(model: type[Run], data: Mapping, folder: Path, where: str) -> Run:
-    """The model of a run file's content, whose paths are relative to a folder.
-
-    Raises:
-        InputError: in one line; ``where`` comes first.
-    """
+    """The model of a run file's content; paths are relative to a folder, errors as in `yaml_of`."""
     try:
         return model.model_validate(data, context={"folder": folder})
     except ValidationError as error:
@@ -70,11 +60,7 @@ def checked(model: type[Run], data: Mapping, folder: Path, where: str) -> Run:
 
 
 def read(path: str | Path, model: type[Run]) -> Run:
-    """Read a run file.
-
-    Raises:
-        InputError: in one line: the file, the key, the value, and what was expected.
-    """
+    """Read a run file, or raise an InputError: file, key, value, and what was expected."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file, expected a run file (YAML)")
@@ -90,8 +76,7 @@ def read(path: str | Path, model: type[Run]) -> Run:
 def explain(error: ValidationError, model: type[BaseModel], data) -> str:
     """One line for the first of pydantic's errors; a wrong key comes before what it misses."""
     # of the branches of a union the one that came furthest was meant
-    errors = sorted(error.errors(), key=lambda e: (e["type"] not in _UNKNOWN_KEY, -len(e["loc"])))
-    first = errors[0]
+    first = min(error.errors(), key=lambda e: (e["type"] not in _UNKNOWN_KEY, -len(e["loc"])))
     place: list = []
     keys, here = first["loc"], data
     for key in keys:  # steps that are no key are branches of a union
@@ -102,10 +87,10 @@ def explain(error: ValidationError, model: type[BaseModel], data) -> str:
         elif first["type"] != "missing" or key is not keys[-1]:
             continue
         place.append(key)
-    name = ".".join(map(str, place))
     cause = (first.get("ctx") or {}).get("error")
     if isinstance(cause, KeyProblem):
-        return f"{name}.{cause.key}: {cause}" if name else f"{cause.key}: {cause}"
+        place.append(cause.key)
+    name = ".".join(map(str, place))
     if isinstance(cause, InputError):
         return f"{name}: {cause}" if name else str(cause)
     above = _model_at(model, place[:-1])

@@ -9,15 +9,17 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from .. import __version__
 from ..errors import InputError
-from ..inversion import Shapes, Stage, Unknown
-from ..inversion.stages import preset
+from ..inversion import Shapes, Stage
+from ..inversion.parameters import KINDS
+from ..inversion.stages import PRESETS, preset
 from .acquisition import Acquisitions
+from .arguments import nearest
 from .mesh import MeshSection
-from .physics import ExtraTermsSection, Unknowns, check_unknown
+from .physics import ExtraTermsSection, Unknowns
 from .quantities import FROM_SIGNALS, KNOW_EXTRA_TERMS, requests
-from .stages import StageSection, stages_value
+from .stages import StageSection
 from .tissue import TissueSection, UnknownTissue
-from .values import FilePath, KeyProblem, Modes, Number, Positive, Section, TimeStep
+from .values import FilePath, KeyProblem, Modes, Number, Positive, Section, TimeStep, kind
 
 #: Of the keys of run files. Files that say another one are refused; see `Run`.
 VERSION = 1
@@ -50,11 +52,7 @@ class CheckpointSection(Section):
 
 
 class Run(Section):
-    """What both kinds of run files have.
-
-    A file may say the `VERSION` of the keys that it was written for. One of another version gives
-    one error that says so, not one about the first key that has changed.
-    """
+    """What both kinds of run files have; the `VERSION` is checked before all other keys."""
 
     version: int = VERSION
     mesh: MeshSection
@@ -112,7 +110,10 @@ class ReconstructConfig(Run):
     tissue: UnknownTissue = UnknownTissue()
     signals: SignalsSection
     acquisition: Acquisitions | None = None
-    stages: Annotated[str | list[StageSection], BeforeValidator(stages_value)] = "default"
+    stages: Annotated[str | list[StageSection], kind(
+        f"one of {', '.join(PRESETS)}, or a list of stages",
+        lambda value: value in PRESETS if isinstance(value, str) else
+        isinstance(value, list) and value)] = "default"
     tolerance: Positive = 1e-5
     time_step_ms: Positive = 0.25
     interface: InterfaceSection = InterfaceSection()
@@ -121,13 +122,15 @@ class ReconstructConfig(Run):
 
     @model_validator(mode="after")
     def _unknown_is_there(self):
-        check_unknown(self.unknown, self.extra_terms)
+        own = {} if self.extra_terms is None else self.extra_terms.coefficients
+        for name in self.unknown:
+            if name not in {**own, **KINDS}:
+                raise InputError(f"unknown.{name}: no coefficient of extra_terms, "
+                                 + nearest(name, [*own, *KINDS]))
+            if not isinstance(own.get(name, 0.0), float):
+                raise InputError(f"unknown.{name}: extra_terms.coefficients.{name} is {own[name]}, "
+                                 "expected a single number there")
         return self
-
-    @property
-    def unknowns(self) -> dict[str, Unknown]:
-        """Numbers that are found with the membranes, by name."""
-        return {name: section.value() for name, section in self.unknown.items()}
 
     def stage_list(self) -> list[Stage | Shapes]:
         """The stages of the preset, or of the list."""
@@ -139,7 +142,7 @@ class ReconstructConfig(Run):
         """Arguments of `InverseProblem`, beside mesh and signals. Runs code. Collective."""
         tissue, signals = self.tissue, self.signals
         return {**self.extra_arguments(comm),
-                "unknown": self.unknowns,
+                "unknown": {name: section.value() for name, section in self.unknown.items()},
                 "diffusivity": tissue.diffusivity_um2_per_ms, "T2": tissue.T2_ms,
                 "density": tissue.density, "boundary": tissue.boundary,
                 "interface": tissue.interface,

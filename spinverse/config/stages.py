@@ -8,7 +8,6 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from ..inversion import TAO, Adam, GaussNewton, Shapes, Stage
-from ..inversion.stages import PRESETS
 from .values import KeyProblem, Number, Positive, Ramp, Section, Sequences, exactly_one
 
 Whole = Annotated[int, Field(ge=1)]
@@ -97,10 +96,3 @@ class StageSection(Section):
         return Stage(b_max=self.b_max_s_per_mm2, restart=self.restart_um_per_ms,
                      optimiser=self.optimiser.optimiser() if self.optimiser else TAO(),
                      **self.model_dump(exclude=other))
-
-
-def stages_value(value):
-    """A validator: the name of a preset or a list of stages."""
-    if value in PRESETS if isinstance(value, str) else isinstance(value, list) and value:
-        return value
-    raise ValueError(f"expected one of {', '.join(PRESETS)}, or a list of stages")

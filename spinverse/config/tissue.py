@@ -6,19 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import model_validator
 
 from ..errors import InputError
 from ..units import permeability_to_internal
-from .values import FilePath, Number, PerCell, Positive, Section, TensorPerCell
-
-
-def _axes(value):
-    if value is None:
-        return ""
-    if isinstance(value, str) and len(set(value)) == len(value) and set(value) <= set("xyz"):
-        return value
-    raise ValueError("expected axes in one word, as x or xyz, or '' for none")
+from .values import FilePath, Number, PerCell, Positive, Section, TensorPerCell, kind
 
 
 class PermeabilitySection(Section):
@@ -37,21 +29,19 @@ class PermeabilitySection(Section):
         for name in ("membrane", "elsewhere", "outer"):
             given = [key for key in (f"{name}_m_per_s", f"{name}_um_per_ms")
                      if getattr(self, key) is not None]
-            if len(given) == 2:
+            given = ["file"] * (self.file is not None and bool(given)) + given
+            if len(given) > 1:
                 raise InputError(f"{given[0]} and {given[1]} are both there, expected one of them")
-            if given and self.file is not None:
-                raise InputError(f"file and {given[0]} are both there, expected one of them")
         return self
 
     def value(self, name: str, default):
         """``membrane``, ``elsewhere`` or ``outer`` in um/ms; the default where nothing is said."""
-        um_per_ms = getattr(self, f"{name}_um_per_ms")
-        m_per_s = getattr(self, f"{name}_m_per_s")
-        if m_per_s is None:
+        um_per_ms, given = (getattr(self, f"{name}_{unit}") for unit in ("um_per_ms", "m_per_s"))
+        if given is None:
             return default if um_per_ms is None else um_per_ms
-        if isinstance(m_per_s, Mapping):
-            return {tag: float(permeability_to_internal(v)) for tag, v in m_per_s.items()}
-        return float(permeability_to_internal(m_per_s))
+        if isinstance(given, Mapping):
+            return {tag: float(permeability_to_internal(v)) for tag, v in given.items()}
+        return float(permeability_to_internal(given))
 
 
 class KnownTissue(Section):
@@ -66,7 +56,11 @@ class KnownTissue(Section):
 
 class TissueSection(KnownTissue):
     permeability: PermeabilitySection = PermeabilitySection()
-    periodic: Annotated[str, BeforeValidator(_axes)] = ""
+    periodic: Annotated[str, kind(
+        "axes in one word, as x or xyz, or '' for none",
+        lambda value: value is None or (isinstance(value, str) and set(value) <= set("xyz")
+                                        and len(set(value)) == len(value)),
+        lambda value: value or "")] = ""
 
 
 class UnknownTissue(KnownTissue):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,11 +33,7 @@ class Section(BaseModel):
 
 
 def exactly_one(section: Section, names: tuple[str, ...]) -> str:
-    """The one key of ``names`` that is there.
-
-    Raises:
-        InputError: none of them, or several.
-    """
+    """The one key of ``names`` that is there. Raises InputError: none of them, or several."""
     given = [name for name in names if getattr(section, name) is not None]
     if len(given) != 1:
         found = f"{' and '.join(given)} are both there, " if given else ""
@@ -45,13 +41,32 @@ def exactly_one(section: Section, names: tuple[str, ...]) -> str:
     return given[0]
 
 
+def kind(expected: str, good: Callable, convert: Callable = lambda value: value,
+         file: bool = False) -> BeforeValidator:
+    """A validator: ``convert`` of what is ``good``; with ``file``, text is the name of one."""
+    def validate(value, info: ValidationInfo):
+        if file and isinstance(value, str):
+            return path_in(value, info)
+        if good(value):
+            return convert(value)
+        raise ValueError(f"expected {expected}")
+    return BeforeValidator(validate)
+
+
 def is_number(value) -> bool:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    try:
+    if isinstance(value, float):
         return not math.isnan(value)
-    except OverflowError:  # a whole number of more than 300 digits
-        return False
+    return type(value) is int and abs(value) < 2**1023  # beyond, no float holds it
+
+
+def _is_whole(value) -> bool:
+    return type(value) is int
+
+
+def is_list_of(good: Callable, length: int | None = None) -> Callable:
+    """Tells whether a value is a list of good values, one or more, or of that length."""
+    return lambda value: isinstance(value, list) and 0 < len(value) == (
+        length or len(value)) and all(map(good, value))
 
 
 def _infinite(value):
@@ -59,45 +74,22 @@ def _infinite(value):
     return math.inf if value in ("inf", "+inf") else value
 
 
-def _number(value):
-    value = _infinite(value)
-    if not is_number(value):
-        raise ValueError("expected a number")
-    return float(value)
-
-
-def _number_or_list(value):
-    if is_number(value):
-        return float(value)
-    if isinstance(value, list) and value and all(map(is_number, value)):
-        return [float(v) for v in value]
-    raise ValueError("expected a number or a list of numbers")
-
-
-def _rows_of(value, length: int | None = None) -> bool:
-    """Whether value is a list of lists of numbers, all as long as the first (or ``length``)."""
-    if not (isinstance(value, list) and value and all(isinstance(row, list) for row in value)):
-        return False
-    length = len(value[0]) if length is None else length
-    return all(len(row) == length and all(map(is_number, row)) for row in value)
-
-
 def by_tag(kinds: str, good):
     """A validator for a value, or a mapping from tags to such values."""
-    def validate(value):
-        if isinstance(value, Mapping):
-            value = {tag: _infinite(v) for tag, v in value.items()}
-            if value and all(isinstance(tag, int) for tag in value) and all(
-                    map(good, value.values())):
-                return value
-        elif good(_infinite(value)):
-            return _infinite(value)
-        raise ValueError(f"expected {kinds}, or {{tag: value}}")
-    return BeforeValidator(validate)
+    def convert(value):
+        return {tag: _infinite(v) for tag, v in value.items()} if isinstance(value, Mapping) \
+            else _infinite(value)
+
+    def fits(value) -> bool:
+        value = convert(value)
+        return good(value) or (isinstance(value, Mapping) and len(value) > 0 and all(
+            isinstance(tag, int) and good(v) for tag, v in value.items()))
+    return kind(f"{kinds}, or {{tag: value}}", fits, convert)
 
 
 def _is_tensor(value) -> bool:
-    return is_number(value) or (_rows_of(value) and len(value) == len(value[0]) <= 3)
+    return is_number(value) or (isinstance(value, list) and len(value) <= 3
+                                and is_list_of(is_list_of(is_number, len(value)))(value))
 
 
 def path_in(value, info: ValidationInfo) -> Path:
@@ -108,37 +100,11 @@ def path_in(value, info: ValidationInfo) -> Path:
     return Path(os.path.normpath(Path(folder) / Path(value).expanduser()))
 
 
-def _directions(value, info: ValidationInfo):
-    if isinstance(value, str):
-        return path_in(value, info)
-    if isinstance(value, list) and len(value) == 3 and all(map(is_number, value)):
-        return [value]
-    if _rows_of(value, 3) or (isinstance(value, int) and not isinstance(value, bool)):
-        return value
-    raise ValueError("expected a whole number of directions, a list of [x, y, z], or a file of "
-                     "such rows")
-
-
-def _list_or_file(kinds: str, vectors: bool):
-    """A validator for a list of numbers (or of three each), or the file that holds it."""
-    def validate(value, info: ValidationInfo):
-        if isinstance(value, str):
-            return path_in(value, info)
-        if isinstance(value, list) and value and (
-                all(map(is_number, value)) or (vectors and _rows_of(value, 3))):
-            return value
-        raise ValueError(f"expected {kinds}, or a .csv or .npy file")
-    return BeforeValidator(validate)
-
-
 def table_of(path: Path) -> np.ndarray:
     """Numbers of a .npy array or of a text file in rows, ``(n, columns)``.
 
-    In text the cells are separated by commas or blanks; lines that start with # and a first line
-    of names are left out.
-
-    Raises:
-        InputError: no such file, another suffix, no numbers, rows of different length.
+    In text the cells are separated by commas or blanks; lines that start with # and a first line of
+    names are left out.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file, expected a table of numbers (.csv or .npy)")
@@ -169,44 +135,37 @@ def _all_numbers(cells: list[str]) -> bool:
         return False
 
 
-def _modes(value):
-    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
-        return value
-    raise ValueError("expected a positive whole number or auto")
+_numbers, _vectors = is_list_of(is_number), is_list_of(is_list_of(is_number, 3))
+_is_vector = is_list_of(is_number, 3)
 
-
-def _time_step(value):
-    if value == "auto" or (is_number(value) and 0 < value < math.inf):
-        return value if value == "auto" else float(value)
-    raise ValueError("expected a positive time in ms or auto")
-
-
-def _sequences(value):
-    if value == "all":
-        return value
-    if isinstance(value, list) and value and all(type(v) is int and v >= 0 for v in value):
-        return tuple(value)
-    raise ValueError("expected all, or numbers counted from the longest diffusion time as [0, 1]")
-
-
-def _ramp(value):
-    if is_number(value):
-        return float(value)
-    if isinstance(value, list) and len(value) == 2 and all(map(is_number, value)):
-        return tuple(map(float, value))
-    raise ValueError("expected a weight, or [first, last] of a ramp")
-
-
-Number = Annotated[float, BeforeValidator(_number)]
+Number = Annotated[float, kind("a number", lambda value: is_number(_infinite(value)),
+                               lambda value: float(_infinite(value)))]
 Positive = Annotated[Number, Field(gt=0)]
-NumberOrList = Annotated[Any, BeforeValidator(_number_or_list)]
+NumberOrList = Annotated[Any, kind(
+    "a number or a list of numbers", lambda value: is_number(value) or _numbers(value),
+    lambda value: list(map(float, value)) if isinstance(value, list) else float(value))]
 PerCell = Annotated[Any, by_tag("a number", is_number)]
 TensorPerCell = Annotated[Any, by_tag("a number, a symmetric tensor as 3 rows of 3", _is_tensor)]
 FilePath = Annotated[Path, BeforeValidator(path_in)]
-Directions = Annotated[Any, BeforeValidator(_directions)]
-Samples = Annotated[Any, _list_or_file("a list of numbers, a list of [x, y, z]", True)]
-Times = Annotated[Any, _list_or_file("a list of times", False)]
-Modes = Annotated[Any, BeforeValidator(_modes)]
-TimeStep = Annotated[Any, BeforeValidator(_time_step)]
-Sequences = Annotated[Any, BeforeValidator(_sequences)]
-Ramp = Annotated[Any, BeforeValidator(_ramp)]
+Directions = Annotated[Any, kind(
+    "a whole number of directions, a list of [x, y, z], or a file of such rows",
+    lambda value: _is_whole(value) or _is_vector(value) or _vectors(value),
+    lambda value: [value] if _is_vector(value) else value, file=True)]
+Samples = Annotated[Any, kind(
+    "a list of numbers, a list of [x, y, z], or a .csv or .npy file",
+    lambda value: _numbers(value) or _vectors(value), file=True)]
+Times = Annotated[Any, kind("a list of times, or a .csv or .npy file", _numbers, file=True)]
+Modes = Annotated[Any, kind("a positive whole number or auto",
+                            lambda value: value == "auto" or (_is_whole(value) and value > 0))]
+TimeStep = Annotated[Any, kind(
+    "a positive time in ms or auto",
+    lambda value: value == "auto" or (is_number(value) and 0 < value < math.inf),
+    lambda value: value if value == "auto" else float(value))]
+Sequences = Annotated[Any, kind(
+    "all, or numbers counted from the longest diffusion time as [0, 1]",
+    lambda value: value == "all" or is_list_of(lambda v: _is_whole(v) and v >= 0)(value),
+    lambda value: value if value == "all" else tuple(value))]
+Ramp = Annotated[Any, kind(
+    "a weight, or [first, last] of a ramp",
+    lambda value: is_number(value) or is_list_of(is_number, 2)(value),
+    lambda value: tuple(map(float, value)) if isinstance(value, list) else float(value))]

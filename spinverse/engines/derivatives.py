@@ -19,13 +19,27 @@ from ..problem import BlochTorrey
 
 
 class System(Protocol):
-    """A weak form with two Functions of pairs, ghosts included."""
+    """The weak form of a problem with two Functions of its pairs, ghosts included."""
 
     problem: BlochTorrey
     stage: dolfinx.fem.Function
     adjoint: dolfinx.fem.Function
 
-    def operator(self, m, v) -> ufl.Form: ...
+
+class Derivatives:
+    """One sum for each coefficient of a system, empty when it is asked for."""
+
+    def __init__(self, system: System):
+        self._system = system
+        self._known: dict = {}
+
+    def __call__(self, coefficient) -> OfPermeability | OfFunction | OfConstant:
+        if id(coefficient) not in self._known:
+            # the coefficient is kept, so that no other one gets its id
+            self._known[id(coefficient)] = derivative_of(self._system, coefficient), coefficient
+        found = self._known[id(coefficient)][0]
+        found.reset()
+        return found
 
 
 def derivative_of(system: System, coefficient) -> OfPermeability | OfFunction | OfConstant:
@@ -43,6 +57,14 @@ def derivative_of(system: System, coefficient) -> OfPermeability | OfFunction | 
         return OfConstant(system, coefficient)
     raise InputError(f"coefficient: {coefficient!r:.60} is of the wrong kind, expected a dolfinx "
                      "Function or Constant")
+
+
+def _form_with(system: System, coefficient, name: str) -> ufl.Form:
+    """The weak form between stage and adjoint, which the coefficient is to be in."""
+    form = system.problem.weak_form(system.stage, system.adjoint)
+    if not has(form, coefficient):
+        raise InputError(f"coefficient: {name} is not in the weak form")
+    return form
 
 
 class OfPermeability:
@@ -75,9 +97,7 @@ class OfFunction:
     """By ``ufl.derivative``: any dolfinx Function of the weak form."""
 
     def __init__(self, system: System, function: dolfinx.fem.Function):
-        form = system.operator(system.stage, system.adjoint)
-        if not any(function is c for c in form.coefficients()):
-            raise InputError(f"coefficient: {function.name!r} is not in the weak form")
+        form = _form_with(system, function, repr(function.name))
         self._system, self._function = system, function
         self._form = system.problem.compile(ufl.derivative(form, function))
         self._part = dolfinx.fem.create_vector(function.function_space)
@@ -104,9 +124,7 @@ class OfConstant:
     """By ``ufl.diff``: a Constant of the weak form, component by component."""
 
     def __init__(self, system: System, constant: dolfinx.fem.Constant):
-        form = system.operator(system.stage, system.adjoint)
-        if not any(constant is c for c in form.constants()):
-            raise InputError(f"coefficient: {constant!s} is not in the weak form")
+        form = _form_with(system, constant, str(constant))
         self._comm, self._shape = system.problem.comm, np.shape(constant.value)
         zero = ufl.variable(dolfinx.fem.Constant(system.problem.mesh.domain, 0.0))
         self._forms = []

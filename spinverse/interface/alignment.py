@@ -1,8 +1,7 @@
 """The best match of two facet sets over shifts of the grid and point reflections.
 
-Magnitude signals cannot see a translation or a point reflection of a whole closed cell, so a
-result is judged as it is and after the best of them. Facets are counted, so only maps that take
-the grid's vertices to vertices count, as far as the moved grid overlaps the grid.
+Magnitude signals cannot see a translation or a point reflection of a closed cell. Facets are
+counted, so only maps that take the grid's vertices to vertices count, where the two overlap.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from scipy.spatial import cKDTree
 from ..errors import on_root
 from ..parallel.statistics import order_statistics, spread_distinct
 from .lattice import Lattice
+from .surfaces import ratio
 
 _PAIRS = 2_000_000  # pairs of facets that vote
 _QUERIES = 100_000  # facets that are moved in all, after the vote
@@ -29,50 +29,38 @@ _MOST = 4  # times the true facets: the largest number of found ones to look at
 class Alignment:
     """How well found facets fit true ones after the map x -> shift +- (x - centre) + centre.
 
-    Attributes:
-        true_positives: moved facets that are true ones, over interior facets.
-        counted: moved facets that count: those that land on an interior facet, or on none.
-        true: true interior facets.
-        shift: ``(3,)`` um.
-        reflected: whether points are reflected through the centre of the grid first.
+    ``precision``, ``recall``, ``f1`` and ``iou`` are None where there is no facet to count.
     """
 
-    true_positives: int
-    counted: int
-    true: int
-    shift: tuple[float, float, float]
-    reflected: bool
+    true_positives: int  # moved facets that are true ones, over interior facets
+    counted: int  # moved facets that land on an interior facet, or on none
+    true: int  # true interior facets
+    shift: tuple[float, float, float]  # um
+    reflected: bool  # through the centre of the grid first
 
     @property
     def precision(self) -> float | None:
-        """Of the moved facets; None without any."""
-        return self.true_positives / self.counted if self.counted else None
+        return ratio(self.true_positives, self.counted)
 
     @property
     def recall(self) -> float | None:
-        """Of the true facets; None without any."""
-        return self.true_positives / self.true if self.true else None
+        return ratio(self.true_positives, self.true)
 
     @property
     def f1(self) -> float | None:
-        """Harmonic mean of precision and recall; None where there is no facet at all."""
-        both = self.counted + self.true
-        return 2 * self.true_positives / both if both else None
+        return ratio(2 * self.true_positives, self.counted + self.true)
 
     @property
     def iou(self) -> float | None:
-        """Intersection over union; None where there is no facet at all."""
-        union = self.counted + self.true - self.true_positives
-        return self.true_positives / union if union else None
+        return ratio(self.true_positives, self.counted + self.true - self.true_positives)
 
 
 def align(lattice: Lattice, found: np.ndarray, true: np.ndarray) -> Alignment:
     """The best F1 over the lattice's shifts and point reflections. Collective.
 
     Facets that the map moves out of the grid count as false; those that land on the outer
-    boundary do not count, as they do not before. Among equal maps the shortest shift is taken,
-    without reflection if that does as well. Shifts are found by a vote of pairs of facets. Both
-    sets of facets, ``(nf,)`` bool, go to every rank; what they land on is asked of all.
+    boundary do not count. Among equal maps the shortest shift is taken, without reflection if that
+    does as well. Shifts are found by a vote of pairs. Both sets, ``(nf,)`` bool, go to every rank.
     """
     return _best(lattice, lattice.everywhere(found)[0], _Truth.of(lattice, true), _MAPS)
 
@@ -92,7 +80,7 @@ def best_f1(lattice: Lattice, kappa: np.ndarray, surface: np.ndarray, true: np.n
     if not number or not total:
         return None
     large = lattice.num_facets > _LARGE
-    cuts = np.array([]) if cut is None else np.array([cut])
+    cuts = np.array([] if cut is None else [cut])
     if not large or cut is None:
         # the lowest value and those up to this one
         most = order_statistics(comm, values, np.array([min(total, _MOST * number) - 1]))
@@ -146,8 +134,8 @@ def _best(lattice: Lattice, source: np.ndarray, truth: _Truth, most: int) -> Ali
     counts = lattice.landings(source, maps, truth.tree)
     best: Any = None  # the first candidate, no shift, is always kept
     for (sign, shift), (hits, outer) in zip(maps, counts.tolist(), strict=True):
-        x, y, z = (float(v) + 0.0 for v in shift)
-        this = Alignment(hits, len(source) - outer, truth.number, (x, y, z), sign < 0)
+        this = Alignment(hits, len(source) - outer, truth.number, tuple((shift + 0.0).tolist()),
+                         sign < 0)
         gain = (this.f1 or 0.0) - (best.f1 or 0.0 if best else -1.0)
         if gain < -1e-12 or (gain <= 1e-12 and _length(this) >= _length(best)):
             continue
@@ -169,14 +157,13 @@ def _candidates(lattice: Lattice, source: np.ndarray, target: np.ndarray, most: 
         return
     stride = int(np.ceil(np.sqrt(max(1.0, len(source) * len(target) / _PAIRS))))
     few, goal = source[::stride] - lattice.centre, target[::stride] - lattice.centre
-    shifts, votes, signs = [], [], []
+    found = []
     for sign in (1, -1):
         # an odd bin width: the lattice's own distances must not fall on the edges of bins
         first, count = _votes(goal, sign * few, 7.3 * lattice.tolerance)
-        shifts.append(goal[first // len(few)] - sign * few[first % len(few)])
-        votes.append(count)
-        signs.append(np.full(len(count), sign))
-    shifts, votes, signs = map(np.concatenate, (shifts, votes, signs))
+        found.append((goal[first // len(few)] - sign * few[first % len(few)], count,
+                      np.full(len(count), sign)))
+    shifts, votes, signs = map(np.concatenate, zip(*found, strict=True))
     shifts[np.abs(shifts) < lattice.tolerance] = 0.0
     number = min(most, max(10, _QUERIES // len(source)))
     distance = np.round(np.linalg.norm(shifts, axis=1), 6)

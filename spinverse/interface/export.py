@@ -1,7 +1,4 @@
-"""Values of facets and cells, and surfaces, as files: .npz, .vtu, .stl and .ply.
-
-Of what is of mesh size each rank has its rows; a file appears complete or not at all.
-"""
+"""Values of facets and cells, and surfaces, as files that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ from ..parallel.exchange import gather_chosen
 from ..parallel.npz import NpzReader, Rows, write_npz
 from .extraction import spread_cells
 from .surfaces import sorted_corners
-from .vtu import Grid, mesh_points, write_grid
+from .vtu import write_grid
 
 BLOCK = 1024  # cells whose volumes are looked at together
 
@@ -36,7 +33,6 @@ def write_permeability(path: str | Path, mesh: Mesh, permeability: np.ndarray,
     other array under its own name.
 
     Args:
-        path: of the file; it appears complete or not at all.
         permeability: ``(nf,)`` of the owned facets, um/ms.
         uncertainty: adds its ``sensitivity``, ``posterior_std`` and ``determined``.
         labels: ``(owned cells,)`` of the found cells, if there are any.
@@ -45,12 +41,10 @@ def write_permeability(path: str | Path, mesh: Mesh, permeability: np.ndarray,
     Raises:
         InputError: on every rank: an array of another length.
     """
-    slabs = mesh.facet_slabs
-    fields = _over(mesh, "facet", {"permeability": permeability} | extra | _known(uncertainty))
-    arrays = {"facets": slabs.keys} | {k: slabs.collect(v) for k, v in fields.items()}
+    arrays = {"facets": mesh.facet_slabs.keys} | _collected(
+        mesh, "facet", {"permeability": permeability} | extra | _known(uncertainty))
     if labels is not None:
-        cells = _over(mesh, "cell", {"labels": labels})
-        arrays |= {k: mesh.cell_slabs.collect(v) for k, v in cells.items()}
+        arrays |= _collected(mesh, "cell", {"labels": labels})
     write_npz(mesh.comm, Path(path), {name: Rows(array) for name, array in arrays.items()})
 
 
@@ -76,13 +70,10 @@ def write_vtu(path: str | Path, mesh: Mesh, fields: Mapping[str, np.ndarray],
     Raises:
         InputError: on every rank: an array of another length, or of no numbers.
     """
-    fields = _over(mesh, "facet", dict(fields) | _known(uncertainty))
-    slabs = mesh.facet_slabs
     nodes = dolfinx.mesh.entities_to_geometry(mesh.domain, mesh.dim - 1, mesh.facet_entities)
     corners = np.sort(mesh.input_nodes[nodes].reshape(-1, mesh.dim), axis=1)
-    write_grid(mesh.comm, Path(path), Grid(
-        mesh_points(mesh), slabs.collect(corners),
-        {name: slabs.collect(v) for name, v in fields.items()}, {}))
+    data = _collected(mesh, "facet", dict(fields) | _known(uncertainty))
+    write_grid(mesh.comm, Path(path), _points(mesh), mesh.facet_slabs.collect(corners), data, {})
 
 
 def write_cells(path: str | Path, mesh: Mesh, fields: Mapping[str, np.ndarray]) -> None:
@@ -90,10 +81,8 @@ def write_cells(path: str | Path, mesh: Mesh, fields: Mapping[str, np.ndarray]) 
 
     Args:
         path: of the ``.vtu`` file.
-        mesh: the mesh, of any dimension.
         fields: arrays over the owned cells, ``(owned cells,)`` or ``(owned cells, m)``, such as
-            the ``labels`` of a `Reconstruction`, tags, diffusivities; bools become 0 and 1.
-            ``tag`` is added.
+            the ``labels`` of a `Reconstruction`; bools become 0 and 1. ``tag`` is added.
 
     Raises:
         InputError: on every rank: a path of another suffix, an array of another length.
@@ -101,11 +90,10 @@ def write_cells(path: str | Path, mesh: Mesh, fields: Mapping[str, np.ndarray]) 
     path, owned = Path(path), mesh.num_owned_cells
     if path.suffix != ".vtu":
         raise InputError(f"{path}: suffix {path.suffix!r}, expected .vtu")
-    fields = _over(mesh, "cell", {"tag": mesh.cell_tags[:owned]} | dict(fields))
-    nodes, slabs = mesh.domain.geometry.dofmaps[0][:owned], mesh.cell_slabs
-    write_grid(mesh.comm, path, Grid(
-        mesh_points(mesh), slabs.collect(turned(mesh, mesh.input_nodes[nodes])),
-        {name: slabs.collect(v) for name, v in fields.items()}, {}))
+    nodes = mesh.input_nodes[mesh.domain.geometry.dofmaps[0][:owned]]
+    data = _collected(mesh, "cell", {"tag": mesh.cell_tags[:owned]} | dict(fields))
+    write_grid(mesh.comm, path, _points(mesh), mesh.cell_slabs.collect(turned(mesh, nodes)), data,
+               {})
 
 
 def write_stl(path: str | Path, mesh: Mesh, found: np.ndarray,
@@ -113,11 +101,10 @@ def write_stl(path: str | Path, mesh: Mesh, found: np.ndarray,
     """Write the interface as a binary ``.stl``, each facet once. Collective.
 
     Normals point from the higher label to the lower, so out of the enclosed compartment. Where
-    compartments touch, three sheets meet at an edge and the surface as a whole is not closed;
-    `write_compartment` writes the closed surface of one.
+    compartments touch, three sheets meet at an edge; `write_compartment` writes the closed surface
+    of one.
 
     Args:
-        path: of the file; without any facet it holds no triangle.
         found: ``(nf,)`` bool, the owned facets of the interface.
         labels: ``(owned cells,)`` as `extraction.compartments` gives them. ``None``: the regions
             that the found facets enclose, the largest lowest.
@@ -130,10 +117,7 @@ def write_stl(path: str | Path, mesh: Mesh, found: np.ndarray,
 
 def write_ply(path: str | Path, mesh: Mesh, found: np.ndarray,
               labels: np.ndarray | None = None) -> None:
-    """Write the interface as a binary ``.ply``, whose triangles share their points. Collective.
-
-    Arguments and orientation are those of `write_stl`.
-    """
+    """Write the interface as `write_stl` does, as a ``.ply`` with shared points. Collective."""
     _write_surface(Path(path), mesh, found, labels, "ply")
 
 
@@ -142,12 +126,7 @@ def write_compartment(path: str | Path, mesh: Mesh, labels: np.ndarray, compartm
 
     It is all that bounds the cells of that label, outer facets included, with normals outwards:
     closed, and of the volume of these cells. Where they touch themselves in an edge only, that
-    edge has four triangles.
-
-    Args:
-        path: of the file; its suffix says the format.
-        labels: ``(owned cells,)``.
-        compartment: the label.
+    edge has four triangles. ``labels`` are ``(owned cells,)``.
 
     Raises:
         InputError: on every rank: another suffix, an array of another length, or no cell has that
@@ -166,25 +145,20 @@ def write_compartment(path: str | Path, mesh: Mesh, labels: np.ndarray, compartm
     _write_chosen(path, mesh, bounds, sides[bounds], first[bounds], path.suffix[1:])
 
 
-# ---- cells and surfaces -----------------------------------------------------------------------
-
-def cell_corners(mesh: Mesh) -> np.ndarray:
-    """Corner coordinates of the owned cells, ``(owned cells, d + 1, 3)``, um."""
-    return mesh.domain.geometry.x[mesh.domain.geometry.dofmaps[0][: mesh.num_owned_cells]]
+def _points(mesh: Mesh) -> np.ndarray:
+    """This rank's rows of the mesh's vertices, in the order of the input. Collective."""
+    geometry = mesh.domain.geometry
+    return mesh.node_slabs.collect(geometry.x[: geometry.index_map().size_local])
 
 
 def turned(mesh: Mesh, values: np.ndarray) -> np.ndarray:
-    """Values of the corners of the owned cells, with those of inverted tetrahedra swapped.
-
-    ``values (owned cells, d + 1, ...)`` in the order of `cell_corners` are changed, and returned.
-    """
+    """Values ``(owned cells, d + 1, ...)`` of corners; swapped in place in inverted tetrahedra."""
     x, nodes = mesh.domain.geometry.x, mesh.domain.geometry.dofmaps[0][: mesh.num_owned_cells]
     for begin in range(0, len(nodes) if mesh.dim == 3 else 0, BLOCK):
         corners = x[nodes[begin: begin + BLOCK]]
         inverted = np.linalg.det(corners[:, 1:] - corners[:, :1]) < 0
-        if inverted.any():
-            part = values[begin: begin + BLOCK]
-            part[inverted] = part[inverted][:, [0, 1, 3, 2]]
+        part = values[begin: begin + BLOCK]
+        part[inverted] = part[inverted][:, [0, 1, 3, 2]]
     return values
 
 
@@ -202,10 +176,7 @@ def _write_surface(path: Path, mesh: Mesh, found, labels, kind: str) -> None:
 
 
 def _in_larger(mesh: Mesh, labels: np.ndarray, sides: np.ndarray) -> np.ndarray:
-    """Whether the second of two cells is in the larger set; of equal ones in that which is first.
-
-    ``labels`` of the sets are from `connected_cells`, ``sides (n, 2)`` are local cells.
-    """
+    """Whether the second of two local cells is in the larger set, or the first of equal ones."""
     owned = mesh.num_owned_cells
     total = mesh.comm.allreduce(float(mesh.cell_volumes[:owned].sum()))
     first, second = labels[sides].T
@@ -216,10 +187,7 @@ def _in_larger(mesh: Mesh, labels: np.ndarray, sides: np.ndarray) -> np.ndarray:
 
 
 def _sides(mesh: Mesh) -> np.ndarray:
-    """Local cells on the two sides of each owned facet, the first one of the input first.
-
-    ``(nf, 2)``; -1 is outside, and second.
-    """
+    """Local cells beside each owned facet, ``(nf, 2)`` in the order of the input; -1: outside."""
     cells = mesh.facet_cells
     number = np.append(mesh.input_cells, mesh.num_cells)[cells]
     return np.take_along_axis(cells, np.argsort(number, axis=1), axis=1)
@@ -227,7 +195,7 @@ def _sides(mesh: Mesh) -> np.ndarray:
 
 def _write_chosen(path: Path, mesh: Mesh, chosen: np.ndarray, sides: np.ndarray,
                   outwards: np.ndarray, kind: str) -> None:
-    """Write chosen facets, which every rank turns itself, in the order of their triples.
+    """Write chosen facets in the order of their triples.
 
     ``sides (n, 2)`` are those of the chosen ones; where ``outwards (n,)`` normals leave the first.
     """
@@ -260,26 +228,28 @@ def _known(uncertainty: Uncertainty | None) -> dict[str, np.ndarray]:
 
 
 def _over(mesh: Mesh, what: str, fields: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Fields by name over each owned "facet" or "cell", as arrays. Collective.
-
-    Raises:
-        InputError: on every rank: an array of another length, of Python objects, or on some ranks
-            of another type or width.
-    """
+    """Fields by name over each owned "facet" or "cell", as arrays, or an InputError. Collective."""
     number = mesh.num_owned_facets if what == "facet" else mesh.num_owned_cells
     arrays = {name: np.asarray(value) for name, value in fields.items()}
-    wrong = next((f"{name}: shape {a.shape}, expected ({number},): one value for each {what} that "
-                  "this rank owns" for name, a in arrays.items() if a.shape[:1] != (number,)), None)
-    wrong = wrong or next((f"{name}: Python objects, expected plain values"
-                           for name, a in arrays.items() if a.dtype.hasobject), None)
+    wrong = [f"{name}: shape {a.shape}, expected ({number},): one value for each {what} that this "
+             "rank owns" for name, a in arrays.items() if a.shape[:1] != (number,)]
+    wrong += [f"{name}: Python objects, expected plain values"
+              for name, a in arrays.items() if a.dtype.hasobject]
     kinds = {name: (a.dtype, a.shape[1:]) for name, a in arrays.items()}
     said = mesh.comm.allgather((wrong, kinds))
-    wrong = next((text for text, _ in said if text), None)
-    if wrong is None and any(other != said[0][1] for _, other in said):
-        wrong = f"{', '.join(arrays)}: types or widths differ between ranks, expected the same"
+    wrong = [text for texts, _ in said for text in texts]
+    if any(other != said[0][1] for _, other in said):
+        wrong.append(f"{', '.join(arrays)}: types or widths differ between ranks, expected the "
+                     "same")
     if wrong:
-        raise InputError(wrong)
+        raise InputError(wrong[0])
     return arrays
+
+
+def _collected(mesh: Mesh, what: str, fields: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What is `_over` facets or cells, in the order of the input. Collective."""
+    slabs = mesh.facet_slabs if what == "facet" else mesh.cell_slabs
+    return {name: slabs.collect(v) for name, v in _over(mesh, what, fields).items()}
 
 
 def _load(path: Path, mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:

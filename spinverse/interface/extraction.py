@@ -1,8 +1,7 @@
 """Which facets are membrane: by a cut of the permeability, or as closed surfaces.
 
-A threshold is not an interface: a facet that no magnetisation reaches is undetermined and may
-have any permeability. `compartments` looks at what the permeabilities do together instead: a
-closed compartment holds a diffusion mode that is nearly constant in it and decays by leaking.
+A facet that no magnetisation reaches may have any permeability. `compartments` looks at what they
+do together: a closed one holds a diffusion mode, nearly constant in it, that decays by leaking.
 """
 
 from __future__ import annotations
@@ -57,14 +56,7 @@ class Compartments:
 
 
 def by_threshold(mesh: Mesh, permeability: np.ndarray, cut: float = MEMBRANE_CUT) -> np.ndarray:
-    """Owned facets whose permeability is below a cut.
-
-    Args:
-        permeability: ``(nf,)`` um/ms.
-        cut: um/ms.
-
-    Returns:
-        ``(nf,)`` bool.
+    """Owned facets whose permeability ``(nf,)`` is below a cut, um/ms; gives ``(nf,)`` bool.
 
     Raises:
         InputError: a permeability of another shape, a cut that is not positive.
@@ -75,18 +67,15 @@ def by_threshold(mesh: Mesh, permeability: np.ndarray, cut: float = MEMBRANE_CUT
 
 
 def automatic_cut(mesh: Mesh, permeability: np.ndarray, included: np.ndarray) -> float:
-    """The cut between low and high permeabilities that the data show. Collective.
+    """The cut between low and high permeabilities that the data show, um/ms. Collective.
 
     Otsu's threshold (IEEE Trans. Syst. Man Cybern. 9, 62, 1979) of log10 permeability: the cut
-    with the largest variance between the two classes; in an empty gap, its middle. The widest
-    gap itself is no good rule: a single facet far from all others makes it.
+    with the largest variance between the two classes; in an empty gap, its middle. Where all values
+    fall together it is below them: nothing is membrane.
 
     Args:
         permeability: ``(nf,)`` um/ms.
         included: ``(nf,)`` bool, the facets that count.
-
-    Returns:
-        The cut in um/ms. Where all values fall together it is below them: nothing is membrane.
     """
     values = _facet_values(mesh, "permeability", permeability)
     included = _facet_values(mesh, "included", included).astype(bool)
@@ -99,13 +88,12 @@ def automatic_cut(mesh: Mesh, permeability: np.ndarray, included: np.ndarray) ->
     filled = np.flatnonzero(counts)
     if len(filled) < 2:
         return float(10.0 ** (low + (filled[0] if len(filled) else 0) / _BINS))
-    bins = np.arange(number)
-    below, above = np.cumsum(counts)[:-1], np.cumsum(counts[::-1])[::-1][1:]
-    first, last = np.cumsum(counts * bins)[:-1], np.cumsum((counts * bins)[::-1])[::-1][1:]
-    both = (below > 0) & (above > 0)
-    between = np.zeros(number - 1)
-    between[both] = (below * above.astype(float))[both] * (
-        last[both] / above[both] - first[both] / below[both]) ** 2
+    moments = counts * np.arange(number)
+    below, first = np.cumsum(counts)[:-1], np.cumsum(moments)[:-1]
+    above, last = counts.sum() - below, moments.sum() - first
+    # below or above may have none, and then no moment
+    between = below * above.astype(float) * (
+        last / np.maximum(above, 1) - first / np.maximum(below, 1)) ** 2
     best = np.flatnonzero(between >= between.max() * (1 - 1e-12))
     return float(10.0 ** (low + (0.5 * (best[0] + best[-1]) + 1) / _BINS))
 
@@ -156,21 +144,13 @@ def compartments(tissue: Tissue, boundary_absorbing: bool,
 
 
 def between(mesh: Mesh, labels: np.ndarray, boundary_absorbing: bool) -> np.ndarray:
-    """The surfaces of a partition of the cells. Collective.
+    """The surfaces of a partition of the cells, ``(nf,)`` bool over owned facets. Collective.
 
-    Args:
-        labels: ``(owned cells,)`` 0 outside.
-        boundary_absorbing: outer facets of cells that are not outside belong to them.
-
-    Returns:
-        ``(nf,)`` bool, over owned facets.
+    ``labels (owned cells,)`` are 0 outside. Where the boundary absorbs, outer facets of cells that
+    are not outside belong to the surfaces.
     """
-    everywhere = spread_cells(mesh, labels)
-    first, second = mesh.facet_cells.T
-    facets = ~mesh.outer & (everywhere[first] != everywhere[second])
-    if boundary_absorbing:
-        facets |= mesh.outer & (everywhere[first] > 0)
-    return facets
+    first, second = spread_cells(mesh, labels)[mesh.facet_cells].T
+    return np.where(mesh.outer, boundary_absorbing & (first > 0), first != second)
 
 
 def spread_cells(mesh: Mesh, values: np.ndarray) -> np.ndarray:
@@ -182,13 +162,10 @@ def spread_cells(mesh: Mesh, values: np.ndarray) -> np.ndarray:
 
 def _slow(rates: np.ndarray, share: np.ndarray, absorbing: bool) -> np.ndarray:
     """Indices of the modes of compartments; ``share`` is what facets dissipate of each."""
-    chosen, last = [], None
-    for k in range(len(rates)):
-        if k == 0 and not absorbing:
-            chosen.append(k)  # the constant: nothing leaves
-            continue
-        behind = last is not None and rates[k] > _RATE_GAP * last
-        if share[k] > (_CLEAR_SHARE if behind else _LEAK_SHARE):
+    chosen = [] if absorbing else [0]  # the constant: nothing leaves
+    last = np.inf
+    for k in range(len(chosen), len(rates)):
+        if share[k] > (_CLEAR_SHARE if rates[k] > _RATE_GAP * last else _LEAK_SHARE):
             chosen.append(k)
             last = rates[k]
     return np.array(chosen, dtype=int)
@@ -196,16 +173,14 @@ def _slow(rates: np.ndarray, share: np.ndarray, absorbing: bool) -> np.ndarray:
 
 def _gradient_energies(problem: BlochTorrey, modes: np.ndarray) -> np.ndarray:
     """Integral of D grad phi . grad phi for each mode, ``(K,)`` 1/ms."""
-    mesh = problem.mesh
-    owned = mesh.num_owned_cells
+    mesh, owned = problem.mesh, problem.mesh.num_owned_cells
     corners = mesh.domain.geometry.x[mesh.domain.geometry.dofmaps[0][:owned]]
     inverse = np.linalg.inv(corners[:, 1:] - corners[:, :1])
     values = modes[problem.space.dofmap.list[:owned]]
     gradients = inverse @ (values[:, 1:] - values[:, :1])
     D = problem.tissue.diffusivity[:owned]
     flux = D[:, None, None] * gradients if D.ndim == 1 else D @ gradients
-    local = np.einsum("c,cik,cik->k", mesh.cell_volumes[:owned], gradients, flux)
-    return reduced(mesh.comm, local)
+    return reduced(mesh.comm, np.einsum("c,cik,cik->k", mesh.cell_volumes[:owned], gradients, flux))
 
 
 def _classify(mesh: Mesh, features: np.ndarray, drained: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -236,8 +211,7 @@ def _classify(mesh: Mesh, features: np.ndarray, drained: bool) -> tuple[np.ndarr
 def _corners(mesh: Mesh, features: np.ndarray) -> np.ndarray:
     """Feature vectors of one cell for each compartment, ``(n, n_modes)``.
 
-    Successive projection: the longest vector, then the one that sticks out most of the span of
-    those before. Lengths do not depend on how the solver turned modes of equal rate.
+    Successive projection: the longest, then what sticks out most of the span of those before.
     """
     comm, number = mesh.comm, features.shape[1]
     ids = mesh.input_cells[: mesh.num_owned_cells]

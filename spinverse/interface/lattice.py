@@ -1,7 +1,4 @@
-"""Which maps take the vertices of a grid to vertices, and what moved facets land on.
-
-Every rank answers for the vertices and facets that it owns.
-"""
+"""Which maps take the vertices of a grid to vertices, and what moved facets land on."""
 
 from __future__ import annotations
 
@@ -23,19 +20,11 @@ _PROBES = 100  # vertices of each rank that are tried before all are
 class Lattice:
     """What the maps of a grid onto itself are looked up in. Collective, as all its methods are.
 
-    Args:
-        corners: ``(nf, 3, 3)`` um, of the facets of this rank.
-        outer: ``(nf,)`` bool, facets on the outer boundary.
-        triples: ``(nf, 3)`` vertices, which tell the order of facets at any number of ranks;
-            ``None``: they are in order.
-        comm: the ranks that have all facets together, each on one of them.
-
-    Attributes:
-        tolerance: how far a moved vertex or facet may be from one of the grid, um.
-        points: ``(nv, 3)`` um, vertices of the facets of this rank.
-        centroids: ``(nf, 3)`` um, of these facets.
-        low, high, centre: ``(3,)`` um, of the box around the grid.
-        num_facets, num_outer: of all ranks.
+    Each facet is on one of the ranks, with its corners ``(nf, 3, 3)`` um, whether it is outer, and
+    vertices ``triples (nf, 3)``, which tell the order of facets at any number of ranks (``None``:
+    they are in order). ``tolerance`` is how far a moved vertex or facet may be from one of the
+    grid; ``points (nv, 3)`` and ``centroids (nf, 3)`` are of this rank, ``low``, ``high`` and
+    ``centre`` of the box around the grid; all in um. ``num_facets``, ``num_outer``: of all ranks.
     """
 
     def __init__(self, corners: np.ndarray, outer: np.ndarray, triples: np.ndarray | None = None,
@@ -58,10 +47,7 @@ class Lattice:
         self._outer_facets = cKDTree(self.centroids[self.outer])
 
     def everywhere(self, chosen: np.ndarray, *values: np.ndarray) -> list[np.ndarray]:
-        """Centroids of chosen facets of all ranks, and values ``(nf,)`` of them, on every rank.
-
-        In the order of triples; chosen are few facets, as those of a surface.
-        """
+        """Centroids of a few chosen facets of all ranks, and their values, in order, everywhere."""
         whole = gather_chosen(self.comm, np.asarray(chosen, bool), self.triples, self.centroids,
                               *values)
         return self.comm.bcast(None if whole is None else list(whole[1:]), root=0)
@@ -98,7 +84,7 @@ class Lattice:
 
     def _are_vertices(self, points: np.ndarray) -> bool:
         """Whether there is a vertex at all points of all ranks."""
-        asked = Route(self.comm, self._rank_of(self._bins(points))).forward(points)
+        asked = Route(self.comm, self._rank_of(points)).forward(points)
         return self.comm.allreduce(bool(self._reached(self._vertices, asked).all()), op=MPI.LAND)
 
     @cached_property
@@ -107,15 +93,14 @@ class Lattice:
         reach = 2 * self.tolerance
         near = np.unique(np.concatenate([
             np.column_stack([np.arange(len(self.points)),
-                             self._rank_of(self._bins(self.points + reach * np.array(side)))])
+                             self._rank_of(self.points + reach * np.array(side))])
             for side in product((-1, 1), repeat=3)]), axis=0)
         return cKDTree(Route(self.comm, near[:, 1]).forward(self.points[near[:, 0]]))
 
-    def _bins(self, points: np.ndarray) -> np.ndarray:
+    def _rank_of(self, points: np.ndarray) -> np.ndarray:
+        """The rank that answers for the bin of each point."""
         width = (self.high - self.low).max() / _BINS
-        return np.floor((points - self.low) / width).astype(np.int64)
-
-    def _rank_of(self, bins: np.ndarray) -> np.ndarray:
+        bins = np.floor((points - self.low) / width).astype(np.int64)
         return bins @ [73856093, 19349663, 83492791] % self.comm.size
 
     def _reached(self, tree: cKDTree, points: np.ndarray) -> np.ndarray:

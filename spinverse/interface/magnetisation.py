@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
@@ -20,8 +20,8 @@ from ..engines.modal.matrix_formalism import MatrixFormalism
 from ..errors import InputError, on_root
 from ..parallel.exchange import Ranges
 from ..problem import BlochTorrey
-from .export import cell_corners, turned
-from .vtu import Grid, write_grid
+from .export import turned
+from .vtu import write_grid
 
 _SAME = 1e-9  # ms; times closer than this are one
 
@@ -72,7 +72,6 @@ def write_magnetisation(path: str | Path, problem: BlochTorrey, times: Sequence[
     that jumps across membranes are there. Of elements of higher degree the corners are written.
 
     Args:
-        path: of the ``.pvd`` file, in a folder that exists.
         problem: as in ``engine.problem``.
         times: ``(n,)`` ms.
         values: ``(n, nd)`` of `magnetisation`.
@@ -89,33 +88,23 @@ def write_magnetisation(path: str | Path, problem: BlochTorrey, times: Sequence[
         raise InputError(f"values: shape {values.shape}, expected ({len(times)}, "
                          f"{len(problem.scale)}): one row for each time")
     # of a Lagrange element the corners come first, in the order of the geometry
-    corners = turned(
-        mesh, problem.space.dofmap.list[: mesh.num_owned_cells, : mesh.dim + 1].copy())
-    slabs, width = mesh.cell_slabs, mesh.dim + 1
-    x = slabs.collect(turned(mesh, cell_corners(mesh))).reshape(-1, 3)
+    slabs, width, owned = mesh.cell_slabs, mesh.dim + 1, mesh.num_owned_cells
+    corners = turned(mesh, problem.space.dofmap.list[:owned, :width].copy())
+    geometry = mesh.domain.geometry
+    x = slabs.collect(turned(mesh, geometry.x[geometry.dofmaps[0][:owned]])).reshape(-1, 3)
     numbers = Ranges(mesh.comm, mesh.num_cells).start * width + np.arange(len(x))
     names = [f"{path.stem}_{k:04d}.vtu" for k in range(len(times))]
     for name, row in zip(names, values, strict=True):
         value = slabs.collect(row[corners]).ravel()
-        write_grid(mesh.comm, path.with_name(name), Grid(
-            x, numbers.reshape(-1, width), {},
-            {"re": value.real, "im": value.imag, "magnitude": np.abs(value),
-             "phase": np.angle(value)}))
-    on_root(mesh.comm, replace, path, lambda temporary: _write_series(temporary, times, names))
+        write_grid(mesh.comm, path.with_name(name), x, numbers.reshape(-1, width), {},
+                   {"re": value.real, "im": value.imag, "magnitude": np.abs(value),
+                    "phase": np.angle(value)})
+    sets = "".join(f'<DataSet timestep="{float(time)!r}" part="0" file={quoteattr(name)}/>\n'
+                   for time, name in zip(times, names, strict=True))
+    text = ('<?xml version="1.0"?>\n<VTKFile type="Collection" version="0.1" byte_order='
+            f'"LittleEndian">\n<Collection>\n{sets}</Collection>\n</VTKFile>\n')
+    on_root(mesh.comm, replace, path, lambda temporary: temporary.write_text(text, "utf-8"))
 
-
-def _write_series(path: Path, times: Sequence[float], names: list[str]) -> None:
-    root = ElementTree.Element("VTKFile", type="Collection", version="0.1",
-                               byte_order="LittleEndian")
-    collection = ElementTree.SubElement(root, "Collection")
-    for time, name in zip(times, names, strict=True):
-        ElementTree.SubElement(collection, "DataSet", timestep=repr(float(time)), part="0",
-                               file=name)
-    ElementTree.indent(root)
-    ElementTree.ElementTree(root).write(path, encoding="utf-8", xml_declaration=True)
-
-
-# ---- matrix formalism ------------------------------------------------------------------------
 
 def _in_modes(engine: MatrixFormalism, row: int, times: np.ndarray) -> np.ndarray:
     """The unknown at ascending times, ``(n, nd)``."""

@@ -1,7 +1,6 @@
 """How well found membrane facets match known ones. Only where a truth is known.
 
-Every rank counts what it owns. The found and the true surface alone go from rank to rank; they are
-small beside the mesh.
+Every rank counts what it owns; only the found and the true surface go from rank to rank.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from ..parallel.exchange import Route, gather_chosen, summed
 from .alignment import align, best_f1
 from .lattice import Lattice
 from .ranking import ranking
-from .surfaces import among, chamfer, edge_defects, edges_of, percent, surface_points
+from .surfaces import among, chamfer, edge_defects, edges_of, percent, ratio, surface_points
 
 MEMBRANE_CUT = 1.0  # um/ms; 1e-3 um/us in the published code
 BOUNDARIES = ("reflecting", "absorbing")
@@ -39,7 +38,6 @@ def metrics(mesh: Mesh, found: np.ndarray, permeability: np.ndarray, included: n
     shifts.
 
     Args:
-        mesh: a mesh that knows its interface.
         found: ``(nf,)`` bool, owned facets that are taken for membrane.
         permeability: ``(nf,)`` um/ms.
         included: ``(nf,)`` bool, facets that were unknown.
@@ -151,10 +149,7 @@ def _pairs_within(comm: MPI.Comm, labels: np.ndarray) -> float:
 
 @dataclass(frozen=True, eq=False)
 class _Facets:
-    """The facets of one rank, each on one of ``comm``, and what connects the cells.
-
-    ``regions`` gives for walls, ``(nf,)`` bool, the set that each owned cell is in; collective.
-    """
+    """The facets of one rank, each on one of ``comm``, and what connects the cells."""
 
     comm: MPI.Comm
     triples: np.ndarray  # (nf, 3) vertices, ascending
@@ -164,7 +159,7 @@ class _Facets:
     included: np.ndarray
     true: np.ndarray
     outer: np.ndarray
-    regions: Callable[[np.ndarray], np.ndarray]
+    regions: Callable[[np.ndarray], np.ndarray]  # of walls: sets of the owned cells; collective
 
     def count(self, *chosen: np.ndarray) -> list[int]:
         """How many facets there are of each kind, over all ranks."""
@@ -184,17 +179,17 @@ def _compare(facets: _Facets, absorbing: bool, true_surface: np.ndarray | None =
         "other_above_percent": percent(high_others, others),
         "found": tp + fp, "true": tp + fn,
         "false_positives": fp, "false_negatives": fn,
-        "precision": _ratio(tp, tp + fp), "recall": _ratio(tp, tp + fn),
-        "f1": _ratio(2 * tp, 2 * tp + fp + fn), "iou": _ratio(tp, tp + fp + fn),
+        "precision": ratio(tp, tp + fp), "recall": ratio(tp, tp + fn),
+        "f1": ratio(2 * tp, 2 * tp + fp + fn), "iou": ratio(tp, tp + fp + fn),
         **ranking(facets.kappa[interior], true[interior], comm)}
     lattice = Lattice(facets.corners, facets.outer, facets.triples, comm)
-    best = align(lattice, found & surface, true & facets.included)
-    best_cut = best_f1(lattice, facets.kappa, surface, true & facets.included,
-                       result["best_f1_cut"])
+    truth = true & facets.included
+    best = align(lattice, found & surface, truth)
     result |= {"aligned_precision": best.precision, "aligned_recall": best.recall,
                "aligned_f1": best.f1, "aligned_iou": best.iou,
                "aligned_shift": list(best.shift), "aligned_reflected": best.reflected,
-               "aligned_best_f1": best_cut}
+               "aligned_best_f1": best_f1(lattice, facets.kappa, surface, truth,
+                                          result["best_f1_cut"])}
     result |= _surfaces(facets, surface, absorbing, true_surface)
     result["adjusted_rand_index"] = adjusted_rand_index(
         facets.regions(found & surface), facets.regions(true & surface), comm)
@@ -227,7 +222,3 @@ def _surfaces(facets: _Facets, surface: np.ndarray, absorbing: bool,
                 "true_bad_edges_inside_percent": own["bad_edges_percent"]}
 
     return comm.bcast(on_root(comm, judge), root=0)
-
-
-def _ratio(part: int, whole: int) -> float | None:
-    return part / whole if whole else None

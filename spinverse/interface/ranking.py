@@ -1,4 +1,4 @@
-"""How a score tells true facets from others, whatever the threshold; no rank sees all scores."""
+"""How a score tells true facets from others; no rank sees all scores."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from ..parallel.exchange import reduced
 def ranking(score: np.ndarray, truth: np.ndarray, comm: MPI.Comm = MPI.COMM_SELF) -> dict:
     """How a low score tells true facets from others, whatever the threshold. Collective.
 
-    Only the scores of true facets go to all ranks. They are enough for the best F1, which is
-    2 hits / (found + true): a cut that moves past a score of others only finds more without a
-    further hit, so F1 falls, or stays at 0; the first of the best cuts is just past a true one.
+    Only the scores of true facets go to all ranks: the first of the cuts with the best F1 is just
+    past one, for a cut that moves past a score of others finds more without a further hit.
 
     Args:
         score: ``(n,)``, low for membrane; of this rank's facets.
@@ -35,18 +34,17 @@ def ranking(score: np.ndarray, truth: np.ndarray, comm: MPI.Comm = MPI.COMM_SELF
     # of the others, how many lie below each value, and not above it
     local = np.array([np.searchsorted(others, values, side) for side in ("left", "right")])
     below, within = reduced(comm, local)
-    auc = None
-    if negative:
-        auc = float(1 - float(hits @ (below + within)) / 2 / (positive * negative))
+    auc = float(1 - float(hits @ (below + within)) / 2 / (positive * negative)) if negative \
+        else None
     hit = np.cumsum(hits)
     f1 = 2 * hit / (hit + within + positive)
     best = int(np.argmax(f1))
     low = values[best]
     above = score[score > low].min(initial=np.inf)
     high = np.float64(comm.allreduce(float(above), op=MPI.MIN))
-    if not np.isfinite(high):
-        cut = 2 * low if low > 0 else 1.0
-    else:
+    if np.isfinite(high):
         cut = np.sqrt(low * high) if low > 0 else high / 2
-    cut = float(cut) if np.isfinite(cut) else None
-    return {"auc": auc, "best_f1": float(f1[best]), "best_f1_cut": cut}
+    else:
+        cut = 2 * low if low > 0 else 1.0
+    return {"auc": auc, "best_f1": float(f1[best]),
+            "best_f1_cut": float(cut) if np.isfinite(cut) else None}

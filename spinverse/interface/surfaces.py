@@ -15,10 +15,7 @@ def sorted_corners(corners: np.ndarray) -> np.ndarray:
 
 
 def surface_points(corners: np.ndarray) -> np.ndarray:
-    """4096 points uniform by area on triangles ``(n, 3, 3)``, the same every time.
-
-    The order within a triangle does not matter.
-    """
+    """4096 points uniform by area on triangles ``(n, 3, 3)``, the same for any order of corners."""
     corners = sorted_corners(corners)
     areas = 0.5 * np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0],
                                           corners[:, 2] - corners[:, 0]), axis=1)
@@ -39,8 +36,7 @@ def chamfer(first: np.ndarray, second: np.ndarray, centred: bool = True) -> floa
     """Sum of the two mean squared nearest distances between point clouds ``(n, 3)``, um^2."""
     if centred:
         first, second = first - first.mean(axis=0), second - second.mean(axis=0)
-    there = cKDTree(second).query(first)[0]
-    back = cKDTree(first).query(second)[0]
+    there, back = cKDTree(second).query(first)[0], cKDTree(first).query(second)[0]
     return float((there**2).mean() + (back**2).mean())
 
 
@@ -78,6 +74,11 @@ def among(edges: np.ndarray, others: np.ndarray) -> np.ndarray:
         return np.zeros(len(edges), bool)
     top = max(edges.max(), others.max()) + 1
     return np.isin(edges @ [top, 1], others @ [top, 1])
+
+
+def ratio(part: float, whole: float) -> float | None:
+    """part / whole; None of nothing."""
+    return part / whole if whole else None
 
 
 def percent(part: int, whole: int) -> float | None:

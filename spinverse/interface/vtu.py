@@ -1,13 +1,9 @@
-"""Unstructured grids as ``.vtu``, of which each rank has its rows.
-
-Arrays are raw and appended (VTK's XML formats, "appended raw data").
-"""
+"""Unstructured grids as ``.vtu`` with raw appended data (VTK's XML formats)."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
@@ -15,56 +11,38 @@ import numpy as np
 from mpi4py import MPI
 
 from ..errors import InputError
-from ..mesh.distributed import Mesh
 from ..parallel.files import write_together
 
 TYPES = {2: 3, 3: 5, 4: 10}  # VTK's numbers of lines, triangles and tetrahedra, by corners
 _LENGTH = np.dtype(np.uint64)  # stands before each array
 
 
-@dataclass(frozen=True, eq=False)
-class Grid:
-    """This rank's rows of a grid; those of all ranks follow each other.
+def write_grid(comm: MPI.Comm, path: Path, points: np.ndarray, cells: np.ndarray,
+               cell_data: Mapping[str, np.ndarray], point_data: Mapping[str, np.ndarray]) -> None:
+    """Write a grid, of which each rank has its rows. Collective.
 
-    Attributes:
-        points: ``(n, 3)`` um.
-        cells: ``(m, k)`` numbers of the corners among the points of all ranks.
-        cell_data: ``(m,)`` or ``(m, w)`` by name; bools become 0 and 1.
-        point_data: ``(n,)`` by name.
+    ``points (n, 3)`` um; ``cells (m, k)`` are numbers of corners among the points of all ranks;
+    data are ``(m,)`` or ``(m, w)`` and ``(n,)`` by name, bools become 0 and 1. Raises InputError of
+    an array that the format does not know, OSError where rank 0 cannot write; on every rank.
     """
-
-    points: np.ndarray
-    cells: np.ndarray
-    cell_data: Mapping[str, np.ndarray]
-    point_data: Mapping[str, np.ndarray]
-
-
-def write_grid(comm: MPI.Comm, path: Path, grid: Grid) -> None:
-    """Write a grid. Collective.
-
-    Raises:
-        InputError: on every rank, an array that the format does not know.
-        OSError: on every rank, where rank 0 cannot write.
-    """
-    counts = np.array(comm.allgather((len(grid.points), len(grid.cells))), dtype=np.int64)
-    points, cells = counts.sum(axis=0)
-    corners, before = grid.cells.shape[1], counts[: comm.rank, 1].sum()
-    ends = (before + 1 + np.arange(len(grid.cells), dtype=np.int64)) * corners
-    kinds = np.full(len(grid.cells), TYPES[corners], dtype=np.uint8)
+    counts = np.array(comm.allgather((len(points), len(cells))), dtype=np.int64)
+    totals = counts.sum(axis=0)
+    corners, before = cells.shape[1], counts[: comm.rank, 1].sum()
+    ends = (before + 1 + np.arange(len(cells), dtype=np.int64)) * corners
+    kinds = np.full(len(cells), TYPES[corners], dtype=np.uint8)
     sections = [
-        ("Points", 0, {"Points": np.asarray(grid.points, dtype=np.float64)}),
-        ("Cells", 1, {"connectivity": np.asarray(grid.cells, dtype=np.int64).reshape(
-            len(grid.cells), -1), "offsets": ends, "types": kinds}),
-        ("PointData", 0, grid.point_data),
-        ("CellData", 1, grid.cell_data),
+        ("Points", 0, {"Points": np.asarray(points, dtype=np.float64)}),
+        ("Cells", 1, {"connectivity": np.asarray(cells, dtype=np.int64), "offsets": ends,
+                      "types": kinds}),
+        ("PointData", 0, point_data),
+        ("CellData", 1, cell_data),
     ]
-    text: list[str] = []
     rows: list[np.ndarray] = []
     sizes: list[int] = []
-    order = "LittleEndian" if sys.byteorder == "little" else "BigEndian"
-    text.append('<?xml version="1.0"?>\n<VTKFile type="UnstructuredGrid" version="1.0" '
-                f'byte_order="{order}" header_type="UInt64">\n<UnstructuredGrid>\n'
-                f'<Piece NumberOfPoints="{points}" NumberOfCells="{cells}">\n')
+    text = ['<?xml version="1.0"?>\n<VTKFile type="UnstructuredGrid" version="1.0" '
+            f'byte_order="{sys.byteorder.title()}Endian" header_type="UInt64">\n'
+            '<UnstructuredGrid>\n'
+            f'<Piece NumberOfPoints="{totals[0]}" NumberOfCells="{totals[1]}">\n']
     for section, which, arrays in sections:
         text.append(f"<{section}>\n")
         for name, given in arrays.items():
@@ -79,7 +57,7 @@ def write_grid(comm: MPI.Comm, path: Path, grid: Grid) -> None:
                         f'Name={quoteattr(name)}{components} format="appended" '
                         f'offset="{sum(sizes) + _LENGTH.itemsize * len(sizes)}"/>\n')
             rows.append(array)
-            sizes.append(int((points, cells)[which]) * array.dtype.itemsize
+            sizes.append(int(totals[which]) * array.dtype.itemsize
                          * int(np.prod(array.shape[1:])))
         text.append(f"</{section}>\n")
     text.append('</Piece>\n</UnstructuredGrid>\n<AppendedData encoding="raw">\n_')
@@ -93,9 +71,3 @@ def write_grid(comm: MPI.Comm, path: Path, grid: Grid) -> None:
             file.write(b"\n</AppendedData>\n</VTKFile>\n")
 
     write_together(comm, path, rows, write)
-
-
-def mesh_points(mesh: Mesh) -> np.ndarray:
-    """This rank's rows of the mesh's vertices, in the order of the input. Collective."""
-    owned = mesh.domain.geometry.index_map().size_local
-    return mesh.node_slabs.collect(mesh.domain.geometry.x[:owned])

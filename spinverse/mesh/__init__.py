@@ -8,32 +8,20 @@ from mpi4py import MPI
 
 from ..errors import InputError, on_root
 from . import builders, readers, shapes
-from .builders import (
-    bent_axon,
-    box,
-    cylinders,
-    disks,
-    intervals,
-    l_cell,
-    packed_cylinders,
-    packed_spheres,
-    slabs,
-    sphere_in_box,
-    spheres,
-    tagged_grid,
-    torus,
-    twisted_axons,
-)
+from .blocks import box, intervals, l_cell, slabs, tagged_grid
 from .checks import RepairWarning, UnitWarning
 from .data import MeshData
 from .distributed import Mesh
 from .images import LabelImage, from_labels, interface_pairs, read_labels
 from .in_slabs import read_in_slabs
+from .layers import cylinders, disks, sphere_in_box, spheres
 from .morphology import neuron_surface
+from .packed import packed_cylinders, packed_spheres
 from .readers import write_msh, write_npz
 from .shapes import Ball, BentTube, Cylinder, Torus
 from .surfaces import Surface, read_surface
 from .tetrahedralise import from_surface
+from .tubes import bent_axon, torus, twisted_axons
 
 __all__ = [
     "Ball", "BentTube", "Cylinder", "LabelImage", "Mesh", "MeshData", "RepairWarning", "Surface",
@@ -65,9 +53,8 @@ def build(builder, *args, comm: MPI.Comm | None = None, **kwargs) -> Mesh:
     """Run a builder on rank 0 and distribute its mesh. Collective.
 
     Args:
-        builder: a function that returns a `MeshData`, as `spheres` or `from_surface`.
+        builder: returns a `MeshData`, as `spheres` does: ``build(spheres, [3, 6], size=1)``.
         comm: ``MPI.COMM_WORLD`` when nothing is said.
-        *args, **kwargs: of the builder: ``build(spheres, [3, 6], size=1)``.
 
     Raises:
         InputError: on every rank, what the builder raises.

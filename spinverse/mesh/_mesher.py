@@ -27,11 +27,9 @@ def exact(job) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     for key, value in {"General.NumThreads": 1, "Mesh.Algorithm3D": 1, "Mesh.RandomSeed": 1,
                        "Mesh.Optimize": 1, "Mesh.MeshSizeMax": float(job["size"])}.items():
         gmsh.option.setNumber(key, value)
-    points, triangles, shells = job["points"], job["triangles"], job["shells"]
-    if len(job["outer_points"]):
-        triangles = np.concatenate([triangles, job["outer_triangles"] + len(points)])
-        points = np.concatenate([points, job["outer_points"]])
-        shells = np.concatenate([shells, np.full(len(job["outer_triangles"]), -1)])
+    points = np.concatenate([job["points"], job["outer_points"]])
+    triangles = np.concatenate([job["triangles"], job["outer_triangles"] + len(job["points"])])
+    shells = np.concatenate([job["shells"], np.full(len(job["outer_triangles"]), -1)])
     gmsh.model.add("surface")
     loops = {}
     for shell in np.unique(shells):
@@ -43,22 +41,20 @@ def exact(job) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         loops[int(shell)] = gmsh.model.geo.addSurfaceLoop([entity])
     volumes = {}
     for number in np.unique(job["volumes"][:, 0]):
-        rows = job["volumes"][job["volumes"][:, 0] == number]
-        volume = gmsh.model.geo.addVolume([loops[int(shell)] for shell in rows[:, 2]])
-        volumes[volume] = int(rows[0, 1])
+        rows = job["volumes"][job["volumes"][:, 0] == number].tolist()
+        volume = gmsh.model.geo.addVolume([loops[shell] for _, _, shell in rows])
+        volumes[volume] = rows[0][1]
     gmsh.model.geo.synchronize()
     gmsh.model.mesh.generate(3)
     numbers, coordinates, _ = gmsh.model.mesh.getNodes()
     place = np.zeros(int(max(numbers)) + 1, np.int64)
     place[np.asarray(numbers, np.int64)] = np.arange(len(numbers))
-    tets, tags = [], []
-    for volume, tag in volumes.items():
-        _, nodes = gmsh.model.mesh.getElementsByType(4, volume)
-        if not len(nodes):
-            raise RuntimeError(f"gmsh made no tetrahedra in volume {volume}")
-        tets.append(place[np.asarray(nodes, np.int64)].reshape(-1, 4))
-        tags.append(np.full(len(tets[-1]), tag))
-    return np.reshape(coordinates, (-1, 3)), np.concatenate(tets), np.concatenate(tags)
+    found = [gmsh.model.mesh.getElementsByType(4, volume)[1] for volume in volumes]
+    counts = [len(nodes) // 4 for nodes in found]
+    if not all(counts):
+        raise RuntimeError(f"gmsh made no tetrahedra in volume {counts.index(0) + 1}")
+    tets = place[np.concatenate(found).astype(np.int64)].reshape(-1, 4)
+    return np.reshape(coordinates, (-1, 3)), tets, np.repeat(list(volumes.values()), counts)
 
 
 def envelope(job) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -67,8 +63,7 @@ def envelope(job) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
     points, triangles = job["points"], job["triangles"].astype(np.int32)
     outer = job["outer_points"]
-    everything = np.concatenate([points, outer]) if len(outer) else points
-    diagonal = np.linalg.norm(np.ptp(everything, axis=0))
+    diagonal = np.linalg.norm(np.ptp(np.concatenate([points, outer]), axis=0))
     mesher = wildmeshing.Tetrahedralizer(
         epsilon=float(job["envelope"]) / diagonal,
         edge_length_r=min(float(job["size"]) / diagonal, 1.0), max_threads=1, coarsen=False)
@@ -95,7 +90,7 @@ def envelope(job) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def main(source: str, target: str, seconds: str) -> None:
     signal.alarm(int(float(seconds)) + 2)  # if the caller is gone
     with np.load(source) as file:
-        job = {key: file[key] for key in file.files}
+        job = dict(file)
     try:
         points, tets, tags = {"exact": exact, "envelope": envelope}[str(job["method"])](job)
     except Exception as error:  # the libraries raise whatever they like

@@ -1,9 +1,13 @@
-"""Checks of arguments that builders and shapes share; errors name the function that was called."""
+"""Checks of arguments that builders and shapes share.
+
+All raise :class:`.InputError`; the line names ``owner``, the function that was called, and ``key``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isfinite
+from pathlib import Path
 
 import numpy as np
 
@@ -17,28 +21,49 @@ def shown(value) -> str:
     return " ".join(repr(value).split())[:80]
 
 
-def vector(owner: str, key: str, value) -> tuple[float, float, float]:
-    """Three finite numbers.
-
-    Raises:
-        InputError: anything else; the line names ``owner`` and ``key``.
-    """
+def array(owner: str, key: str, value, shape: tuple, dtype) -> np.ndarray:
+    """``value`` as a fresh array of ``dtype`` and ``shape`` (``None``: any length)."""
+    expected = str(tuple("N" if n is None else n for n in shape)).replace("'", "")
     try:
-        array = np.asarray(value, dtype=float)
+        found = np.asarray(value)
+    except ValueError:
+        raise InputError(f"{owner}: {key} is ragged, expected an array of shape "
+                         f"{expected}") from None
+    if found.size == 0 and found.ndim < 2:
+        # an empty list has no second dimension and no integer type
+        found = np.empty([n or 0 for n in shape], dtype)
+    if found.ndim != len(shape) or any(
+            n not in (None, m) for n, m in zip(shape, found.shape, strict=True)):
+        raise InputError(f"{owner}: {key} has shape {found.shape}, expected {expected}")
+    kinds, words = ("iu", "integers") if dtype == np.int64 else ("iuf", "real numbers")
+    if found.dtype.kind not in kinds:
+        raise InputError(f"{owner}: {key} has type {found.dtype}, expected {words}")
+    return np.array(found, dtype=dtype, order="C")
+
+
+def vector(owner: str, key: str, value) -> tuple[float, float, float]:
+    """Three finite numbers."""
+    try:
+        x, y, z = np.asarray(value, dtype=float).tolist()
+        if not isfinite(x + y + z):
+            raise ValueError
     except (TypeError, ValueError):
-        array = np.empty(0)
-    if array.shape != (3,) or not np.isfinite(array).all():
-        raise InputError(f"{owner}: {key} is {shown(value)}, expected three finite numbers")
-    x, y, z = (float(v) for v in array)
+        raise InputError(f"{owner}: {key} is {shown(value)}, expected three finite numbers"
+                         ) from None
     return x, y, z
 
 
-def number(owner: str, key: str, value, low: float = -np.inf, high: float = np.inf) -> float:
-    """A finite number in ``[low, high]``.
+def target(path: str | Path, suffix: str) -> Path:
+    """A file to write a mesh to."""
+    path = Path(path)
+    if path.suffix.lower() != suffix or not path.parent.is_dir():
+        raise InputError(f"mesh file '{path}': suffix is '{path.suffix}', expected the suffix "
+                         f"{suffix} and a folder that is there")
+    return path
 
-    Raises:
-        InputError: anything else; the line names ``owner`` and ``key``.
-    """
+
+def number(owner: str, key: str, value, low: float = -np.inf, high: float = np.inf) -> float:
+    """A finite number in ``[low, high]``."""
     result = _float(value)
     if not isfinite(result) or not low <= result <= high:
         bounds = "" if low == -np.inf else f" of at least {low:g}" if high == np.inf \
@@ -55,11 +80,7 @@ def _float(value) -> float:
 
 
 def positive(owner: str, key: str, value, infinite: bool = False) -> float:
-    """A positive length, um, finite unless ``infinite`` allows otherwise.
-
-    Raises:
-        InputError: anything else; the line names ``owner`` and ``key``.
-    """
+    """A positive length, um, finite unless ``infinite`` allows otherwise."""
     result = _float(value)
     if not result > 0 or not (infinite or isfinite(result)):
         raise InputError(f"{owner}: {key} is {shown(value)}, expected a positive length in um")
@@ -76,10 +97,10 @@ def lengths(owner: str, key: str, values, count: int | None = None) -> np.ndarra
 
 def ascending(owner: str, key: str, values) -> np.ndarray:
     """Positive lengths, each above the one before, ``(n,)`` um."""
-    array = lengths(owner, key, values)
-    if not (np.diff(array) > 0).all():
+    found = lengths(owner, key, values)
+    if not (np.diff(found) > 0).all():
         raise InputError(f"{owner}: {key} is {shown(values)}, expected ascending ones")
-    return array
+    return found
 
 
 def each(owner: str, key: str, value, count: int) -> np.ndarray:
@@ -121,11 +142,7 @@ def choice(owner: str, key: str, value, known: Sequence[str]) -> str:
 
 
 def affordable(owner: str, cells: float) -> None:
-    """Refuse a size that asks for more cells than one rank can hold.
-
-    Raises:
-        InputError: ``cells``, an estimate, is above ``MOST_CELLS``.
-    """
+    """Refuse a size that asks for more cells, by an estimate, than one rank can hold."""
     if not cells <= MOST_CELLS:
         raise InputError(f"{owner}: the sizes asked for make about {cells:.2g} cells, expected "
                          f"at most {MOST_CELLS:.2g} (try a larger size)")

@@ -13,7 +13,7 @@ from spinverse.errors import SolverError
 from spinverse.mesh import arguments as expect
 from spinverse.mesh import gmsh_model
 from spinverse.mesh.checks import cell_volumes
-from spinverse.mesh.grids import GROWTH, oriented
+from spinverse.mesh.grids import BALL, GROWTH, oriented
 from spinverse.mesh.packing import images, smallest_cut
 
 AROUND = ("box", "tight", "none")
@@ -31,10 +31,8 @@ class Arrangement:
         name: for messages.
         centres: ``(n, d)`` um.
         radii: of the layers of each cell, ascending, ``(n, layers)`` um.
-        ecs: space around the cells: ``"box"``, ``"tight"`` (all within ``gap`` of a cell, and
-            the voids that this encloses; cells further apart than two gaps stay apart), or
-            ``"none"``.
-        gap: for ``"tight"``, um.
+        ecs, gap: space around the cells, see :func:`.packed.packed_cylinders`, and its width for
+            ``"tight"``, um.
         lengths: of the box, centred at the origin, ``(d,)`` um.
         periodic: cells reach through the faces of the box and come in again opposite.
     """
@@ -52,17 +50,13 @@ class Arrangement:
         return self.centres.shape[1]
 
     def images(self, margin: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-        """Centres of the cells and the cell of each; in a periodic box also of their images that
-        reach into it, or into ``margin`` um around it."""
+        """Centres and the cell of each, in a periodic box with images up to ``margin`` um off."""
         if not self.periodic:
             return self.centres, np.arange(len(self.centres))
         return images(self.centres, self.radii[:, -1], self.lengths, margin)
 
     def tags(self, owner: np.ndarray, layer: np.ndarray, how: str) -> np.ndarray:
-        """Cell tags: ``layer + 1`` (common) or the same plus ``layers`` times the owner (each).
-
-        The space around the cells gets the number after the last.
-        """
+        """Cell tags, see :func:`.packed.packed_cylinders`."""
         count, layers = self.radii.shape
         last = layers if how == "common" else count * layers
         inside = layer + 1 + (0 if how == "common" else owner * layers)
@@ -76,31 +70,21 @@ def mesh(cells: Arrangement, size: float):
     layer or the gap between two cells is thinner than half of it.
 
     Returns:
-        points: ``(Nv, 3)`` um.
-        simplices: triangles or tets, positively oriented.
-        owner: the cell of each simplex, -1 for the space around.
-        layer: its layer, 0 for the innermost.
-
-    Raises:
-        InputError: a size that would give too many simplices.
-        SolverError: gmsh failed.
+        Points ``(Nv, 3)`` um; triangles or tets, positively oriented; the cell that each is in, -1
+        for the space around; and its layer there, 0 for the innermost.
     """
-    name, dim = cells.name, cells.dim
-    outer = cells.radii[:, -1]
-    centres, owners = cells.images()
+    name, dim, outer = cells.name, cells.dim, cells.radii[:, -1]
     target, smallest = _target(cells, size)
-    ball = {2: pi, 3: 4 / 3 * pi}[dim]
     total = np.prod(cells.lengths) if cells.ecs == "box" else \
-        ball * ((outer + (cells.gap if cells.ecs == "tight" else 0))**dim).sum()
+        BALL[dim] * ((outer + (cells.gap if cells.ecs == "tight" else 0))**dim).sum()
     expect.affordable_volume(name, total, size, dim)
     for algorithm in (gmsh_model.FRONTAL_DELAUNAY, gmsh_model.DELAUNAY):
         try:
             with gmsh_model.model(name, size, smallest, algorithm) as gmsh:
-                labels = _geometry(gmsh, cells, centres, owners)
-                gmsh_model.set_sizes(gmsh, target)
+                labels = _geometry(gmsh, cells)
                 if cells.periodic:
                     gmsh_model.match_opposite(gmsh, name, np.resize(cells.lengths, 3), dim)
-                points, simplices, entities = gmsh_model.arrays(gmsh, name, dim, again=True)
+                points, simplices, entities = gmsh_model.arrays(gmsh, name, dim, True, target)
             break
         except SolverError:
             # the first is finer, but now and then leaves surfaces that cross; a second try on
@@ -119,7 +103,7 @@ def mesh(cells: Arrangement, size: float):
 def match(cells: Arrangement, size: float, points: np.ndarray, simplices: np.ndarray,
           owner: np.ndarray, layer: np.ndarray,
           measure: Callable[[np.ndarray], np.ndarray] | None = None) -> np.ndarray:
-    """Move vertices so that every layer of every cell holds what the smooth one does.
+    """The points, moved so that every layer of every cell holds what the smooth one does.
 
     Vertices move away from the centre of their cell in proportion to the square of the local
     edge length, as a chord's distance from its arc goes, so that narrow gaps with their short
@@ -128,21 +112,19 @@ def match(cells: Arrangement, size: float, points: np.ndarray, simplices: np.nda
     sides. As volumes are not quite linear in it, it is found by repetition.
 
     Args:
-        size: as for :func:`mesh`.
-        points, simplices, owner, layer: from :func:`mesh`.
+        size, points, simplices, owner, layer: as for and from :func:`mesh`.
         measure: volumes (areas) of the simplices from the points; ``None``: their own.
-
-    Returns:
-        moved points, ``(Nv, 3)``.
     """
     dim = cells.dim
     count, layers = cells.radii.shape
-    outer = cells.radii[:, -1]
-    centres, owners = cells.images()
-    wanted = {2: pi, 3: 4 / 3 * pi}[dim] * cells.radii**dim
+    outer, (centres, owners) = cells.radii[:, -1], cells.images()
+    wanted = BALL[dim] * cells.radii**dim
     inside = owner >= 0
     region = owner[inside] * layers + layer[inside]
-    near = _nearest(points[:, :dim], centres, outer[owners])
+    # the cell whose surface a point is nearest to, or deepest inside; in parts for the memory
+    near = np.concatenate([
+        (np.linalg.norm(part[:, None] - centres, axis=2) - outer[owners]).argmin(axis=1)
+        for part in np.array_split(points[:, :dim], len(points) // 4096 + 1)])
     nearest = owners[near]
     offset = points[:, :dim] - centres[near]
     r = np.linalg.norm(offset, axis=1)
@@ -154,11 +136,14 @@ def match(cells: Arrangement, size: float, points: np.ndarray, simplices: np.nda
     mean = np.bincount(nearest[on_surface], weight[on_surface], count) \
         / np.maximum(np.bincount(nearest[on_surface], minlength=count), 1)
     weight = np.minimum(weight / mean[nearest], 2.0)
-    away = np.ones_like(offset)
+    twin: slice | np.ndarray = slice(None)
     if cells.periodic:
         depth = (cells.lengths / 2 - np.abs(points[:, :dim])) / (outer[nearest, None] / 2)
-        away = np.clip(depth, 0, 1)
-    twin = _twins(points[:, :dim], cells.lengths) if cells.periodic else slice(None)
+        unit = unit * np.clip(depth, 0, 1)
+        # the first of the vertices that are one in the periodic box
+        tiny, place = 1e-6 * cells.lengths.max(), points[:, :dim]
+        place = np.where(place > cells.lengths / 2 - tiny, place - cells.lengths, place)
+        twin = np.array([min(same) for same in cKDTree(place).query_ball_point(place, tiny)])
     factor, moved = np.ones_like(cells.radii), points
     measure = measure or (lambda p: np.abs(cell_volumes(p, simplices)))
     for _ in range(50):
@@ -169,26 +154,17 @@ def match(cells: Arrangement, size: float, points: np.ndarray, simplices: np.nda
             break
         factor = factor * change
         shift = np.zeros_like(r)
-        for i in range(count):
+        for i, radii in enumerate(cells.radii):
             own = nearest == i
-            knots = np.concatenate([[0], cells.radii[i], [fade[i]]])
-            shift[own] = np.interp(r[own], knots,
-                                   [0, *(cells.radii[i] * (factor[i] - 1)), 0])
+            shift[own] = np.interp(r[own], [0, *radii, fade[i]], [0, *(radii * (factor[i] - 1)), 0])
         moved = points.copy()
-        moved[:, :dim] += (unit * away * (shift * weight)[:, None])[twin]
+        moved[:, :dim] += (unit * (shift * weight)[:, None])[twin]
     return moved
 
 
-def _twins(points: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """For each point of a periodic box the first that is the same one, ``(Nv,)``."""
-    near = 1e-6 * lengths.max()
-    inside = np.where(points > lengths / 2 - near, points - lengths, points)
-    return np.array([min(same) for same in cKDTree(inside).query_ball_point(inside, near)])
-
-
-def _geometry(gmsh, cells: Arrangement, centres, owners) -> dict[int, tuple[int, int]]:
+def _geometry(gmsh, cells: Arrangement) -> dict[int, tuple[int, int]]:
     """Make the shapes; returns (owner, layer) of each gmsh entity inside a cell."""
-    occ, dim = gmsh.model.occ, cells.dim
+    occ, dim, (centres, owners) = gmsh.model.occ, cells.dim, cells.images()
 
     def ball(centre, radius):
         return (2, occ.addDisk(*centre, 0, radius, radius)) if dim == 2 else \
@@ -210,20 +186,18 @@ def _geometry(gmsh, cells: Arrangement, centres, owners) -> dict[int, tuple[int,
         for centre, i in zip(centres, owners, strict=True):
             labels.append((int(i), layer))
             parts.append(ball(centre, cells.radii[i, layer]))
-    known = {}
-    if not around and cells.radii.shape[1] == 1:
-        known = {tag: label for (_, tag), label in zip(parts, labels, strict=True)}
-    else:
+    known = {tag: label for (_, tag), label in zip(parts, labels, strict=True)}
+    if around or cells.radii.shape[1] > 1:
         children, parents = occ.fragment(around, parts) if around else \
             occ.fragment(parts[:1], parts[1:])
         # from the outermost layer inwards: the innermost shape that holds an entity wins
+        known = {}
         for label, pieces in zip(labels, parents[len(around):], strict=True):
             known.update({tag: label for _, tag in pieces})
-        if around:
-            inside = {piece for pieces in parents[:len(around)] for piece in pieces}
-            beyond = [piece for piece in children if piece not in inside]
-            if beyond:
-                occ.remove(beyond, recursive=True)
+        inside = {piece for pieces in parents[:len(around)] for piece in pieces}
+        beyond = [piece for piece in children if piece not in inside]
+        if around and beyond:
+            occ.remove(beyond, recursive=True)
     occ.synchronize()
     return known
 
@@ -253,11 +227,10 @@ def _clear(cells: Arrangement, centres, owners) -> np.ndarray:
     """Distance of each cell to the next one or to the end of the space around it, um."""
     outer = cells.radii[:, -1]
     clear = np.full(len(outer), cells.gap if cells.ecs == "tight" else outer.max())
-    if len(centres) > 1:
-        for i, centre in enumerate(cells.centres):
-            apart = np.linalg.norm(centres - centre, axis=1) - outer[owners] - outer[i]
-            apart[np.linalg.norm(centres - centre, axis=1) == 0] = np.inf
-            clear[i] = min(clear[i], apart.min())
+    for i, centre in enumerate(cells.centres):
+        apart = np.linalg.norm(centres - centre, axis=1)
+        apart = np.where(apart > 0, apart - outer[owners] - outer[i], np.inf)
+        clear[i] = min(clear[i], apart.min())
     if cells.ecs == "box" and not cells.periodic:
         clear = np.minimum(clear, (cells.lengths / 2 - np.abs(cells.centres)
                                    - outer[:, None]).min(axis=1))
@@ -268,21 +241,16 @@ def _target(cells: Arrangement, size: float):
     """The edge length as a function of the point, and the smallest that it takes."""
     # all that the sizes in the box depend on
     centres, owners = cells.images(margin=size / GROWTH)
-    outer, dim = cells.radii[owners, -1], cells.dim
-    inner = cells.radii[owners, 0]
+    inner, outer, dim = cells.radii[owners, 0], cells.radii[owners, -1], cells.dim
     finest = np.minimum(size, 2 * pi * inner / EDGES_A_CIRCLE)
     if cells.radii.shape[1] > 1:
-        finest = np.minimum(finest,
-                            FLATTEST * np.diff(cells.radii, axis=1).min(axis=1)[owners])
+        thinnest = np.diff(cells.radii, axis=1).min(axis=1)
+        finest = np.minimum(finest, FLATTEST * thinnest[owners])
     if cells.periodic:
         # a cap that a face cuts off needs vertices of its own, or it is flat
         cut = smallest_cut(cells.centres, cells.radii, cells.lengths)
         finest = np.minimum(finest, CUT * cut[owners])
-    # the widths of gaps vanish nowhere, but a box face that a cell crosses is no gap
-    walls = cells.lengths / 2 if cells.ecs == "box" and not cells.periodic else None
-    floor = FLATTEST * _clear(cells, centres, owners).min()
-    if cells.ecs == "none":
-        floor = size
+    floor = size if cells.ecs == "none" else FLATTEST * _clear(cells, centres, owners).min()
 
     def target(point):
         point = point[:dim]
@@ -292,8 +260,8 @@ def _target(cells: Arrangement, size: float):
         if cells.ecs == "none":
             return h
         surfaces = np.abs(r - outer)
-        if walls is not None:
-            surfaces = np.append(surfaces, np.abs(walls - np.abs(point)).min())
+        if cells.ecs == "box" and not cells.periodic:  # a face that a cell crosses is no gap
+            surfaces = np.append(surfaces, np.abs(cells.lengths / 2 - np.abs(point)).min())
         elif cells.ecs == "tight":
             surfaces = np.append(surfaces, abs((r - outer).min() - cells.gap))
         if len(surfaces) > 1:
@@ -303,22 +271,10 @@ def _target(cells: Arrangement, size: float):
     return target, float(min(size, finest.min(), floor))
 
 
-def _nearest(points: np.ndarray, centres: np.ndarray, radii: np.ndarray) -> np.ndarray:
-    """The cell whose surface each point is nearest to (or deepest inside), ``(n,)``."""
-    # power-free: distance minus radius, chunked as there may be many of both
-    found = np.empty(len(points), np.int64)
-    for start in range(0, len(points), 4096):
-        part = points[start:start + 4096]
-        distance = np.linalg.norm(part[:, None] - centres[None], axis=2) - radii
-        found[start:start + 4096] = distance.argmin(axis=1)
-    return found
-
-
 def _snapped(points: np.ndarray, cells: Arrangement) -> np.ndarray:
     """Vertices on the faces of the box exactly there, copies on opposite faces exactly equal."""
     dim, half = cells.dim, cells.lengths / 2
     near = 1e-7 * float(cells.lengths.max())
-    points = points.copy()
     for axis in range(dim):
         low, high = (np.flatnonzero(np.abs(points[:, axis] - s * half[axis]) < near)
                      for s in (-1, 1))

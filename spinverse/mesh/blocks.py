@@ -28,10 +28,6 @@ def box(lengths: Sequence[float], size: float | None = None,
         cells: bricks along x, y, z.
         centre: of the box, um.
         periodic: opposite faces carry the same triangles (with ``cells`` they always do).
-
-    Raises:
-        InputError: a bad value, both or none of ``size`` and ``cells``.
-        SolverError: gmsh failed.
     """
     lengths = expect.lengths("box", "lengths", lengths, 3)
     centre = np.array(expect.vector("box", "centre", centre))
@@ -55,18 +51,7 @@ def box(lengths: Sequence[float], size: float | None = None,
 
 def intervals(thicknesses: Sequence[float], cells_per_layer: int | Sequence[int] | None = None,
               size: float | Sequence[float] | None = None) -> MeshData:
-    """Layers in one dimension, on the x axis from ``-sum/2`` on: :func:`slabs` without width.
-
-    Cells are tagged 1..n by layer, the points between layers 1..n-1.
-
-    Args:
-        thicknesses: of the layers, um.
-        cells_per_layer: intervals in every layer, or one number for each.
-        size: instead: longest interval, um, or one length for each layer.
-
-    Raises:
-        InputError: a bad value, both or none of ``cells_per_layer`` and ``size``.
-    """
+    """Layers on the x axis from ``-sum/2`` on, with arguments and tags as :func:`slabs`."""
     x, edges = _layer_coordinates("intervals", thicknesses, cells_per_layer, size, 1)
     points = np.column_stack([x, np.zeros((len(x), 2))])
     cells = np.column_stack([np.arange(len(x) - 1), np.arange(1, len(x))])
@@ -81,13 +66,9 @@ def slabs(thicknesses: Sequence[float], cells_per_layer: int | Sequence[int] | N
     Args:
         thicknesses: of the layers, um.
         cells_per_layer: bricks along x in every layer, or one number for each.
-        size: instead of ``cells_per_layer``: largest brick length along x, um, or one
-            for each layer.
+        size: instead: largest brick length along x, um, or one for each layer.
         width: along y and z, um.
         cells_across: bricks along y and along z.
-
-    Raises:
-        InputError: a bad value, both or none of ``cells_per_layer`` and ``size``.
     """
     width = expect.positive("slabs", "width", width)
     across = expect.count("slabs", "cells_across", cells_across)
@@ -108,9 +89,9 @@ def _layer_coordinates(name: str, thicknesses, cells_per_layer, size,
         expect.affordable(name, cells_a_step * steps.sum())
         counts = [max(1, ceil(s * (1 - 1e-12))) for s in steps]
     else:
-        layer_counts = [cells_per_layer] * len(thicknesses) if np.ndim(cells_per_layer) == 0 \
-            else cells_per_layer
-        counts = expect.counts(name, "cells_per_layer", layer_counts, len(thicknesses))
+        if np.ndim(cells_per_layer) == 0:
+            cells_per_layer = [cells_per_layer] * len(thicknesses)
+        counts = expect.counts(name, "cells_per_layer", cells_per_layer, len(thicknesses))
         expect.affordable(name, float(cells_a_step * sum(counts)))
     edges = np.concatenate([[0], np.cumsum(thicknesses)]) - thicknesses.sum() / 2
     x = np.concatenate([np.linspace(a, b, n, endpoint=False) for a, b, n
@@ -130,17 +111,11 @@ def tagged_grid(shape, length: float, size: float | None = None, cells: int | No
         length: side of the cube, um; it is centred at the origin.
         size: target edge length, um; for the lattices ``cells`` is ``length / size`` rounded.
         cells: cubes along each side; for gmsh ``size`` is ``length / cells``.
-        pattern: ``"bcc"``: body-centred cubic, neighbouring cubes' centres joined by four
-            tets around the square they share, outer squares closed by pyramids split in
-            two; ``"kuhn"``: six tets in each cube; ``"gmsh"``: unstructured. Opposite faces
-            of the two lattices carry the same triangles.
-
-    Raises:
-        InputError: a bad value, or no cell's centroid lies in the shape.
-        SolverError: gmsh failed.
+        pattern: ``"bcc"``: body-centred cubic, four tets around each square that two cubes share,
+            outer squares closed by pyramids split in two; ``"kuhn"``: six tets in each cube;
+            ``"gmsh"``: unstructured. Opposite faces of the lattices carry the same triangles.
     """
-    name = "tagged_grid"
-    length = expect.positive(name, "length", length)
+    name, length = "tagged_grid", expect.positive("tagged_grid", "length", length)
     expect.choice(name, "pattern", pattern, ("bcc", "kuhn", "gmsh"))
     expect.one_of(name, size=size, cells=cells)
     if cells is not None:
@@ -158,9 +133,9 @@ def tagged_grid(shape, length: float, size: float | None = None, cells: int | No
         raise InputError(f"{name}: {shape.describe()} holds no centroid of the {len(tets)} "
                          "cells, expected at least one (a smaller size, or a larger shape)")
     facets, pairs = facets_of(tets)
-    sides = np.where(pairs < 0, False, inside[pairs])
-    surface = facets[sides[:, 0] != sides[:, 1]]
-    return MeshData(points, tets, np.where(inside, 1, 2), surface, name=name).check()
+    sides = inside[pairs] & (pairs >= 0)
+    return MeshData(points, tets, np.where(inside, 1, 2), facets[sides[:, 0] != sides[:, 1]],
+                    name=name).check()
 
 
 def l_cell(size: float, size_interface: float | None = None, pattern: str = "kuhn",
@@ -173,8 +148,8 @@ def l_cell(size: float, size_interface: float | None = None, pattern: str = "kuh
 
     Args:
         size: target edge length (of bricks, for ``"kuhn"``), um.
-        size_interface: the same at the cell's faces, um; it grows by 0.3 um per um from
-            there. ``None``: ``size``.
+        size_interface: the same at the cell's faces, um (``None``: ``size``); it grows by 0.3 um
+            per um.
         pattern: ``"kuhn"``: bricks of six tets whose planes follow the cell's faces through
             the whole box; ``"gmsh"``: unstructured, fine at the cell's faces only.
         box: lengths (x, y, z), um.
@@ -182,10 +157,6 @@ def l_cell(size: float, size_interface: float | None = None, pattern: str = "kuh
         arm: length of both arms of the L, corner included, along x and y, um.
         width: of both arms, um.
         height: along z, um.
-
-    Raises:
-        InputError: a bad value, a cell that does not lie inside the box.
-        SolverError: gmsh failed.
     """
     name = "l_cell"
     size = expect.positive(name, "size", size)
@@ -207,10 +178,10 @@ def l_cell(size: float, size_interface: float | None = None, pattern: str = "kuh
     lows = np.array([low, low])
     highs = np.array([low + [arm, width, height], low + [width, arm, height]])
     if pattern == "kuhn":
-        bends = [[low[i], low[i] + width, high[i]] if i < 2 else [low[i], high[i]]
-                 for i in range(3)]
-        axes = [graded(np.array([0, *bends[i], lengths[i]]), size, fine,
-                       np.array([False, *[True] * len(bends[i]), False])) for i in range(3)]
+        axes = []
+        for i in range(3):
+            planes = np.unique([0, low[i], *highs[:, i], lengths[i]])
+            axes.append(graded(planes, size, fine, (planes > 0) & (planes < lengths[i])))
         expect.affordable(name, 6 * np.prod([len(x) - 1 for x in axes], dtype=float))
         points, tets = kuhn(*axes)
     else:
@@ -228,9 +199,8 @@ def l_cell(size: float, size_interface: float | None = None, pattern: str = "kuh
             cell, _ = occ.fuse(arms[:1], arms[1:])
             occ.fragment([(3, outer)], cell)
             occ.synchronize()
-            if fine != size:
-                gmsh_model.set_sizes(gmsh, target)
-            points, tets, _ = gmsh_model.arrays(gmsh, name)
+            points, tets, _ = gmsh_model.arrays(gmsh, name,
+                                                target=None if fine == size else target)
         tets = oriented(points, tets)
     middle = points[tets].mean(axis=1)[:, None]
     inside = ((lows < middle) & (middle < highs)).all(axis=2).any(axis=1)

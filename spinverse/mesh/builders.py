@@ -1,9 +1,10 @@
 """All builders: meshes made from a few numbers, in um.
 
 Boxes and layers are structured or made by gmsh (:mod:`.blocks`), round shapes by gmsh
-(:mod:`.layers`, :mod:`.tubes`, :mod:`.packed`). Every builder checks its arguments
-(:class:`.InputError`) before it starts, among them the number of cells to expect, and says
-what gmsh could not do (:class:`.SolverError`). Same arguments, same mesh.
+(:mod:`.layers`, :mod:`.tubes`, :mod:`.packed`). Every builder raises :class:`.InputError` before it
+starts for a bad value: radii that do not ascend, cells that touch, find no place or leave the box,
+more cells than one rank can hold, both or none of two arguments of which one is needed. It raises
+:class:`.SolverError` for what gmsh could not do in time. Same arguments, same mesh.
 """
 
 from __future__ import annotations

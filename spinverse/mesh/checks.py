@@ -31,30 +31,32 @@ class RepairWarning(UserWarning):
 
 
 def cell_volumes(points: np.ndarray, cells: np.ndarray) -> np.ndarray:
-    """Signed volumes, ``(Nt,)`` um^d; positive where the vertices are right-handed.
+    """Signed volumes of ``cells (Nt, d + 1)``, ``(Nt,)`` um^d; of right-handed ones positive.
 
-    Args:
-        points: ``(Nv, 3)``; triangles lie in z = 0, intervals on the x axis.
-        cells: ``(Nt, d + 1)``.
+    Of ``points (Nv, 3)`` the first d coordinates count.
     """
     dim = cells.shape[1] - 1
     edges = (points[cells[:, 1:]] - points[cells[:, :1]])[..., :dim]
     return np.linalg.det(edges) / factorial(dim)
 
 
-def facets_of(cells: np.ndarray, name: str = "mesh") -> tuple[np.ndarray, np.ndarray]:
-    """The facets of a mesh and the cells on their two sides.
+def flat_cells(points: np.ndarray, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`cell_volumes`, and which cells are flat beside their longest edge, ``(Nt,)`` bool."""
+    volumes, corners, dim = cell_volumes(points, cells), points[cells], cells.shape[1] - 1
+    i, j = np.triu_indices(dim + 1, 1)
+    longest = np.linalg.norm(corners[:, i] - corners[:, j], axis=2).max(axis=1)
+    return volumes, factorial(dim) * np.abs(volumes) <= FLAT * longest**dim
 
-    Args:
-        cells: vertices of each cell, ``(Nt, d + 1)``.
-        name: of the mesh, for the message.
+
+def facets_of(cells: np.ndarray, name: str = "mesh") -> tuple[np.ndarray, np.ndarray]:
+    """The facets of a mesh of ``cells (Nt, d + 1)`` and the cells on their two sides.
 
     Returns:
         facets: ``(Nf, d)`` int64, each row ascending, rows unique in lexicographic order.
         cell_pairs: ``(Nf, 2)`` int64, the lower cell first; -1 for the outside, second.
 
     Raises:
-        InputError: a facet belongs to more than two cells.
+        InputError: a facet belongs to more than two cells; the line has the mesh's ``name``.
     """
     vertices = np.asarray(cells, dtype=np.int64)
     width = vertices.shape[1]
@@ -64,9 +66,7 @@ def facets_of(cells: np.ndarray, name: str = "mesh") -> tuple[np.ndarray, np.nda
     cells = np.repeat(np.arange(len(vertices)), width)
     order = np.lexsort((cells, *facets.T[::-1]))
     facets, cells = facets[order], cells[order]
-    new = np.ones(len(facets), bool)
-    new[1:] = (facets[1:] != facets[:-1]).any(axis=1)
-    starts = np.flatnonzero(new)
+    starts = np.flatnonzero(np.append(True, (facets[1:] != facets[:-1]).any(axis=1))[:len(facets)])
     counts = np.diff(np.append(starts, len(facets)))
     if (counts > 2).any():
         first = counts.argmax()
@@ -79,11 +79,9 @@ def facets_of(cells: np.ndarray, name: str = "mesh") -> tuple[np.ndarray, np.nda
 
 
 def find_facets(facets: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Place of each row in the unique ascending ``facets`` of :func:`facets_of`, or -1.
+    """Place of each of ``rows (n, d)`` in the ``facets (Nf, d)`` of :func:`facets_of`, or -1.
 
-    Args:
-        facets: ``(Nf, d)``.
-        rows: ``(n, d)``, vertices in any order within a row.
+    Vertices may be in any order within a row.
     """
     width = np.shape(facets)[1]
     rows = np.sort(np.asarray(rows, dtype=np.int64).reshape(-1, width), axis=1)
@@ -132,16 +130,13 @@ def radius_ratios(points: np.ndarray, cells: np.ndarray) -> np.ndarray:
 def check_mesh(data: MeshData) -> None:
     """Raise on the first defect of a mesh.
 
-    In this order: no cells; points not finite, or off the plane or axis of a mesh of lower
-    dimension; vertex numbers out of range; a cell with repeated vertices; duplicated cells; flat
-    cells (``|d! V|`` at most 1e-10 of the d-th power of the cell's own longest edge, so the test
-    knows no unit and no mesh size); no volume; inverted cells; vertices of no cell; coincident
-    vertices (1e-9 of the box diagonal); a facet of more than two cells; hanging nodes and
-    mismatched diagonals on the boundary; cells that overlap; interface facets that are no
-    facets, or given twice.
-
     Raises:
-        InputError: in one line, with the mesh's name, the entity and what was expected.
+        InputError: in one line, in this order: no cells; points not finite, or off the plane or
+            axis; vertex numbers out of range; a cell with repeated vertices; duplicated cells;
+            flat cells (``|d! V|`` at most 1e-10 of the d-th power of the cell's longest edge);
+            inverted cells; vertices of no cell; coincident vertices (1e-9 of the box diagonal); a
+            facet of more than two cells; hanging nodes and mismatched diagonals on the boundary;
+            cells that overlap; interface facets that are no facets, or given twice.
 
     Warns:
         UserWarning: a radius ratio is below 0.05.
@@ -161,10 +156,13 @@ def check_mesh(data: MeshData) -> None:
                     f"lowest radius ratio is {ratios.min():.2g} (1: regular), expected "
                     f"{QUALITY:g} at least: signals lose accuracy and solvers time there (try "
                     "another size, or the mesher's optimisation)")
+    warn_of_units(where, diagonal, "mesh in metres or millimetres?")
+
+
+def warn_of_units(where: str, diagonal: float, hint: str) -> None:
     if not SMALLEST <= diagonal <= LARGEST:
-        warn_caller(f"{where}: box diagonal is {diagonal:.3g} um, expected "
-                    f"{SMALLEST:g} to {LARGEST:g} um (mesh in metres or millimetres?)",
-                    UnitWarning)
+        warn_caller(f"{where}: box diagonal is {diagonal:.3g} um, expected {SMALLEST:g} to "
+                    f"{LARGEST:g} um ({hint})", UnitWarning)
 
 
 def _check_arrays(data: MeshData, where: str) -> float:
@@ -200,18 +198,12 @@ def _check_cells(data: MeshData, where: str) -> None:
     if twins:
         raise InputError(f"{where}: {kind} {twins[1]} duplicates {kind} {twins[0]} "
                          f"{_triple(ascending[twins[0]])}, expected each once")
-    volumes = cell_volumes(data.points, cells)
-    corners = data.points[cells]
-    i, j = np.triu_indices(dim + 1, 1)
-    longest = np.linalg.norm(corners[:, i] - corners[:, j], axis=2).max(axis=1)
-    bad = factorial(dim) * np.abs(volumes) <= FLAT * longest**dim
+    volumes, bad = flat_cells(data.points, cells)
     for first in np.flatnonzero(bad)[:1]:
         raise InputError(f"{where}: {bad.sum()} of {len(cells)} {kind}s have no volume, first "
                          f"{kind} {first} with {volumes[first]:.3g} um^{dim}, "
                          f"expected {factorial(dim)} V > {FLAT:g} of its longest edge to the "
                          f"power {dim}")
-    if not np.abs(volumes).sum() > 0:
-        raise InputError(f"{where}: total volume is 0, expected a positive one")
     bad = volumes < 0
     for first in np.flatnonzero(bad)[:1]:
         raise InputError(f"{where}: {bad.sum()} of {len(cells)} {kind}s are inverted, first {kind} "
@@ -235,33 +227,33 @@ def _check_vertices(data: MeshData, where: str, diagonal: float) -> None:
                          "um between vertices")
 
 
-def _near(corners: np.ndarray, places: np.ndarray):
-    """Yield pairs (i, j) where place j is in the ball around the ``corners (n, m, 3)`` of i."""
+def near(corners: np.ndarray, places: np.ndarray, reach: float = 1.0):
+    """Yield arrays i, j: the place is within ``reach`` radii of the middle of ``corners[i]``.
+
+    The radius is that of the ball about the middle of the corners ``(m, 3)`` that holds them.
+    """
     tree, middle = cKDTree(places), corners.mean(axis=1)
-    radius = np.linalg.norm(corners - middle[:, None], axis=2).max(axis=1) * (1 + ON_FACET)
+    radius = np.linalg.norm(corners - middle[:, None], axis=2).max(axis=1) * (1 + ON_FACET) * reach
     size = np.frexp(radius)[1]  # by powers of two, that a large one does not widen the search
     for power in np.unique(size):
         rows = np.flatnonzero(size == power)
-        for part in np.array_split(rows, len(rows) // 100000 + 1):  # bounds the memory
+        for part in np.array_split(rows, len(rows) // 20000 + 1):  # bounds the memory
             pairs = cKDTree(middle[part]).sparse_distance_matrix(
                 tree, 2.0**power, output_type="ndarray")
             i = part[pairs["i"]]
-            near = pairs["v"] <= radius[i]
-            yield i[near], pairs["j"][near]
+            held = pairs["v"] <= radius[i]
+            yield i[held], pairs["j"][held]
 
 
 def places_in_cells(points: np.ndarray, cells: np.ndarray, places: np.ndarray,
                     margin: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Triples (cell, place, weights) where a place is in a cell that is not flat.
+    """Triples (cell, place, weights) where one of ``places (n, 3)`` um is in a cell, not flat.
 
-    Args:
-        points, cells: as for `cell_volumes`.
-        places: ``(n, 3)`` um.
-        margin: what all barycentric coordinates, the weights ``(d + 1,)``, exceed.
+    All barycentric coordinates, the weights ``(d + 1,)``, exceed the margin.
     """
     dim = cells.shape[1] - 1
-    found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, dim + 1)))]
-    for cell, place in _near(points[cells], places):
+    found: list[tuple] = [(*np.empty((2, 0), np.int64), np.empty((0, dim + 1)))]
+    for cell, place in near(points[cells], places):
         hit, which = np.unique(cell, return_inverse=True)
         corners = points[cells[hit]][..., :dim]
         inverse = np.linalg.inv(corners[:, 1:] - corners[:, :1])
@@ -294,9 +286,9 @@ def _check_sides(data: MeshData, facets: np.ndarray, pairs: np.ndarray, where: s
 def _check_boundary(data: MeshData, boundary: np.ndarray, where: str) -> None:
     """Nothing of the boundary may lie in or on a cell but on its own ones.
 
-    Vertices, middles of edges and of facets are looked at. Where two sides split the same
-    quadrilateral along different diagonals no vertex gives it away. And as the number of cells
-    that a point is in changes at the boundary only, nowhere else can cells overlap.
+    Vertices, and middles of edges and facets, are looked at: where two sides split a quadrilateral
+    along different diagonals no vertex gives it away. The number of cells that a point is in
+    changes at the boundary only, so nowhere else can cells overlap.
     """
     points, cells, dim, kind = data.points, data.cells, data.dim, _CELLS[data.dim]
     rows = [np.unique(np.concatenate([boundary[:, list(chosen)] for chosen in
@@ -344,9 +336,7 @@ def _first_twins(rows: np.ndarray) -> tuple[int, int] | None:
     """The first two equal rows, lower index first, or ``None``."""
     order = np.lexsort(rows.T[::-1])
     same = np.flatnonzero((rows[order[1:]] == rows[order[:-1]]).all(axis=1))
-    if not len(same):
-        return None
-    return min((int(order[k]), int(order[k + 1])) for k in same)
+    return min(((int(order[k]), int(order[k + 1])) for k in same), default=None)
 
 
 def _triple(row: np.ndarray) -> str:

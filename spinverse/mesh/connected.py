@@ -13,29 +13,20 @@ from .distributed import Mesh
 
 
 def cell_regions(num_cells: int, pairs: np.ndarray, walls: np.ndarray) -> np.ndarray:
-    """Connected regions of cells when some facets are walls.
+    """The connected region of each cell of a whole mesh, from 0 in the order of first cells.
 
     Args:
-        num_cells: of the whole mesh.
         pairs: ``(n, 2)`` cells of every facet, -1 outside.
-        walls: ``(n,)`` bool.
-
-    Returns:
-        ``(num_cells,)`` region of each cell, numbered from 0 in the order of first cells.
+        walls: ``(n,)`` bool, the facets that part regions.
     """
     return components(num_cells, pairs[~walls & (pairs >= 0).all(axis=1)])
 
 
 def connected_cells(mesh: Mesh, open_facets: np.ndarray) -> np.ndarray:
-    """Sets of cells that are connected through open interior facets. Collective.
+    """Sets of cells that are connected through ``open_facets (nf,)``, owned inner ones. Collective.
 
     Every rank connects its own cells and those next to them; then the smallest numbers spread
     from rank to rank, once for each time that a set crosses from one to another on the way.
-    No rank holds more than its own part.
-
-    Args:
-        mesh: the mesh.
-        open_facets: ``(nf,)`` bool over owned facets.
 
     Returns:
         ``(nc,)`` int64: of each cell on this rank, ghosts last, the smallest input number of a
@@ -64,15 +55,10 @@ def connected_cells(mesh: Mesh, open_facets: np.ndarray) -> np.ndarray:
 
 
 def sizes_of(mesh: Mesh, labels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Volumes of some of the sets of `connected_cells`. Collective.
+    """Volumes, ``(n,)`` um^3, of the ``wanted (n,)`` sets of `connected_cells`. Collective.
 
-    Args:
-        mesh: the mesh.
-        labels: ``(owned cells,)`` int64, from 0.
-        wanted: ``(n,)`` labels, any on any rank.
-
-    Returns:
-        ``(n,)`` volume of each, um^3. Its last digits depend on the number of ranks.
+    Any rank may want any of the ``labels (owned cells,)``, int64 from 0. The last digits depend on
+    the number of ranks.
     """
     comm, owned = mesh.comm, mesh.num_owned_cells
     keys, volumes = summed(labels[:, None], mesh.cell_volumes[:owned])

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from spinverse.errors import InputError
 from spinverse.mesh import checks
+from spinverse.mesh.arguments import array
 
 CELLS = {3: "tets", 2: "triangles", 1: "intervals"}  # names of cells, by dimension; npz keys
-
 MOST = 6  # tags that a line names
 
 
@@ -22,8 +22,8 @@ class MeshData:
     Cells are tetrahedra, triangles in the plane z = 0, or intervals on the x axis: the dimension
     d is 3, 2 or 1. Facets are what separates cells: triangles, edges, points.
 
-    Types are converted and shapes checked on construction; geometry and conformity are
-    checked by :meth:`check`, which every reader and builder calls.
+    Types are converted and shapes checked on construction, the rest by :meth:`check`, which every
+    reader and builder calls.
 
     Attributes:
         points: vertex coordinates, ``(Nv, 3)`` float64, um.
@@ -31,8 +31,7 @@ class MeshData:
         cell_tags: tag of each cell, ``(Nt,)`` int32 (1 where nothing is said).
         interface_facets: vertices of the facets of the known membrane, ``(Nb, d)`` int64, each
             row ascending; empty where no membrane is known.
-        interface_tags: tag of each row of ``interface_facets``, ``(Nb,)`` int32 (1 where
-            nothing is said).
+        interface_tags: tag of each of them, ``(Nb,)`` int32 (1 where nothing is said).
         name: for messages and reports.
         input_vertices: number that each vertex had in the file, ``(Nv,)`` int64, ascending;
             differs from ``0 .. Nv-1`` only where a reader left unused vertices out.
@@ -47,30 +46,24 @@ class MeshData:
     cell_tags: Any = None
     interface_facets: Any = None
     interface_tags: Any = None
-    name: str = field(default="mesh")
+    name: str = "mesh"
     input_vertices: Any = None
 
     def __post_init__(self):
-        points = _array(self.name, "points", self.points, (None, 3), np.float64)
-        cells = _array(self.name, "cells", self.cells, (None, _width(self.cells)), np.int64)
-        width = cells.shape[1]
-        facets = self.interface_facets
-        if facets is None or np.size(facets) == 0:
-            facets = np.empty((0, width - 1), np.int64)
-        facets = _array(self.name, "interface_facets", facets, (None, width - 1), np.int64)
-        vertices = self.input_vertices
+        where, given, vertices = f"mesh '{self.name}'", self.interface_facets, self.input_vertices
+        points = array(where, "points", self.points, (None, 3), np.float64)
+        cells = array(where, "cells", self.cells, (None, _width(self.cells)), np.int64)
+        width = cells.shape[1] - 1
+        facets = np.empty((0, width), np.int64) if given is None or np.size(given) == 0 else \
+            array(where, "interface_facets", given, (None, width), np.int64)
         values = {
             "points": points,
             "cells": cells,
-            "cell_tags": _tags(self.name, "cell_tags", self.cell_tags, len(cells)),
+            "cell_tags": _tags(where, "cell_tags", self.cell_tags, len(cells)),
             "interface_facets": np.sort(facets, axis=1),
-            "interface_tags": _tags(
-                self.name, "interface_tags", self.interface_tags, len(facets)),
-            "input_vertices": _array(
-                self.name, "input_vertices",
-                np.arange(len(points)) if vertices is None else vertices,
-                (len(points),), np.int64),
-        }
+            "interface_tags": _tags(where, "interface_tags", self.interface_tags, len(facets)),
+            "input_vertices": np.arange(len(points)) if vertices is None else array(
+                where, "input_vertices", vertices, (len(points),), np.int64)}
         for key, value in values.items():
             object.__setattr__(self, key, value)
 
@@ -90,11 +83,7 @@ class MeshData:
                            self.cell_tags, self.interface_tags)])
 
     def check(self) -> MeshData:
-        """Check geometry and conformity (see :func:`checks.check_mesh`); returns itself.
-
-        Raises:
-            InputError: the first defect found, in one line.
-        """
+        """Check geometry and conformity, see :func:`checks.check_mesh`; returns itself."""
         checks.check_mesh(self)
         return self
 
@@ -103,15 +92,15 @@ def tags_in_words(points: np.ndarray, volumes: np.ndarray, cell_tags: np.ndarray
                   interface_tags: np.ndarray) -> list[str]:
     """Lines about the extent of a mesh, its cell tags and its interface tags."""
     sides = " x ".join(f"{side:.4g}" for side in np.ptp(points, axis=0) if side > 0)
-    share = {tag: 100 * volumes[cell_tags == tag].sum() / volumes.sum()
-             for tag in np.unique(cell_tags)}
-    cells = [f"{tag} ({percent:.3g} %)" for tag, percent in share.items()]
+    cells = [f"{tag} ({100 * volumes[cell_tags == tag].sum() / volumes.sum():.3g} %)"
+             for tag in np.unique(cell_tags)]
     facets = [f"{tag} ({np.count_nonzero(interface_tags == tag)} facets)"
               for tag in np.unique(interface_tags)]
-    return [f"{sides} um", *(f"{name}: {', '.join(words[:MOST])}"
-                             + (f" and {len(words) - MOST} more" if len(words) > MOST else "")
-                             for name, words in (("cell tags", cells),
-                                                 ("interface tags", facets or ["none"])))]
+    lines = [f"{sides} um"]
+    for name, words in (("cell tags", cells), ("interface tags", facets or ["none"])):
+        more = f" and {len(words) - MOST} more" if len(words) > MOST else ""
+        lines.append(f"{name}: {', '.join(words[:MOST])}{more}")
+    return lines
 
 
 def _width(cells) -> int:
@@ -123,33 +112,12 @@ def _width(cells) -> int:
     return shape[1] if len(shape) == 2 and shape[1] in (2, 3) else 4
 
 
-def _tags(name: str, key: str, value, count: int) -> np.ndarray:
-    tags = np.ones(count, np.int64) if value is None else value
-    tags = _array(name, key, tags, (count,), np.int64)
+def _tags(where: str, key: str, value, count: int) -> np.ndarray:
+    if value is None:
+        return np.ones(count, np.int32)
+    tags = array(where, key, value, (count,), np.int64)
     limit = np.iinfo(np.int32).max
     if count and np.abs(tags).max() > limit:
-        raise InputError(f"mesh '{name}': {key}[{np.abs(tags).argmax()}] does not fit 32 bits, "
+        raise InputError(f"{where}: {key}[{np.abs(tags).argmax()}] does not fit 32 bits, "
                          f"expected tags of at most {limit}")
     return tags.astype(np.int32)
-
-
-def _array(name: str, key: str, value, shape: tuple, dtype) -> np.ndarray:
-    """``value`` as a fresh array of ``dtype`` and ``shape`` (``None``: any length)."""
-    expected = "(" + ", ".join("N" if n is None else str(n) for n in shape) + \
-        (",)" if len(shape) == 1 else ")")
-    try:
-        array = np.asarray(value)
-    except ValueError:
-        raise InputError(f"mesh '{name}': {key} is ragged, expected an array of shape "
-                         f"{expected}") from None
-    if array.size == 0 and array.ndim < 2:
-        # an empty list has no second dimension and no integer type
-        array = np.empty([n or 0 for n in shape], dtype)
-    fits = array.ndim == len(shape) and all(
-        n is None or n == m for n, m in zip(shape, array.shape, strict=True))
-    if not fits:
-        raise InputError(f"mesh '{name}': {key} has shape {array.shape}, expected {expected}")
-    kinds, words = ("iu", "integers") if dtype == np.int64 else ("iuf", "real numbers")
-    if array.dtype.kind not in kinds:
-        raise InputError(f"mesh '{name}': {key} has type {array.dtype}, expected {words}")
-    return np.array(array, dtype=dtype, order="C")

@@ -10,28 +10,25 @@ from typing import Any
 import basix.ufl
 import dolfinx
 import numpy as np
-from dolfinx.mesh import CellType, GhostMode
+from dolfinx.mesh import GhostMode
 from mpi4py import MPI
 
 from ..errors import InputError, on_all, on_root
 from ..parallel.exchange import Ranges, gather_chosen, reduced, scatter
 from ..parallel.npz import Rows, write_npz
-from .checks import find_facets
+from .arguments import target
+from .checks import cell_volumes, find_facets
 from .data import CELLS, MeshData, tags_in_words
 from .ordered import FacetRows, FacetSlabs, Slabs
-
-_CELL_TYPES = {1: CellType.interval, 2: CellType.triangle, 3: CellType.tetrahedron}
 
 
 class Mesh:
     """A distributed simplex mesh, of dimension d = 1, 2 or 3, whose facets carry values.
 
-    Cells are partitioned with shared-facet ghosts, so that both sides of every owned facet are
-    on the rank. Facets form a submesh of their own; a facet is known everywhere by its vertex
-    triple in the numbering of the input, whatever the number of ranks.
+    Both sides of every owned facet are on the rank, one of them maybe as a ghost. Facets form a
+    submesh of their own; each is known by its vertex triple in the numbering of the input.
 
-    Build one with `Mesh.from_data`, `spinverse.mesh.read` or the builders in
-    `spinverse.mesh`.
+    Build one with `Mesh.from_data`, `spinverse.mesh.read` or the builders in `spinverse.mesh`.
 
     Attributes:
         domain: the dolfinx mesh (coordinates in um).
@@ -44,35 +41,23 @@ class Mesh:
         interface: ``(nf,)`` int32, tag of the known membrane on each owned facet, 0 for none.
         cell_tags: ``(nc,)`` int32 tags of the cells on this rank, ghosts last.
         input_cells: ``(nc,)`` index of each of these cells in the input.
-        input_nodes: ``(nv,)`` index in the input of each vertex on this rank, unused ones of a file
-            left out.
+        input_nodes: ``(nv,)`` index of each vertex on this rank among those that cells use.
         name: for messages and reports.
     """
 
     def __init__(self, domain: dolfinx.mesh.Mesh, cell_tags: np.ndarray,
                  interface_triples: np.ndarray, interface_tags: np.ndarray,
                  input_vertices: np.ndarray, name: str = "mesh"):
-        """Collective. For `from_slabs`.
-
-        Args:
-            domain: the dolfinx mesh.
-            cell_tags, input_vertices: this rank's even range of the input's (`Ranges`): no rank
-                has all of them.
-            interface_triples, interface_tags: rows of the known membrane, on any rank.
-            name: for messages and reports.
-        """
+        """Collective. Of a dolfinx mesh, and the rest as for `from_slabs`."""
         self.domain, self.name = domain, name
         topology = domain.topology
         dim = topology.dim
-        for pair in ((dim - 1, dim), (dim, dim - 1), (dim - 1, 0), (dim, 0)):
+        edges = ((dim - 1, 1), (1, 0)) if dim == 3 else ()  # of facets
+        for pair in ((dim - 1, dim), (dim, dim - 1), (dim - 1, 0), (dim, 0), *edges):
             topology.create_connectivity(*pair)
-        for pair in ((dim - 1, 1), (1, 0)) if dim == 3 else ():  # the edges of facets
-            topology.create_connectivity(*pair)
-        facet_index_map = topology.index_map(dim - 1)
-        owned = np.arange(facet_index_map.size_local, dtype=np.int32)
+        owned = np.arange(topology.index_map(dim - 1).size_local, dtype=np.int32)
         self.facets, self.facet_map, *_ = dolfinx.mesh.create_submesh(domain, dim - 1, owned)
-        submesh_cells = np.arange(len(owned), dtype=np.int32)
-        self.facet_entities = self.facet_map.sub_topology_to_topology(submesh_cells, False)
+        self.facet_entities = self.facet_map.sub_topology_to_topology(owned, False)
         self.facet_space = dolfinx.fem.functionspace(self.facets, ("DG", 0))
 
         comm, geometry = domain.comm, domain.geometry
@@ -81,33 +66,25 @@ class Mesh:
         vertices = Ranges(comm, geometry.index_map().size_global).fetch(
             self.input_nodes, input_vertices)
         self.facet_vertices = np.sort(vertices[nodes].reshape(-1, dim), axis=1)
-        is_outer = np.zeros(facet_index_map.size_local + facet_index_map.num_ghosts, dtype=bool)
-        is_outer[dolfinx.mesh.exterior_facet_indices(topology)] = True
-        self.outer = is_outer[self.facet_entities]
+        self.outer = np.isin(self.facet_entities, dolfinx.mesh.exterior_facet_indices(topology))
         self.input_cells = np.asarray(topology.original_cell_index, dtype=np.int64)
         self.cell_tags = Ranges(comm, self.num_cells).fetch(
             self.input_cells, np.asarray(cell_tags, dtype=np.int32))
-        self.interface = self.facet_slabs.rows_of(interface_triples).values(
+        self.interface = FacetRows(self.facet_slabs, interface_triples).values(
             np.asarray(interface_tags, dtype=np.int32))
 
     @classmethod
     def from_data(cls, data: MeshData | None, comm: MPI.Comm | None = None) -> Mesh:
-        """Distribute a mesh that rank 0 holds. Collective.
-
-        Args:
-            data: the mesh on rank 0; ignored on the other ranks.
-            comm: ``MPI.COMM_WORLD`` when nothing is said.
-        """
+        """Distribute a mesh that rank 0 of ``comm`` (``MPI.COMM_WORLD``) holds. Collective."""
         comm = MPI.COMM_WORLD if comm is None else comm
         root = comm.rank == 0
         held: Any = data  # nothing elsewhere
         dim, name = comm.bcast(on_root(comm, lambda: (held.dim, held.name)))
-        points, cells, tags, vertices = (scatter(comm, array) for array in (
-            (held.points[:, :dim], held.cells, held.cell_tags, held.input_vertices)
-            if root else (None,) * 4))
-        triples, triple_tags = (
-            (held.input_vertices[held.interface_facets], held.interface_tags) if root
-            else (np.empty((0, dim), np.int64), np.empty(0, np.int32)))
+        arrays = (held.points[:, :dim], held.cells, held.cell_tags, held.input_vertices) if root \
+            else (None,) * 4
+        triples, triple_tags = (np.empty((0, dim), np.int64), np.empty(0, np.int32)) if not root \
+            else (held.input_vertices[held.interface_facets], held.interface_tags)
+        points, cells, tags, vertices = (scatter(comm, array) for array in arrays)
         return cls.from_slabs(comm, points, cells, tags, vertices, triples, triple_tags, name)
 
     @classmethod
@@ -118,20 +95,18 @@ class Mesh:
         """Distribute a mesh of which each rank holds an even range (`Ranges`). Collective.
 
         Args:
-            comm: the communicator.
             points: this rank's, ``(n, 3)`` or ``(n, d)`` um.
             cells: this rank's, ``(m, d + 1)`` numbers among the points of all ranks.
             cell_tags: ``(m,)``.
             input_vertices: ``(n,)`` number of each point in the input.
             interface_triples, interface_tags: rows of the known membrane, on any rank.
-            name: for messages and reports.
         """
         dim = cells.shape[1] - 1
-        element = basix.ufl.element("Lagrange", _CELL_TYPES[dim].name, 1, shape=(dim,))
+        kind = {1: "interval", 2: "triangle", 3: "tetrahedron"}[dim]
+        element = basix.ufl.element("Lagrange", kind, 1, shape=(dim,))
         partitioner = dolfinx.mesh.create_cell_partitioner(GhostMode.shared_facet, 2)
-        domain = dolfinx.mesh.create_mesh(comm, cells, element,
-                                          np.ascontiguousarray(points[:, :dim]),
-                                          partitioner=partitioner)
+        domain = dolfinx.mesh.create_mesh(
+            comm, cells, element, np.ascontiguousarray(points[:, :dim]), partitioner=partitioner)
         return cls(domain, cell_tags, interface_triples, interface_tags, input_vertices, name)
 
     @property
@@ -146,12 +121,12 @@ class Mesh:
     @property
     def num_cells(self) -> int:
         """Number of cells of the whole mesh."""
-        return self.domain.topology.index_map(self.domain.topology.dim).size_global
+        return self.domain.topology.index_map(self.dim).size_global
 
     @property
     def num_facets(self) -> int:
         """Number of facets of the whole mesh, outer ones included."""
-        return self.facets.topology.index_map(self.facets.topology.dim).size_global
+        return self.facets.topology.index_map(self.dim - 1).size_global
 
     @property
     def num_owned_facets(self) -> int:
@@ -159,15 +134,14 @@ class Mesh:
 
     @property
     def num_owned_cells(self) -> int:
-        return self.domain.topology.index_map(self.domain.topology.dim).size_local
+        return self.domain.topology.index_map(self.dim).size_local
 
     @cached_property
     def bounds(self) -> np.ndarray:
         """Lower and upper corner of the bounding box, ``(2, 3)``, um."""
         x = self.domain.geometry.x
-        low = x.min(axis=0) if len(x) else np.full(3, np.inf)
-        high = x.max(axis=0) if len(x) else np.full(3, -np.inf)
-        return np.array([reduced(self.comm, low, MPI.MIN), reduced(self.comm, high, MPI.MAX)])
+        return np.array([reduced(self.comm, x.min(axis=0, initial=np.inf), MPI.MIN),
+                         reduced(self.comm, x.max(axis=0, initial=-np.inf), MPI.MAX)])
 
     @property
     def centre(self) -> np.ndarray:
@@ -190,29 +164,21 @@ class Mesh:
     @cached_property
     def cell_volumes(self) -> np.ndarray:
         """Volume of each cell on this rank, ghosts last, ``(nc,)``, um^d."""
-        x = self.domain.geometry.x[self.domain.geometry.dofmaps[0]][..., : self.dim]
-        return np.abs(np.linalg.det(x[:, 1:] - x[:, :1])) / factorial(self.dim)
+        return np.abs(cell_volumes(self.domain.geometry.x, self.domain.geometry.dofmaps[0]))
 
     @cached_property
     def facet_cells(self) -> np.ndarray:
         """Local cells on the two sides of each owned facet, ``(nf, 2)``; -1 is outside."""
-        dim = self.domain.topology.dim
-        links = self.domain.topology.connectivity(dim - 1, dim)
-        cells = np.full((self.num_owned_facets, 2), -1, dtype=np.int32)
-        first = links.offsets[self.facet_entities]
-        cells[:, 0] = links.array[first]
-        two = links.offsets[self.facet_entities + 1] - first == 2
-        cells[two, 1] = links.array[first[two] + 1]
-        return cells
+        links = self.domain.topology.connectivity(self.dim - 1, self.dim)
+        first, last = links.offsets[self.facet_entities], links.offsets[self.facet_entities + 1] - 1
+        return np.column_stack([links.array[first],
+                                np.where(last > first, links.array[last], np.int32(-1))])
 
     def find_facets(self, triples: np.ndarray) -> np.ndarray:
-        """Owned facet of each vertex triple.
+        """Index of the owned facet of each row of vertices, ``(n,)``, -1 where none is owned here.
 
         Args:
             triples: ``(n, d)`` vertices in the input numbering, any order within a row.
-
-        Returns:
-            ``(n,)`` index of the owned facet, -1 where the facet is not owned here.
         """
         order = np.lexsort(self.facet_vertices.T[::-1])
         place = find_facets(self.facet_vertices[order], triples)
@@ -244,14 +210,12 @@ class Mesh:
                       where: np.ndarray | None = None) -> tuple[np.ndarray, ...] | None:
         """Vertex triples and facet values on rank 0, triples in lexicographic order. Collective.
 
-        For pictures of an interface and for tests; `facet_slabs` is for the whole mesh.
+        ``(triples, *arrays)`` on rank 0, ``None`` elsewhere, for pictures of an interface and for
+        tests; `facet_slabs` is for the whole mesh.
 
         Args:
             *arrays: ``(nf, ...)`` of the owned facets.
             where: ``(nf,)`` bool, the chosen facets; all if not given.
-
-        Returns:
-            ``(triples, *arrays)`` on rank 0, ``None`` elsewhere.
         """
         chosen = np.ones(self.num_owned_facets, bool) if where is None else np.asarray(where, bool)
         return gather_chosen(self.comm, chosen, self.facet_vertices, *arrays)
@@ -262,38 +226,30 @@ class Mesh:
         Args:
             triples: ``(n, d)`` this rank's rows: vertices in the input numbering, any order within
                 a row. Rows may be on any rank, and on several.
-            what: begins the message.
 
         Raises:
-            InputError: if a facet of the mesh has no row on any rank.
+            InputError: a facet of the mesh has no row on any rank; ``what`` begins the message.
         """
-        rows = self.facet_slabs.rows_of(triples)
+        rows = FacetRows(self.facet_slabs, triples)
         if rows.missing:
             raise InputError(f"{what}: {rows.missing} of the mesh's {self.facet_slabs.total} "
                              "facets have no value; expected one row for every vertex triple")
         return rows
 
     def scatter_facets(self, triples: np.ndarray, values: np.ndarray, what: str) -> np.ndarray:
-        """Values of the owned facets from rows on any ranks, see `facet_rows`. Collective.
-
-        Raises:
-            InputError: if a facet of the mesh has no row on any rank.
-        """
+        """Values of the owned facets from rows on any ranks, as `facet_rows`. Collective."""
         return self.facet_rows(triples, what).values(values)
 
     def save(self, path: str | Path) -> None:
         """Write the mesh as ``.npz``, as `spinverse.mesh.read` takes it. Collective.
 
-        Cells are in the order of the input, with their tags; vertices too, without those that no
-        cell has. Interface facets have their tags.
-
-        Args:
-            path: of the file, which appears complete or not at all.
+        Cells, and the vertices that they have, are in the order of the input. The file appears
+        complete or not at all.
 
         Raises:
             InputError: on every rank: another suffix, or no such folder.
         """
-        path = on_all(self.comm, _target, path)
+        path = on_all(self.comm, target, path, ".npz")
         nodes = dolfinx.mesh.entities_to_geometry(self.domain, self.dim - 1, self.facet_entities)
         facets = self.facet_slabs.collect(np.sort(self.input_nodes[nodes], axis=1))
         tags = self.facet_slabs.collect(self.interface)
@@ -315,12 +271,4 @@ class Mesh:
         if self.comm.size > 1:
             return f"{words}, on {self.comm.size} ranks"
         return "\n".join([words, *tags_in_words(self.domain.geometry.x, self.cell_volumes,
-                                                self.cell_tags, self.interface[self.interface != 0])
-                          ])
-
-
-def _target(path: str | Path) -> Path:
-    path = Path(path)
-    if path.suffix.lower() != ".npz" or not path.parent.is_dir():
-        raise InputError(f"mesh file '{path}': expected the suffix .npz and a folder that is there")
-    return path
+                          self.cell_tags, self.interface[self.interface != 0])])

@@ -7,6 +7,7 @@ import threading
 from contextlib import contextmanager
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
 from spinverse.errors import InputError, SolverError, one_line
 
@@ -21,9 +22,7 @@ def model(name: str, size: float, smallest: float | None = None,
     """A fresh gmsh model; closes gmsh again, or leaves the caller's session as it was.
 
     Args:
-        name: for messages.
-        size: largest target edge length, um.
-        smallest: smallest one, um; ``None``: ``size``.
+        size, smallest: largest and smallest target edge length, um; ``None``: as the largest.
         algorithm: of gmsh for surfaces.
 
     Raises:
@@ -47,8 +46,8 @@ def model(name: str, size: float, smallest: float | None = None,
     if not shared:
         gmsh.initialize(["spinverse", "-v", "0"], readConfigFiles=False, interruptible=False)
     before = {key: gmsh.option.getNumber(key) for key in options}
+    current = gmsh.model.getCurrent() if shared else None
     try:
-        current = gmsh.model.getCurrent() if shared else None
         for key, value in options.items():
             gmsh.option.setNumber(key, value)
         gmsh.model.add(f"spinverse {name}")
@@ -58,35 +57,32 @@ def model(name: str, size: float, smallest: float | None = None,
             raise
         raise SolverError(f"{name}: gmsh could not mesh it ({one_line(error)})") from None
     finally:
-        if _busy:
-            pass
-        elif shared:
+        if shared and not _busy:
             gmsh.model.remove()
             gmsh.model.setCurrent(current)
             for key, value in before.items():
                 gmsh.option.setNumber(key, value)
-        else:
+        elif not _busy:
             gmsh.finalize()
 
 
-def set_sizes(gmsh, target) -> None:
-    """Let ``target(point (3,)) -> um`` say the edge length, clipped to the model's limits."""
-    # else the fine edges of a boundary reach far inside
-    gmsh.option.setNumber("Mesh.MeshSizeExtendFromBoundary", 0)
-    gmsh.model.mesh.setSizeCallback(
-        lambda _dim, _tag, x, y, z, _size: float(target(np.array([x, y, z]))))
-
-
-def arrays(gmsh, name: str, dim: int = 3,
-           again: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def arrays(gmsh, name: str, dim: int = 3, again: bool = False,
+           target=None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mesh the model: points, cells (tets or triangles) and each cell's gmsh entity.
 
     Args:
         again: optimise tets once more, which rids narrow gaps of the worst.
+        target: ``target(point (3,)) -> um`` says the edge length, clipped to the model's limits.
 
     Raises:
         SolverError: gmsh left a part of the geometry without cells, or took longer than TIMEOUT.
     """
+    if target is not None:
+        # else the fine edges of a boundary reach far inside
+        gmsh.option.setNumber("Mesh.MeshSizeExtendFromBoundary", 0)
+        gmsh.model.mesh.setSizeCallback(
+            lambda _dim, _tag, x, y, z, _size: float(target(np.array([x, y, z]))))
+
     def make():
         gmsh.model.mesh.generate(dim)
         if again and dim == 3:
@@ -94,22 +90,18 @@ def arrays(gmsh, name: str, dim: int = 3,
 
     _in_time(name, make)
     numbers, coordinates, _ = gmsh.model.mesh.getNodes()
-    cells, entities = [], []
-    for _, entity in gmsh.model.getEntities(dim):
-        _, nodes = gmsh.model.mesh.getElementsByType({2: 2, 3: 4}[dim], entity)
-        if not len(nodes):
-            raise SolverError(f"{name}: gmsh made no cells in part {entity} of the geometry "
-                              "(try a smaller size)")
-        cells.append(np.asarray(nodes, np.int64).reshape(-1, dim + 1))
-        entities.append(np.full(len(cells[-1]), entity))
-    if not cells:
-        raise SolverError(f"{name}: gmsh made no cells (try a smaller size)")
-    cells, entities = np.concatenate(cells), np.concatenate(entities)
+    entities = [entity for _, entity in gmsh.model.getEntities(dim)]
+    nodes = [gmsh.model.mesh.getElementsByType({2: 2, 3: 4}[dim], entity)[1]
+             for entity in entities]
+    counts = [len(part) // (dim + 1) for part in nodes]
+    if not counts or 0 in counts:
+        where = f" in part {entities[counts.index(0)]} of the geometry" if counts else ""
+        raise SolverError(f"{name}: gmsh made no cells{where} (try a smaller size)")
     place = np.zeros(int(max(numbers)) + 1, np.int64)
     place[np.asarray(numbers, np.int64)] = np.arange(len(numbers))
-    used, cells = np.unique(place[cells], return_inverse=True)
+    used, cells = np.unique(place[np.concatenate(nodes).astype(np.int64)], return_inverse=True)
     points = np.asarray(coordinates, float).reshape(-1, 3)[used]
-    return points, cells.reshape(-1, dim + 1), entities
+    return points, cells.reshape(-1, dim + 1), np.repeat(entities, counts)
 
 
 def _in_time(name: str, make) -> None:
@@ -127,39 +119,28 @@ def _in_time(name: str, make) -> None:
     thread.join(TIMEOUT)
     if thread.is_alive():
         _busy.append(name)
-        _end_at_once()
+        # When this process ends, C++ destructors would take the data from under the thread, which
+        # now and then is a segmentation fault. glibc hands the exit code to _exit, which calls none
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "on_exit"):
+            libc.on_exit(libc._exit, None)
         raise SolverError(f"{name}: gmsh made no mesh in {TIMEOUT:g} s (try a larger size, or a "
                           "simpler geometry)")
     if errors:
         raise errors[0]
 
 
-def _end_at_once() -> None:
-    """Let this process end, when it does, with its exit code and without C++ destructors.
-
-    They would take the data away from under the thread that is still meshing, which now and
-    then is a segmentation fault after the message. Python has flushed and closed by then.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "on_exit"):  # glibc; it hands the exit code to _exit
-        libc.on_exit(libc._exit, None)
-
-
 def match_opposite(gmsh, name: str, lengths: np.ndarray, dim: int = 3) -> None:
     """Make the mesh of each face of a box centred at the origin a copy of the opposite one's.
 
-    Faces are paired by the bounding boxes of their parts, moved by the box length.
-
-    Args:
-        lengths: of the box, ``(3,)`` um; the first ``dim`` count.
+    Faces are paired by the bounding boxes of their parts, moved by the ``lengths (3,)`` um of the
+    box, of which the first ``dim`` count.
 
     Raises:
         SolverError: opposite faces are cut into different parts.
     """
-    entities = gmsh.model.getEntities(dim - 1)
-    tags = np.array([tag for _, tag in entities])
-    bounds = np.array([gmsh.model.getBoundingBox(dim - 1, tag) for tag in tags])
-    bounds = bounds.reshape(-1, 2, 3)
+    tags = np.array([tag for _, tag in gmsh.model.getEntities(dim - 1)])
+    bounds = np.reshape([gmsh.model.getBoundingBox(dim - 1, tag) for tag in tags], (-1, 2, 3))
     # OCC widens bounding boxes by 1e-7 of its own
     near = max(1e-5 * float(np.max(lengths[:dim])), 1e-6)
     for axis in range(dim):
@@ -168,9 +149,8 @@ def match_opposite(gmsh, name: str, lengths: np.ndarray, dim: int = 3) -> None:
         low, high = (np.flatnonzero(np.abs(bounds[:, :, axis] - side * lengths[axis] / 2)
                                     .max(axis=1) < near) for side in (-1, 1))
         gap = np.abs(bounds[low][:, None] + shift - bounds[high][None]).max(axis=(2, 3))
-        partner = gap.argmin(axis=1) if len(high) else np.empty(0, int)
-        if len(low) != len(high) or len(set(partner)) != len(low) or \
-                (gap[np.arange(len(low)), partner] > near).any():
+        rows, partner = linear_sum_assignment(gap)
+        if len(low) != len(high) or (gap[rows, partner] > near).any():
             raise SolverError(f"{name}: the faces across axis {'xyz'[axis]} are cut into "
                               f"{len(low)} and {len(high)} parts that do not match, expected a "
                               "periodic geometry (try another seed)")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import permutations
-from math import ceil
+from math import ceil, pi
 
 import numpy as np
 
@@ -11,18 +11,15 @@ from spinverse.errors import InputError, SolverError
 from spinverse.mesh.checks import cell_volumes, facets_of
 from spinverse.mesh.data import MeshData
 
+BALL = {2: pi, 3: 4 / 3 * pi}  # what a disc and a ball of radius 1 hold
 GROWTH = 0.3  # of an edge length over a distance, where sizes are graded
 
 
 def kuhn(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Bricks of six tets around the diagonal: one tet for each order of the three steps.
 
-    Args:
-        x, y, z: ascending coordinates of the planes, um.
-
-    Returns:
-        points: ``(Nv, 3)`` um.
-        tets: ``(Nt, 4)``, six after six a brick.
+    From ascending coordinates of the planes, um: points ``(Nv, 3)`` um and tets ``(Nt, 4)``, six
+    after six a brick.
     """
     shape = (len(x), len(y), len(z))
     points = np.stack(np.meshgrid(x, y, z, indexing="ij"), axis=-1).reshape(-1, 3)
@@ -32,19 +29,16 @@ def kuhn(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def kuhn_steps(shape) -> np.ndarray:
-    """What to add to the number of a brick's lowest vertex for its six tets, ``(6, 4)``.
+    """What to add to the number of a brick's lowest vertex for its six positive tets, ``(6, 4)``.
 
-    They are positively oriented.
-
-    Args:
-        shape: of the vertices, numbered along z first.
+    Vertices of a grid of this ``shape`` are numbered along z first.
     """
     strides = np.array([shape[1] * shape[2], shape[2], 1])
-    tets = []
-    for order in permutations(range(3)):
-        path = np.concatenate([[0], np.cumsum(strides[list(order)])])
-        tets.append(path if np.linalg.det(np.eye(3)[list(order)]) > 0 else path[[0, 1, 3, 2]])
-    return np.array(tets)
+    orders = np.array(list(permutations(range(3))))
+    tets = np.pad(np.cumsum(strides[orders], axis=1), [(0, 0), (1, 0)])
+    odd = np.linalg.det(np.eye(3)[orders]) < 0
+    tets[odd] = tets[odd][:, [0, 1, 3, 2]]
+    return tets
 
 
 def bcc(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -77,9 +71,9 @@ def bcc(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return points, oriented(points, tets)
 
 
-def extrude(flat: np.ndarray, triangles: np.ndarray,
-            z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Prisms over ``triangles`` between the levels ``z``, three tets each, layer by layer.
+def extrude(flat: np.ndarray, triangles: np.ndarray, height: float,
+            layers: int) -> tuple[np.ndarray, np.ndarray]:
+    """Prisms over ``triangles (Nt, 3)`` in equal layers about z = 0, three tets each.
 
     Splitting from the lowest vertex number upwards gives neighbours the same diagonal;
     vertices are renumbered along x, then y, so that opposite sides of a periodic rectangle
@@ -87,54 +81,40 @@ def extrude(flat: np.ndarray, triangles: np.ndarray,
 
     Args:
         flat: ``(Nv, 2)`` or ``(Nv, 3)`` points of the triangles, um; only x and y count.
-        triangles: ``(Nt, 3)``.
-        z: ascending, um.
+        height: of all layers, um.
 
     Returns:
-        points: ``(len(z) Nv, 3)`` um.
-        tets: ``(3 (len(z) - 1) Nt, 4)``, three after three a prism.
+        Points ``((layers + 1) Nv, 3)`` um; tets ``(3 layers Nt, 4)``, three after three a prism.
     """
+    z = np.linspace(-height / 2, height / 2, layers + 1)
     n = len(flat)
     digits = np.round(flat[:, :2] / np.ptp(flat[:, :2]), 9)
     order = np.lexsort((digits[:, 1], digits[:, 0]))
-    rank = np.empty(n, np.int64)
-    rank[order] = np.arange(n)
+    rank = np.argsort(order)
     points = np.concatenate([np.column_stack([flat[order, :2], np.full(n, level)]) for level in z])
     low = np.sort(rank[triangles], axis=1)
     prism = np.concatenate([low, low + n], axis=1)
     tets = prism[:, [[0, 1, 2, 5], [0, 1, 4, 5], [0, 3, 4, 5]]].reshape(-1, 4)
-    tets = np.concatenate([tets + k * n for k in range(len(z) - 1)])
+    tets = np.concatenate([tets + k * n for k in range(layers)])
     return points, oriented(points, tets)
 
 
-def levels(height: float, layers: int) -> np.ndarray:
-    """``layers`` equal steps over ``height``, centred at 0."""
-    return np.linspace(-height / 2, height / 2, layers + 1)
-
-
 def graded(planes: np.ndarray, size: float, fine: float, is_fine: np.ndarray) -> np.ndarray:
-    """Coordinates through all ``planes`` that are ``fine`` at some and ``size`` far from them.
+    """Coordinates through all ``planes (n,)`` that step by at most ``size``.
 
-    Args:
-        planes: ascending, ``(n,)`` um.
-        size: largest step, um.
-        fine: step at the fine planes, um.
-        is_fine: which planes are, ``(n,)`` bool.
+    Steps are ``fine`` at the planes that ``is_fine (n,)`` says, and grow from there. All in um.
     """
     parts = []
-    for k in range(len(planes) - 1):
-        a, b = planes[k], planes[k + 1]
+    for k, (a, b) in enumerate(zip(planes[:-1], planes[1:], strict=True)):
+        s, step = np.array([a, b]), np.full(2, size)
         if is_fine[k] or is_fine[k + 1]:
             s = np.linspace(a, b, 1001)
             distance = np.minimum(s - a if is_fine[k] else np.inf,
                                   b - s if is_fine[k + 1] else np.inf)
             step = np.minimum(size, fine + GROWTH * distance)
-        else:
-            s, step = np.array([a, b]), np.full(2, size)
         passed = np.concatenate([[0], np.cumsum(np.diff(s) * (1 / step[1:] + 1 / step[:-1]) / 2)])
         cells = max(1, ceil(passed[-1] * (1 - 1e-9)))
-        inner = np.interp(np.arange(1, cells) * passed[-1] / cells, passed, s)
-        parts += [[a], inner]
+        parts += [[a], np.interp(np.arange(1, cells) * passed[-1] / cells, passed, s)]
     return np.concatenate([*parts, planes[-1:]])
 
 

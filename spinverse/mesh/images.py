@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.ndimage import binary_dilation
 
 from spinverse.errors import InputError, one_line, warn_caller
-from spinverse.mesh.arguments import affordable, lengths, positive, shown
+from spinverse.mesh.arguments import affordable, each, positive, shown
 from spinverse.mesh.checks import UnitWarning, facets_of, find_facets
 from spinverse.mesh.data import MeshData
 from spinverse.mesh.grids import kuhn_steps
@@ -30,8 +29,7 @@ class LabelImage:
         name: for messages.
 
     Raises:
-        InputError: not three-dimensional, labels that are no integers or negative, a voxel size
-            that is not positive.
+        InputError: not three-dimensional, no integers, negative ones, no positive voxel size.
     """
 
     labels: np.ndarray
@@ -51,9 +49,7 @@ class LabelImage:
         if labels.min() < 0 or labels.max() > np.iinfo(np.int32).max:
             raise InputError(f"{where}: labels are {labels.min():g} to {labels.max():g}, expected "
                              f"0 to {np.iinfo(np.int32).max}")
-        size = self.voxel_size
-        size = [size] * 3 if np.ndim(size) == 0 else size
-        object.__setattr__(self, "voxel_size", lengths(where, "voxel_size", size, 3))
+        object.__setattr__(self, "voxel_size", each(where, "voxel_size", self.voxel_size, 3))
         object.__setattr__(self, "labels", labels.astype(np.int64))
 
 
@@ -63,8 +59,8 @@ def read_labels(path: str | Path, voxel_size=None) -> LabelImage:
     * ``.npy``: the array; ``.npz``: the key ``labels`` (or the only array), and ``voxel_size`` in
       um unless it is given.
     * ``.nii``, ``.nii.gz``: voxel size from the header, in the units that it names; millimetres,
-      with a warning, where it names none. Axes are those of the array: rotations and flips of
-      the affine are left out. Needs nibabel.
+      with a :class:`.UnitWarning`, where it names none. Axes are those of the array: rotations and
+      flips of the affine are left out. Needs nibabel.
 
     Args:
         voxel_size: um, one number or three; goes before what the file says.
@@ -72,23 +68,17 @@ def read_labels(path: str | Path, voxel_size=None) -> LabelImage:
     Raises:
         InputError: no such file, an unknown suffix, a file that cannot be parsed, no voxel size,
             or what :class:`LabelImage` refuses.
-
-    Warns:
-        UnitWarning: the header names no unit of length.
     """
     path = Path(path)
     where = f"label image '{path}'"
-    kind = next((s for s in (".npy", ".npz", ".nii", ".nii.gz")
-                 if path.name.lower().endswith(s)), None)
-    if kind is None:
+    name = path.name.lower()
+    if not name.endswith((".npy", ".npz", ".nii", ".nii.gz")):
         raise InputError(f"{where}: suffix is '{path.suffix}', expected .npy, .npz, .nii or "
                          ".nii.gz")
     if not path.is_file():
         raise InputError(f"{where}: no such file, expected an image")
-    if kind in (".nii", ".nii.gz"):
-        labels, found = _nifti(path, where, warn=voxel_size is None)
-    else:
-        labels, found = _numpy(path, where, kind)
+    labels, found = _numpy(path, where, name[-4:]) if name.endswith((".npy", ".npz")) else \
+        _nifti(path, where, warn=voxel_size is None)
     voxel_size = found if voxel_size is None else voxel_size
     if voxel_size is None:
         raise InputError(f"{where}: holds no voxel size, expected voxel_size in um")
@@ -99,18 +89,17 @@ def from_labels(image, voxel_size=None, size: float | None = None, smooth: int =
                 background: bool = False) -> MeshData:
     """Mesh a segmentation: every voxel becomes six tetrahedra (Kuhn), so it always works.
 
-    Cell tags are the labels. Interface facets are the facets between voxels of different labels;
-    their tags number the pairs of labels that touch, (0, 1), (0, 2), ..., (1, 2), ..., in
-    ascending order from 1 on (:func:`interface_pairs` tells them of a mesh). Voxel (i, j, k)
-    fills i to i + 1 times the voxel size along x, and so on. A cell that is cut by the border of
-    the image has no membrane there.
+    Cell tags are the labels. Interface facets are those between different labels; their tags
+    number the pairs of labels that touch, (0, 1), (0, 2), ..., (1, 2), ..., from 1 on
+    (:func:`interface_pairs` tells them of a mesh). Voxel (i, j, k) fills i to i + 1 times the
+    voxel size along x, and so on. A cell that the border of the image cuts has no membrane there.
 
     Args:
         image: a :class:`LabelImage`, a file for :func:`read_labels`, or an integer array
             ``(nx, ny, nz)``.
         voxel_size: um, one number or three; needed for an array.
-        size: edge length to coarsen to, um: blocks of voxels become one with the label that most
-            of them have (the lowest of equals). ``None``: the voxels as they are.
+        size: edge length to coarsen to, um: a block of voxels becomes one with the commonest label
+            in it (the lowest of equals). ``None``: the voxels as they are.
         smooth: steps of Taubin's smoothing of the interfaces; 0 leaves the voxels' staircase,
             whose volumes are exact and whose area is up to 1.5 (a plane: 1.7) times too large.
         background: mesh label 0 too, with cell tag 0; without it nothing outside is meshed.
@@ -121,12 +110,12 @@ def from_labels(image, voxel_size=None, size: float | None = None, smooth: int =
     owner = "from_labels"
     if isinstance(image, str | Path):
         image = read_labels(image, voxel_size)
-    elif not isinstance(image, LabelImage):
-        if voxel_size is None:
-            raise InputError(f"{owner}: voxel_size is None, expected um for an array")
+    elif isinstance(image, LabelImage):
+        image = image if voxel_size is None else replace(image, voxel_size=voxel_size)
+    elif voxel_size is None:
+        raise InputError(f"{owner}: voxel_size is None, expected um for an array")
+    else:
         image = LabelImage(image, voxel_size)
-    elif voxel_size is not None:
-        image = LabelImage(image.labels, voxel_size, image.name)
     if isinstance(smooth, bool) or not isinstance(smooth, int | np.integer) or smooth < 0:
         raise InputError(f"{owner}: smooth is {shown(smooth)}, expected a number of steps")
     if not isinstance(background, bool | np.bool_):
@@ -141,10 +130,18 @@ def from_labels(image, voxel_size=None, size: float | None = None, smooth: int =
     if not (labels > 0).any():
         raise InputError(f"{where}: holds label 0 only, expected at least one cell")
     affordable(where, 6.0 * meshed.sum())
-    nodes, tets, tags = _voxels(labels, meshed)
+    shape = np.array(labels.shape) + 1  # of the grid's nodes
+    lowest = np.asarray(np.ravel_multi_index(np.nonzero(meshed), shape))
+    used, numbers = np.unique(lowest[:, None, None] + kuhn_steps(shape), return_inverse=True)
+    nodes, tets = np.stack(np.unravel_index(used, shape), axis=1), numbers.reshape(-1, 4)
+    tags = np.repeat(labels[meshed], 6)
     facets, pairs = facets_of(tets, image.name)
-    interface, interface_tags = _interfaces(nodes, facets, pairs, tags, labels.shape)
-    points = nodes * step
+    sides = np.sort(np.where(pairs < 0, 0, tags[pairs]), axis=1)
+    corners = nodes[facets]
+    border = ((corners == 0).all(axis=1) | (corners == labels.shape).all(axis=1)).any(axis=1)
+    chosen = (sides[:, 0] != sides[:, 1]) & ~border
+    interface, points = facets[chosen], nodes * step
+    _, kinds = np.unique(sides[chosen], axis=0, return_inverse=True)
     if smooth:
         points = smoothed(points, tets, interface, int(smooth), np.zeros(3),
                           np.array(labels.shape) * step)
@@ -153,7 +150,7 @@ def from_labels(image, voxel_size=None, size: float | None = None, smooth: int =
         points, tets, tags = points[used], numbers.reshape(-1, 4), tags[tags > 0]
         interface = np.searchsorted(used, interface)
     size_text = " x ".join(f"{v:.6g}" for v in step)
-    return MeshData(points, tets, tags, interface, interface_tags,
+    return MeshData(points, tets, tags, interface, kinds.ravel() + 1,
                     name=f"{image.name} (voxels of {size_text} um)").check()
 
 
@@ -163,16 +160,11 @@ def interface_pairs(data: MeshData) -> dict[int, tuple[int, int]]:
     tags, first = np.unique(data.interface_tags, return_index=True)
     sides = pairs[find_facets(facets, data.interface_facets[first])]
     both = np.sort(np.where(sides < 0, 0, data.cell_tags[sides]), axis=1)
-    return {tag: (low, high) for tag, (low, high) in
-            zip(tags.tolist(), both.tolist(), strict=True)}
+    return dict(zip(tags.tolist(), map(tuple, both.tolist()), strict=True))
 
 
 def coarsened(image: LabelImage, size: float) -> LabelImage:
-    """Blocks of voxels of about ``size`` um as one voxel, with the commonest label in the block.
-
-    Raises:
-        InputError: ``size`` is below two thirds of the smallest side of a voxel.
-    """
+    """Blocks of voxels of about ``size`` um as one voxel, with the commonest label in the block."""
     if 1.5 * size < image.voxel_size.min():
         raise InputError(f"label image '{image.name}': size is {size:g} um, expected at least the "
                          f"voxel size {image.voxel_size.min():g} um")
@@ -182,56 +174,33 @@ def coarsened(image: LabelImage, size: float) -> LabelImage:
     missing = -np.array(image.labels.shape) % block
     labels = np.pad(image.labels, [(0, m) for m in missing], mode="edge")
     counts = np.array(labels.shape) // block
-    labels = labels.reshape(counts[0], block[0], counts[1], block[1], counts[2], block[2])
+    labels = labels.reshape(np.stack([counts, block], axis=1).ravel())
     labels = np.sort(labels.transpose(0, 2, 4, 1, 3, 5).reshape(counts.prod(), -1))
-    best, longest = labels[:, 0].copy(), np.zeros(len(labels), int)
-    run = np.zeros(len(labels), int)
+    best, (longest, run) = labels[:, 0].copy(), np.zeros((2, len(labels)), int)
     for k in range(labels.shape[1]):
-        same = labels[:, k] == labels[:, max(k - 1, 0)]
-        run = np.where(same, run + 1, 1)
+        run = np.where(labels[:, k] == labels[:, max(k - 1, 0)], run + 1, 1)
         better = run > longest
         best[better], longest[better] = labels[better, k], run[better]
     return LabelImage(best.reshape(counts), image.voxel_size * block, image.name)
 
 
-def _voxels(labels: np.ndarray, meshed: np.ndarray):
-    """Grid nodes ``(Nv, 3)`` in voxels, six tets a voxel and their labels."""
-    voxels = np.argwhere(meshed)
-    shape = np.array(labels.shape) + 1
-    lowest = np.asarray(np.ravel_multi_index(voxels.T, shape))
-    tets = lowest[:, None, None] + kuhn_steps(shape)
-    used, numbers = np.unique(tets, return_inverse=True)
-    nodes = np.stack(np.unravel_index(used, shape), axis=1)
-    return nodes, numbers.reshape(-1, 4), np.repeat(labels[meshed], 6)
-
-
-def _interfaces(nodes, facets, pairs, tags, shape) -> tuple[np.ndarray, np.ndarray]:
-    sides = np.sort(np.where(pairs < 0, 0, tags[pairs]), axis=1)
-    corners = nodes[facets]
-    border = ((corners == 0).all(axis=1) | (corners == shape).all(axis=1)).any(axis=1)
-    chosen = (sides[:, 0] != sides[:, 1]) & ~border
-    _, numbers = np.unique(sides[chosen], axis=0, return_inverse=True)
-    return facets[chosen], numbers.ravel() + 1
-
-
 def _numpy(path: Path, where: str, kind: str):
     try:
-        opened: Any = (np.load(path, allow_pickle=False) if kind == ".npz"
-                       else open(path, "rb"))
-        with opened as file:
-            if kind == ".npy":
-                return np.load(file, allow_pickle=False), None
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded, None
+        with loaded as file:
             keys = [key for key in file.files if key != "voxel_size"]
-            key = "labels" if "labels" in keys else keys[0] if len(keys) == 1 else None
-            size = file["voxel_size"] if "voxel_size" in file.files else None
-            labels = None if key is None else file[key]
+            key = keys[0] if len(keys) == 1 else "labels"
+            size = file["voxel_size"].tolist() if "voxel_size" in file.files else None
+            labels = file[key] if key in keys else None
     except Exception as error:  # zip, pickle and header errors have no common base
         raise InputError(f"{where}: cannot be read as {kind} ({one_line(error)[:200]}), "
                          "expected a numpy array") from None
     if labels is None:
         raise InputError(f"{where}: holds {', '.join(keys) or 'nothing'}, expected the key "
                          "'labels'")
-    return labels, None if size is None else size.tolist()
+    return labels, size
 
 
 def _nifti(path: Path, where: str, warn: bool):

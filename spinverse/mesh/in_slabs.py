@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import factorial
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,10 @@ from mpi4py import MPI
 from ..errors import InputError, on_all, one_line
 from ..parallel.exchange import Ranges, Route
 from ..parallel.npz import NpzReader
-from .checks import FLAT, cell_volumes
+from .checks import flat_cells
 from .data import CELLS
 from .distributed import Mesh
+from .ordered import FacetRows
 
 BLOCK = 512  # cells whose edges are looked at together
 
@@ -24,11 +24,7 @@ def read_in_slabs(path: str | Path, comm: MPI.Comm | None = None) -> Mesh:
     The file is as for `spinverse.mesh.read`. Coordinates, vertex numbers, volumes and orientation
     of cells, unused vertices and interface facets are checked. What only a look at the whole mesh
     shows is not: cells that are there twice or overlap, vertices that coincide, hanging nodes.
-    `read` looks for them on rank 0.
-
-    Args:
-        path: of the file.
-        comm: ``MPI.COMM_WORLD`` when nothing is said.
+    `read` looks for them on rank 0. ``comm`` is ``MPI.COMM_WORLD`` when nothing is said.
 
     Raises:
         InputError: on every rank, in one line, for a file or mesh that cannot be used.
@@ -48,7 +44,7 @@ def read_in_slabs(path: str | Path, comm: MPI.Comm | None = None) -> Mesh:
     _check(comm, path, points, cells, count)
     mesh = Mesh.from_slabs(comm, points, cells, tags, np.arange(
         Ranges(comm, count).start, Ranges(comm, count).stop), triples, triple_tags, path.name)
-    found = mesh.num_facets - mesh.facet_slabs.rows_of(triples).missing
+    found = mesh.num_facets - FacetRows(mesh.facet_slabs, triples).missing
     if found != facets:
         raise InputError(f"mesh file '{path}': {facets - found} of {facets} interface facets are "
                          "no facets of the mesh or are given twice, expected each once")
@@ -69,11 +65,11 @@ def _arrays(file: NpzReader, path: Path) -> tuple:
         if file.shape(name) != shape:
             raise InputError(f"mesh file '{path}': {name} has shape {file.shape(name)}, expected "
                              f"{shape}")
-        array = file.rows(name)
+        found = file.rows(name)
         kinds, words = ("iu", "integers") if kind is np.int64 else ("iuf", "real numbers")
-        if array.dtype.kind not in kinds:
-            raise InputError(f"mesh file '{path}': {name} has type {array.dtype}, expected {words}")
-        return array.astype(kind, copy=False)
+        if found.dtype.kind not in kinds:
+            raise InputError(f"mesh file '{path}': {name} has type {found.dtype}, expected {words}")
+        return found.astype(kind, copy=False)
 
     def tags(name: str, length: int, here: int) -> np.ndarray:
         given = name in file.names
@@ -81,8 +77,7 @@ def _arrays(file: NpzReader, path: Path) -> tuple:
 
     here = Ranges(file.comm, number)
     triples = rows("interface_facets", (facets, dim)) if facets else np.empty((0, dim), np.int64)
-    triple_tags = tags("interface_tags", facets, len(triples)) if facets \
-        else np.empty(0, np.int32)
+    triple_tags = tags("interface_tags", facets, len(triples)) if facets else np.empty(0, np.int32)
     return (rows("points", (count, 3), np.float64), rows(key, (number, dim + 1)),
             tags("cell_tags", number, here.stop - here.start), triples, triple_tags, count, facets)
 
@@ -113,13 +108,10 @@ def _check(comm: MPI.Comm, path: Path, points: np.ndarray, cells: np.ndarray, co
     fail(~used, "vertices belong to no cell", "none (spinverse.mesh.read with repair=True drops "
          "them)")
     near, place = route.backward(points[asked]), place.reshape(cells.shape)
-    flat, inverted = np.zeros(len(cells), bool), np.zeros(len(cells), bool)
+    flat, inverted = np.zeros((2, len(cells)), bool)
     for begin in range(0, len(cells), BLOCK):
         part = slice(begin, begin + BLOCK)
-        volumes, x = cell_volumes(near, place[part]), near[place[part]]
-        i, j = np.triu_indices(dim + 1, 1)
-        longest = np.linalg.norm(x[:, i] - x[:, j], axis=2).max(axis=1)
-        flat[part] = factorial(dim) * np.abs(volumes) <= FLAT * longest**dim
+        volumes, flat[part] = flat_cells(near, place[part])
         inverted[part] = volumes < 0
     fail(flat, "cells have no volume", "none")
     fail(inverted, "cells are inverted", "positive orientation (spinverse.mesh.read with "

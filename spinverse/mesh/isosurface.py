@@ -7,7 +7,7 @@ from scipy.spatial import cKDTree
 
 from spinverse.errors import InputError
 from spinverse.mesh.grids import kuhn_steps
-from spinverse.mesh.surfaces import Surface, part_volumes, parts
+from spinverse.mesh.surfaces import Surface, merged, part_volumes, parts
 
 MOST_NODES = 2e7
 SNAP = 0.1  # values this near the level, in grid steps of a distance, would make slivers
@@ -24,8 +24,9 @@ def layer(surface: Surface, gap: float) -> Surface:
     step = gap / 2
     low = surface.points.min(axis=0) - gap - 2 * step
     shape = np.ceil((surface.points.max(axis=0) + gap + 2 * step - low) / step).astype(int) + 1
-    if np.prod(shape.astype(float)) > MOST_NODES:
-        least = gap * (np.prod(shape.astype(float)) / MOST_NODES) ** (1 / 3)
+    nodes_asked = np.prod(shape.astype(float))
+    if nodes_asked > MOST_NODES:
+        least = gap * (nodes_asked / MOST_NODES) ** (1 / 3)
         raise InputError(f"surface '{surface.name}': gap is {gap:g} um, expected at least "
                          f"{least:.3g} um for a layer around a cell of this extent")
     axes = [a + step * np.arange(n) for a, n in zip(low, shape, strict=True)]
@@ -36,9 +37,8 @@ def layer(surface: Surface, gap: float) -> Surface:
     found = isosurface(distance, gap, low, step, f"layer around {surface.name}")
     # the parts around the cell have outward normals; those that line its inside do not
     labels = parts(found)
-    triangles = found.triangles[(part_volumes(found, labels) > 0)[labels]]
-    used, numbers = np.unique(triangles, return_inverse=True)
-    return Surface(found.points[used], numbers.reshape(-1, 3), found.name)
+    outer = found.triangles[(part_volumes(found, labels) > 0)[labels]]
+    return merged(Surface(found.points, outer, found.name), None)
 
 
 def isosurface(values: np.ndarray, level: float, origin, step: float,
@@ -51,17 +51,15 @@ def isosurface(values: np.ndarray, level: float, origin, step: float,
 
     Args:
         values: ``(nx, ny, nz)``, above ``level`` on the border of the grid.
-        origin: of node (0, 0, 0), um.
-        step: between nodes, um.
+        origin, step: of node (0, 0, 0), and between nodes, um.
     """
     shape = np.array(values.shape)
     flat = np.asarray(values, float).ravel() - level
     flat = np.where(np.abs(flat) < SNAP * step, np.where(flat < 0, -SNAP, SNAP) * step, flat)
     below = (flat < 0).reshape(shape)
-    mixed = np.zeros(shape - 1, int)
-    for corner in np.ndindex(2, 2, 2):
-        mixed += below[tuple(slice(c, c + n - 1) for c, n in zip(corner, shape, strict=True))]
-    cubes = np.ravel_multi_index(np.nonzero((mixed > 0) & (mixed < 8)), shape)
+    corners = np.lib.stride_tricks.sliding_window_view(below, (2, 2, 2))
+    mixed = corners.any(axis=(3, 4, 5)) & ~corners.all(axis=(3, 4, 5))
+    cubes = np.ravel_multi_index(np.nonzero(mixed), shape)
     ends = []  # of the cut edges, three for each triangle, (n, 3, 2)
     for steps in kuhn_steps(shape):
         tets = cubes[:, None] + steps
@@ -83,23 +81,15 @@ def _cut(tets: np.ndarray, below: np.ndarray) -> list[np.ndarray]:
         inner = [k for k in range(4) if case >> k & 1]
         outer = [k for k in range(4) if not case >> k & 1]
         rows = tets[(below == [k in inner for k in range(4)]).all(axis=1)]
-        if not len(rows):
-            continue
         # even permutation of the corners: normals point away from the inner ones
         if np.linalg.det(np.eye(4)[inner + outer]) < 0:
-            if len(outer) > 1:
-                outer[0], outer[1] = outer[1], outer[0]
-            else:
-                inner[0], inner[1] = inner[1], inner[0]
-        if len(inner) == 1:
-            (a,), (b, c, d) = inner, outer
-            edges = [[(a, b), (a, c), (a, d)]]
-        elif len(inner) == 3:
-            (a, b, c), (d,) = inner, outer
-            edges = [[(a, d), (b, d), (c, d)]]
-        else:
+            swapped = outer if len(outer) > 1 else inner
+            swapped[:2] = swapped[1::-1]
+        if len(inner) == 2:
             (a, b), (c, d) = inner, outer
             edges = [[(a, c), (a, d), (b, d)], [(a, c), (b, d), (b, c)]]
+        else:
+            edges = [[(a, b) for a in inner for b in outer]]
         found += [np.stack([rows[:, list(edge)] for edge in three], axis=1) for three in edges]
     return found
 
@@ -107,11 +97,10 @@ def _cut(tets: np.ndarray, below: np.ndarray) -> list[np.ndarray]:
 def samples(surface: Surface, spacing: float) -> np.ndarray:
     """Points on the triangles, no farther apart than about ``spacing`` um."""
     corners = surface.corners
-    longest = np.linalg.norm(corners - corners[:, [1, 2, 0]], axis=2).max(axis=1)
-    counts = np.maximum(1, np.ceil(longest / spacing)).astype(int)
+    counts = np.maximum(1, np.ceil(surface.lengths.max(axis=1) / spacing)).astype(int)
     found = []
     for n in np.unique(counts):
-        i, j = np.meshgrid(np.arange(n + 1), np.arange(n + 1), indexing="ij")
+        i, j = np.indices((n + 1, n + 1))
         i, j = i[i + j <= n] / n, j[i + j <= n] / n
         weights = np.stack([i, j, 1 - i - j], axis=1)
         found.append((weights @ corners[counts == n]).reshape(-1, 3))

@@ -12,7 +12,7 @@ from spinverse.mesh import arguments as expect
 from spinverse.mesh import gmsh_model
 from spinverse.mesh.checks import cell_volumes
 from spinverse.mesh.data import MeshData
-from spinverse.mesh.grids import GROWTH, extrude, levels, oriented, tagged
+from spinverse.mesh.grids import BALL, GROWTH, extrude, oriented, tagged
 
 ORIGIN = (0.0, 0.0, 0.0)
 FLATTEST = 3.0  # edge length over thickness; from 10 on gmsh leaves slivers in shells
@@ -27,12 +27,8 @@ def disks(radii: Sequence[float], size: float | Sequence[float],
         size: target edge length, um, at most three times the thickness of a ring; or one
             for each ring, taken as it is. From a fine ring on it grows by 0.3 um per um.
         match_area: move the faceted circles out so that each holds pi r^2.
-
-    Raises:
-        InputError: a bad value, radii that do not ascend.
-        SolverError: gmsh failed.
     """
-    points, triangles, tags = _rings("disks", radii, size, match_area)
+    points, triangles, tags = _layered("disks", 2, radii, size, match_area)
     return tagged("disks", points, oriented(points, triangles), tags)
 
 
@@ -43,21 +39,16 @@ def cylinders(radii: Sequence[float], height: float, size: float | Sequence[floa
     A triangle mesh of the discs is extruded in prisms of three tets each.
 
     Args:
-        radii: ascending, um; the last is the outer boundary.
+        radii, size: as for :func:`disks`, um.
         height: um.
-        size: target edge length in the plane, um, as in :func:`disks`.
         layers: prisms along z.
         match_volume: move the faceted circles out so that each holds pi r^2.
-
-    Raises:
-        InputError: a bad value, radii that do not ascend.
-        SolverError: gmsh failed.
     """
     name = "cylinders"
     height = expect.positive(name, "height", height)
     layers = expect.count(name, "layers", layers)
-    flat, triangles, tags = _rings(name, radii, size, match_volume, cells_each=3 * layers)
-    points, tets = extrude(flat, triangles, levels(height, layers))
+    flat, triangles, tags = _layered(name, 2, radii, size, match_volume, 3 * layers)
+    points, tets = extrude(flat, triangles, height, layers)
     return tagged(name, points, tets, np.tile(np.repeat(tags, 3), layers))
 
 
@@ -66,30 +57,14 @@ def spheres(radii: Sequence[float], size: float | Sequence[float],
     """Concentric balls: layers tagged 1 (inner) .. n, spheres between them 1 .. n-1.
 
     Args:
-        radii: ascending, um; the last is the outer boundary.
-        size: target edge length, um, at most three times the thickness of a layer; or one
-            for each layer, taken as it is: far above the thickness it gives flat tets there
-            (see :func:`.checks.quality`). From a fine layer on it grows by 0.3 um per um.
+        radii, size: as for :func:`disks`, um; a size for each layer that is far above its
+            thickness gives flat tets there (see :func:`.checks.quality`).
         centre: um.
         match_volume: move the faceted spheres out so that each holds 4/3 pi r^3.
-
-    Raises:
-        InputError: a bad value, radii that do not ascend.
-        SolverError: gmsh failed.
     """
-    name = "spheres"
-    radii = expect.ascending(name, "radii", radii)
-    sizes = _sizes(name, size, radii)
-    centre = np.array(expect.vector(name, "centre", centre))
-    expect.affordable_volume(name, 4 / 3 * pi * np.diff(radii**3, prepend=0), sizes)
-    with gmsh_model.model(name, sizes.max(), sizes.min()) as gmsh:
-        occ = gmsh.model.occ
-        balls = [(3, occ.addSphere(0, 0, 0, r)) for r in radii]
-        points, tets, entities = _concentric(gmsh, name, balls, radii, sizes, 3)
-    tags = 1 + np.abs(_reach(points, tets, entities)[:, None] - radii).argmin(axis=1)
-    if match_volume:
-        points = _match(name, points, tets, tags, radii, 3)
-    return tagged(name, points + centre, tets, tags)
+    centre = np.array(expect.vector("spheres", "centre", centre))
+    points, tets, tags = _layered("spheres", 3, radii, size, match_volume)
+    return tagged("spheres", points + centre, tets, tags)
 
 
 def sphere_in_box(radius: float, box: Sequence[float], size: float,
@@ -100,17 +75,11 @@ def sphere_in_box(radius: float, box: Sequence[float], size: float,
     Args:
         radius: um.
         box: lengths (x, y, z) of the box, um.
-        size: target edge length, um; above the gap to the box it gives flat tets there
-            (see :func:`.checks.quality`).
-        size_interface: target edge length at the sphere, um; it grows to ``size`` over
-            one radius. ``None``: ``size``.
+        size: target edge length, um; above the gap to the box it gives flat tets there.
+        size_interface: the same at the sphere, um (``None``: ``size``); it grows over one radius.
         centre: of the ball, um.
         match_volume: move the faceted sphere out so that it holds 4/3 pi radius^3.
         periodic: opposite faces of the box carry the same triangles.
-
-    Raises:
-        InputError: a bad value, a ball that does not lie inside the box.
-        SolverError: gmsh failed.
     """
     name = "sphere_in_box"
     radius, lengths = expect.positive(name, "radius", radius), expect.lengths(name, "box", box, 3)
@@ -134,47 +103,26 @@ def sphere_in_box(radius: float, box: Sequence[float], size: float,
         outer = occ.addBox(*(-lengths / 2), *lengths)
         occ.fragment([(3, outer)], [(3, occ.addSphere(*centre, radius))])
         occ.synchronize()
-        if fine != size:
-            gmsh_model.set_sizes(gmsh, target)
         if periodic:
             gmsh_model.match_opposite(gmsh, name, lengths)
-        points, tets, entities = gmsh_model.arrays(gmsh, name)
-    tags = 1 + (_reach(points - centre, tets, entities) > radius * (1 + 1e-6))
+        points, tets, entities = gmsh_model.arrays(
+            gmsh, name, target=None if fine == size else target)
     points = points - centre
+    tags = 1 + (_reach(points, tets, entities) > radius * (1 + 1e-6))
     if match_volume:
         points = _match(name, points, tets, tags, np.array([radius]), 3, fixed=radius + gap)
     return tagged(name, points + centre, tets, tags)
 
 
-def _sizes(name: str, size, radii: np.ndarray) -> np.ndarray:
-    """The edge length of each layer; one number yields to layers that it would flatten."""
-    sizes = expect.each(name, "size", size, len(radii))
-    if np.ndim(size) == 0:
-        sizes[1:] = np.minimum(sizes[1:], FLATTEST * np.diff(radii))
-    return sizes
-
-
-def _rings(name: str, radii, size, match: bool,
-           cells_each: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Triangles of concentric discs: points ``(Nv, 3)``, triangles, and the ring of each."""
+def _layered(name: str, dim: int, radii, size, match: bool,
+             cells_each: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Concentric discs or balls: points ``(Nv, 3)``, triangles or tets, and the layer of each."""
     radii = expect.ascending(name, "radii", radii)
-    sizes = _sizes(name, size, radii)
-    expect.affordable_volume(name, cells_each * pi * np.diff(radii**2, prepend=0), sizes, 2)
-    with gmsh_model.model(name, sizes.max(), sizes.min()) as gmsh:
-        discs = [(2, gmsh.model.occ.addDisk(0, 0, 0, r, r)) for r in radii]
-        points, triangles, entities = _concentric(gmsh, name, discs, radii, sizes, 2)
-    points[:, 2] = 0
-    tags = 1 + np.abs(_reach(points, triangles, entities)[:, None] - radii).argmin(axis=1)
-    if match:
-        points = _match(name, points, triangles, tags, radii, 2)
-    return points, triangles, tags
-
-
-def _concentric(gmsh, name: str, parts: list, radii: np.ndarray, sizes: np.ndarray, dim: int):
-    """Fragment the concentric ``parts`` and mesh them with one size for each layer."""
-    if len(parts) > 1:
-        gmsh.model.occ.fragment(parts[-1:], parts[:-1])
-    gmsh.model.occ.synchronize()
+    sizes = expect.each(name, "size", size, len(radii))
+    if np.ndim(size) == 0:  # it yields to layers that it would flatten
+        sizes[1:] = np.minimum(sizes[1:], FLATTEST * np.diff(radii))
+    expect.affordable_volume(name, cells_each * BALL[dim] * np.diff(radii**dim, prepend=0), sizes,
+                             dim)
     inner = np.concatenate([[0], radii[:-1]])
 
     def target(point):
@@ -182,9 +130,21 @@ def _concentric(gmsh, name: str, parts: list, radii: np.ndarray, sizes: np.ndarr
         return (sizes + GROWTH * np.maximum(0, np.maximum(inner - r, r - radii))).min()
 
     varied = np.ptp(sizes) > 0
-    if varied:
-        gmsh_model.set_sizes(gmsh, target)
-    return gmsh_model.arrays(gmsh, name, dim, again=varied)
+    with gmsh_model.model(name, sizes.max(), sizes.min()) as gmsh:
+        occ = gmsh.model.occ
+        parts = [(dim, occ.addDisk(0, 0, 0, r, r) if dim == 2 else occ.addSphere(0, 0, 0, r))
+                 for r in radii]
+        if len(parts) > 1:
+            occ.fragment(parts[-1:], parts[:-1])
+        occ.synchronize()
+        points, cells, entities = gmsh_model.arrays(gmsh, name, dim, varied,
+                                                    target if varied else None)
+    if dim == 2:
+        points[:, 2] = 0
+    tags = 1 + np.abs(_reach(points, cells, entities)[:, None] - radii).argmin(axis=1)
+    if match:
+        points = _match(name, points, cells, tags, radii, dim)
+    return points, cells, tags
 
 
 def _reach(points: np.ndarray, cells: np.ndarray, entities: np.ndarray) -> np.ndarray:
@@ -198,20 +158,17 @@ def _match(name: str, points: np.ndarray, cells: np.ndarray, tags: np.ndarray,
            radii: np.ndarray, dim: int, fixed: float | None = None) -> np.ndarray:
     """Move vertices radially until each faceted surface holds what the smooth one holds.
 
-    All vertices of a surface lie at its radius, so that scaling them by one factor scales
-    what it holds exactly (in the plane for ``dim`` 2); between surfaces the radius is mapped
-    linearly, and beyond ``fixed`` nothing moves.
+    All vertices of a surface lie at its radius, so that one factor scales what it holds exactly;
+    between surfaces the radius is mapped linearly, and beyond ``fixed`` nothing moves.
     """
-    held = np.abs(cell_volumes(points, cells))
-    held = np.bincount(tags, weights=held)[1:len(radii) + 1].cumsum()
-    ball = {2: pi, 3: 4 / 3 * pi}[dim]
-    wanted = radii * (ball * radii**dim / held)**(1 / dim)
+    volumes = np.abs(cell_volumes(points, cells))
+    held = np.bincount(tags, weights=volumes)[1:len(radii) + 1].cumsum()
+    wanted = radii * (BALL[dim] * radii**dim / held)**(1 / dim)
     if fixed is not None and not wanted[-1] < fixed:
         raise SolverError(f"{name}: matching the volume needs radius {wanted[-1]:g} um, which "
                           f"leaves the box at {fixed:g} um (try a smaller size)")
     outer = [] if fixed is None else [fixed]
-    knots = np.concatenate([[0], radii, outer])
-    values = np.concatenate([[0], wanted, outer])
+    knots, values = (np.array([0, *inner, *outer]) for inner in (radii, wanted))
     r = np.linalg.norm(points, axis=1)
     # past the last knot: the same factor; that is 1 with `fixed`, round-off without
     new = np.where(r <= knots[-1], np.interp(r, knots, values), r * values[-1] / knots[-1])

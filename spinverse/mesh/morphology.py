@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 from .arguments import positive
 from .surfaces import Surface
 
@@ -23,10 +23,9 @@ SHORT = 0.5  # of the smaller radius at its ends: shorter pieces are merged into
 
 
 def read_swc(path: str | Path) -> np.ndarray:
-    """The points of an SWC file, ``(n, 7)``: number, kind, x, y, z, radius, parent.
+    """The points of an SWC file, parents first, ``(n, 7)``: number, kind, x, y, z, radius, parent.
 
-    Points are in an order in which parents come first; numbers and parents are places in it, -1
-    for none. Lengths are as in the file, um by the convention.
+    Numbers and parents are rows, -1 for none. Lengths are as in the file, um by the convention.
 
     Raises:
         InputError: a file that cannot be read, or is no tree of points.
@@ -37,13 +36,12 @@ def read_swc(path: str | Path) -> np.ndarray:
             table = np.loadtxt(path, comments="#", usecols=range(7), ndmin=2)
     except FileNotFoundError:
         raise InputError(f"{where}: no such file") from None
-    except (OSError, ValueError, UnicodeDecodeError) as error:
-        raise InputError(f"{where}: {' '.join(str(error).split())}, expected rows of number, kind, "
-                         "x, y, z, radius, parent") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{where}: {one_line(error)}, expected rows of number, kind, x, y, z, "
+                         "radius, parent") from None
     if not len(table) or not np.isfinite(table).all():
         raise InputError(f"{where}: {len(table)} points, expected some, all finite")
-    if (table[:, 5] <= 0).any():
-        row = int(np.argmax(table[:, 5] <= 0))
+    for row in np.flatnonzero(table[:, 5] <= 0)[:1]:
         raise InputError(f"{where}: point {table[row, 0]:.0f} has radius {table[row, 5]:g}, "
                          "expected a positive one")
     place = {int(number): row for row, number in enumerate(table[:, 0])}
@@ -62,10 +60,10 @@ def read_swc(path: str | Path) -> np.ndarray:
         order += children.get(row, [])
     if len(order) < len(table):
         raise InputError(f"{where}: parents go round in a circle, expected a tree")
-    rank = np.argsort(order)
+    rank = np.append(np.argsort(order), -1)  # -1: that of no parent
     found = table[order]
     found[:, 0] = np.arange(len(found))
-    found[:, 6] = [-1 if parents[row] < 0 else rank[parents[row]] for row in order]
+    found[:, 6] = rank[np.array(parents)[order]]
     return found
 
 
@@ -89,8 +87,8 @@ def neuron_surface(path: str | Path, kinds: Sequence[int] = (SOMA, BASAL, APICAL
             manifold3d is not installed.
     """
     where = f"morphology '{path}'"
-    for name, value in (("radius_floor", radius_floor), ("scale", scale)):
-        positive(where, name, value)
+    positive(where, "radius_floor", radius_floor)
+    positive(where, "scale", scale)
     try:
         from manifold3d import Manifold, OpType
     except ImportError:
@@ -108,8 +106,8 @@ def neuron_surface(path: str | Path, kinds: Sequence[int] = (SOMA, BASAL, APICAL
 
     pieces, end = [], {}  # end: the point that stands for a merged one
     for row, parent in kept.items():
+        end[row] = row
         if parent < 0:
-            end[row] = row
             pieces.append(ball(x[row], r[row]))
             continue
         parent = end[parent]
@@ -118,7 +116,6 @@ def neuron_surface(path: str | Path, kinds: Sequence[int] = (SOMA, BASAL, APICAL
         if length < SHORT * min(r[row], r[parent]) and not leaves and r[row] <= r[parent]:
             end[row] = parent
             continue
-        end[row] = row
         start = r[row] if leaves else r[parent]
         pieces.append(Manifold.batch_hull([ball(x[parent], start), ball(x[row], r[row])]))
     body = Manifold.batch_boolean(pieces, OpType.Add)
@@ -126,8 +123,7 @@ def neuron_surface(path: str | Path, kinds: Sequence[int] = (SOMA, BASAL, APICAL
     if number > 1:
         raise InputError(f"{where}: its processes fall into {number} parts, expected one tree (of "
                          "these kinds of points)")
-    body = body.simplify(FINEST * radius_floor)
-    made = body.to_mesh()
+    made = body.simplify(FINEST * radius_floor).to_mesh()
     return Surface(np.asarray(made.vert_properties)[:, :3], np.asarray(made.tri_verts, np.int64),
                    Path(path).stem)
 
@@ -142,11 +138,9 @@ def _kept(table: np.ndarray, kinds: Sequence[int], where: str) -> dict[int, int]
     above: dict[int, int] = {}  # of every row, the nearest taken one
     kept: dict[int, int] = {}
     for row in range(len(table)):
-        nearest = above.get(parent[row], -1) if parent[row] >= 0 else -1
-        if row in size or kind[row] not in kinds:
-            above[row] = nearest
-            continue
-        kept[row], above[row] = nearest, row
+        above[row] = nearest = above.get(parent[row], -1)
+        if row not in size and kind[row] in kinds:
+            kept[row], above[row] = nearest, row
     if not kept:
         raise InputError(f"{where}: no points of kinds {', '.join(map(str, kinds))}, expected some "
                          f"of {', '.join(map(str, np.unique(kind)))}")

@@ -1,7 +1,7 @@
 """Facets and cells in the order of the input, in one slab a rank.
 
-The order of files is that of the input: facets by their vertices, cells by their number. A slab is
-what one rank has of it: the slabs of all ranks follow each other in the ranks' order.
+Facets are in the order of their vertices, cells in that of their number. The slabs of all ranks
+follow each other in the ranks' order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ class Slabs:
     """Items, each owned by one rank, sorted over all ranks. Collective.
 
     Args:
-        comm: the communicator.
         keys: ``(n, d)`` whole numbers of the items that this rank owns; no two are equal.
         to: ``(n,)`` rank whose slab each belongs to.
 
@@ -52,33 +51,15 @@ class Slabs:
 
 
 class FacetSlabs(Slabs):
-    """Slabs of facets, which are of one length but for the facets of a vertex. Collective.
-
-    Args:
-        comm: the communicator.
-        facets: ``(nf, d)`` vertices of the owned facets, ascending.
-    """
+    """Slabs of facets ``(nf, d)``, ascending; as long as each other but for a vertex's facets."""
 
     def __init__(self, comm: MPI.Comm, facets: np.ndarray):
         super().__init__(comm, facets, _even(comm, facets[:, 0]))
         self.total = comm.allreduce(len(facets))
         # an empty slab begins where the next one does
-        firsts = comm.allgather(int(self.keys[0, 0]) if len(self.keys) else None)
-        self._firsts = np.full(comm.size, np.iinfo(np.int64).max)
-        for rank in reversed(range(comm.size)):
-            if firsts[rank] is not None:
-                self._firsts[rank] = firsts[rank]
-            elif rank + 1 < comm.size:
-                self._firsts[rank] = self._firsts[rank + 1]
-
-    def rows_of(self, triples: np.ndarray) -> FacetRows:
-        """Where the facets are among rows that other ranks may have. Collective.
-
-        Args:
-            triples: ``(n, d)`` this rank's rows, vertices in any order within a row. It does not
-                matter which rank has which row, nor if several have the same.
-        """
-        return FacetRows(self, triples)
+        none = np.iinfo(np.int64).max
+        firsts = comm.allgather(int(self.keys[0, 0]) if len(self.keys) else none)
+        self._firsts = np.minimum.accumulate(firsts[::-1])[::-1]
 
     def holder(self, facets: np.ndarray) -> np.ndarray:
         """The rank in whose slab each facet would be."""
@@ -86,7 +67,9 @@ class FacetSlabs(Slabs):
 
 
 class FacetRows:
-    """Rows of facets, see `FacetSlabs.rows_of`.
+    """Where the facets are among rows ``(n, d)`` that any ranks have, or several. Collective.
+
+    Vertices may be in any order within a row.
 
     Attributes:
         missing: how many facets of the mesh have no row.
@@ -133,8 +116,8 @@ def _places(rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 def _even(comm: MPI.Comm, first: np.ndarray) -> np.ndarray:
     """The rank for each facet, by its first vertex, so that all get as many.
 
-    Vertices are counted by the rank in whose even range they are; low ones come first in more
-    facets than high ones, so that even ranges would not do themselves.
+    Vertices are counted by the rank in whose even range they are. Such ranges would not do
+    themselves: low vertices come first in more facets than high ones.
     """
     vertices, inverse, counts = np.unique(first, return_inverse=True, return_counts=True)
     highest = comm.allreduce(int(vertices[-1]) if len(vertices) else -1, op=MPI.MAX)

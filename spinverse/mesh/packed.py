@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import pi
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from spinverse.mesh import arguments as expect
 from spinverse.mesh import arrangement
 from spinverse.mesh.arrangement import AROUND, TAGGED, Arrangement
 from spinverse.mesh.data import MeshData
-from spinverse.mesh.grids import extrude, levels, tagged
+from spinverse.mesh.grids import BALL, extrude, tagged
 from spinverse.mesh.packing import pack, random_radii
 
 
@@ -26,40 +25,32 @@ def packed_cylinders(height: float, size: float, radii: Sequence[float] | None =
                      match_volume: bool = True) -> MeshData:
     """Parallel cylinders along z at random places in a box centred at the origin.
 
-    Tags of cells with ``cell_tags="common"``: 1 for the insides of all cylinders, then (with
-    ``g_ratio``) 2 for their myelin, then the extracellular space; with ``"each"``: cylinder i
-    (from 0) has i + 1, or 2 i + 1 and 2 i + 2 for its myelin, and the extracellular space the
-    number after the last. An interface has the lower tag of its two sides.
+    Tags of cells with ``cell_tags="common"``: 1 for the insides of all cylinders, with ``g_ratio``
+    2 for their myelin; with ``"each"``: cylinder i (from 0) has i + 1, or 2 i + 1 and 2 i + 2 for
+    its myelin; the extracellular space has the number after the last. An interface has the lower
+    tag of its two sides.
 
     Args:
         height: um.
         size: largest edge length in the plane, um; it shrinks in thin layers and gaps, and
             around cylinders that would have fewer than ten edges.
-        radii: outer radii, um; or let ``count`` radii be drawn:
-        count: how many.
-        mean_radius: um.
-        radius_deviation: standard deviation, um.
-        distribution: ``"gamma"``, ``"lognormal"`` or ``"normal"``.
-        volume_fraction: of the box that the cylinders hold, myelin included; the box is
-            square then. Or give
+        radii: outer radii, um; or
+        count: how many to draw, with ``mean_radius`` and ``radius_deviation`` (standard), um, from
+            the distribution ``"gamma"``, ``"lognormal"`` or ``"normal"``.
+        volume_fraction: of a square box that the cylinders hold, myelin included. Or give
         box: lengths (x, y) of the box, um.
         g_ratio: inner over outer radius, for a layer of myelin.
         gap: smallest distance between cylinders, and to the box if it is not periodic, um;
             ``None``: a tenth of the mean radius.
-        ecs: ``"box"``; ``"tight"``: all within ``ecs_gap`` of a cylinder and the voids that
-            this encloses (cylinders further apart than two such gaps have pieces of their
-            own); ``"none"``: no extracellular space.
+        ecs: space around: ``"box"``; ``"tight"``: all within ``ecs_gap`` of a cylinder, and the
+            voids that this encloses (in pieces, where gaps are twice as wide); or ``"none"``.
         ecs_gap: um; ``None``: half of the mean radius.
         periodic: cylinders reach through the faces of the box and come in again opposite;
             all opposite faces carry the same triangles, which a periodic boundary needs.
         seed: of the random numbers.
         layers: prisms along z.
-        cell_tags: ``"common"`` or ``"each"``.
+        cell_tags: as above.
         match_volume: move the faceted circles so that each holds pi r^2.
-
-    Raises:
-        InputError: a bad value, or cylinders that find no place.
-        SolverError: gmsh failed.
     """
     name = "packed_cylinders"
     height = expect.positive(name, "height", height)
@@ -70,7 +61,7 @@ def packed_cylinders(height: float, size: float, radii: Sequence[float] | None =
     flat, triangles, owner, layer = arrangement.mesh(cells, size)
     if match_volume:
         flat = arrangement.match(cells, size, flat, triangles, owner, layer)
-    points, tets = extrude(flat, triangles, levels(height, layers))
+    points, tets = extrude(flat, triangles, height, layers)
     tags = np.tile(np.repeat(cells.tags(owner, layer, cell_tags), 3), layers)
     return tagged(name, points, tets, tags)
 
@@ -112,7 +103,7 @@ def _packed(name, dim, radii, count, mean_radius, deviation, distribution, fract
     expect.one_of(name, volume_fraction=fraction, box=box)
     if fraction is not None:
         fraction = expect.number(name, "volume_fraction", fraction, 1e-6, 1.0)
-        held = {2: pi, 3: 4 / 3 * pi}[dim] * (outer**dim).sum()
+        held = BALL[dim] * (outer**dim).sum()
         lengths = np.full(dim, (held / fraction)**(1 / dim))
     else:
         lengths = expect.lengths(name, "box", box, dim)

@@ -21,9 +21,6 @@ def random_radii(name: str, count: int, mean: float, deviation: float, distribut
     """``count`` radii, ``(count,)`` um, of a distribution with this mean and deviation.
 
     ``"normal"`` is cut below a tenth of the mean; a deviation of 0 gives equal radii.
-
-    Raises:
-        InputError: a bad value.
     """
     count = expect.count(name, "count", count)
     mean = expect.positive(name, "mean_radius", mean)
@@ -53,10 +50,9 @@ def pack(name: str, radii: np.ndarray, lengths: np.ndarray, gap: float, seed: in
 
     Cells are put down in descending order at random free positions. One that finds none in
     ``TRIES`` is put down at the best of them, and at the end all overlapping pairs are pushed
-    apart until none is left, so that denser packings are reached than by random sequential
-    addition alone. In a periodic box cells reach through its faces; none nearly touches a
-    face, an edge or a corner (by half a gap and a tenth of the radius), inside or out, as
-    that would leave flat tets.
+    apart: that packs denser than random sequential addition alone. In a periodic box cells reach
+    through its faces; none nearly touches a face, an edge or a corner (by half a gap and a tenth
+    of the radius), inside or out, as that would leave flat tets.
 
     Args:
         radii: of the cells, ``(n,)`` um.
@@ -64,9 +60,6 @@ def pack(name: str, radii: np.ndarray, lengths: np.ndarray, gap: float, seed: in
         gap: smallest distance between two cells (and to the box if it is not periodic), um.
         inner: inner over outer radius of layered cells, whose insides nearly touch no face
             of a periodic box either.
-
-    Raises:
-        InputError: cells larger than the box, or too many for it.
     """
     rng = generator(name, seed)
     room = lengths.min() - 2 * radii.max() - (gap if periodic else 2 * gap)
@@ -76,7 +69,17 @@ def pack(name: str, radii: np.ndarray, lengths: np.ndarray, gap: float, seed: in
                          "volume fraction, or more cells)")
     shells = (1.0,) if inner is None else (1.0, inner)
     for _ in range(STARTS):
-        centres, crowded = _put_down(rng, radii, lengths, gap, periodic, shells)
+        centres, crowded = np.zeros((len(radii), len(lengths))), False
+        placed: list[int] = []
+        for i in np.argsort(-radii, kind="stable"):
+            half = lengths / 2 - (0 if periodic else gap + radii[i])
+            found = rng.uniform(-half, half, (TRIES, len(lengths)))
+            clear = _clearance(found, radii[i], centres[placed], radii[placed], lengths, gap,
+                               periodic, shells)
+            free = clear >= 0
+            crowded |= not free.any()
+            centres[i] = found[free.argmax() if free.any() else clear.argmax()]
+            placed.append(i)
         if not crowded:
             return centres
         centres, overlap = _push(centres, radii, lengths, gap, periodic, shells)
@@ -88,30 +91,9 @@ def pack(name: str, radii: np.ndarray, lengths: np.ndarray, gap: float, seed: in
                      "lower volume fraction, a larger box or a smaller gap")
 
 
-def _put_down(rng, radii, lengths, gap, periodic, shells) -> tuple[np.ndarray, bool]:
-    """Random sequential addition; also whether a cell found no free position."""
-    centres = np.zeros((len(radii), len(lengths)))
-    placed: list[int] = []
-    crowded = False
-    for i in np.argsort(-radii, kind="stable"):
-        half = lengths / 2 - (0 if periodic else gap + radii[i])
-        found = rng.uniform(-half, half, (TRIES, len(lengths)))
-        clear = _clearance(found, radii[i], centres[placed], radii[placed], lengths, gap, periodic,
-                           shells)
-        free = clear >= 0
-        crowded |= not free.any()
-        centres[i] = found[free.argmax() if free.any() else clear.argmax()]
-        placed.append(i)
-    return centres, crowded
-
-
 def images(centres: np.ndarray, radii: np.ndarray, lengths: np.ndarray,
            margin: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """All periodic images of cells that reach into the box: centres and the cell of each.
-
-    Args:
-        margin: distance from the box up to which images count as well, um.
-    """
+    """Periodic images of cells within ``margin`` um of the box: centres and the cell of each."""
     shifts = np.array(sorted(product((0, -1, 1), repeat=len(lengths)),
                              key=lambda s: (np.abs(s).sum(), s)))
     moved = centres[:, None] + shifts * lengths
@@ -123,8 +105,7 @@ def images(centres: np.ndarray, radii: np.ndarray, lengths: np.ndarray,
 def smallest_cut(centres: np.ndarray, radii: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Half width of the smallest cut of each cell by the faces of a periodic box, ``(n,)`` um.
 
-    Args:
-        radii: of its layers, ``(n, layers)`` um.
+    Of all its layers, whose ``radii`` are ``(n, layers)`` um.
     """
     smallest = np.full(len(centres), np.inf)
     for axes, wall in _walls(centres, lengths):
@@ -139,17 +120,12 @@ def _clearance(points, radius, centres, radii, lengths, gap, periodic, shells) -
     if periodic:
         offset -= lengths * np.round(offset / lengths)
     clear = (np.linalg.norm(offset, axis=2) - radii - radius - gap).min(axis=1, initial=np.inf)
-    if periodic:
-        for axes, wall in _walls(points, lengths):
-            distance = np.linalg.norm(wall[:, axes], axis=1)
-            for shell in shells:
-                clear = np.minimum(clear, np.abs(distance - shell * radius)
-                                   - _short_of_touching(shell * radius, gap))
+    for axes, wall in _walls(points, lengths) if periodic else ():
+        distance = np.linalg.norm(wall[:, axes], axis=1)
+        for shell in shells:
+            clear = np.minimum(clear, np.abs(distance - shell * radius)
+                               - np.maximum(gap / 2, shell * radius / 10))
     return clear
-
-
-def _short_of_touching(radius, gap: float):
-    return np.maximum(gap / 2, radius / 10)
 
 
 def _walls(points, lengths):
@@ -163,9 +139,8 @@ def _walls(points, lengths):
 
 def _push(centres, radii, lengths, gap, periodic, shells) -> tuple[np.ndarray, float]:
     """Push overlapping pairs apart, sweep after sweep; also the largest overlap left."""
-    margin = gap * (1 + 1e-6) + 1e-9 * radii.max()
+    margin, x = gap * (1 + 1e-6) + 1e-9 * radii.max(), centres.copy()
     half = lengths / 2 - radii[:, None] - gap
-    x = centres.copy()
     for _ in range(SWEEPS):
         wrapped = np.mod(x + lengths / 2, lengths) if periodic else x
         tree = cKDTree(wrapped, boxsize=lengths if periodic else None)
@@ -176,9 +151,9 @@ def _push(centres, radii, lengths, gap, periodic, shells) -> tuple[np.ndarray, f
         distance = np.linalg.norm(offset, axis=1)
         overlap = radii[i] + radii[j] + margin - distance
         near = overlap > 0
-        move = np.zeros_like(x)
         step = offset[near] / np.maximum(distance[near], 1e-300)[:, None] \
             * overlap[near, None] / 2
+        move = np.zeros_like(x)
         np.add.at(move, i[near], step)
         np.add.at(move, j[near], -step)
         worst = overlap.max(initial=0.0)
@@ -200,9 +175,8 @@ def _push_off_walls(x, radii, lengths, gap, shells) -> float:
             side = np.zeros_like(x)
             side[:, axes] = wall[:, axes]
             distance = np.linalg.norm(side, axis=1)
-            short = _short_of_touching(shell * radii, gap) * (1 + 1e-6) \
-                - np.abs(distance - shell * radii)
-            short[short < 0] = 0
+            short = np.maximum(0, np.maximum(gap / 2, shell * radii / 10) * (1 + 1e-6)
+                               - np.abs(distance - shell * radii))
             worst = max(worst, short.max())
             short *= np.where(distance < shell * radii, -1, 1)
             x += side / np.maximum(distance, 1e-300)[:, None] * short[:, None]

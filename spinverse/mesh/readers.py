@@ -14,8 +14,10 @@ import meshio
 import numpy as np
 
 from spinverse.errors import InputError, one_line, warn_caller
+from spinverse.mesh.arguments import target
 from spinverse.mesh.checks import RepairWarning, cell_volumes, facets_of, find_facets
 from spinverse.mesh.data import CELLS, MeshData
+from spinverse.mesh.grids import oriented
 from spinverse.mesh.tetgen import read_tetgen
 from spinverse.mesh.xdmf import read_xdmf
 
@@ -27,62 +29,57 @@ def read(path: str | Path, repair: bool = False) -> MeshData:
     """Read and check a mesh file; coordinates are taken as um.
 
     * ``.npz``: ``points (Nv, 3)``, ``tets (Nt, 4)`` (or ``triangles``, ``intervals``), optionally
-      ``cell_tags (Nt,)``,
-      ``interface_facets (Nb, 3)``, ``interface_tags (Nb,)``; other keys are ignored.
+      ``cell_tags (Nt,)``, ``interface_facets (Nb, 3)``, ``interface_tags (Nb,)``; no others.
     * ``.msh``: gmsh 2.2 and 4.x with linear tetrahedra, or else triangles in the plane z = 0,
       or else intervals on the x axis. Physical tags of these cells become cell tags (1 without
-      physical groups). Facets (triangles, of tetrahedra) of a physical group become interface
-      facets with that tag if the group holds at least one interior facet: a membrane that
-      reaches the outer boundary keeps its outer part, while a group that only names outer
-      boundary is no membrane and is left out. Vertices of no tet (gmsh writes geometry
-      points) are dropped and the others renumbered in file order; that is the input
-      numbering from then on, and ``input_vertices`` holds the place of each in the file.
-    * ``.node`` or ``.ele``: TetGen, see :func:`tetgen.read_tetgen`; the companions have the same
-      name. Region attributes become cell tags, markers of ``.face`` interface tags; of them, and
-      of unused vertices, the rules are those of ``.msh``.
+      physical groups). Facets of a physical group become interface facets with that tag if one of
+      them at least is an inner one: a membrane that reaches the outer boundary keeps its outer
+      part, while a group that only names outer boundary is left out. Vertices of no tet (gmsh
+      writes geometry points) are dropped and the others renumbered in file order; that is the
+      input numbering from then on, and ``input_vertices`` holds the place of each in the file.
+    * ``.node`` or ``.ele``: TetGen, see :func:`tetgen.read_tetgen`. Region attributes become cell
+      tags, markers of ``.face`` interface tags, and the rest is as for ``.msh``.
     * ``.xdmf``: as DOLFINx and meshio write it, see :func:`xdmf.read_xdmf`, with the same rules
       for vertices; facets in it are interface facets.
 
     Args:
-        path: the file; its suffix says the format.
-        repair: swap two vertices of inverted tets and, in ``.npz`` too, drop vertices of no
-            tet (renumbering as above); a warning says what was done. Without it both are
-            errors in ``.npz``, and inverted tets are in ``.msh``.
+        repair: swap two vertices of inverted tets and, in ``.npz`` too, drop vertices of no tet,
+            instead of refusing the mesh; a :class:`.RepairWarning` says what was done.
 
     Raises:
         InputError: no such file, an unknown suffix, a file that cannot be parsed, a missing
             array, no tetrahedra, or a defect found by :func:`checks.check_mesh`.
 
     Warns:
-        RepairWarning: something was repaired.
         UnitWarning: the size suggests that the coordinates are not in um.
     """
     path = Path(path)
-    readers = {".npz": _read_npz, ".msh": _read_msh, ".node": _read_tetgen, ".ele": _read_tetgen,
-               ".xdmf": lambda file: _used_only(read_xdmf(file))}
-    if path.suffix.lower() not in readers:
+    kind = path.suffix.lower()
+    readers = {".npz": _read_npz, ".msh": _read_msh, ".node": read_tetgen, ".ele": read_tetgen,
+               ".xdmf": read_xdmf}
+    if kind not in readers:
         raise InputError(f"mesh file '{path}': suffix is '{path.suffix}', expected one of "
                          + ", ".join(readers))
     if not path.is_file():
         raise InputError(f"mesh file '{path}': no such file, expected a mesh")
-    data = readers[path.suffix.lower()](path)
+    data = readers[kind](path)
+    if kind in (".node", ".ele"):
+        data = _membranes_only(data)
+    if kind != ".npz":
+        data = _used_only(data)
     return (_repaired(data) if repair else data).check()
 
 
 def write_npz(path: str | Path, data: MeshData) -> None:
     """Write the arrays of ``data`` as compressed ``.npz``, as :func:`read` takes them."""
-    path = _target(path, ".npz")
+    path = target(path, ".npz")
     arrays: dict[str, Any] = {"points": data.points, CELLS[data.dim]: data.cells}
     np.savez_compressed(path, **arrays, **{key: getattr(data, key) for key in KEYS})
 
 
 def write_msh(path: str | Path, data: MeshData) -> None:
-    """Write ``data`` as gmsh 2.2 (binary), cell and interface tags as physical tags.
-
-    Raises:
-        InputError: a suffix other than ``.msh``.
-    """
-    path = _target(path, ".msh")
+    """Write ``data`` as gmsh 2.2 (binary), cell and interface tags as physical tags."""
+    path = target(path, ".msh")
     cells, tags = [(GMSH[data.dim], data.cells)], [data.cell_tags]
     if len(data.interface_facets):
         cells.append((GMSH[data.dim - 1], data.interface_facets))
@@ -120,7 +117,7 @@ def _read_msh(path: Path) -> MeshData:
         # meshio prints remarks of its own; the named format keeps it from sys.exit on errors
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             mesh = _parse_msh(path, content)
-        groups = _groups(content)
+        groups = _groups(path, content)
     except Exception as error:  # the parser raises whatever the bytes lead to
         expected = "format 2.2 or 4.x"
         if "'gmsh:physical'" in str(error):  # meshio cannot read a mixture in 4.x
@@ -129,11 +126,13 @@ def _read_msh(path: Path) -> MeshData:
             expected = "vertices without parametric coordinates (Mesh.SaveParametric = 0)"
         raise InputError(f"mesh file '{path}': cannot be read as gmsh .msh "
                          f"({one_line(error)[:200]}), expected {expected}") from None
-    physical = mesh.cell_data.get("gmsh:physical", [np.zeros(len(b.data), int)
-                                                    for b in mesh.cells])
-    dim = _dimension(mesh)
-    if dim is None:
-        others = sorted({b.type for b in mesh.cells})
+    none = [np.zeros(len(block.data), int) for block in mesh.cells]
+    physical = mesh.cell_data.get("gmsh:physical", none)
+    others = sorted({b.type for b in mesh.cells})
+    dim = next((d for d in (3, 2, 1) if GMSH[d] in others), 0)
+    rows = [b.data.ravel() for b in mesh.cells if b.type == GMSH[dim]]
+    # cells of a lower dimension only where they lie in the plane or on the axis
+    if not dim or mesh.points[np.concatenate(rows), dim:].any():
         raise InputError(f"mesh file '{path}': holds no tetrahedra (it holds "
                          f"{', '.join(others) or 'nothing'}), expected linear ones, or triangles "
                          "in the plane z = 0, or intervals on the x axis")
@@ -149,7 +148,7 @@ def _read_msh(path: Path) -> MeshData:
     data = _membranes_only(MeshData(mesh.points, cells, cell_tags, facets[tagged],
                                     facet_tags[tagged], name=path.name))
     _in_one_group(path, "interface facet", data.interface_facets, data.interface_tags)
-    return _used_only(data)
+    return data
 
 
 def _in_one_group(path: Path, kind: str, rows: np.ndarray, tags: np.ndarray) -> None:
@@ -164,41 +163,17 @@ def _in_one_group(path: Path, kind: str, rows: np.ndarray, tags: np.ndarray) -> 
                          "in one group")
 
 
-def _groups(content: bytes) -> dict[tuple[int, int], list[int]]:
-    """Physical groups of each gmsh entity (dimension, number) in format 4.x; meshio has the first.
-    """
+def _groups(path: Path, content: bytes) -> list[dict[int, list[int]]]:
+    """By dimension the physical groups of each entity in format 4; meshio tells the first only."""
     version, kind, width = content.split(b"\n", 2)[1].split()[:3]
-    begin = content.find(b"$Entities\n") + len(b"$Entities\n")
-    if version[:1] != b"4" or begin < len(b"$Entities\n"):
-        return {}
-    words = iter(content[begin:content.index(b"$EndEntities", begin)].split()
-                 if kind == b"0" else ())
-    types = {"int": "i4", "count": f"u{int(width)}", "float": "f8"}
-
-    def take(what: str, number: int) -> list:
-        nonlocal begin
-        if kind == b"0":
-            return [float(next(words)) for _ in range(number)]
-        values = np.frombuffer(content, types[what], number, begin)
-        begin += values.nbytes
-        return values.tolist()
-
-    found = {}
-    for dim, count in enumerate(take("count", 4)):
-        for _ in range(int(count)):
-            tag, = take("int", 1)
-            take("float", 3 if dim == 0 and version == b"4.1" else 6)
-            found[dim, int(tag)] = [int(v) for v in take("int", int(take("count", 1)[0]))]
-            if dim:
-                take("int", int(take("count", 1)[0]))
-    return found
-
-
-def _read_tetgen(path: Path) -> MeshData:
-    data = read_tetgen(path)
-    if not len(data.cells):
-        raise InputError(f"mesh file '{path}': holds no tetrahedra, expected some")
-    return _used_only(_membranes_only(data))
+    begin = content.find(b"$Entities\n")
+    if version[:1] != b"4" or begin < 0:
+        return [{}, {}, {}, {}]
+    with open(path, "rb") as file:
+        file.seek(begin + len(b"$Entities\n"))
+        if version == b"4.1":
+            return meshio.gmsh._gmsh41._read_entities(file, kind == b"0", int(width))[0]
+        return meshio.gmsh._gmsh40._read_entities(file, kind == b"0")
 
 
 def _parse_msh(path: Path, content: bytes):
@@ -212,23 +187,13 @@ def _parse_msh(path: Path, content: bytes):
         return meshio.gmsh.read(copy)
 
 
-def _dimension(mesh) -> int | None:
-    """That of the cells: 3; 2 and 1 only where they lie in the plane or on the axis."""
-    for dim in (3, 2, 1):
-        rows = [b.data for b in mesh.cells if b.type == GMSH[dim]]
-        if rows:
-            flat = not mesh.points[np.concatenate(rows).ravel(), dim:].any()
-            return dim if flat else None
-    return None
-
-
-def _blocks(mesh, physical, dim: int, groups: dict) -> tuple[np.ndarray, np.ndarray]:
+def _blocks(mesh, physical, dim: int, groups: list) -> tuple[np.ndarray, np.ndarray]:
     """Rows and tags of one dimension; a row for each group that an entity is in."""
     rows, tags = [np.empty((0, dim + 1), np.int64)], [np.empty(0, np.int64)]
     entities = mesh.cell_data.get("gmsh:geometrical", physical)
     for block, tag, entity in zip(mesh.cells, physical, entities, strict=True):
         if block.type == GMSH[dim]:
-            more = groups.get((dim, int(entity[0])), [])[1:] if len(entity) else []
+            more = groups[dim].get(int(entity[0]), [])[1:] if len(entity) else []
             for one in (tag, *(np.full(len(tag), other) for other in more)):
                 rows.append(np.asarray(block.data, np.int64))
                 tags.append(np.asarray(one, np.int64))
@@ -246,9 +211,14 @@ def _membranes_only(data: MeshData) -> MeshData:
                    interface_tags=data.interface_tags[keep])
 
 
+def _in_range(data: MeshData) -> bool:
+    cells = data.cells
+    return bool(cells.size) and 0 <= cells.min() <= cells.max() < len(data.points)
+
+
 def _used_only(data: MeshData) -> MeshData:
     """Drop the vertices of no tet and renumber the others in their order."""
-    if data.cells.size and not 0 <= data.cells.min() <= data.cells.max() < len(data.points):
+    if data.cells.size and not _in_range(data):
         return data  # for the check to name
     used = np.zeros(len(data.points), bool)
     used[data.cells] = True
@@ -266,25 +236,14 @@ def _used_only(data: MeshData) -> MeshData:
 
 def _repaired(data: MeshData) -> MeshData:
     """Positive orientation and no unused vertices, with a warning that counts both."""
-    fixed = _used_only(data)
-    tets = fixed.cells
-    done = []
+    fixed, done = _used_only(data), []
     if len(fixed.points) < len(data.points):
         done.append(f"{len(data.points) - len(fixed.points)} vertices of no tet dropped, "
                     "the others renumbered")
-    in_range = len(tets) and 0 <= tets.min() <= tets.max() < len(fixed.points)
-    inverted = cell_volumes(fixed.points, tets) < 0 if in_range else np.zeros(len(tets), bool)
-    if inverted.any():
-        tets = tets.copy()
-        tets[inverted] = tets[inverted][:, [0, 1, 3, 2]]
+    tets = fixed.cells.copy()
+    if _in_range(fixed) and (inverted := cell_volumes(fixed.points, tets) < 0).any():
+        tets = oriented(fixed.points, tets)
         done.append(f"{inverted.sum()} inverted tets turned")
     if done:
         warn_caller(f"mesh '{data.name}': " + "; ".join(done), RepairWarning)
     return replace(fixed, cells=tets)
-
-
-def _target(path: str | Path, suffix: str) -> Path:
-    path = Path(path)
-    if path.suffix.lower() != suffix:
-        raise InputError(f"mesh file '{path}': suffix is '{path.suffix}', expected {suffix}")
-    return path

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 
 import numpy as np
@@ -11,29 +13,56 @@ from spinverse.errors import InputError
 from spinverse.mesh.arguments import positive, shown, vector
 
 
-def _axis(owner: str, value) -> tuple[float, float, float]:
-    axis = np.array(vector(owner, "axis", value))
+def _axis(owner: str, key: str, value) -> tuple[float, float, float]:
+    axis = np.array(vector(owner, key, value))
     length = np.linalg.norm(axis)
     if not length > 0:
-        raise InputError(f"{owner}: axis is {shown(value)}, expected a vector that is not zero")
-    return vector(owner, "axis", axis / length)
+        raise InputError(f"{owner}: {key} is {shown(value)}, expected a vector that is not zero")
+    return vector(owner, key, axis / length)
+
+
+def _path(owner: str, key: str, value) -> tuple[tuple[float, float, float], ...]:
+    rows = value if np.ndim(value) else ()
+    path = tuple(vector(owner, f"{key}[{i}]", p) for i, p in enumerate(rows))
+    if len(path) < 2:
+        raise InputError(f"{owner}: {key} has {len(path)} points, expected at least 2")
+    for i in range(1, len(path)):
+        if path[i] == path[i - 1]:
+            raise InputError(f"{owner}: {key}[{i}] repeats {key}[{i - 1}] {_text(path[i])}, "
+                             "expected different points")
+    return path
 
 
 def _text(row) -> str:
     return "(" + ", ".join(f"{v:g}" for v in row) + ")"
 
 
-def _fields(shape, **values) -> None:
-    """Set fields of a frozen shape, while it is made."""
-    for key, value in values.items():
-        object.__setattr__(shape, key, value)
+CHECKS: dict[str, Callable] = {"axis": _axis, "centre": vector, "path": _path,
+                               "height": partial(positive, infinite=True)}
 
 
 class Shape:
-    """A solid whose surface is known."""
+    """A solid whose surface is known.
+
+    Attributes:
+        axis: direction, of any length; kept as a unit vector.
+        centre: (x, y, z), um.
+
+    Raises:
+        InputError: lengths that are not positive, a zero axis, a centre that is not three numbers.
+    """
 
     centre: tuple[float, float, float]
     axis: tuple[float, float, float]
+
+    def __post_init__(self):
+        for key, value in vars(self).items():
+            check = CHECKS.get(key, positive)
+            object.__setattr__(self, key, check(type(self).__name__, key, value))
+
+    def describe(self) -> str:
+        """One line for reports."""
+        raise NotImplementedError
 
     def level(self, points: np.ndarray) -> np.ndarray:
         """Signed distance at ``points (n, 3)`` um, ``(n,)`` um, negative inside.
@@ -62,24 +91,15 @@ class Ball(Shape):
 
     Attributes:
         radius: um.
-        centre: (x, y, z), um.
-
-    Raises:
-        InputError: a radius that is not positive, a centre that is not three numbers.
     """
 
     radius: float
     centre: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
-    def __post_init__(self):
-        _fields(self, radius=positive("Ball", "radius", self.radius),
-                centre=vector("Ball", "centre", self.centre))
-
     def level(self, points: np.ndarray) -> np.ndarray:
         return np.linalg.norm(points - np.array(self.centre), axis=1) - self.radius
 
     def describe(self) -> str:
-        """One line for reports."""
         return f"ball of radius {self.radius:g} um at {_text(self.centre)} um"
 
 
@@ -90,11 +110,6 @@ class Cylinder(Shape):
     Attributes:
         radius: um.
         height: um, inf for one without ends.
-        axis: direction, of any length; kept as a unit vector.
-        centre: (x, y, z) of its middle, um.
-
-    Raises:
-        InputError: lengths that are not positive, a zero axis, a bad centre.
     """
 
     radius: float
@@ -102,17 +117,11 @@ class Cylinder(Shape):
     axis: tuple[float, float, float] = (0.0, 0.0, 1.0)
     centre: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
-    def __post_init__(self):
-        _fields(self, radius=positive("Cylinder", "radius", self.radius),
-                height=positive("Cylinder", "height", self.height, True),
-                axis=_axis("Cylinder", self.axis), centre=vector("Cylinder", "centre", self.centre))
-
     def level(self, points: np.ndarray) -> np.ndarray:
         along, across = self._around(points)
         return np.maximum(across - self.radius, np.abs(along) - self.height / 2)
 
     def describe(self) -> str:
-        """One line for reports."""
         height = "endless" if self.height == inf else f"height {self.height:g} um"
         return (f"cylinder of radius {self.radius:g} um, {height}, along {_text(self.axis)} "
                 f"at {_text(self.centre)} um")
@@ -127,23 +136,11 @@ class BentTube(Shape):
         path: the polyline's points, ``(n, 3)`` um, n >= 2, kept as a tuple of tuples.
 
     Raises:
-        InputError: a radius that is not positive, fewer than two points, repeated points.
+        InputError: as all, and fewer than two points, or repeated ones.
     """
 
     radius: float
     path: tuple[tuple[float, float, float], ...]
-
-    def __post_init__(self):
-        radius = positive("BentTube", "radius", self.radius)
-        rows = self.path if np.ndim(self.path) else ()
-        path = tuple(vector("BentTube", f"path[{i}]", p) for i, p in enumerate(rows))
-        if len(path) < 2:
-            raise InputError(f"BentTube: path has {len(path)} points, expected at least 2")
-        for i in range(1, len(path)):
-            if path[i] == path[i - 1]:
-                raise InputError(f"BentTube: path[{i}] repeats path[{i - 1}] {_text(path[i])}, "
-                                 "expected different points")
-        _fields(self, radius=radius, path=path)
 
     def level(self, points: np.ndarray) -> np.ndarray:
         path = np.array(self.path)
@@ -156,7 +153,6 @@ class BentTube(Shape):
         return nearest - self.radius
 
     def describe(self) -> str:
-        """One line for reports."""
         length = np.linalg.norm(np.diff(self.path, axis=0), axis=1).sum()
         return (f"tube of radius {self.radius:g} um along {len(self.path)} points "
                 f"({length:.4g} um) from {_text(self.path[0])} to {_text(self.path[-1])} um")
@@ -164,16 +160,14 @@ class BentTube(Shape):
 
 @dataclass(frozen=True)
 class Torus(Shape):
-    """A torus.
+    """A torus around its axis.
 
     Attributes:
         major_radius: of the circle in the tube's middle, um.
         minor_radius: of the tube, um, below ``major_radius``.
-        axis: normal of the circle's plane, of any length; kept as a unit vector.
-        centre: (x, y, z), um.
 
     Raises:
-        InputError: radii that are not positive or do not leave a hole, a bad axis or centre.
+        InputError: as all, and radii that do not leave a hole.
     """
 
     major_radius: float
@@ -182,18 +176,15 @@ class Torus(Shape):
     centre: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def __post_init__(self):
-        for key in ("major_radius", "minor_radius"):
-            _fields(self, **{key: positive("Torus", key, getattr(self, key))})
+        super().__post_init__()
         if self.minor_radius >= self.major_radius:
             raise InputError(f"Torus: minor_radius is {self.minor_radius:g} um, expected less "
                              f"than major_radius {self.major_radius:g} um")
-        _fields(self, axis=_axis("Torus", self.axis), centre=vector("Torus", "centre", self.centre))
 
     def level(self, points: np.ndarray) -> np.ndarray:
         along, across = self._around(points)
         return np.hypot(across - self.major_radius, along) - self.minor_radius
 
     def describe(self) -> str:
-        """One line for reports."""
         return (f"torus of radii {self.major_radius:g} and {self.minor_radius:g} um around "
                 f"{_text(self.axis)} at {_text(self.centre)} um")

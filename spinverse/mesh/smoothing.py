@@ -20,11 +20,8 @@ def smoothed(points: np.ndarray, tets: np.ndarray, interface: np.ndarray, steps:
     mean of all theirs. Vertices on the planes of the box stay in them. A step that would leave a
     tet less than a tenth of its volume is shortened at its vertices.
 
-    Args:
-        points: ``(Nv, 3)`` um.
-        tets: ``(Nt, 4)``, positively oriented; they are after it.
-        interface: ``(Nb, 3)``.
-        low, high: corners of the box, ``(3,)`` um.
+    Of ``points (Nv, 3)`` um, ``tets (Nt, 4)``, positively oriented before and after, an
+    ``interface (Nb, 3)`` and a box with corners ``low`` and ``high``, um.
     """
     count = len(points)
     edges, faces = np.unique(np.sort(interface[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1),
@@ -34,8 +31,8 @@ def smoothed(points: np.ndarray, tets: np.ndarray, interface: np.ndarray, steps:
     every = tets[:, [0, 1, 0, 2, 0, 3, 1, 2, 1, 3, 2, 3]].reshape(-1, 2)
     mean = (_means(curves, count, on_curve) + _means(edges, count, on_interface & ~on_curve)
             + _means(every, count, ~on_interface))
-    scale = np.maximum(np.abs(high - low).max(), 1.0) * 1e-9
-    fixed = (np.abs(points - low) < scale) | (np.abs(points - high) < scale)
+    close = np.maximum(np.abs(high - low).max(), 1.0) * 1e-9
+    fixed = (np.abs(points - low) < close) | (np.abs(points - high) < close)
     least = LEAST * cell_volumes(points, tets)
     for _ in range(steps):
         moved = points
@@ -62,7 +59,7 @@ def _allowed(points, move, tets, least) -> np.ndarray:
 
 def _means(edges: np.ndarray, count: int, rows: np.ndarray) -> csr_array:
     """The matrix that averages over neighbours along edges in ``rows``, and is 0 elsewhere."""
-    both = np.unique(np.concatenate([edges, edges[:, ::-1]]), axis=0)
-    both = both[rows[both[:, 0]]] if len(both) else both.reshape(0, 2)
+    both = np.unique(np.concatenate([edges, edges[:, ::-1]]), axis=0).reshape(-1, 2)
+    both = both[rows[both[:, 0]]]
     degree = np.bincount(both[:, 0], minlength=count)
     return coo_array((1.0 / degree[both[:, 0]], (both[:, 0], both[:, 1])), (count, count)).tocsr()

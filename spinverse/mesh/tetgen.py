@@ -12,7 +12,7 @@ from spinverse.mesh.data import MeshData
 
 
 def read_tetgen(path: str | Path) -> MeshData:
-    """Read the mesh of which ``path`` is the ``.node`` or the ``.ele`` file.
+    """Read the mesh of which ``path`` is the ``.node`` or the ``.ele`` file, of the same name.
 
     Numbers count from 0 or 1, as the ``.node`` file does. The last attribute of a tetrahedron
     (the region, ``tetgen -A``) is its cell tag, the marker of a face in ``.face`` its interface
@@ -43,13 +43,11 @@ def read_tetgen(path: str | Path) -> MeshData:
         raise InputError(f"mesh file '{files['.ele']}': {width} nodes a tetrahedron, expected 4 "
                          "or 10")
     tets = _whole(files[".ele"], rows[:, 1:5]) - first
-    tags = None
-    if rows.shape[1] > 1 + width:
-        tags = _whole(files[".ele"], rows[:, -1])
-        tags = tags if tags.any() else None
+    tags = _whole(files[".ele"], rows[:, -1]) if rows.shape[1] > 1 + width else None
+    tags = tags if np.any(tags) else None
     _in_range(files[".ele"], tets, len(points))
 
-    triples, markers = np.empty((0, 3), np.int64), np.empty(0, np.int64)
+    triples = markers = None
     if files[".face"].is_file():
         header, rows = _table(files[".face"], (1, 2), 4)
         if len(header) > 1 and header[1] and len(rows):
@@ -62,8 +60,9 @@ def read_tetgen(path: str | Path) -> MeshData:
             triples = _whole(files[".face"], rows[:, 1:4])[markers != 0] - first
             markers = markers[markers != 0]
             _in_range(files[".face"], triples, len(points))
-    volumes = cell_volumes(points, tets)
-    if len(tets) and (volumes < 0).all():  # the other convention, not a defect
+    if not len(tets):
+        raise InputError(f"mesh file '{path}': holds no tetrahedra, expected some")
+    if (cell_volumes(points, tets) < 0).all():  # the other convention, not a defect
         tets = tets[:, [0, 1, 3, 2]]
     return MeshData(points, tets, tags, triples, markers, name=path.name)
 
@@ -71,9 +70,8 @@ def read_tetgen(path: str | Path) -> MeshData:
 def _table(path: Path, header_widths: tuple, least: int) -> tuple[list[int], np.ndarray]:
     """The numbers of the first line and the rows that it announces; ``#`` starts a comment."""
     try:
-        text = path.read_text(errors="strict")
-        lines = [line for line in (raw.split("#", 1)[0].strip() for raw in text.splitlines())
-                 if line]
+        stripped = (raw.split("#", 1)[0].strip() for raw in path.read_text().splitlines())
+        lines = [line for line in stripped if line]
         header = [int(word) for word in lines[0].split()]
         rows = np.loadtxt(lines[1:], ndmin=2) if len(lines) > 1 else np.empty((0, least))
     except (ValueError, IndexError, OSError) as error:
@@ -86,8 +84,8 @@ def _table(path: Path, header_widths: tuple, least: int) -> tuple[list[int], np.
         raise InputError(f"mesh file '{path}': has {len(rows)} rows, expected the {header[0]} "
                          "that its first line announces")
     if rows.shape[1] < least:
-        raise InputError(f"mesh file '{path}': has {rows.shape[1]} columns, expected at least "
-                         f"{least}")
+        raise InputError(f"mesh file '{path}': has {rows.shape[1]} columns, expected {least} or "
+                         "more")
     return header, rows
 
 

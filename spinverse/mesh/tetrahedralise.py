@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,28 +15,16 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial import cKDTree
 
-from spinverse.errors import InputError, SolverError, warn_caller
-from spinverse.mesh.arguments import affordable_volume, choice, positive, shown
-from spinverse.mesh.arrangement import TAGGED
-from spinverse.mesh.checks import (
-    RepairWarning,
-    cell_volumes,
-    facets_of,
-    find_facets,
-    places_in_cells,
-)
-from spinverse.mesh.connected import cell_regions
-from spinverse.mesh.data import MeshData
-from spinverse.mesh.isosurface import layer, samples
-from spinverse.mesh.surfaces import (
-    Surface,
-    defects,
-    depths,
-    flatness,
-    load_surface,
-    parts,
-    repair_with_defects,
-)
+from ..errors import InputError, SolverError, warn_caller
+from .arguments import affordable_volume, choice, positive, shown
+from .arrangement import TAGGED
+from .checks import RepairWarning, cell_volumes, facets_of, find_facets, places_in_cells
+from .connected import components
+from .data import MeshData
+from .grids import oriented
+from .isosurface import layer, samples
+from .repair import repair_with_defects
+from .surfaces import Surface, defects, depths, load_surface, parts
 
 # what an MPI launcher tells its ranks; a child that imports MPI would take itself for one
 LAUNCHERS = ("PMI", "PMIX", "MPI_LOCAL", "HYDI_", "HYDRA_", "MPIEXEC_", "OMPI_", "PRTE_", "SLURM_")
@@ -53,14 +42,13 @@ def from_surface(surface: Surface | str | Path, size: float | None = None,
     """Mesh the inside of a closed surface, and the outside if asked.
 
     Cells inside have tag 1, outside tag 2; the interface facets are the surface, with tag 1.
-    Parts of the surface that lie in another part bound cavities, which count as outside (and
-    are left empty without ``outside``).
+    Parts of the surface within another bound cavities, which are outside (empty without it).
 
-    Two methods: ``"exact"`` keeps every triangle (gmsh, Delaunay), and needs a surface without
-    defects. ``"envelope"`` makes a new surface within a distance of the given one (fTetWild, Hu
-    et al., ACM Trans. Graph. 39 (2020) 117), and takes holes, cuts and overlaps. ``"auto"`` is
-    exact for a surface without defects whose triangles are not thin and no finer than a third of
-    ``size``, and envelope otherwise and where exact fails.
+    ``"exact"`` keeps every triangle (gmsh, Delaunay), and needs a surface without defects.
+    ``"envelope"`` makes a new surface within a distance of the given one (fTetWild, Hu et al., ACM
+    Trans. Graph. 39 (2020) 117), and takes holes, cuts and overlaps. ``"auto"`` is exact for a
+    surface without defects whose triangles are not thin and no finer than a third of ``size``, and
+    envelope otherwise and where exact fails.
 
     Args:
         surface: a :class:`Surface`, or a file for :func:`surfaces.read_surface`.
@@ -68,17 +56,16 @@ def from_surface(surface: Surface | str | Path, size: float | None = None,
             into the volume. Envelope: a twentieth of the box diagonal.
         outside: ``"box"``: up to a box; ``"tight"``: a layer around the cell; ``None``: nothing.
         gap: between the cell and the outer boundary, um; a tenth of the cell's largest extent.
-        method: ``"auto"``, ``"exact"`` or ``"envelope"``.
+        method: as above.
         envelope: distance that the surface may move, um; the smaller of 1e-3 of the box diagonal
             and a tenth of the median edge.
-        repair: repair the surface first, see
-            :func:`surfaces.repair_with_defects`; without it a defect is
-            an error, except for ``method="envelope"``.
+        repair: repair the surface first, see :func:`.repair.repair_with_defects`; without it a
+            defect is an error, except for ``method="envelope"``.
         scale: um per unit of the file.
         timeout: seconds for the mesher, which is ended then.
-        cell_tags: ``"common"``, or ``"each"``: the inside of the surface's first part has tag 1, of
-            the next one 2, ..., outside the number after the last; the facets of the surface have
-            the tag of the inside that they bound. Parts that the mesher has joined count as one.
+        cell_tags: ``"common"``, or ``"each"``: the insides of the surface's parts have tags 1, 2,
+            ..., outside the number after the last, the facets of the surface the tag of the inside
+            that they bound. Parts that the mesher has joined count as one.
 
     Raises:
         InputError: a bad argument, file or surface, or no mesher is installed.
@@ -86,8 +73,7 @@ def from_surface(surface: Surface | str | Path, size: float | None = None,
             surface's area, as of processes thinner than the envelope.
 
     Warns:
-        RepairWarning: what was repaired; a mesh that holds another volume than the surface, or
-            whose inside falls into more parts.
+        RepairWarning: what was repaired; another volume than the surface's, or more parts.
     """
     owner = "from_surface"
     method = choice(owner, "method", method, ("auto", "exact", "envelope"))
@@ -102,19 +88,19 @@ def from_surface(surface: Surface | str | Path, size: float | None = None,
     if gap is not None and outside is None:
         raise InputError(f"{owner}: gap is {gap:g} without outside, expected outside='box' or "
                          "'tight'")
-    strict = not repair and method != "envelope"
     if isinstance(surface, str | Path):
         surface = load_surface(surface, scale)
     elif not isinstance(surface, Surface):
         raise InputError(f"{owner}: surface is {shown(surface)}, expected a Surface or a path")
     surface, found = repair_with_defects(surface) if repair else (surface, defects(surface))
-    if strict and found:
-        raise InputError(f"surface '{surface.name}': {'; '.join(found)}; expected a clean "
-                         "surface (repair=True, or method='envelope')")
-    if found and method == "exact":
-        raise InputError(f"surface '{surface.name}': {'; '.join(found)}; expected a clean "
-                         "surface for method='exact' ('auto' or 'envelope' take it)")
-    outer = _outer(surface, outside, gap, size)
+    if found and (method == "exact" or not repair and method != "envelope"):
+        wanted = "clean surface for method='exact' ('auto' or 'envelope' take it)" if repair else \
+            "clean surface (repair=True, or method='envelope')"
+        raise InputError(f"surface '{surface.name}': {'; '.join(found)}; expected a {wanted}")
+    outer = None
+    if outside is not None:
+        gap = 0.1 * float(np.ptp(surface.points, axis=0).max()) if gap is None else gap
+        outer = _box(surface, gap, size) if outside == "box" else layer(surface, gap)
     if size is not None:
         extent = np.ptp((outer or surface).points, axis=0)
         try:
@@ -122,14 +108,15 @@ def from_surface(surface: Surface | str | Path, size: float | None = None,
         except InputError as error:
             raise InputError(f"{error}; the surface is {np.max(extent):.3g} um across (another "
                              "unit in its file? scale=1e-3 for nm)") from None
-    steps = _steps(surface, method, found, size)
     common = {"points": surface.points, "triangles": surface.triangles,
               "outer_points": outer.points if outer else np.empty((0, 3)),
               "outer_triangles": outer.triangles if outer else np.empty((0, 3), np.int64)}
+    if envelope is None:
+        envelope = min(1e-3 * surface.diagonal, 0.1 * surface.edge_length)
     failures = []
-    for step in steps:
-        job = _exact_job(surface, outer, size) if step == "exact" else \
-            _envelope_job(surface, size, envelope)
+    for step in _steps(surface, method, found, size):
+        job = _exact_job(surface, outer, size) if step == "exact" else {
+            "size": surface.diagonal / 20 if size is None else size, "envelope": envelope}
         try:
             arrays = run_mesher({"method": step, **common, **job}, timeout, surface.name)
             flush = outer if outside == "box" and step == "envelope" else None
@@ -148,18 +135,13 @@ def from_surface(surface: Surface | str | Path, size: float | None = None,
 
 
 def run_mesher(job: dict, timeout: float, name: str) -> dict[str, np.ndarray]:
-    """Run ``_mesher.py`` on ``job`` in a process group of its own.
-
-    Returns:
-        The arrays ``points``, ``tets``, ``tags``.
+    """Run ``_mesher.py`` on ``job`` in a process group of its own; ``points, tets, tags``.
 
     Raises:
-        SolverError: it said that it failed, ended by a signal, or is not done after ``timeout``
-            seconds, and then it is ended.
+        SolverError: it failed, ended by a signal, or was ended after ``timeout`` seconds.
     """
     program = Path(__file__).with_name("_mesher.py")
-    environment = {key: value for key, value in os.environ.items()
-                   if not key.startswith(LAUNCHERS)}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHERS)}
     environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory(prefix="spinverse-") as folder:
         source, target = Path(folder) / "job.npz", Path(folder) / "mesh.npz"
@@ -176,7 +158,10 @@ def run_mesher(job: dict, timeout: float, name: str) -> dict[str, np.ndarray]:
                 raise SolverError(f"no mesh of '{name}' after {timeout:g} s (timeout), ended"
                                   ) from None
             finally:
-                _end(child)
+                if child.poll() is None:
+                    with suppress(ProcessLookupError):
+                        os.killpg(child.pid, signal.SIGKILL)
+                    child.wait()
             log.seek(max(0, log.tell() - 2000))
             last = log.read().decode(errors="replace").strip().splitlines()[-1:]
         if code != 0 or not target.is_file():
@@ -184,7 +169,7 @@ def run_mesher(job: dict, timeout: float, name: str) -> dict[str, np.ndarray]:
             said = f": {last[0][:200]}" if last and code > 0 else ""
             raise SolverError(f"the mesher of '{name}' crashed ({cause}{said})")
         with np.load(target) as file:
-            arrays = {key: file[key] for key in file.files}
+            arrays = dict(file)
     if "error" in arrays:
         raise SolverError(str(arrays["error"]))
     if not len(arrays["tets"]):
@@ -192,29 +177,14 @@ def run_mesher(job: dict, timeout: float, name: str) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _end(child: subprocess.Popen) -> None:
-    if child.poll() is None:
-        try:
-            os.killpg(child.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        child.wait()
-
-
 def _steps(surface: Surface, method: str, found: list[str], size: float | None) -> list[str]:
     """The methods to try, in order."""
-    have = {"exact": find_spec("gmsh") is not None,
-            "envelope": find_spec("wildmeshing") is not None}
     library = {"exact": "gmsh", "envelope": "wildmeshing"}
-    if method == "auto":
-        # fine or thin triangles would make as fine or thin tetrahedra
-        fine = size is not None and 3 * surface.edge_length < size
-        order = ["envelope"] if found else ["exact", "envelope"]
-        if not found and (fine or flatness(surface).min() < THIN):
-            order = ["envelope", "exact"]
-    else:
-        order = [method]
-    steps = [step for step in order if have[step]]
+    # fine or thin triangles would make as fine or thin tetrahedra
+    fine = size is not None and 3 * surface.edge_length < size
+    order = [method] if method != "auto" else ["envelope"] if found else \
+        ["envelope", "exact"] if fine or surface.flatness.min() < THIN else ["exact", "envelope"]
+    steps = [step for step in order if find_spec(library[step]) is not None]
     if not steps:
         why = f" for a surface with defects ({'; '.join(found)})" if found else ""
         raise InputError(f"surface '{surface.name}': {library[order[0]]} is not installed, "
@@ -238,21 +208,6 @@ def _exact_job(surface: Surface, outer: Surface | None, size: float | None) -> d
             "size": 1e22 if size is None else size}
 
 
-def _envelope_job(surface: Surface, size: float | None, envelope: float | None) -> dict:
-    if envelope is None:
-        envelope = min(1e-3 * surface.diagonal, 0.1 * surface.edge_length)
-    return {"size": surface.diagonal / 20 if size is None else size, "envelope": envelope}
-
-
-def _outer(surface: Surface, outside: str | None, gap: float | None,
-           size: float | None) -> Surface | None:
-    if outside is None:
-        return None
-    if gap is None:
-        gap = 0.1 * float(np.ptp(surface.points, axis=0).max())
-    return _box(surface, gap, size) if outside == "box" else layer(surface, gap)
-
-
 def _box(surface: Surface, gap: float, size: float | None) -> Surface:
     """The bounding box, ``gap`` um larger on each side, its faces split into right triangles."""
     low, high = surface.points.min(axis=0) - gap, surface.points.max(axis=0) + gap
@@ -261,15 +216,13 @@ def _box(surface: Surface, gap: float, size: float | None) -> Surface:
     faces = []
     for axis in range(3):
         u, v = (axis + 1) % 3, (axis + 2) % 3
-        i, j = np.meshgrid(np.arange(counts[u]), np.arange(counts[v]), indexing="ij")
-        for side in (0, 1):
-            corner = np.zeros((4, i.size, 3), np.int64)
-            corner[..., axis] = side * counts[axis]
-            for k, (a, b) in enumerate([(0, 0), (1, 0), (1, 1), (0, 1)]):
-                corner[k, :, u], corner[k, :, v] = i.ravel() + a, j.ravel() + b
-            turn = 1 if side else -1
-            for three in ((0, 1, 2), (0, 2, 3)):
-                faces.append(corner[list(three[::turn])].swapaxes(0, 1))
+        ij = np.indices((counts[u], counts[v])).reshape(2, -1)
+        for side, turn in ((0, -1), (1, 1)):
+            corner = np.full((4, ij.shape[1], 3), side * counts[axis])
+            for k, step in enumerate([(0, 0), (1, 0), (1, 1), (0, 1)]):
+                corner[k][:, [u, v]] = ij.T + step
+            faces += [corner[list(three[::turn])].swapaxes(0, 1)
+                      for three in ((0, 1, 2), (0, 2, 3))]
     nodes, place = np.unique(np.concatenate(faces).reshape(-1, 3), axis=0, return_inverse=True)
     return Surface(low + nodes * ((high - low) / counts), place.reshape(-1, 3), "box")
 
@@ -277,22 +230,26 @@ def _box(surface: Surface, gap: float, size: float | None) -> Surface:
 def _mesh(surface: Surface, arrays: dict, box: Surface | None) -> MeshData:
     points, tets, tags = arrays["points"], arrays["tets"], arrays["tags"]
     used, numbers = np.unique(tets, return_inverse=True)
-    points, tets = points[used], numbers.reshape(-1, 4)
-    turned = cell_volumes(points, tets) < 0
-    tets[turned] = tets[turned][:, [0, 1, 3, 2]]
+    points = points[used]
+    tets = oriented(points, numbers.reshape(-1, 4))
     if box is not None:
         points = _flush(points, tets, box)
     facets, pairs = facets_of(tets, surface.name)
     sides = np.where(pairs < 0, OUTSIDE, tags[pairs])
-    walls = facets[sides[:, 0] != sides[:, 1]]
-    return MeshData(points, tets, tags, walls, name=surface.name).check()
+    return MeshData(points, tets, tags, facets[sides[:, 0] != sides[:, 1]],
+                    name=surface.name).check()
+
+
+def _pieces(tets: np.ndarray) -> np.ndarray:
+    """The connected piece of each tet, ``(Nt,)``."""
+    _, pairs = facets_of(tets)
+    return components(len(tets), pairs[pairs[:, 1] >= 0])
 
 
 def _by_part(surface: Surface, data: MeshData) -> MeshData:
     """Tags 1, 2, ... for the pieces of the inside in the order of the surface's parts."""
     inside = np.flatnonzero(data.cell_tags == INSIDE)
-    _, pairs = facets_of(data.cells[inside])
-    piece = cell_regions(len(inside), pairs, np.zeros(len(pairs), bool))
+    piece = _pieces(data.cells[inside])
     # the surface nearest to a place inside is that around it
     _, near = cKDTree(surface.corners.mean(axis=1)).query(
         data.points[data.cells[inside]].mean(axis=1))
@@ -310,63 +267,43 @@ def _by_part(surface: Surface, data: MeshData) -> MeshData:
 def _flush(points: np.ndarray, tets: np.ndarray, box: Surface) -> np.ndarray:
     """Move vertices of the outer boundary onto the box, unless that spoils a tet."""
     facets, pairs = facets_of(tets)
-    low, high = box.points.min(axis=0), box.points.max(axis=0)
-    near = 0.01 * np.linalg.norm(high - low)
     boundary = np.unique(facets[pairs[:, 1] < 0])
     moved = points.copy()
-    for plane in (low, high):
-        on = np.abs(points[boundary] - plane) < near
+    for plane in (box.points.min(axis=0), box.points.max(axis=0)):
+        on = np.abs(points[boundary] - plane) < 0.01 * box.diagonal
         moved[boundary] = np.where(on, plane, moved[boundary])
     spoilt = cell_volumes(moved, tets) < 0.1 * cell_volumes(points, tets)
-    back = np.unique(tets[spoilt])
-    moved[back] = points[back]
+    moved[tets[spoilt]] = points[tets[spoilt]]
     return moved if (cell_volumes(moved, tets) > 0).all() else points
 
 
 def _compare(surface: Surface, data: MeshData, step: str, envelope: float) -> list[str]:
-    """How the mesh's inside differs from the surface's, in words.
-
-    Raises:
-        SolverError: there is no inside, or a part of the surface is far from it.
-    """
+    """How the mesh's inside differs from the surface's, in words; an error if a part is lost."""
     inside = data.cells[data.cell_tags == INSIDE]
     if not len(inside):
         raise SolverError(f"surface '{surface.name}': {step} found no inside; {TRY}")
-    said = []
-    lost, far = _lost(surface, data, inside, envelope)
+    middles, close = surface.corners.mean(axis=1), NEAR_BY * surface.diagonal
+    walls = samples(Surface(data.points, data.interface_facets), close)
+    distance, _ = cKDTree(walls).query(middles)
+    away = np.flatnonzero(distance > 2 * close + envelope)
+    # what lies in the inside is not lost: parts that overlap have become one
+    away = np.delete(away, places_in_cells(data.points, inside, middles[away], 0.0)[1])
+    lost = surface.areas[away].sum() / surface.areas.sum()
     if lost > LOST:
         before, after = (np.ptp(points, axis=0) for points in
                          (surface.points, data.points[inside].reshape(-1, 3)))
         axis = (before - after).argmax()
         raise SolverError(f"surface '{surface.name}': the mesh has lost {lost:.0%} of its area, up "
-                          f"to {far:.3g} um away from what is left ({before[axis]:.3g} um along "
-                          f"{'xyz'[axis]} became {after[axis]:.3g}); expected all of it (thin "
-                          "processes need an envelope below their radius)")
+                          f"to {distance[away].max():.3g} um away from what is left "
+                          f"({before[axis]:.3g} um along {'xyz'[axis]} became {after[axis]:.3g}); "
+                          "expected all of it (thin processes need an envelope below their radius)")
+    said = []
     mesh, wanted = cell_volumes(data.points, inside).sum(), surface.volume
     if abs(mesh - wanted) > LOST * abs(wanted):
         said.append(f"the inside has {mesh:.4g} um^3, the surface encloses {wanted:.4g}, "
                     "overlaps twice (a smaller envelope follows thin processes better)")
-    _, pairs = facets_of(inside)
-    pieces = cell_regions(len(inside), pairs, np.zeros(len(pairs), bool)).max() + 1
-    depth, _ = depths(surface, parts(surface))
-    if pieces > (depth % 2 == 0).sum():
-        said.append(f"the inside falls into {pieces} pieces, the surface into "
-                    f"{(depth % 2 == 0).sum()}")
+    pieces = _pieces(inside).max() + 1
+    bodies = (depths(surface, parts(surface))[0] % 2 == 0).sum()
+    if pieces > bodies:
+        said.append(f"the inside falls into {pieces} pieces, the surface into {bodies}")
     return said
-
-
-def _lost(surface: Surface, data: MeshData, inside: np.ndarray,
-          envelope: float) -> tuple[float, float]:
-    """The share of the surface's area that the mesh's inside leaves far away, and how far, um.
-
-    What lies in the inside is not lost: parts that overlap have become one.
-    """
-    middles = surface.corners.mean(axis=1)
-    walls = Surface(data.points, data.interface_facets)
-    near = NEAR_BY * surface.diagonal
-    distance, _ = cKDTree(samples(walls, near)).query(middles)
-    away = np.flatnonzero(distance > 2 * near + envelope)
-    _, held, _ = places_in_cells(data.points, inside, middles[away], 0.0)
-    away = np.delete(away, held)
-    return (float(surface.areas[away].sum() / surface.areas.sum()),
-            float(distance[away].max(initial=0.0)))

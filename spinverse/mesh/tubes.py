@@ -14,7 +14,7 @@ from spinverse.mesh import arrangement, gmsh_model
 from spinverse.mesh.arrangement import AROUND, TAGGED, Arrangement
 from spinverse.mesh.checks import cell_volumes
 from spinverse.mesh.data import MeshData
-from spinverse.mesh.grids import extrude, levels, oriented, tagged
+from spinverse.mesh.grids import extrude, oriented, tagged
 from spinverse.mesh.packed import with_myelin
 
 MOST_LAYERS = 100000
@@ -28,9 +28,7 @@ def bent_axon(radii: Sequence[float], height: float, size: float, bend: float = 
     Layers are tagged 1 (inner) .. n, the space around n + 1, interfaces with the lower tag.
 
     Args:
-        radii: of the layers in each cross-section z = const, ascending, um.
-        height, size, bend, twist, ecs, ecs_gap, layers, match_volume: as in
-            :func:`twisted_axons`.
+        radii: of the layers in each cross-section z = const, ascending, um; the rest is as there.
     """
     radii = expect.ascending("bent_axon", "radii", radii)
     return _bundle("bent_axon", np.zeros((1, 2)), radii[None], height, size, twist, bend, ecs,
@@ -57,41 +55,28 @@ def twisted_axons(centres: Sequence[Sequence[float]], radii: float | Sequence[fl
         centres: (x, y) of the axons in the plane z = 0, ``(n, 2)`` um.
         radii: outer radius, one for all or one for each, um.
         height: along z, um.
-        size: largest edge length, um; in the plane it shrinks in thin layers and gaps, and
-            around axons that would have fewer than ten edges.
-        twist: rad/um.
+        size: largest edge length, um; in the plane as for :func:`.packed.packed_cylinders`.
+        twist: rad/um; too strong a one for ``layers`` turns tets inside out, which is an error.
         bend: 1/um.
-        g_ratio: inner over outer radius, for a layer of myelin.
-        ecs: ``"none"``; ``"box"``: the box that leaves ``ecs_gap`` around the straight
-            axons, bent and twisted with them; ``"tight"``: all within ``ecs_gap`` of an
-            axon and the voids that this encloses (axons further apart than two such gaps
-            have pieces of their own).
-        ecs_gap: um; ``None``: half of the mean radius.
+        g_ratio, ecs, ecs_gap, cell_tags: as there; the ``"box"`` leaves ``ecs_gap`` around the
+            straight axons, and is bent and twisted with them.
         layers: prisms along z; ``None``: enough for edges along the outermost axon to be at
             most ``size``.
-        cell_tags: ``"common"`` or ``"each"``.
-        match_volume: let each axon hold pi r^2 height: for the facets around, and for those
-            that cut the corners of the twist.
-
-    Raises:
-        InputError: a bad value, axons that touch.
-        SolverError: gmsh failed, or the twist is too strong for ``layers``.
+        match_volume: let each axon hold pi r^2 height, whatever its facets cut off.
     """
     name = "twisted_axons"
     rows: Any = centres if np.ndim(centres) else [centres]
-    places = np.asarray([expect.vector(name, f"centres[{i}]", [*row, 0.0]) if np.ndim(row) == 1
-                         else expect.vector(name, f"centres[{i}]", row)
+    places = np.asarray([expect.vector(name, f"centres[{i}]", [*row, 0] if np.ndim(row) else row)
                          for i, row in enumerate(rows)])
     if not len(places):
         raise InputError(f"{name}: centres is {expect.shown(centres)}, expected (x, y) rows")
     outer = expect.each(name, "radii", radii, len(places))
     places = places[:, :2]
-    for i in range(len(places)):
-        apart = np.linalg.norm(places[i + 1:] - places[i], axis=1) - outer[i + 1:] - outer[i]
-        if not (apart > 0).all():
-            j = i + 1 + apart.argmin()
-            raise InputError(f"{name}: axons {i} and {j} leave a gap of {apart.min():.3g} um, "
-                             "expected a positive one")
+    i, j = np.triu_indices(len(places), 1)
+    gaps = np.linalg.norm(places[j] - places[i], axis=1) - outer[j] - outer[i]
+    for k in np.flatnonzero(gaps <= 0)[:1]:
+        raise InputError(f"{name}: axons {i[k]} and {j[k]} leave a gap of {gaps[k]:.3g} um, "
+                         "expected a positive one")
     return _bundle(name, places, with_myelin(name, outer, g_ratio), height, size, twist, bend,
                    ecs, ecs_gap, layers, cell_tags, match_volume)
 
@@ -106,10 +91,6 @@ def torus(major_radius: float, minor_radius: float, size: float,
         size: target edge length, um.
         box: lengths (x, y, z) of a box centred at the origin, um; ``None``: inside only.
         match_volume: move the faceted surface out so that it holds 2 pi^2 R r^2.
-
-    Raises:
-        InputError: a bad value, a torus without a hole, or one that leaves the box.
-        SolverError: gmsh failed.
     """
     name = "torus"
     major = expect.positive(name, "major_radius", major_radius)
@@ -119,10 +100,9 @@ def torus(major_radius: float, minor_radius: float, size: float,
         raise InputError(f"{name}: minor_radius is {minor:g} um, expected less than "
                          f"major_radius {major:g} um")
     volume, gap = 2 * pi**2 * major * minor**2, np.inf
-    reach = np.array([major + minor, major + minor, minor])
     if box is not None:
         lengths = expect.lengths(name, "box", box, 3)
-        gap = float((lengths / 2 - reach).min())
+        gap = float((lengths / 2 - [major + minor, major + minor, minor]).min())
         if not gap > 0:
             raise InputError(f"{name}: it leaves a gap of {gap:g} um to the box, expected a "
                              "positive one")
@@ -148,9 +128,8 @@ def torus(major_radius: float, minor_radius: float, size: float,
 
 def _match_torus(points, tets, major, minor, volume, fade) -> np.ndarray:
     """Scale the tube around the circle in its middle until ``tets`` hold ``volume``."""
-    across = np.linalg.norm(points[:, :2], axis=1)
-    unit = np.divide(points[:, :2], across[:, None], out=np.zeros((len(points), 2)),
-                     where=across[:, None] > 0)
+    across = np.linalg.norm(points[:, :2], axis=1)[:, None]
+    unit = np.divide(points[:, :2], across, out=np.zeros((len(points), 2)), where=across > 0)
     circle = np.column_stack([major * unit, np.zeros(len(points))])
     offset = points - circle
     r = np.linalg.norm(offset, axis=1)
@@ -193,11 +172,13 @@ def _bundle(name, centres, radii, height, size, twist, bend, ecs, ecs_gap, layer
     cells = Arrangement(name, centres - middle, radii, ecs, gap, high - low)
     flat, triangles, owner, layer = arrangement.mesh(cells, size)
     expect.affordable(name, 3.0 * layers * len(triangles))
-    z = levels(height, layers)
 
     def deformed(section):
-        points, tets = extrude(section + [*middle, 0], triangles, z)
-        return _deform(points, bend, twist), tets
+        points, tets = extrude(section + [*middle, 0], triangles, height, layers)
+        x, y, z = points.T
+        x = x + bend * z**2
+        c, s = np.cos(twist * z), np.sin(twist * z)
+        return np.column_stack([c * x - s * y, s * x + c * y, z]), tets
 
     def measure(section):
         # a triangle's prisms follow each other in every layer, three tets each
@@ -215,11 +196,3 @@ def _bundle(name, centres, radii, height, size, twist, bend, ecs, ecs_gap, layer
                           "gentler deformation, a smaller size or more layers")
     tags = np.tile(np.repeat(cells.tags(owner, layer, cell_tags), 3), layers)
     return tagged(name, points, tets, tags)
-
-
-def _deform(points: np.ndarray, bend: float, twist: float) -> np.ndarray:
-    """x -> x + bend z^2, then turned about the z axis by twist z."""
-    x, y, z = points.T
-    x = x + bend * z**2
-    c, s = np.cos(twist * z), np.sin(twist * z)
-    return np.column_stack([c * x - s * y, s * x + c * y, z])

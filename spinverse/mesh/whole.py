@@ -9,7 +9,6 @@ import dolfinx
 import numpy as np
 
 from .checks import cell_volumes, facets_of, find_facets
-from .data import MeshData
 from .distributed import Mesh
 
 
@@ -36,11 +35,9 @@ class WholeMesh:
     @classmethod
     def of(cls, mesh: Mesh) -> WholeMesh:
         """Gather a distributed mesh on every rank. Collective; for meshes of moderate size."""
-        geometry, count = mesh.domain.geometry, mesh.num_owned_cells
-        nodes = geometry.dofmaps[0][:count]
-        vertices = np.asarray(geometry.input_global_indices, dtype=np.int64)
-        parts = mesh.comm.allgather((mesh.input_cells[:count], vertices[nodes],
-                                     vertices, geometry.x))
+        geometry, count, vertices = mesh.domain.geometry, mesh.num_owned_cells, mesh.input_nodes
+        parts = mesh.comm.allgather((mesh.input_cells[:count],
+                                     vertices[geometry.dofmaps[0][:count]], vertices, geometry.x))
         ids = np.concatenate([part[0] for part in parts])
         cells = np.concatenate([part[1] for part in parts])[np.argsort(ids)]
         points = np.zeros((max(part[2].max(initial=-1) for part in parts) + 1, 3))
@@ -48,14 +45,8 @@ class WholeMesh:
             points[where] = x
         facets, sides = facets_of(cells)
         mine = dolfinx.mesh.entities_to_geometry(mesh.domain, mesh.dim - 1, mesh.facet_entities)
-        triples = vertices[mine].reshape(-1, mesh.dim)
-        return cls(points, cells, facets, sides, find_facets(facets, triples),
-                   mesh.input_cells[:count])
-
-    @cached_property
-    def data(self) -> MeshData:
-        """The mesh without tags or known membranes."""
-        return MeshData(self.points, self.cells)
+        owned = find_facets(facets, vertices[mine].reshape(-1, mesh.dim))
+        return cls(points, cells, facets, sides, owned, mesh.input_cells[:count])
 
     @cached_property
     def outer(self) -> np.ndarray:

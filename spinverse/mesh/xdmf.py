@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from spinverse.errors import InputError, one_line
-from spinverse.mesh.checks import cell_volumes
 from spinverse.mesh.data import MeshData
+from spinverse.mesh.grids import oriented
 
 KINDS = {"tetrahedron": 3, "triangle": 2, "polyline": 1}  # topologies, their dimensions
 
@@ -20,11 +20,10 @@ def read_xdmf(path: str | Path) -> MeshData:
     The first grid with tetrahedra (or else triangles, or intervals) is the mesh. Its cell tags
     are the values of a grid of the same kind of cells, or of the mesh grid itself, and the
     interface facets those of a grid of their facets, each with its values: that is how DOLFINx
-    writes mesh tags. More than one such grid is an error, as is a quadratic mesh. The mesh is
-    not checked. Called on one rank.
+    writes mesh tags. The mesh is not checked, and its unused vertices are still there.
 
     Raises:
-        InputError: a file that cannot be parsed, or whose content is not as above.
+        InputError: a file that cannot be parsed, more than one such grid, a quadratic mesh.
     """
     path = Path(path)
     where = f"mesh file '{path}'"
@@ -39,10 +38,8 @@ def read_xdmf(path: str | Path) -> MeshData:
                          "expected HDF or XML")
     for item in root.iter("DataItem"):
         name = (item.text or "").strip().rpartition(":/")[0]
-        if item.get("Format", "").upper() == "HDF" and name and \
-                not (path.parent / name).is_file():
-            raise InputError(f"{where}: no such file as '{name}' beside it, expected its HDF5 "
-                             "data")
+        if item.get("Format", "").upper() == "HDF" and name and not (path.parent / name).is_file():
+            raise InputError(f"{where}: no such file as '{name}' beside it, expected its HDF5 data")
     try:
         return _from_grids(path, where, root)
     except InputError:
@@ -78,9 +75,20 @@ def _grids(where: str, root) -> tuple[list, list]:
 
 def _from_grids(path: Path, where: str, root) -> MeshData:
     (first, *tagged), facets = _grids(where, root)
-    return _data(path, _numbers(path, first.find("Geometry"), float),
-                 _numbers(path, first.find("Topology"), int), *_rows(path, tagged),
-                 *_rows(path, facets))
+    points = _numbers(path, first.find("Geometry"), float)
+    points = np.pad(points, [(0, 0), (0, 3 - points.shape[1])])
+    cells = _numbers(path, first.find("Topology"), int)
+    given, values = _rows(path, tagged)
+    if given is not None and values is not None:
+        order, place = (np.lexsort(np.sort(rows, axis=1).T) for rows in (cells, given))
+        if len(order) != len(place) or (np.sort(cells[order]) != np.sort(given[place])).any():
+            raise InputError(f"{where}: the {len(place)} cells with tags are not the {len(order)} "
+                             "cells of the mesh, expected a tag for each")
+        values[order] = values[place]
+    if 0 <= cells.min() <= cells.max() < len(points):
+        # DOLFINx does not orient cells, so an inverted one is no defect
+        cells = oriented(points, cells)
+    return MeshData(points, cells, values, *_rows(path, facets), name=path.name)
 
 
 def _rows(path: Path, grids: list) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -111,20 +119,3 @@ def _numbers(path: Path, parent, kind) -> np.ndarray:
         raise InputError(f"mesh file '{path}': {parent.tag.lower()} holds {numbers.max():g}, "
                          "expected integers")
     return numbers.astype(kind)
-
-
-def _data(path: Path, points, cells, tagged, values, facets, facet_values) -> MeshData:
-    points, cells = np.pad(points, [(0, 0), (0, 3 - points.shape[1])]), np.array(cells)
-    cell_tags = None
-    if values is not None:
-        order, given = (np.lexsort(np.sort(rows, axis=1).T) for rows in (cells, tagged))
-        if len(order) != len(given) or (np.sort(cells[order]) != np.sort(tagged[given])).any():
-            raise InputError(f"mesh file '{path}': the {len(given)} cells with tags are not the "
-                             f"{len(order)} cells of the mesh, expected a tag for each")
-        cell_tags = np.empty(len(cells), np.int64)
-        cell_tags[order] = values[given]
-    if 0 <= cells.min() <= cells.max() < len(points):
-        # DOLFINx does not orient cells, so an inverted one is no defect
-        turned = cell_volumes(points, cells) < 0
-        cells[turned, -2:] = cells[turned, :-3:-1]
-    return MeshData(points, cells, cell_tags, facets, facet_values, name=path.name)

@@ -13,12 +13,8 @@ from mpi4py import MPI
 class Route:
     """A way for rows of this rank to other ranks, that can be gone again and back. Collective.
 
-    Args:
-        comm: the communicator.
-        to: ``(n,)`` rank that each of this rank's n rows goes to.
-
-    Attributes:
-        received: ``(ranks,)`` how many rows come from each rank.
+    ``to`` ``(n,)`` is the rank that each of this rank's n rows goes to, ``received`` ``(ranks,)``
+    how many come from each.
     """
 
     def __init__(self, comm: MPI.Comm, to: np.ndarray):
@@ -31,10 +27,9 @@ class Route:
         comm.Alltoall(self._sent, self.received)
 
     def forward(self, rows: np.ndarray) -> np.ndarray:
-        """The rows that arrive here, by rank and then in that rank's order. Collective.
+        """The rows ``(n, ...)``, of one type and width on all ranks, that arrive here. Collective.
 
-        Args:
-            rows: ``(n, ...)``, of one type and width on all ranks.
+        By rank and then in that rank's order.
         """
         rows = _of_length(rows, self._sent)
         rows = rows if self._order is None else rows[self._order]
@@ -43,8 +38,7 @@ class Route:
     def backward(self, rows: np.ndarray) -> np.ndarray:
         """An answer to each of this rank's n rows, in their order. Collective.
 
-        Args:
-            rows: answers to the rows that arrived here, as `forward` gave them.
+        From answers to the rows that arrived here, as `forward` gave them.
         """
         answers = _exchanged(self.comm, _of_length(rows, self.received), self.received, self._sent)
         if self._order is None:
@@ -84,14 +78,9 @@ class Ranges:
         return ((numbers + 1) * self.comm.size - 1) // max(int(self.total), 1)
 
     def fetch(self, numbers: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """Values of any numbers, from the ranks that have them. Collective.
+        """Values ``(n, ...)`` of any numbers ``(n,)``, from the ranks that have them. Collective.
 
-        Args:
-            numbers: ``(n,)``.
-            values: ``(stop - start, ...)`` of this rank's range.
-
-        Returns:
-            ``(n, ...)``.
+        ``values`` ``(stop - start, ...)`` are of this rank's range.
         """
         route = Route(self.comm, self.holder(numbers))
         return route.backward(np.asarray(values)[route.forward(numbers) - self.start])
@@ -99,31 +88,18 @@ class Ranges:
 
 def scatter(comm: MPI.Comm, array: np.ndarray | None) -> np.ndarray:
     """This rank's range of an array that rank 0 holds, see `Ranges`. Collective."""
-    root = comm.rank == 0
-    array = np.ascontiguousarray(array) if root else None
     kind, shape = comm.bcast((array.dtype, array.shape) if array is not None else None)
-    ranges = Ranges(comm, shape[0])
-    result = np.empty((ranges.stop - ranges.start, *shape[1:]), kind)
-    width = kind.itemsize * prod(shape[1:])
-    row = MPI.BYTE.Create_contiguous(width).Commit()  # rows are counted, bytes might be too many
-    given = None if array is None else [
-        _bytes(array), (np.diff(ranges.bounds), ranges.bounds[:-1]), row]
-    comm.Scatterv(given, [_bytes(result), len(result), row])
-    row.Free()
-    return result
+    rows = np.empty((0, *shape[1:]), kind) if array is None or comm.rank else array
+    return Route(comm, Ranges(comm, shape[0]).holder(np.arange(len(rows)))).forward(rows)
 
 
 def gather_chosen(comm: MPI.Comm, chosen: np.ndarray, keys: np.ndarray,
                   *arrays: np.ndarray) -> tuple[np.ndarray, ...] | None:
     """The chosen rows of all ranks on rank 0, in the lexicographic order of their keys. Collective.
 
-    Args:
-        chosen: ``(n,)`` bool: a surface in a mesh, say; not most of what there is.
-        keys: ``(n, k)`` integers that tell rows apart whatever the rank, as vertex triples do.
-        *arrays: ``(n, ...)`` each.
-
-    Returns:
-        ``(keys, *arrays)`` on rank 0, ``None`` elsewhere.
+    ``chosen`` ``(n,)`` bool are few, a surface in a mesh, say; ``keys`` ``(n, k)`` are integers
+    that tell rows apart whatever the rank, as vertex triples do. ``(keys, *arrays)``, or ``None``
+    elsewhere.
     """
     parts = [comm.gather(np.asarray(a)[chosen], root=0) for a in (keys, *arrays)]
     if comm.rank:

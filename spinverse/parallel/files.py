@@ -19,12 +19,9 @@ def write_together(comm: MPI.Comm, path: Path, arrays: Sequence[np.ndarray],
                    write: Callable[[Path, list[Iterator]], object]) -> None:
     """Write a file that appears whole or not at all. Collective.
 
-    Args:
-        comm: the communicator.
-        path: of the file.
-        arrays: as many on each rank: this rank's rows of each.
-        write: called on rank 0 with a temporary path, and with an iterator over the bytes of each
-            array, the rows of all ranks in the ranks' order. It goes through them in their order.
+    ``write`` is called on rank 0 with a temporary path, and with an iterator over the bytes of each
+    of the ``arrays``, the rows of all ranks in the ranks' order. It goes through them in their
+    order.
 
     Raises:
         Exception: what ``write`` raises, on every rank; there is no new file then.

@@ -6,7 +6,7 @@ It is not HDF5, which ranks could write at once, for it needs no more than numpy
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -29,15 +29,11 @@ class Rows:
 def write_npz(comm: MPI.Comm, path: Path, arrays: Mapping[str, np.ndarray | Rows]) -> None:
     """Write arrays so that `numpy.load` reads them; appears whole or not at all. Collective.
 
-    Args:
-        comm: the communicator.
-        path: of the file, whose bytes are the same at any number of ranks.
-        arrays: `Rows`, or arrays that are the same on every rank.
+    Arrays are `Rows`, or the same on every rank; the bytes are the same at any number of ranks.
 
     Raises:
-        ValueError: on every rank, where one of them has rows of Python objects, or of another type
-            or width than the others.
-        OSError: on every rank, where rank 0 cannot write.
+        ValueError: rows of Python objects, or of another type or width than on other ranks.
+        OSError: rank 0 cannot write. Either on every rank.
     """
     rows = {name: np.ascontiguousarray(array.values) for name, array in arrays.items()
             if isinstance(array, Rows)}
@@ -68,19 +64,9 @@ def write_npz(comm: MPI.Comm, path: Path, arrays: Mapping[str, np.ndarray | Rows
 class NpzReader:
     """An open ``.npz`` of any kind, of which each rank reads its rows. A context manager.
 
-    Every rank goes through all of what is asked for, piece by piece, and keeps its rows: so it
-    notices content that is not what the zip's checksums say.
-
-    Args:
-        comm: the communicator.
-        path: of the file.
-
-    Attributes:
-        names: of the arrays.
-
-    Raises:
-        OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error: from here and from all
-            methods, which are collective, on every rank the same.
+    Every rank goes through all of what is asked for, and so notices content that is not what the
+    zip's checksums say. Methods are collective, and raise the same on every rank: OSError,
+    ValueError, KeyError, zipfile.BadZipFile, zlib.error. ``names`` are those of the arrays.
     """
 
     def __init__(self, comm: MPI.Comm, path: Path):
@@ -96,21 +82,23 @@ class NpzReader:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a whole array."""
-        def read() -> tuple[int, ...]:
-            with self._zip.open(f"{name}.npy") as stream:
-                return _header(stream)[0]
-
-        return on_all(self.comm, read)
+        return self._read(name, lambda stream: _header(stream)[0])
 
     def whole(self, name: str) -> np.ndarray:
         """A whole array, on every rank: for short ones."""
-        def read() -> np.ndarray:
-            with self._zip.open(f"{name}.npy") as stream:
-                array = np.lib.format.read_array(stream, allow_pickle=False)
-                _ends(stream)
-                return array
+        def read(stream) -> np.ndarray:
+            array = np.lib.format.read_array(stream, allow_pickle=False)
+            _ends(stream)
+            return array
 
-        return on_all(self.comm, read)
+        return self._read(name, read)
+
+    def _read(self, name: str, read: Callable):
+        def opened():
+            with self._zip.open(f"{name}.npy") as stream:
+                return read(stream)
+
+        return on_all(self.comm, opened)
 
     def rows(self, name: str) -> np.ndarray:
         """This rank's rows of an array, see `Ranges`."""

@@ -11,13 +11,8 @@ from .exchange import Route, reduced
 def order_statistics(comm: MPI.Comm, values: np.ndarray, places: np.ndarray) -> np.ndarray:
     """The values at some places of the ascending order of all ranks' values. Collective.
 
-    Args:
-        comm: the communicator.
-        values: ``(n,)`` of this rank.
-        places: ``(k,)`` from 0, below the number of all values; the same on every rank.
-
-    Returns:
-        ``(k,)``, the same on every rank.
+    ``values`` ``(n,)`` are of this rank; ``places`` ``(k,)``, from 0, and what is returned ``(k,)``
+    the same on every rank.
     """
     keys = np.sort(_ordered(np.asarray(values, float) + 0.0))  # no -0
     places = np.asarray(places)

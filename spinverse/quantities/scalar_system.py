@@ -11,9 +11,9 @@ from dolfinx.fem import petsc as fem_petsc
 from petsc4py import PETSc
 
 from ..engines.linear.direct import direct
-from ..engines.linear.ties import prolonged, restricted
 from ..errors import SolverError
 from ..problem import BlochTorrey
+from ..unknowns import prolonged, restricted
 
 # Alexander, SIAM J. Numer. Anal. 14, 1006 (1977): two stages, second order, L-stable. It keeps
 # what A keeps: where A has constants in its kernel, the integral of y.

@@ -1,8 +1,7 @@
 """A run's folder: what is in it, and how it appears all at once.
 
-``simulate`` writes into a sibling of its folder and renames that. ``reconstruct`` makes its
-folder when all inputs have been read, so that an interrupted run can be resumed; every file in
-it appears complete or not at all, ``summary.json`` last.
+``simulate`` writes into a sibling of its folder and renames that. ``reconstruct`` makes its folder
+when all inputs have been read; every file in it appears complete or not at all, the summary last.
 """
 
 from __future__ import annotations
@@ -38,17 +37,15 @@ PREVIOUS = "previous.npz"  # beside it
 CELLS = "cells.vtu"  # with a label on each cell, in the order of the input
 _MEMORY = "memory/"  # of a checkpoint's arrays
 _OVER_MESH, _FACETS = ("facets", "permeability_um_per_ms", "labels"), _MEMORY + "facets/"
+#: Of history.csv, with those of priors after data.
+COLUMNS = ("stage", "iteration", "phase", "loss", "data", "gradient_norm", "step", "seconds")
 _ROWS = "measurements"  # a column of signals.csv: how many rows the table has
 
 
 # ---- making the folder ----------------------------------------------------------------------
 
 def check_output(path: Path, force: bool = False, resume: bool = False) -> None:
-    """Raise InputError if ``path`` cannot become the folder of this run.
-
-    An existing folder must be empty, be resumed, or be forced; only a folder of a run is ever
-    overwritten.
-    """
+    """Raise InputError if ``path`` cannot become the folder of this run; only runs are replaced."""
     if path.exists() and not path.is_dir():
         raise InputError(f"-o {path}: is a file, expected a folder")
     if path.is_dir() and any(path.iterdir()) and not resume:
@@ -78,11 +75,6 @@ def make(path: Path) -> None:
         (path / CHECKPOINT).parent.mkdir(parents=True)
 
 
-def remove(path: Path) -> None:
-    """Remove a folder that this run made."""
-    shutil.rmtree(path, ignore_errors=True)
-
-
 @contextmanager
 def appearing(path: Path):
     """Yield a temporary sibling of ``path`` that takes its place when the block ends well."""
@@ -96,17 +88,16 @@ def appearing(path: Path):
             partial.rename(path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
-        for folder in made:
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+        for above in made:
+            if above.is_dir() and not any(above.iterdir()):
+                above.rmdir()
         raise
 
 
 @contextmanager
 def _moved_away(path: Path):
     """What was there before goes when the block ends well."""
-    old = _sibling(path, "old")
-    there = path.exists()
+    old, there = _sibling(path, "old"), path.exists()
     if there:
         path.rename(old)
     yield
@@ -146,20 +137,18 @@ def write_table(path: Path, signals: Signals, **more: np.ndarray) -> None:
         write_signals(temporary, signals)
         lines = temporary.read_text().splitlines()
         first = next(i for i, line in enumerate(lines) if not line.startswith("#"))
-        table = [*lines[:first], ",".join([lines[first], *more, _ROWS])]
-        for row, line in enumerate(lines[first + 1:]):
+        lines[first] = ",".join([lines[first], *more, _ROWS])
+        for row in range(len(signals)):
             cells = (repr(float(column[row])) for column in more.values())
-            table.append(",".join([line, *cells, str(len(signals))]))
-        temporary.write_text("\n".join(table) + "\n")
+            lines[first + 1 + row] += "," + ",".join([*cells, str(len(signals))])
+        temporary.write_text("\n".join(lines) + "\n")
 
     replace(path, write)
 
 
 def check_rows(path: Path) -> None:
     """Raise InputError if a csv table says how many measurements it has and has another number."""
-    if path.suffix.lower() != ".csv":
-        return
-    rows = read_rows(path)
+    rows = read_rows(path) if path.suffix.lower() == ".csv" else []
     said = rows[0].get(_ROWS) if rows else None
     if said is not None and said.strip() != str(len(rows)):
         raise InputError(f"{path}: {len(rows)} rows, expected {said} as its column {_ROWS} says")
@@ -172,24 +161,20 @@ def read_rows(path: Path) -> list[dict]:
 
 
 class History:
-    """``history.csv``, one row an iteration, appended as the run goes.
-
-    ``priors`` have a column each; ``keep`` are rows of an earlier part of the run.
-    """
+    """``history.csv``, one row an iteration, appended to ``keep``, those of an earlier part."""
 
     def __init__(self, path: Path, priors: list[str], keep: Iterable[dict] = ()):
         self.path = path
-        self.columns = ["stage", "iteration", "phase", "loss", "data", *priors, "gradient_norm",
-                        "step", "seconds"]
+        self.columns = [*COLUMNS[:5], *priors, *COLUMNS[5:]]
         self.rows = list(keep)
         text = [",".join(self.columns), *map(self._line, self.rows)]
         replace(path, lambda temporary: temporary.write_text("\n".join(text) + "\n"))
 
     def add(self, item: Progress) -> None:
         """Append an iteration."""
-        row = {"stage": item.stage, "iteration": item.iteration, "phase": item.phase,
-               "loss": item.loss, "data": item.data, **item.priors,
-               "gradient_norm": item.gradient, "step": item.step, "seconds": item.seconds}
+        row = dict(zip(COLUMNS, (item.stage, item.iteration, item.phase, item.loss, item.data,
+                                 item.gradient, item.step, item.seconds), strict=True))
+        row |= item.priors
         self.rows.append(row)
         with self.path.open("a") as file:
             file.write(self._line(row) + "\n")
@@ -199,10 +184,7 @@ class History:
 
 
 def read_history(path: Path) -> list[dict]:
-    """Rows of a ``history.csv``, numbers as numbers, without empty cells.
-
-    A last row that was cut short, by a full disk or a run that was killed, is left out.
-    """
+    """Rows of a ``history.csv``, numbers as numbers, without empty cells or a row cut short."""
     with path.open(newline="") as file:
         return [{key: value if key in ("stage", "phase") else int(value) if key == "iteration"
                  else float(value) for key, value in row.items() if value}
@@ -213,30 +195,18 @@ def read_history(path: Path) -> list[dict]:
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """Where a reconstruction is. Of arrays over the mesh it has the rows that this rank has read.
+    """Where a reconstruction is; of arrays over the mesh, the rows that this rank has read."""
 
-    Attributes:
-        stage, iteration: number of the stage to go on with, the last iteration that is done.
-        triples, permeability: ``(n, 3)`` and ``(n,)`` um/ms, for `Mesh.scatter_facets`.
-        stages: names of all stages.
-        inputs: sha256 of the mesh and signals files, by name.
-        memory: what the optimiser of the stage remembers, for `Memory.scattered`, or None.
-        labels: ``(n,)`` compartments of cells in the numbering of the input, for
-            `Mesh.cell_slabs`, or None.
-        theta: values of unknown numbers, by name.
-        note: what was wrong with the files, "" if nothing.
-    """
-
-    stage: int
-    iteration: int
-    triples: np.ndarray
-    permeability: np.ndarray
-    stages: tuple[str, ...]
-    inputs: dict[str, str]
-    memory: dict[str, np.ndarray] | None = None
-    labels: np.ndarray | None = None
-    theta: dict[str, float] = dataclasses.field(default_factory=dict)
-    note: str = ""
+    stage: int  # number of the one to go on with
+    iteration: int  # the last one that is done
+    triples: np.ndarray  # (n, 3), for `Mesh.scatter_facets`, as the next
+    permeability: np.ndarray  # (n,) um/ms
+    stages: tuple[str, ...]  # all names
+    inputs: dict[str, str]  # sha256 by name
+    memory: dict[str, np.ndarray] | None = None  # the optimiser's, for `Memory.scattered`
+    labels: np.ndarray | None = None  # (n,) of cells, for `Mesh.cell_slabs`
+    theta: dict[str, float] = dataclasses.field(default_factory=dict)  # unknown numbers
+    note: str = ""  # what was wrong with the files
 
 
 def save_checkpoint(folder: Path, mesh: Mesh, state: State, stage: int, iteration: int,
@@ -271,23 +241,20 @@ def load_checkpoint(folder: Path, stages: list[str], inputs: dict[str, str],
                     comm: MPI.Comm = MPI.COMM_SELF) -> Checkpoint | None:
     """The checkpoint of a folder, None where there is none yet. Collective over ``comm``.
 
-    Where ``latest.npz`` is damaged, ``previous.npz`` serves, and `Checkpoint.note` says so.
-
-    Raises:
-        InputError: neither can be read, or it belongs to other stages or inputs.
+    Where ``latest.npz`` is damaged, ``previous.npz`` serves, and `Checkpoint.note` says so. Raises
+    InputError: neither can be read, or it belongs to other stages or inputs.
     """
     latest = folder / CHECKPOINT
-    previous = latest.with_name(PREVIOUS)
     if not comm.bcast(on_root(comm, _is_there, folder)):
         return None
     try:
         found = _read_checkpoint(latest, comm)
     except InputError as damage:
         try:
-            found = _read_checkpoint(previous, comm)
+            found = _read_checkpoint(latest.with_name(PREVIOUS), comm)
         except InputError:
             raise damage from None
-        found = dataclasses.replace(found, note=f"{damage}; went on from {previous.name}")
+        found = dataclasses.replace(found, note=f"{damage}; went on from {PREVIOUS}")
     if list(found.stages) != list(stages):
         raise InputError(f"--resume: the run in {folder} has stages {', '.join(found.stages)}, "
                          f"expected {', '.join(stages)} as in the run file")
@@ -343,8 +310,5 @@ def _plain(value):
         return [_plain(item) for item in value]
     if isinstance(value, np.ndarray | np.generic):
         return _plain(value.tolist())
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
+    unsayable = isinstance(value, Path) or (isinstance(value, float) and not math.isfinite(value))
+    return str(value) if unsayable else value

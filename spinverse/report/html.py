@@ -25,6 +25,12 @@ TEMPLATE = "html_page.html.j2"
 DETERMINED = ("A facet is determined where the signals would notice, by three standard deviations "
               "of their noise or more, that it is toggled from wall to open or back, however well "
               "all other facets make up for it.")
+#: How the interface was chosen without a cut, by the rule.
+RULES = {
+    "search for shapes": "The interface comes from a search for shapes: a facet is a wall or open, "
+                         "and no cut was used.",
+    "compartments": "The interface lies between compartments, which were found from the slow "
+                    "diffusion modes: no cut was used."}
 #: What figures of a reconstruction mean, by their key in ``summary.json``.
 METRICS = {
     "precision": "share of the found facets that are true",
@@ -51,8 +57,6 @@ METRICS = {
 
 def write_page(run: Run | str | Path, mesh: str | Path | None = None) -> Path:
     """Write ``report.html`` into the folder of a run; returns its path. For one rank.
-
-    The page appears complete or not at all, and asks no network for anything.
 
     Args:
         run: folder of a run of ``simulate`` or ``reconstruct``, or what `html_run.read_run` read.
@@ -92,11 +96,8 @@ def _figure_json(picture: Picture) -> str:
     content = json.loads(picture.figure.to_json())
     content["layout"].pop("template", None)  # the page has its own, light and dark
     content["layout"]["height"] = picture.height
-    text = json.dumps(content, separators=(",", ":"))
-    return text.replace("<", "\\u003c")
+    return json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
 
-
-# ---- pages ----------------------------------------------------------------------------------
 
 def _reconstruction(run: Run) -> list[Section]:
     from . import html_signals, html_surface
@@ -189,31 +190,25 @@ def _headline(run: Run) -> list[tuple[str, str]]:
                  (summary.get("unknowns"), "unknowns"),
                  (summary.get("estimated_error"), "estimated error of S/S₀")]
     else:
-        metrics = summary.get("metrics") or {}
-        facets = (summary.get("interface") or {}).get("facets")
         cells = 0 if run.found is None or run.found.labels_enclosed else len(run.found.found_cells)
         items = [(cells or None, "cell found" if cells == 1 else "cells found"),
-                 (facets, "facets in the interface"),
+                 (at(summary, "interface", "facets"), "facets in the interface"),
                  (summary.get("data_misfit"), "data misfit"),
-                 (metrics.get("f1"), "F1 against the truth"),
-                 (metrics.get("aligned_f1"), "F1, aligned")]
-    seconds = summary.get("seconds") or {}
-    total = sum(value for key, value in seconds.items()
+                 (at(summary, "metrics", "f1"), "F1 against the truth"),
+                 (at(summary, "metrics", "aligned_f1"), "F1, aligned")]
+    total = sum(value for key, value in (summary.get("seconds") or {}).items()
                 if isinstance(value, float) and ": " not in key)
-    items += [(_duration(total) if total else None, "in all"), (summary.get("ranks"), "ranks")]
-    if summary.get("ranks") == 1:
-        items[-1] = (1, "rank")
+    ranks = summary.get("ranks")
+    items += [(_duration(total) if total else None, "in all"),
+              (ranks, "rank" if ranks == 1 else "ranks")]
     return [(number(value, 3), words) for value, words in items if value is not None]
 
-
-# ---- sections -------------------------------------------------------------------------------
 
 def _asked(run: Run) -> Section:
     import yaml
 
     summary, tables = run.summary, []
-    config = summary.get("config")
-    words = _why(run, "summary")
+    config, words = summary.get("config"), _why(run, "summary")
     if config:
         tables.append(Table("In short", ("", ""), tuple(_short(config))))
     if inputs := summary.get("inputs"):
@@ -264,18 +259,13 @@ def _plain(value) -> str:
 
 def _rule(run: Run) -> tuple[str, float | None]:
     """How the interface was chosen, in words, and the cut if there was one."""
-    said = run.summary.get("interface") or {}
-    rule, cut = said.get("rule"), said.get("cut_um_per_ms")
+    rule, cut = (at(run.summary, "interface", key) for key in ("rule", "cut_um_per_ms"))
     if isinstance(cut, float | int) and math.isfinite(cut):
         words = "Facets below a cut are the interface" + (
             ", and the cut was found from the gap in this histogram." if rule == "automatic"
             else ".")
         return words, float(cut)
-    return {"search for shapes": "The interface comes from a search for shapes: a facet is a wall "
-                                 "or open, and no cut was used.",
-            "compartments": "The interface lies between compartments, which were found from the "
-                            "slow diffusion modes: no cut was used."}.get(
-        rule, "summary.json does not say how the interface was chosen."), None
+    return RULES.get(rule, "summary.json does not say how the interface was chosen."), None
 
 
 def _cells(found: Found) -> Table:
@@ -291,22 +281,19 @@ def _cells(found: Found) -> Table:
 
 
 def _certainty(run: Run, facets: Found) -> Table:
-    said = run.summary.get("uncertainty") or {}
-    rows = [("facets in the interface", str(int(facets.membrane.sum())))]
+    said, found = run.summary.get("uncertainty") or {}, facets.membrane
+    rows = [("facets in the interface", str(found.sum()))]
     if facets.determined is not None:
-        rows += [("of these determined by the signals",
-                  str(int((facets.membrane & facets.determined).sum()))),
-                 ("of these undetermined", str(int((facets.membrane & ~facets.determined).sum())))]
-    if facets.posterior_std is not None and facets.membrane.any():
-        std = facets.posterior_std[facets.membrane]
+        rows += [("of these determined by the signals", str((found & facets.determined).sum())),
+                 ("of these undetermined", str((found & ~facets.determined).sum()))]
+    if facets.posterior_std is not None and found.any():
+        std = facets.posterior_std[found]
         rows.append(("posterior standard deviation of their openness",
                      f"{describe_range(std, 3)}, median {np.median(std):.3g}"))
-    if "sigma" in said:
-        rows.append(("noise of the normalised signals that was assumed", number(said["sigma"])))
-    if "directions" in said:
-        rows.append(("combinations of facets that the signals determine",
-                     number(said["directions"])))
-    kappa = facets.permeability[facets.membrane]
+    rows += [(words, number(said[key])) for key, words in (
+        ("sigma", "noise of the normalised signals that was assumed"),
+        ("directions", "combinations of facets that the signals determine")) if key in said]
+    kappa = facets.permeability[found]
     if len(kappa):
         rows.append(("their permeability", f"{describe_range(kappa, 3)} µm/ms "
                      f"({describe_range(permeability_from_internal(kappa), 3)} m/s)"))
@@ -349,12 +336,11 @@ def _effort(run: Run) -> Section:
     seconds = run.summary.get("seconds") or {}
     rows = [(key, f"{value:.2f} s") for key, value in seconds.items()
             if isinstance(value, float | int)]
-    memory = run.summary.get("peak_memory_per_rank") or []
-    if memory:
+    if memory := run.summary.get("peak_memory_per_rank"):
         rows.append(("memory, most on a rank", f"{max(memory):.0f} MiB"))
-    for key in ("modes", "evaluations", "unknowns", "estimated_error"):
-        if run.summary.get(key) is not None:
-            rows.append((key.replace("_", " "), number(run.summary[key])))
+    rows += [(key.replace("_", " "), number(run.summary[key]))
+             for key in ("modes", "evaluations", "unknowns", "estimated_error")
+             if run.summary.get(key) is not None]
     return Section("effort", "Time and memory", () if rows else ("summary.json does not say.",),
                    (), (Table("", ("", ""), tuple(rows)),) if rows else ())
 
@@ -401,15 +387,11 @@ def _still(found: Found, explained: bool | None) -> bytes | None:
 
     stream = io.BytesIO()
     try:
-        plots.interface(stream, found.points[found.triples], found.permeability, found.membrane,
-                        found.true if found.true.any() else None, found.bounds,
-                        determined=found.determined, dpi=90, explained=explained)
+        plots.of_found(stream, found, explained, dpi=90)
     except ImportError:
         return None
     return stream.getvalue()
 
-
-# ---- words ----------------------------------------------------------------------------------
 
 def _why(run: Run, part: str) -> tuple[str, ...]:
     return (run.missing[part],) if part in run.missing else ()

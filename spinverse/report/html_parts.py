@@ -26,40 +26,28 @@ class Table:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A figure that plotly draws.
+    """A figure that plotly draws."""
 
-    Attributes:
-        name: unique in the page, an HTML id.
-        height: px.
-        alt: a description for readers who do not see the figure.
-        still: a png for paper and for browsers without WebGL, or None.
-        solid: drawn with WebGL.
-        panels: side by side; where they have no room the figure scrolls.
-    """
-
-    name: str
+    name: str  # unique in the page, an HTML id
     figure: Any
-    height: int
+    height: int  # px
     caption: str
-    alt: str
-    still: bytes | None = None
-    solid: bool = False
-    panels: int = 1
+    alt: str  # for readers who do not see the figure
+    still: bytes | None = None  # a png for paper and for browsers without WebGL
+    solid: bool = False  # drawn with WebGL
+    panels: int = 1  # side by side; where they have no room the figure scrolls
 
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """A headed part of the page; ``name`` is unique in it, an HTML id.
+    """A headed part of the page."""
 
-    ``code`` has (title, text) of texts that are shown as they are, behind a click.
-    """
-
-    name: str
+    name: str  # unique in the page, an HTML id
     title: str
     words: tuple[str, ...] = ()
     pictures: tuple[Picture, ...] = ()
     tables: tuple[Table, ...] = ()
-    code: tuple[tuple[str, str], ...] = ()
+    code: tuple[tuple[str, str], ...] = ()  # title and text, shown as it is, behind a click
 
 
 def series(count: int) -> list[str]:

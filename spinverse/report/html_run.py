@@ -1,7 +1,6 @@
 """The folder of a finished run, read back for a page. For one rank, plain arrays only.
 
-Parts that are not there are None, and `Run.missing` says why in a sentence; only a folder that
-holds no run of ``simulate`` or ``reconstruct`` at all is an error.
+Parts that are not there are None, and `Run.missing` says why in a sentence.
 """
 
 from __future__ import annotations
@@ -33,34 +32,21 @@ PRIOR_STD = 0.5  # of openness, where the summary does not say
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What a reconstruction found, on all facets of its mesh in lexicographic order.
+    """What a reconstruction found, on all facets of its mesh in lexicographic order."""
 
-    Attributes:
-        points: ``(Nv, 3)`` um.
-        cells: ``(Nt, 4)``, none where only the surface is known.
-        triples: ``(Nf, 3)`` vertices of each facet.
-        outer, true, membrane: ``(Nf,)`` bool, the known membrane and the one that was found.
-        permeability: ``(Nf,)`` um/ms.
-        posterior_std, determined, prior_std: of `spinverse.inversion.uncertainty.Uncertainty`.
-        labels: ``(Nt,)`` compartment of each cell, or None.
-        labels_enclosed: they are regions that the found facets enclose, the largest 0, for lack
-            of the search's own.
-        sides: ``(Nf, 2)`` cells on the two sides of each facet, -1 for the outside, or None.
-    """
-
-    points: np.ndarray
-    cells: np.ndarray
-    triples: np.ndarray
-    outer: np.ndarray
+    points: np.ndarray  # (Nv, 3) um
+    cells: np.ndarray  # (Nt, 4), none where only the surface is known
+    triples: np.ndarray  # (Nf, 3) vertices of each facet
+    outer: np.ndarray  # (Nf,) bool, as the known membrane and the one that was found
     true: np.ndarray
-    permeability: np.ndarray
+    permeability: np.ndarray  # (Nf,) um/ms
     membrane: np.ndarray
-    posterior_std: np.ndarray | None = None
+    posterior_std: np.ndarray | None = None  # as the next, of `inversion.uncertainty.Uncertainty`
     determined: np.ndarray | None = None
     prior_std: float = PRIOR_STD
-    labels: np.ndarray | None = None
-    labels_enclosed: bool = False
-    sides: np.ndarray | None = None
+    labels: np.ndarray | None = None  # (Nt,) compartment of each cell
+    labels_enclosed: bool = False  # for lack of others: what the found facets enclose, 0 largest
+    sides: np.ndarray | None = None  # (Nf, 2) cells beside each facet, -1 for the outside
 
     @property
     def unknown(self) -> np.ndarray:
@@ -73,8 +59,7 @@ class Found:
     def found_cells(self) -> list[tuple[int, float, np.ndarray]]:
         """Label, volume (um^3) and ``(Nf,)`` bool surface of the found cells, the largest first.
 
-        At most `MOST_CELLS`. What is no cell has label 0; where every label is above, the largest
-        region is none.
+        At most `MOST_CELLS`. Label 0 is no cell; without it, the largest region is none.
         """
         if self.labels is None or self.sides is None:
             return []
@@ -105,48 +90,32 @@ class Found:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run's folder; what is not there is None.
-
-    Attributes:
-        summary: empty for a reconstruction that has not ended.
-        history: rows, oldest first.
-        predicted, measured: ``(N,)`` normalised magnitudes that the run computed and was given.
-        complex: ``(N,)`` the computed signals.
-        relative: what ``predicted`` is normalised by, in words, where not by S(b = 0).
-        missing: sentences on what could not be read, by part.
-        notes: sentences on what was read but is not as it should be.
-    """
+    """A run's folder; what is not there is None."""
 
     path: Path
     command: str
-    summary: dict
+    summary: dict  # empty for a reconstruction that has not ended
     history: list[dict] | None = None
     acquisition: Acquisition | None = None
-    predicted: np.ndarray | None = None
+    predicted: np.ndarray | None = None  # (N,) normalised magnitudes, as the measured ones
     measured: np.ndarray | None = None
-    complex: np.ndarray | None = None
-    relative: str = ""
+    complex: np.ndarray | None = None  # (N,) the computed signals
+    relative: str = ""  # what ``predicted`` is normalised by, in words, where not by S(b = 0)
     mesh: MeshData | None = None
     found: Found | None = None
     quantities: dict | None = None
-    missing: dict[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    missing: dict[str, str] = field(default_factory=dict)  # what could not be read, and why
+    notes: tuple[str, ...] = ()  # what was read but is not as it should be
 
 
 def read_run(path: Path, mesh: Path | None = None) -> Run:
-    """Read the folder of a run.
+    """Read the folder of a run; ``mesh`` is the file of its mesh, if it is not where it was.
 
-    Args:
-        mesh: file of the mesh, where it is no longer where it was.
-
-    Raises:
-        InputError: no such folder, no run in it, a ``summary.json`` that is no JSON or of
-            another command, or ``mesh`` is not the mesh of the run.
+    Raises InputError: no folder of a run, a damaged ``summary.json``, or another ``mesh``.
     """
-    if not path.exists():
-        raise InputError(f"{path}: no such folder, expected that of a run")
     if not path.is_dir():
-        raise InputError(f"{path}: is a file, expected the folder of a run")
+        raise InputError(f"{path}: is a file, expected the folder of a run" if path.exists() else
+                         f"{path}: no such folder, expected that of a run")
     summary = _summary(path)
     command = summary.get("command", "reconstruct")
     if command not in COMMANDS:
@@ -189,26 +158,25 @@ class _Reader:
     def __init__(self, path: Path, command: str, summary: dict, missing: dict[str, str]):
         self.path, self.command, self.summary, self.missing = path, command, summary, missing
 
-    def history(self) -> list[dict] | None:
-        file = self.path / folder.HISTORY
+    def tried(self, part: str, file: Path, read, *errors: type[Exception]):
+        """What ``read`` makes of a file; None, and a sentence, where it cannot."""
         try:
-            rows = folder.read_history(file)
-        except (OSError, ValueError, KeyError) as error:
-            self.missing["history"] = f"{file.name} cannot be read: {_words(error)}."
+            return read(file)
+        except errors as error:
+            self.missing[part] = f"{file.name} cannot be read: {_words(error)}."
             return None
-        if not rows:
-            self.missing["history"] = f"{file.name} has no rows yet."
+
+    def history(self) -> list[dict] | None:
+        rows = self.tried("history", self.path / folder.HISTORY, folder.read_history,
+                          OSError, ValueError, KeyError)
+        if rows == []:
+            self.missing["history"] = f"{folder.HISTORY} has no rows yet."
         return rows or None
 
     def quantities(self) -> dict | None:
         file = self.path / QUANTITIES
-        if not file.is_file():
-            return None
-        try:
-            return json.loads(file.read_text())
-        except ValueError as error:
-            self.missing["quantities"] = f"{file.name} cannot be read: {_words(error)}."
-            return None
+        return self.tried("quantities", file, lambda path: json.loads(path.read_text()),
+                          ValueError) if file.is_file() else None
 
     def signals(self) -> dict:
         file = self.path / "signals.csv"
@@ -218,9 +186,9 @@ class _Reader:
         try:
             folder.check_rows(file)
             if self.command == "reconstruct":
-                columns = _columns(file, ("measured_normalised", "predicted_normalised"))
-                return {"acquisition": read_acquisition(file), "measured": columns[0],
-                        "predicted": columns[1]}
+                return {"measured": _column(file, "measured_normalised"),
+                        "predicted": _column(file, "predicted_normalised"),
+                        "acquisition": read_acquisition(file)}
             signals = read_signals(file)
         except (InputError, OSError) as error:
             self.missing["signals"] = f"{_words(error)}."
@@ -266,11 +234,11 @@ class _Reader:
         own = self.path / MESH
         if own.is_file():
             yield own
-        path = Path(said["path"]) if said.get("path") else None
-        if path is None or "file" not in (at(self.summary, "config", "mesh") or {}):
+        if not said.get("path") or "file" not in (at(self.summary, "config", "mesh") or {}):
             return
-        places = [path] if path.is_absolute() else [
-            base / path for base in (Path.cwd(), *self.path.absolute().parents)]
+        # an absolute path stands for itself
+        places = dict.fromkeys(base / said["path"]
+                               for base in (Path.cwd(), *self.path.absolute().parents))
         there = [place for place in places if place.is_file()]
         yield from (p for p in there if folder.sha256(p) == said.get("sha256"))
         yield from there[:1]
@@ -281,16 +249,11 @@ class _Reader:
         if not file.is_file():
             self.missing["permeability"] = f"There is no {file.name}: nothing was found yet."
             return None, True
-        try:
-            with np.load(file, allow_pickle=False) as content:
-                values = {name: content[name] for name in content.files}
-            facets = values["facets"]
-            known = {name: values[name].astype(kind) for name, kind in _KNOWN.items()
-                     if name in values and values[name].shape == facets.shape[:1]}
-            known["permeability"], known["membrane"]
-        except Exception as error:  # zip, key and header errors have no common base
-            self.missing["permeability"] = f"{file.name} cannot be read: {_words(error)}."
+        # zip, key and header errors have no common base
+        values = self.tried("permeability", file, _facet_values, Exception)
+        if values is None:
             return None, True
+        facets, known = values
         prior = at(self.summary, "uncertainty", "prior_std") or PRIOR_STD
         if data is None or data.dim != 3:
             return self._surface_only(known, prior), True
@@ -313,9 +276,9 @@ class _Reader:
             triples = read.cells_dict["triangle"].astype(np.int64)
         except Exception:  # parsers raise what they like
             return None
-        nowhere = np.zeros(len(triples), bool)
         if len(triples) != len(known["permeability"]):
             return None
+        nowhere = np.zeros(len(triples), bool)
         return Found(read.points, np.empty((0, 4), np.int64), triples, nowhere, nowhere, **known,
                      prior_std=prior)
 
@@ -332,18 +295,27 @@ class _Reader:
                 return labels.astype(np.int64), False
         regions = cell_regions(len(data.cells), pairs, membrane)
         volumes = np.bincount(regions, weights=np.abs(cell_volumes(data.points, data.cells)))
-        rank = np.empty(len(volumes), np.int64)
-        rank[np.lexsort((np.arange(len(volumes)), -volumes))] = np.arange(len(volumes))
+        rank = np.argsort(np.argsort(-volumes, kind="stable"))
         return rank[regions], True
 
 
-def _columns(file: Path, names: tuple[str, ...]) -> list[np.ndarray]:
+def _facet_values(file: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Vertex triples, and what is known of each of them."""
+    with np.load(file, allow_pickle=False) as content:
+        values = {name: content[name] for name in content.files}
+    facets = values["facets"]
+    known = {name: values[name].astype(kind) for name, kind in _KNOWN.items()
+             if name in values and values[name].shape == facets.shape[:1]}
+    known["permeability"], known["membrane"]
+    return facets, known
+
+
+def _column(file: Path, name: str) -> np.ndarray:
     rows = folder.read_rows(file)
-    for name in names:
-        if not rows or name not in rows[0]:
-            raise InputError(f"{file.name} has no column {name}")
+    if not rows or name not in rows[0]:
+        raise InputError(f"{file.name} has no column {name}")
     try:
-        return [np.array([float(row[name]) for row in rows]) for name in names]
+        return np.array([float(row[name]) for row in rows])
     except (TypeError, ValueError):
         raise InputError(f"{file.name} has a cell that is no number") from None
 

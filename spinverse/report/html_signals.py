@@ -30,19 +30,14 @@ def history(rows: list[dict]) -> Picture:
         lines.append(("loss", "loss: weighted sum", MEASURED, None))
     lines += [(name, f"prior: {name}", colour, "dot")
               for name, colour in zip(names, series(len(names)), strict=True)]
+    # stages have losses of their own: after each a gap
+    x = np.insert(np.arange(len(rows)), ends, np.array(ends) - 1)
+    text = np.insert([f"{row['stage']}, iteration {row['iteration']}, "
+                      f"{row.get('seconds', np.nan):.1f} s" for row in rows], ends, "")
     for key, label, colour, dash in lines:
-        x, y, text = [], [], []
-        for start, end in zip(starts, ends, strict=True):
-            for i in range(start, end):
-                value = rows[i].get(key, np.nan)
-                x.append(i)
-                y.append(value if value > 0 else None)
-                text.append(f"{rows[i]['stage']}, iteration {rows[i]['iteration']}, "
-                            f"{rows[i].get('seconds', np.nan):.1f} s")
-            x.append(end - 1)
-            y.append(None)  # stages have losses of their own
-            text.append("")
-        figure.add_scatter(x=x, y=y, name=label, text=text if len(rows) <= _MOST_TEXTS else None,
+        y = np.insert([row.get(key, np.nan) for row in rows], ends, np.nan)
+        figure.add_scatter(x=x, y=np.where(y > 0, y, None), name=label,
+                           text=text if len(rows) <= _MOST_TEXTS else None,
                            mode="lines+markers" if len(rows) < 200 else "lines",
                            marker={"size": 5}, line={"color": colour, "dash": dash, "width": 2},
                            hovertemplate="%{text}<br>%{y:.3e}")
@@ -67,44 +62,36 @@ def by_b(acquisition: Acquisition, predicted: np.ndarray, measured: np.ndarray |
     """Signals by b on a logarithmic axis, a panel for each kind of sequence; residuals below."""
     kinds = _kinds(acquisition)
     figure, places = _grid(kinds, "b (s/mm²)", axis, "difference" if measured is not None else "")
-    sets = [("predicted" if measured is not None else "simulated", predicted, PREDICTED, "circle")]
+    sets = [("simulated", predicted, PREDICTED, "circle", 0)]
     if measured is not None:
-        # larger and open, so that both are seen at the same place
-        sets.insert(0, ("measured", measured, MEASURED, "square-open"))
+        # larger and open, so that both are seen at the same place; differences a panel below
+        sets = [("measured", measured, MEASURED, "square-open", 0),
+                ("predicted", predicted, PREDICTED, "circle", 0),
+                ("predicted − measured", predicted - measured, FALSE, "circle", 1)]
     dots = len(predicted) <= _MOST_DOTS
     for (_, rows), place in zip(kinds.items(), places, strict=True):
-        b, here = acquisition.b[rows], {"row": place[0], "col": place[1]}
-        shells, first = [np.flatnonzero(shell) for shell in _shells(b)], place == places[0]
-        x = np.array([b[shell].mean() for shell in shells])
-        text = _texts(acquisition, rows)
-
-        def add(name, values, colour, symbol, b=b, x=x, rows=rows, shells=shells, text=text,
-                legend=first, here=here):
-            size = 7 if symbol == "square-open" else 4
+        b = acquisition.b[rows]
+        shells = [np.flatnonzero(shell) for shell in _shells(b)]
+        x, text = [b[shell].mean() for shell in shells], _texts(acquisition, rows)
+        for name, every, colour, symbol, below in sets:
+            values, size = every[rows], 7 if symbol == "square-open" else 4
+            common = {"name": name, "legendgroup": name, "row": place[0] + below, "col": place[1]}
             if dots:
                 figure.add_scatter(
-                    x=b, y=values[rows], mode="markers", name=name, legendgroup=name,
-                    showlegend=False, text=text, marker={
+                    x=b, y=values, mode="markers", showlegend=False, text=text, marker={
                         "color": colour, "size": size, "opacity": 0.6, "symbol": symbol},
-                    hovertemplate=f"{name} %{{y:.3e}}<br>%{{text}}", **here)
-            mean = np.array([values[rows][shell].mean() for shell in shells])
+                    hovertemplate=f"{name} %{{y:.3e}}<br>%{{text}}", **common)
+            mean = np.array([values[shell].mean() for shell in shells])
             ends = None if dots else {
                 "type": "data", "symmetric": False, "thickness": 1,
-                "array": [values[rows][s].max() - m for s, m in zip(shells, mean, strict=True)],
-                "arrayminus": [m - values[rows][s].min()
-                               for s, m in zip(shells, mean, strict=True)]}
+                "array": [values[shell].max() for shell in shells] - mean,
+                "arrayminus": mean - [values[shell].min() for shell in shells]}
             figure.add_scatter(
-                x=x, y=mean, mode="lines+markers", name=name, legendgroup=name, showlegend=legend,
+                x=x, y=mean, mode="lines+markers", showlegend=place == places[0], error_y=ends,
                 line={"color": colour, "dash": "dash" if symbol == "square-open" else "solid"},
-                marker={"size": size + 3, "symbol": symbol}, error_y=ends,
-                hovertemplate=f"{name}, mean %{{y:.3e}}", **here)
-
-        for each in sets:
-            add(*each)
-        if measured is not None:
-            add("predicted − measured", predicted - measured, FALSE, "circle", legend=first,
-                here={"row": place[0] + 1, "col": place[1]})
-    values = np.concatenate([values for _, values, *_ in sets])
+                marker={"size": size + 3, "symbol": symbol},
+                hovertemplate=f"{name}, mean %{{y:.3e}}", **common)
+    values = np.concatenate([every for _, every, *_, below in sets if not below])
     positive = values[values > 0]
     low, high = (positive.min(), positive.max()) if len(positive) else (0.1, 1.0)
     low = max(low, _LEAST * high)
@@ -137,7 +124,7 @@ def by_direction(acquisition: Acquisition, predicted: np.ndarray, measured: np.n
                     for shell in _shells(acquisition.b[rows]))}
     if not kinds:
         return None
-    order_by = "measured" if measured is not None else "simulated"
+    order_by, values = ("simulated", predicted) if measured is None else ("measured", measured)
     figure, places = _grid(kinds, f"directions, by {order_by} signal", axis)
     levels = sorted({round(float(acquisition.b[shell].mean()), 1)
                      for shell in _shells(acquisition.b)} - {0.0})
@@ -150,19 +137,17 @@ def by_direction(acquisition: Acquisition, predicted: np.ndarray, measured: np.n
             b = min(levels, key=lambda level: abs(level - mean), default=0.0) if mean > 0 else 0.0
             if b == 0 or len(here) < 3:
                 continue
-            values = predicted if measured is None else measured
             here = here[np.argsort(values[here], kind="stable")]
-            x = np.arange(1, len(here) + 1)
-            text = _texts(acquisition, here)
-            common = {"legendgroup": str(b), "text": text, "row": place[0], "col": place[1]}
+            common = {"x": np.arange(1, len(here) + 1), "legendgroup": str(b),
+                      "text": _texts(acquisition, here), "row": place[0], "col": place[1]}
             figure.add_scatter(
-                x=x, y=predicted[here], name=f"b = {b:g}", showlegend=b not in shown,
+                y=predicted[here], name=f"b = {b:g}", showlegend=b not in shown,
                 mode="lines" if measured is not None else "lines+markers",
                 marker={"size": 4}, line={"color": colours[b], "width": 1.8},
                 hovertemplate="%{y:.4f}<br>%{text}", **common)
             if measured is not None:
                 figure.add_scatter(
-                    x=x, y=measured[here], showlegend=False, mode="markers",
+                    y=measured[here], showlegend=False, mode="markers",
                     name=f"b = {b:g}, measured",
                     marker={"size": 6, "color": colours[b], "symbol": "circle-open"},
                     hovertemplate="measured %{y:.4f}<br>%{text}", **common)
@@ -202,10 +187,7 @@ def scatter(acquisition: Acquisition, predicted: np.ndarray, measured: np.ndarra
 
 
 def sphere(acquisition: Acquisition, residual: np.ndarray) -> Picture | None:
-    """The residual on the sphere of directions, a shell at a time.
-
-    None for too few directions, or where there is no residual at all.
-    """
+    """The residual on the sphere, a shell at a time; None without any, or for few directions."""
     shells = []
     for title, rows in panels(acquisition).items():
         for shell in _shells(acquisition.b[rows]):
@@ -224,18 +206,17 @@ def sphere(acquisition: Acquisition, residual: np.ndarray) -> Picture | None:
     for k, (_, rows) in enumerate(shells):
         directions = acquisition.directions[rows]
         both = np.concatenate([directions, -directions]).astype(np.float32)
+        xyz = dict(zip("xyz", both.T, strict=True))
         values = np.tile(residual[rows], 2).astype(np.float32)
         top = float(np.abs(values).max()) or 1.0
         scale = {"colorscale": "RdBu", "reversescale": True, "cmin": -top, "cmax": top}
         faces = _hull(both)
         if faces is not None:
-            figure.add_mesh3d(x=both[:, 0], y=both[:, 1], z=both[:, 2], i=faces[:, 0],
-                              j=faces[:, 1], k=faces[:, 2], intensity=values, visible=k == worst,
-                              showscale=False, hoverinfo="skip", flatshading=False,
-                              lighting={"ambient": 0.9, "diffuse": 0.15, "specular": 0.0},
-                              **scale)
+            figure.add_mesh3d(**xyz, **dict(zip("ijk", faces.T, strict=True)), intensity=values,
+                              visible=k == worst, showscale=False, hoverinfo="skip", **scale,
+                              lighting={"ambient": 0.9, "diffuse": 0.15, "specular": 0.0})
         figure.add_scatter3d(
-            x=both[:, 0], y=both[:, 1], z=both[:, 2], mode="markers", visible=k == worst,
+            **xyz, mode="markers", visible=k == worst,
             showlegend=False, hovertemplate="(%{x:+.2f}, %{y:+.2f}, %{z:+.2f})<br>"
             "predicted − measured %{marker.color:+.2e}<extra></extra>",
             marker={"size": 5, "color": values, "line": {"color": "#555", "width": 1},
@@ -250,8 +231,7 @@ def sphere(acquisition: Acquisition, residual: np.ndarray) -> Picture | None:
     figure.update_layout(
         updatemenus=[{"buttons": buttons, "active": worst, "x": 0.0, "xanchor": "left",
                       "y": 1.12, "yanchor": "top"}] if len(buttons) > 1 else [],
-        scene={"aspectmode": "cube", "xaxis": {"title": "x", **axes},
-               "yaxis": {"title": "y", **axes}, "zaxis": {"title": "z", **axes}},
+        scene={"aspectmode": "cube", **{f"{x}axis": {"title": x, **axes} for x in "xyz"}},
         margin={"t": 48, "l": 0, "r": 0, "b": 0}, legend={"x": 0})
     more = "; the menu chooses another, the first shown is the one with the largest residual" \
         if len(buttons) > 1 else f": {shells[0][0]}"
@@ -273,8 +253,7 @@ def table(acquisition: Acquisition, predicted: np.ndarray,
             mine = here[shell]
             row = [_flat(title), f"{acquisition.b[mine].mean():.0f}", str(len(mine))]
             if measured is None:
-                row += [f"{predicted[mine].mean():.4f}", f"{predicted[mine].min():.4f}",
-                        f"{predicted[mine].max():.4f}"]
+                row += [f"{of(predicted[mine]):.4f}" for of in (np.mean, np.min, np.max)]
             else:
                 off = predicted[mine] - measured[mine]
                 most = mine[np.argmax(np.abs(off))]
@@ -302,8 +281,6 @@ def phases(acquisition: Acquisition, values: np.ndarray) -> Picture:
                     "Phase in degrees against b, a dot a measurement.")
 
 
-# ---- shells and panels ----------------------------------------------------------------------
-
 def _kinds(acquisition: Acquisition) -> dict[str, np.ndarray]:
     return dict(list(panels(acquisition).items())[:_MOST_PANELS])
 
@@ -317,10 +294,7 @@ def _shells(b: np.ndarray) -> list[np.ndarray]:
 
 
 def _grid(kinds: dict, x: str, y: str, below: str = ""):
-    """Subplots with one panel a kind, at most three in a row, and their places.
-
-    With ``below``, a title, each has a lower panel for residuals.
-    """
+    """Subplots, one a kind, three a row, and their places; ``below``: title of a lower panel."""
     columns, deep = min(len(kinds), 3), 2 if below else 1
     lines = -(-len(kinds) // columns)
     titles, there = [], []  # type: list[str], list[list[dict | None]]

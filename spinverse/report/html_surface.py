@@ -12,7 +12,7 @@ from ..units import permeability_from_internal
 from .html_parts import BACKGROUND, FALSE, FOUND, LABELS, MEASURED, MISSED, TRUE, UNSURE, Picture
 from .html_run import MOST_CELLS, Found
 from .planes import box_edges, lines, section
-from .plots_cells import bins
+from .plots import bins
 
 _OPACITIES = (0.5, 0.65, 0.8, 0.96)
 _MOST_FACETS = 16_000  # in one scene
@@ -27,15 +27,18 @@ def histogram(facets: Found, cut: float | None, rule: str) -> Picture:
     unknown = facets.unknown
     logs, edges = bins(facets, cut)
     middle, width = 0.5 * (edges[1:] + edges[:-1]), edges[1] - edges[0]
-    figure = go.Figure()
-    sets = [("found as membrane", facets.membrane & unknown, FOUND),
-            ("others", ~facets.membrane & unknown, MEASURED)]
-    for name, chosen, colour in sets:
-        counts = np.histogram(logs[chosen], edges)[0]
-        figure.add_bar(x=middle, y=np.where(counts > 0, counts, None), width=width, name=name,
+    figure, spans = go.Figure(), []
+    for title, member, colour in (("found as membrane", facets.membrane, FOUND),
+                                  ("others", ~facets.membrane, MEASURED)):
+        counts = np.histogram(logs[member & unknown], edges)[0]
+        figure.add_bar(x=middle, y=np.where(counts > 0, counts, None), width=width, name=title,
                        marker={"color": colour, "opacity": 0.8, "line": {"width": 0}},
-                       customdata=10.0**middle, hovertemplate=f"{name}: %{{y}} facets<br>"
+                       customdata=10.0**middle, hovertemplate=f"{title}: %{{y}} facets<br>"
                        "about %{customdata:.3g} µm/ms<extra></extra>")
+        kappa = facets.permeability[member & unknown]
+        if len(kappa):
+            spans.append(f"{title.split()[-1]}: {len(kappa)} facets, {kappa.min():.3g} to "
+                         f"{kappa.max():.3g} µm/ms")
     if facets.true.any():
         counts = np.histogram(logs[facets.true & unknown], edges)[0]
         figure.add_scatter(x=np.repeat(edges, 2)[1:-1], mode="lines", name="true membrane",
@@ -45,19 +48,15 @@ def histogram(facets: Found, cut: float | None, rule: str) -> Picture:
     if cut is not None and cut > 0:
         figure.add_vline(np.log10(cut), line={"color": FALSE, "width": 2},
                          annotation_text=f"cut: {cut:.3g} µm/ms")
-        words = f"{rule} The line is the cut, {cut:.3g} µm/ms ("
-        words += f"{permeability_from_internal(cut):.3g} m/s)."
+        words += (f" The line is the cut, {cut:.3g} µm/ms "
+                  f"({permeability_from_internal(cut):.3g} m/s).")
     figure.update_layout(barmode="overlay", bargap=0, margin={"t": 28},
                          legend={"orientation": "h", "y": -0.26})
     figure.update_xaxes(title="log10 of permeability (µm/ms)")
     most = max(int(unknown.sum()), 10)
     figure.update_yaxes(title="facets", type="log", dtick=1, range=[-0.3, np.log10(most) + 0.15])
-    found = facets.permeability[facets.membrane & unknown]
-    other = facets.permeability[~facets.membrane & unknown]
-    spans = "; ".join(f"{name}: {len(v)} facets, {v.min():.3g} to {v.max():.3g} µm/ms"
-                      for name, v in (("membrane", found), ("others", other)) if len(v))
     return Picture("permeability", figure, 340, f"{words} Counts are on a logarithmic scale.",
-                   f"Histogram of permeabilities. {spans}.")
+                   f"Histogram of permeabilities. {'; '.join(spans)}.")
 
 
 def cells(facets: Found, still: bytes | None) -> Picture | None:
@@ -78,12 +77,11 @@ def cells(facets: Found, still: bytes | None) -> Picture | None:
         _add_mesh(figure, facets.points, facets.triples[surface][::step],
                   LABELS[k % len(LABELS)], 1.0, scene=last, name=name, legendgroup=name,
                   showlegend=k <= len(LABELS))
-    for scene, drawn in (("scene", facets.true if known else None),
-                         (last, np.any([surface for *_, surface in found], axis=0))):
-        if drawn is not None:
-            _add_edges(figure, facets.points, facets.triples[drawn], scene=scene, showlegend=False)
-            _add_box(figure, facets.points, scene=scene)
-    _scene(figure, *{"scene", last})
+    drawn = {"scene": facets.true, last: np.any([surface for *_, surface in found], axis=0)}
+    for scene, chosen in drawn.items():
+        _add_edges(figure, facets.points, facets.triples[chosen], scene=scene, showlegend=False)
+        _add_box(figure, facets.points, scene=scene)
+    _scene(figure, *drawn)
     figure.update_layout(margin={"t": 26}, legend={"orientation": "h", "y": -0.02})
     count = "The largest" if len(found) == MOST_CELLS else f"{len(found)}"
     count += f" {'region' if facets.labels_enclosed else 'cell'}{'s' * (len(found) > 1)}"
@@ -100,17 +98,14 @@ def cells(facets: Found, still: bytes | None) -> Picture | None:
 def interface(facets: Found, explained: bool | None, still: bytes | None) -> Picture:
     """The interface in its box, to be turned; classes of facets can be switched on and off."""
     points = facets.points
-    known = facets.true.any()
-    surely = np.ones(len(facets.triples), bool) if facets.determined is None \
-        else facets.determined
     found, true = facets.membrane, facets.true
-    classes = []
+    known = true.any()
+    surely = np.ones(len(true), bool) if facets.determined is None else facets.determined
+    classes = [("found", found & surely, FOUND)]
     if known:
-        classes += [("found and true", found & true & surely, FOUND),
-                    ("found, not true", found & ~true & surely, FALSE),
-                    ("true, not found", true & ~found, MISSED)]
-    else:
-        classes.append(("found", found & surely, FOUND))
+        classes = [("found and true", found & true & surely, FOUND),
+                   ("found, not true", found & ~true & surely, FALSE),
+                   ("true, not found", true & ~found, MISSED)]
     some = f", {(found & true & ~surely).sum()} of them true" if known else ""
     why = ": the data are NOT explained" if explained is False else ""
     classes.append((f"found, undetermined{some}{why}", found & ~surely, UNSURE))
@@ -125,14 +120,13 @@ def interface(facets: Found, explained: bool | None, still: bytes | None) -> Pic
         member = member & drawn
         if member.any():
             _add_class(figure, points, facets.triples, member, colour, name, confidence)
-    if known and true.any():
+    if known:
         _add_mesh(figure, points, facets.triples[true & drawn], TRUE, 0.35,
                   name=f"true membrane ({true.sum()})", visible="legendonly", showlegend=True)
     _add_edges(figure, points, facets.triples[drawn])
     _add_box(figure, points)
     _scene(figure)
-    counts = {name: int(member.sum()) for name, member, _ in classes}
-    said = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    said = ", ".join(f"{member.sum()} {name}" for name, member, _ in classes if member.any())
     caption = (f"{said[:1].upper()}{said[1:] or 'No facet was found'}. Drag to turn, scroll to "
                "zoom; a click on a name in the legend hides it")
     caption += ", and shows the true membrane." if known else \
@@ -197,9 +191,9 @@ def planes(facets: Found) -> Picture | None:
     blocks, middle = [], count // 2
     for k, row in enumerate(heights):
         before = len(figure.data)
-        for axis in range(3):
-            cut = whole[axis] if k == middle else section(facets.points, facets.cells, axis,
-                                                          row[axis])
+        cuts = whole if k == middle else [
+            section(facets.points, facets.cells, axis, row[axis]) for axis in range(3)]
+        for axis, cut in enumerate(cuts):
             _add_section(figure, facets, labels, cut, colours, axis, k == middle)
         blocks.append((before, len(figure.data)))
     for name, wall, dash, shown in (("found wall", FOUND, None, True),
@@ -241,27 +235,22 @@ def planes(facets: Found) -> Picture | None:
                    f"{len(labels)} mesh cells lie {words}.", panels=3)
 
 
-# ---- pieces ---------------------------------------------------------------------------------
-
 def _add_class(figure, points, triples, member, colour, name, confidence) -> None:
     """Facets of a class by their confidence: plotly has one opacity a surface."""
     levels = np.full(member.sum(), len(_OPACITIES) - 1) if confidence is None else np.minimum(
         (confidence[member] * len(_OPACITIES)).astype(int), len(_OPACITIES) - 1)
-    first = True
     for level in np.unique(levels)[::-1]:
-        chosen = triples[member][levels == level]
-        _add_mesh(figure, points, chosen, colour, _OPACITIES[level], legendgroup=name,
-                  name=f"{name} ({member.sum()})", showlegend=first)
-        first = False
+        _add_mesh(figure, points, triples[member][levels == level], colour, _OPACITIES[level],
+                  legendgroup=name, name=f"{name} ({member.sum()})",
+                  showlegend=bool(level == levels.max()))
 
 
 def _add_mesh(figure, points, triples, colour, opacity, **more) -> None:
     used, corners = np.unique(triples, return_inverse=True)
     x, corners = points[used].astype(np.float32), corners.reshape(-1, 3).astype(np.int32)
-    figure.add_mesh3d(x=x[:, 0], y=x[:, 1], z=x[:, 2], i=corners[:, 0], j=corners[:, 1],
-                      k=corners[:, 2], color=colour, opacity=opacity, flatshading=True,
-                      lighting={"ambient": 0.62, "diffuse": 0.6, "specular": 0.05},
-                      hoverinfo="skip", **more)
+    figure.add_mesh3d(**dict(zip("xyzijk", (*x.T, *corners.T), strict=True)), color=colour,
+                      opacity=opacity, flatshading=True, hoverinfo="skip",
+                      lighting={"ambient": 0.62, "diffuse": 0.6, "specular": 0.05}, **more)
 
 
 def _add_box(figure, points, **more) -> None:
@@ -275,10 +264,9 @@ def _scene(figure, *names: str) -> None:
             for name in "xyz"}
     scene = {"aspectmode": "data", "camera": {
         "eye": {"x": 1.3, "y": -1.7, "z": 0.85}, "center": {"x": 0, "y": 0, "z": -0.08}}, **axes}
-    figure.update_layout(
-        **dict.fromkeys(names or ("scene",), scene),
-        legend={"x": 0, "y": 1, "bgcolor": "rgba(0,0,0,0)"},
-        margin={"t": 8, "l": 0, "r": 0, "b": 0})
+    figure.update_layout(**dict.fromkeys(names or ("scene",), scene),
+                         legend={"x": 0, "y": 1, "bgcolor": "rgba(0,0,0,0)"},
+                         margin={"t": 8, "l": 0, "r": 0, "b": 0})
 
 
 def _add_edges(figure, points: np.ndarray, triples: np.ndarray, **more) -> None:

@@ -14,22 +14,17 @@ from ..mesh.connected import connected_cells, sizes_of
 from ..parallel.statistics import order_statistics
 
 BLOCK = 1024  # cells whose quality is looked at together
+UNITS = ("", "um", "um^2", "um^3")  # of sizes, by their dimension
 
 
 @dataclass(frozen=True)
 class MeshFacts:
-    """Facts about a whole mesh, the same on every rank.
+    """Facts about a whole mesh, the same on every rank."""
 
-    Attributes:
-        edges: shortest, median and longest edge, um.
-        worst, mean: radius ratio of the cells, 1 for regular ones, 0 for flat ones.
-        parts: volumes, um^d, of the parts that share no facet, the largest first.
-    """
-
-    edges: tuple[float, float, float]
-    worst: float
+    edges: tuple[float, float, float]  # shortest, median and longest, um
+    worst: float  # radius ratio of the cells, 1 for regular ones, 0 for flat ones
     mean: float
-    parts: tuple[float, ...]
+    parts: tuple[float, ...]  # volumes, um^d, of those that share no facet, the largest first
 
     @classmethod
     def of(cls, mesh: Mesh) -> MeshFacts:
@@ -46,8 +41,12 @@ class MeshFacts:
         edges = (comm.allreduce(float(lengths.min(initial=np.inf)), op=MPI.MIN),
                  float(middle.mean()),
                  comm.allreduce(float(lengths.max(initial=0.0)), op=MPI.MAX))
+        labels = connected_cells(mesh, ~mesh.outer)[:owned]
+        firsts = labels[labels == mesh.input_cells[:owned]]  # a part is told by its first cell
+        parts = np.concatenate(comm.allgather(sizes_of(mesh, labels, firsts)))
         return cls(edges, comm.allreduce(float(ratios.min(initial=1.0)), op=MPI.MIN),
-                   comm.allreduce(float(ratios.sum())) / mesh.num_cells, _parts(mesh))
+                   comm.allreduce(float(ratios.sum())) / mesh.num_cells,
+                   tuple(sorted(parts.tolist(), reverse=True)))
 
     def describe(self, dim: int) -> str:
         """Edges and quality in words."""
@@ -60,15 +59,7 @@ class MeshFacts:
         """The parts in words; "" for one."""
         if len(self.parts) == 1:
             return ""
-        unit = {1: "um", 2: "um^2", 3: "um^3"}[dim]
         shown = ", ".join(f"{part:.4g}" for part in self.parts[:6])
-        return (f"mesh: {len(self.parts)} parts that share no facet, of {shown}"
-                f"{', ...' if len(self.parts) > 6 else ''} {unit}: nothing passes between them")
-
-
-def _parts(mesh: Mesh) -> tuple[float, ...]:
-    labels = connected_cells(mesh, ~mesh.outer)[: mesh.num_owned_cells]
-    # a part is told by its first cell
-    firsts = labels[labels == mesh.input_cells[: mesh.num_owned_cells]]
-    volumes = np.concatenate(mesh.comm.allgather(sizes_of(mesh, labels, firsts)))
-    return tuple(sorted(volumes.tolist(), reverse=True))
+        shown += ", ..." * (len(self.parts) > 6)
+        return (f"mesh: {len(self.parts)} parts that share no facet, of {shown} {UNITS[dim]}: "
+                "nothing passes between them")

@@ -14,23 +14,16 @@ _SIDES = np.array([[0, 1], [0, 2], [1, 2]])
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """A plane at right angles to an axis, at a height on it, um.
-
-    ``polygons (n, 4, 2)`` are corners in the other two axes, in order round the polygon, um; a
-    triangle has its last corner twice. ``cells (n,)``: the cell of each.
-    """
+    """A plane at right angles to an axis, at a height on it, um."""
 
     axis: int
     height: float
-    polygons: np.ndarray
-    cells: np.ndarray
+    polygons: np.ndarray  # (n, 4, 2) um, corners in the other axes; triangles have their last twice
+    cells: np.ndarray  # (n,) the cell of each
 
 
 def section(points: np.ndarray, cells: np.ndarray, axis: int, height: float) -> Section:
-    """Cut cells ``(Nt, 4)`` by a plane at right angles to an axis.
-
-    The plane is moved aside by 1e-4 of the mesh.
-    """
+    """Cut cells ``(Nt, 4)`` at right angles to an axis, 1e-4 of the mesh beside a height."""
     height = float(height + _ASIDE * np.ptp(points[:, axis]))
     above = points[cells, axis] > height
     cut = np.flatnonzero(above.any(axis=1) & ~above.all(axis=1))

@@ -1,6 +1,7 @@
 """Figures of a run, written without a display. Matplotlib is an optional extra.
 
 Every function writes one file; each raises ImportError where matplotlib is not installed.
+`write_all` writes all of them from the files of a folder.
 """
 
 from __future__ import annotations
@@ -11,8 +12,12 @@ from typing import BinaryIO
 import numpy as np
 
 from ..acquisition import Acquisition
+from ..errors import SpinverseError
 from ..units import frequency_from_internal
-from .planes import box_edges
+from . import folder
+from .html_parts import LABELS
+from .html_run import Found, Run, at
+from .planes import box_edges, lines, section
 
 MEASURED, PREDICTED = "#333333", "#0072b2"
 TERMS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
@@ -32,9 +37,9 @@ def figure_of(*size, **kwargs):
 def _panels(count: int, **kwargs):
     """A figure with axes for ``count`` panels, up to four in a row, and how many in a row."""
     columns = min(count, 4)
-    lines = -(-count // columns)
-    figure = figure_of(3.6 * columns + 0.4, 3.4 * lines + 0.5, layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False, **kwargs).ravel()
+    rows = -(-count // columns)
+    figure = figure_of(3.6 * columns + 0.4, 3.4 * rows + 0.5, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, **kwargs).ravel()
     for axis in axes[count:]:
         axis.set_axis_off()
     return figure, axes, columns
@@ -42,10 +47,7 @@ def _panels(count: int, **kwargs):
 
 def signals(path: Path, acquisition: Acquisition, predicted: np.ndarray,
             measured: np.ndarray | None = None) -> None:
-    """Signals by b, a panel for each kind of sequence; against measured ones also as a scatter.
-
-    ``predicted`` and ``measured`` are normalised magnitudes, ``(N,)``.
-    """
+    """Normalised magnitudes ``(N,)`` by b, a panel for each kind of sequence, and a scatter."""
     kinds = panels(acquisition)
     figure, axes, columns = _panels(len(kinds) + (measured is not None))
     every = np.concatenate([predicted, [] if measured is None else measured])
@@ -136,8 +138,8 @@ def _sequence(waveform) -> str:
 
 def priors_of(rows: list[dict]) -> list[str]:
     """Names of the prior terms of a history, in the order of their first use."""
-    others = ("stage", "iteration", "phase", "loss", "data", "gradient_norm", "step", "seconds")
-    return [key for key in dict.fromkeys(key for row in rows for key in row) if key not in others]
+    return [key for key in dict.fromkeys(key for row in rows for key in row)
+            if key not in folder.COLUMNS]
 
 
 def stage_starts(rows: list[dict]) -> list[int]:
@@ -151,18 +153,17 @@ def losses(path: Path, rows: list[dict]) -> None:
     axis = figure.subplots()
     x = np.arange(len(rows), dtype=float)
     names, starts = priors_of(rows), stage_starts(rows)
-
-    def line(name, **style):
+    kinds = [("loss", "loss (weighted sum)", MEASURED, 1.6, "-")] * any(
+        row.get("loss") != row.get("data") for row in rows)
+    kinds.append(("data", "data: mean square of normalised signals", TERMS[0], 1.4, "-"))
+    kinds += [(name, f"prior: {name}", colour, 1.0, "--")
+              for name, colour in zip(names, (TERMS * len(names))[1:], strict=False)]
+    for name, label, colour, width, style in kinds:
         y = np.array([row.get(name, np.nan) for row in rows], dtype=float)
         # stages have losses of their own: no line from one to the next
         axis.plot(np.insert(x, starts, x[starts] - 0.5),
-                  np.insert(np.where(y > 0, y, np.nan), starts, np.nan), **style)
-
-    if any(row.get("loss") != row.get("data") for row in rows):
-        line("loss", color=MEASURED, linewidth=1.6, label="loss (weighted sum)")
-    line("data", color=TERMS[0], linewidth=1.4, label="data: mean square of normalised signals")
-    for name, colour in zip(names, (TERMS * len(names))[1:], strict=False):
-        line(name, color=colour, linewidth=1.0, linestyle="--", label=f"prior: {name}")
+                  np.insert(np.where(y > 0, y, np.nan), starts, np.nan), color=colour,
+                  linewidth=width, linestyle=style, label=label)
     axis.set_yscale("log")
     spans = list(zip(starts, [*starts[1:], len(rows)], strict=True))
     short = any(end - start < 0.12 * len(rows) for start, end in spans)
@@ -191,14 +192,10 @@ def interface(path: Path | BinaryIO, corners: np.ndarray, permeability: np.ndarr
     """The found interface in its box, beside the true one where that is known; same view.
 
     Args:
-        path: file to write, or a binary stream.
-        corners: ``(nf, 3, 3)`` corners of all facets, um.
-        permeability: ``(nf,)`` um/ms.
-        found, true: ``(nf,)`` bool.
-        bounds: ``(2, 3)`` corners of the box, um.
-        evidence: ``(nf,)`` of `spinverse.inversion.uncertainty.Uncertainty`; colours and opacity
-            show it then, in place of the permeability.
-        level: evidence below which a facet is undetermined.
+        corners: ``(nf, 3, 3)`` corners of all facets, um; permeabilities are in um/ms.
+        found, true: ``(nf,)`` bool, in the box of corners ``bounds (2, 3)``, um.
+        evidence: ``(nf,)`` of `Uncertainty`, shown in place of the permeability; a facet is
+            undetermined below ``level``.
         determined: ``(nf,)`` bool, where the evidence is not known: undetermined facets are marked.
         explained: of the `Verdict`; False says that the data are not, and nothing is determined.
     """
@@ -228,30 +225,23 @@ def interface(path: Path | BinaryIO, corners: np.ndarray, permeability: np.ndarr
     if evidence is not None:
         colours[:, 3] = 0.45 + 0.5 * scale.norm(values).filled()
     colours[unsure] = (*colors.to_rgb(UNDETERMINED), 0.5)
-    if true is not None:
-        axis = figure.add_axes((0.0, 0.02, width, 0.88), projection="3d")
-        _facets(axis, corners[true], np.tile((0.62, 0.66, 0.72, 0.85), (int(true.sum()), 1)),
-                bounds)
-        axis.set_title(f"true: {true.sum()} facets", fontsize=11)
-    axis = figure.add_axes((0.88 - width, 0.02, width, 0.88), projection="3d")
-    _facets(axis, corners[found], colours, bounds)
     title = f"found: {found.sum()} facets"
     if true is not None:
         title += f" ({(found & true).sum()} true, {(found & ~true).sum()} false)"
-    axis.set_title(title, fontsize=11)
-    if explained is False:
-        figure.legend(handles=[Patch(
-            facecolor=UNDETERMINED, alpha=0.5,
-            label=f"the data are NOT explained: none of {found.sum()} is determined")],
-            loc="upper center", bbox_to_anchor=(0.88 - width / 2, 0.92), fontsize=9, frameon=False)
-    elif evidence is not None or determined is not None:
+        grey = np.tile((0.62, 0.66, 0.72, 0.85), (int(true.sum()), 1))
+        _facets(figure, (0.0, 0.02, width, 0.88), corners[true], grey, bounds,
+                f"true: {true.sum()} facets")
+    _facets(figure, (0.88 - width, 0.02, width, 0.88), corners[found], colours, bounds, title)
+    if evidence is not None or determined is not None:
         below = "" if evidence is None else f" (below {level:g} σ)"
-        figure.legend(handles=[
-            Patch(facecolor=scale.to_rgba(high), label=f"determined: {(~unsure).sum()}"),
-            Patch(facecolor=UNDETERMINED, alpha=0.5,
-                  label=f"undetermined{below}: {unsure.sum()}")],
-            loc="upper center", bbox_to_anchor=(0.88 - width / 2, 0.92), ncols=2, fontsize=9,
-            frameon=False)
+        words = f"undetermined{below}: {unsure.sum()}" if explained is not False else \
+            f"the data are NOT explained: none of {found.sum()} is determined"
+        handles = [Patch(facecolor=UNDETERMINED, alpha=0.5, label=words)]
+        if explained is not False:
+            handles.insert(0, Patch(facecolor=scale.to_rgba(high),
+                                    label=f"determined: {(~unsure).sum()}"))
+        figure.legend(handles=handles, loc="upper center", ncols=2, fontsize=9, frameon=False,
+                      bbox_to_anchor=(0.88 - width / 2, 0.92))
     if not unsure.all():  # else no facet has a colour of the scale
         bar = figure.colorbar(scale, cax=figure.add_axes((0.90, 0.22, 0.018, 0.5)))
         bar.set_label(label, fontsize=9)
@@ -260,17 +250,18 @@ def interface(path: Path | BinaryIO, corners: np.ndarray, permeability: np.ndarr
     figure.savefig(path, dpi=dpi, format="png" if hasattr(path, "write") else None)
 
 
-def _facets(axis, corners, colours, bounds) -> None:
+def _facets(figure, place, corners, colours, bounds, title) -> None:
     from matplotlib.ticker import MaxNLocator
     from mpl_toolkits.mplot3d.art3d import Line3DCollection, Poly3DCollection
 
+    axis = figure.add_axes(place, projection="3d")
+    axis.set_title(title, fontsize=11)
     if len(corners):
         normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
         normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-300)
         # facets have no sides: light by the angle alone
         light = 0.6 + 0.4 * np.abs(normal @ np.array([0.4, -0.5, 0.77]))
-        colours = np.concatenate([np.asarray(colours)[:, :3] * light[:, None],
-                                  np.asarray(colours)[:, 3:]], axis=1)
+        colours = np.column_stack([colours[:, :3] * light[:, None], colours[:, 3:]])
         axis.add_collection3d(Poly3DCollection(corners, facecolors=colours,
                                                edgecolors=(0, 0, 0, 0.45), linewidths=0.4))
     axis.add_collection3d(Line3DCollection(box_edges(bounds), colors="0.6", linewidths=0.7))
@@ -285,3 +276,101 @@ def _facets(axis, corners, colours, bounds) -> None:
     axis.grid(False)
     for pane in (axis.xaxis, axis.yaxis, axis.zaxis):
         pane.set_pane_color((1, 1, 1, 0))
+
+
+def permeability(path: Path, found: Found, cut: float | None = None) -> None:
+    """Histogram of the permeability of unknown facets, with the cut (um/ms) if there was one."""
+    unknown, (logs, edges) = found.unknown, bins(found, cut)
+    figure = figure_of(6.0, 3.6, layout="constrained")
+    axis = figure.subplots()
+    step = {"histtype": "step", "linewidth": 1.4, "linestyle": "--"}
+    for label, member, colour, style in (
+            ("found as membrane", found.membrane, PREDICTED, {"alpha": 0.7}),
+            ("others", ~found.membrane, MEASURED, {"alpha": 0.7}),
+            ("true membrane", found.true, UNDETERMINED, step))[:2 + found.true.any()]:
+        axis.hist(logs[member & unknown], edges, color=colour, **style,
+                  label=f"{label}: {(member & unknown).sum()}")
+    if cut is not None and 0 < cut < np.inf:
+        axis.axvline(np.log10(cut), color="0.3", linewidth=1.0, label=f"cut: {cut:.3g} µm/ms")
+    axis.set(yscale="log", xlabel="log10 permeability (µm/ms)", ylabel="facets")
+    axis.set_ylim(bottom=0.7)
+    figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=2)
+    figure.savefig(path, dpi=DPI)
+
+
+def bins(found: Found, cut: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """log10 of permeabilities, ``(Nf,)``, and edges of bins for unknown ones; a cut is an edge."""
+    logs = np.log10(np.maximum(found.permeability, 1e-12))
+    chosen = logs[found.unknown & np.isfinite(logs)]
+    low, high = (float(chosen.min()), float(chosen.max())) if len(chosen) else (0.0, 0.0)
+    if high - low < 1e-6:
+        low, high = low - 0.5, high + 0.5
+    width = (high - low) / 40
+    if cut is None or not low < np.log10(cut) < high:
+        return logs, np.linspace(low, high, 41)
+    place = np.log10(cut)
+    below, above = (int(np.ceil(span / width - 1e-9)) for span in (place - low, high - place))
+    return logs, place + width * np.arange(-below, above + 1)
+
+
+def planes(path: Path, found: Found) -> None:
+    """Three cross-sections: cells by label, found walls, and true ones dashed."""
+    from matplotlib.collections import LineCollection, PolyCollection
+    from matplotlib.lines import Line2D
+
+    centre = found.inside
+    figure = figure_of(10.2, 4.0, layout="constrained")
+    for axis, panel in enumerate(figure.subplots(1, 3)):
+        cut = section(found.points, found.cells, axis, centre[axis])
+        label = found.labels[cut.cells]
+        colours = [LABELS[(k - 1) % len(LABELS)] if k > 0 else "#f0f1f3" for k in label.tolist()]
+        panel.add_collection(PolyCollection(cut.polygons, facecolors=colours, edgecolors="0.75",
+                                            linewidths=0.3))
+        for member, colour, style, width in ((found.membrane, "#1b1b1b", "-", 2.0),
+                                             (found.true, UNDETERMINED, "--", 1.4)):
+            panel.add_collection(LineCollection(
+                lines(found.points, found.triples[member], axis, cut.height), colors=colour,
+                linestyles=style, linewidths=width))
+        across, up = (j for j in range(3) if j != axis)
+        low, high = found.bounds + np.outer((-0.02, 0.02), np.ptp(found.bounds, axis=0))
+        panel.set(xlim=(low[across], high[across]), ylim=(low[up], high[up]),
+                  xlabel=f"{'xyz'[across]} (µm)", ylabel=f"{'xyz'[up]} (µm)", aspect="equal")
+        panel.set_title(f"{'xyz'[axis]} = {centre[axis]:.3g} µm", fontsize=10)
+        panel.tick_params(labelsize=8)
+    handles = [Line2D([], [], color="#1b1b1b", linewidth=2.0, label="found wall")]
+    if found.true.any():
+        handles.append(Line2D([], [], color=UNDETERMINED, linestyle="--", label="true wall"))
+    figure.legend(handles=handles, fontsize=8, frameon=False, loc="outside lower center", ncols=2)
+    figure.savefig(path, dpi=DPI)
+
+
+def of_found(path: Path | BinaryIO, found: Found, explained: bool | None, dpi: int = DPI) -> None:
+    """`interface` of what was found."""
+    interface(path, found.points[found.triples], found.permeability, found.membrane,
+              found.true if found.true.any() else None, found.bounds,
+              determined=found.determined, dpi=dpi, explained=explained)
+
+
+def write_all(run: Run) -> list[Path]:
+    """Write ``figures/*.png`` into the folder of a run; the paths. For one rank."""
+    place, found = run.path / "figures", run.found
+    wanted: dict[str, tuple] = {}
+    if run.acquisition is not None:
+        wanted["signals"] = signals, run.acquisition, run.predicted, run.measured
+    if run.history is not None:
+        wanted["losses"] = losses, run.history
+    if found is not None:
+        wanted["permeability"] = permeability, found, at(run.summary, "interface", "cut_um_per_ms")
+        # what a reconstruction draws knows the evidence, which is in no file
+        if not (place / "interface.png").is_file():
+            wanted["interface"] = of_found, found, at(run.summary, "verdict", "explained")
+        if found.labels is not None:
+            wanted["planes"] = planes, found
+    place.mkdir(exist_ok=True)
+    try:
+        for name, (function, *args) in wanted.items():
+            folder.replace(place / f"{name}.png", lambda path: function(path, *args))  # noqa: B023
+    except ImportError as error:
+        raise SpinverseError(f"figures: {error.name} is not installed "
+                             "(pip install 'spinverse[plot]')") from None
+    return [place / f"{name}.png" for name in wanted]

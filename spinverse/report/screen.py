@@ -6,6 +6,7 @@ import os
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -20,16 +21,15 @@ from ..inversion import TAO, Progress, Shapes, Stage
 from ..inversion.parameters import Unknown
 from ..mesh import Mesh
 from ..units import describe_diffusivity, describe_permeability
+from .mesh_facts import UNITS
 
 SPEED_OF_LAST = 600.0  # s, whose iterations say how long the others will take
 LINE_EVERY = 30.0  # s, of a simulation in a log
+MOST_TAGS = 12  # that are shown
 
 
 class Screen:
-    """Lines on standard output of rank 0, and a progress bar where that is a terminal.
-
-    ``quiet``: warnings and errors only.
-    """
+    """Lines and a progress bar on the terminal of rank 0; ``quiet``: warnings and errors only."""
 
     def __init__(self, comm, quiet: bool = False):
         self.speaks = comm.rank == 0
@@ -39,20 +39,17 @@ class Screen:
 
     def say(self, *lines: str) -> None:
         """Print lines."""
-        if self.quiet:
-            return
         for line in lines:
-            if self._bar is None:
-                self._print(line)
-            else:
+            if self.quiet:
+                return
+            if self._bar is not None:
                 self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    def _print(self, line: str) -> None:
-        try:
-            print(line, flush=True)
-        except BrokenPipeError:  # the reader has gone, as head does; the run goes on
-            self.quiet = True
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                continue
+            try:
+                print(line, flush=True)
+            except BrokenPipeError:  # the reader has gone, as head does; the run goes on
+                self.quiet = True
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def warn(self, *messages) -> None:
         """Print each warning as one line on standard error."""
@@ -70,10 +67,6 @@ class Screen:
         finally:
             self.warn(*dict.fromkeys(str(item.message) for item in caught))
 
-    def progress_bar(self, total: int, done: int = 0):
-        """A bar over iterations, below the lines, where standard output is a terminal."""
-        return self._shown("misfit {task.fields[misfit]}", total=total, completed=done, misfit="-")
-
     @contextmanager
     def working(self):
         """Gives ``progress`` of an engine: a bar on a terminal, now and then a line in a log."""
@@ -87,11 +80,12 @@ class Screen:
                 last = now
                 self.say(f"{what}{f': {done} of {total}' if total else ''}, {now - begin:.0f} s")
 
-        with self._shown(total=None):
+        with self.progress_bar(None):
             yield progress
 
     @contextmanager
-    def _shown(self, *more: str, **task):
+    def progress_bar(self, total: int | None, done: int = 0, **fields):
+        """A bar below the lines, where standard output is a terminal; with words in fields."""
         if self.quiet or not sys.stdout.isatty():
             yield
             return
@@ -99,10 +93,11 @@ class Screen:
 
         self._bar = rich.Progress(
             rich.TextColumn("{task.description}"), rich.BarColumn(), rich.MofNCompleteColumn(),
-            *map(rich.TextColumn, more), rich.TimeElapsedColumn(),
+            *(rich.TextColumn(f"{name} {{task.fields[{name}]}}") for name in fields),
+            rich.TimeElapsedColumn(),
             rich.TextColumn("left"), rich.TimeRemainingColumn(), transient=True,
             speed_estimate_period=SPEED_OF_LAST)
-        self._task = self._bar.add_task("starting", **task)
+        self._task = self._bar.add_task("starting", total=total, completed=done, **fields)
         try:
             with self._bar:
                 yield
@@ -120,8 +115,6 @@ class Screen:
             self._bar.update(self._task, description=f"{item.stage} {item.phase}",
                              completed=done, misfit=f"{item.data:.3e}")
 
-
-# ---- what was understood, for a person to notice a wrong unit -------------------------------
 
 def count(mesh: Mesh, chosen: np.ndarray) -> int:
     """Number of chosen facets of the whole mesh. Collective."""
@@ -144,34 +137,28 @@ def describe_mesh(mesh: Mesh) -> list[str]:
     """The size of the mesh. Collective."""
     volume = mesh.comm.allreduce(float(mesh.cell_volumes[: mesh.num_owned_cells].sum()))
     size = " x ".join(f"{a:.4g}" for a in np.ptp(mesh.bounds, axis=0)[: mesh.dim])
-    amount = {1: f"length {volume:.6g} um", 2: f"area {volume:.6g} um^2",
-              3: f"volume {volume:.6g} um^3"}[mesh.dim]
+    amount = f"{('length', 'area', 'volume')[mesh.dim - 1]} {volume:.6g} {UNITS[mesh.dim]}"
     return [f"mesh: {mesh.name}: {mesh.num_cells} cells, {mesh.num_facets} facets "
             f"({count(mesh, mesh.outer)} outer, {count(mesh, mesh.interface > 0)} of a known "
             f"membrane), " + (f"{size} um, " if mesh.dim > 1 else "") + amount, *_tags(mesh)]
 
 
-MOST_TAGS = 12  # that are shown
-
-
 def _tags(mesh: Mesh) -> list[str]:
     """What a run file may give values by, with sizes. Collective."""
-    cells = slice(0, mesh.num_owned_cells)
-    unit = {1: " um", 2: " um^2", 3: " um^3"}
-    kinds = [("cells", mesh.cell_tags[cells], mesh.cell_volumes[cells], unit[mesh.dim]),
+    owned = mesh.num_owned_cells
+    kinds = [("cells", mesh.cell_tags[:owned], mesh.cell_volumes[:owned], UNITS[mesh.dim]),
              ("membranes", mesh.interface, mesh.facet_areas * (mesh.interface > 0),
-              unit.get(mesh.dim - 1, ""))]
+              UNITS[mesh.dim - 1])]
     words = []
     for name, tags, sizes, of in kinds:
-        sums: dict[int, float] = {}
+        sums: Counter = Counter()
         for part in mesh.comm.allgather({int(tag): float(sizes[tags == tag].sum())
                                          for tag in np.unique(tags)}):
-            for tag, amount in part.items():
-                sums[tag] = sums.get(tag, 0.0) + amount
+            sums.update(part)
         if name == "membranes":
             sums.pop(0, None)
         if sums:
-            shown = [f"{tag} ({sums[tag]:.4g}{of})" if of else f"{tag}" for tag in sorted(sums)]
+            shown = [f"{tag} ({sums[tag]:.4g} {of})" if of else f"{tag}" for tag in sorted(sums)]
             more = f", ... {max(sums)}" if len(shown) > MOST_TAGS else ""
             words.append(f"{name} {', '.join(shown[:MOST_TAGS])}{more}")
     return [f"tags: {'; '.join(words)}"]
@@ -199,10 +186,10 @@ def describe_known_permeability(section: PermeabilitySection) -> str:
     def words(value):
         return "inf (both sides one)" if np.isinf(value) else describe_permeability(value)
 
-    parts = (("membrane", None), ("elsewhere", np.inf), ("outer", 0.0))
-    values = [(name, section.value(name, default)) for name, default in parts]
+    values = {name: section.value(name, default) for name, default in (
+        ("membrane", None), ("elsewhere", np.inf), ("outer", 0.0))}
     return "permeability: " + "; ".join(f"{name} {_describe(value, words)}"
-                                        for name, value in values if value is not None)
+                                        for name, value in values.items() if value is not None)
 
 
 def describe_extra_terms(section: ExtraTermsSection | None) -> list[str]:
@@ -247,8 +234,8 @@ def describe_accuracy(run, engine) -> tuple[dict, str]:
     if run.engine == "time_stepping":
         step = float(engine.time_step)
         return {**used, "time_step_ms": step}, f"time stepping: steps up to {step:.3g} ms, {words}"
-    modes = engine.num_modes
-    return {**used, "modes": modes}, f"matrix formalism: {modes} modes, {words}"
+    return ({**used, "modes": engine.num_modes},
+            f"matrix formalism: {engine.num_modes} modes, {words}")
 
 
 def describe_stage(number: int, stage: Stage | Shapes) -> str:
@@ -271,22 +258,15 @@ def describe_stage(number: int, stage: Stage | Shapes) -> str:
 def describe_result(rule: dict, number: int, figures: dict | None) -> list[str]:
     """What was found, in words."""
     cut = f" at {describe_permeability(rule['cut_um_per_ms'])}" if "cut_um_per_ms" in rule else ""
-    lines = [f"membrane: {number} facets by the rule {rule['rule']}{cut}"]
+    found = f"membrane: {number} facets by the rule {rule['rule']}{cut}"
     if figures is None:
-        lines.append("the true membrane is not known, so there are no metrics")
-    else:
-        missed, false = figures["false_negatives"], figures["false_positives"]
-        lines.append(f"against the true membrane (interior facets): {figures['true']} true, "
-                     f"{missed} of them missed, {false} false; precision "
-                     f"{_shown(figures['precision'])}, recall {_shown(figures['recall'])}, "
-                     f"F1 {_shown(figures['f1'])}, IoU {_shown(figures['iou'])}")
-        words = {"bad_edges_percent": "bad edges (%)", "chamfer": "Chamfer (um^2)",
-                 "adjusted_rand_index": "adjusted Rand index of the cells", "auc": "AUC",
-                 "best_f1": "best F1 of any threshold"}
-        lines.append("; ".join(f"{words[name]} {_shown(figures[name])}" for name in words
-                               if name in figures))
-    return lines
-
-
-def _shown(value) -> str:
-    return "undefined" if value is None else f"{value:.4g}"
+        return [found, "the true membrane is not known, so there are no metrics"]
+    words = {"precision": "precision", "recall": "recall", "f1": "F1", "iou": "IoU",
+             "bad_edges_percent": "bad edges (%)", "chamfer": "Chamfer (um^2)",
+             "adjusted_rand_index": "adjusted Rand index of the cells", "auc": "AUC",
+             "best_f1": "best F1 of any threshold"}
+    said = [f"{word} {'undefined' if figures[name] is None else format(figures[name], '.4g')}"
+            for name, word in words.items()]
+    return [found, f"against the true membrane (interior facets): {figures['true']} true, "
+            f"{figures['false_negatives']} of them missed, {figures['false_positives']} false; "
+            + ", ".join(said[:4]), "; ".join(said[4:])]

@@ -1,16 +1,13 @@
 """Lowest modes of meshes whose matrices do not fit when factorised: no factor of the broken space.
 
 Preconditioned block iteration (Knyazev, SIAM J. Sci. Comput. 23, 2001) with the preconditioner of
-`two_level`. Modes of the coarse spaces, which are small, are what it starts from. An iteration adds
-to the span of the modes X a few steps of conjugate gradients at (A + s M) W = residual, and where
-modes moved last; modes of the span follow from Rayleigh and Ritz. The cost grows with the number of
-unknowns, and so does what is kept: three blocks of modes.
+`two_level`, from modes of the coarse spaces. An iteration adds to the span of the modes X a few
+steps of conjugate gradients at (A + s M) W = residual, and where modes moved last; modes of the
+span follow from Rayleigh and Ritz. The cost grows with the number of unknowns, and so does what is
+kept: three blocks of modes.
 
-Why not SLEPc's: with the same preconditioner, start and errors, its LOBPCG with one block takes 1.3
-to 1.6 times the processor seconds at walls and 1.7 to 1.9 times at random facets, for 200 modes,
-and three to four times the memory, for it projects all of the span anew. With blocks of 32 it is as
-fast at walls, takes 2.3 to 2.8 times as much at random facets, and misses modes among equal ones.
-GD and JD take 3 to 7 times as much, and miss some too (`benchmarks/eigensolvers.py`).
+SLEPc's LOBPCG, GD and JD with the same preconditioner, start and errors take longer or more memory,
+or miss modes among equal ones (`benchmarks/eigensolvers.py`).
 """
 
 from __future__ import annotations
@@ -40,14 +37,9 @@ _DEPENDENT = 1e-10  # eigenvalue of a Gram matrix of unit vectors: what is below
 
 
 class Inverse:
-    """(A + s M)^-1 of columns, without a factor.
+    """(A + s M)^-1 of columns, without a factor; see `TwoLevel` for the prefix of PETSc options.
 
-    Args:
-        problem: nothing may be tied in it.
-        A: symmetric, no eigenvalue below 0.
-        M: symmetric positive definite.
-        shift: s, 1/ms: A + s M is positive definite.
-        prefix: of PETSc options, see `TwoLevel`.
+    A is symmetric without eigenvalues below 0, M positive definite; nothing may be tied.
     """
 
     def __init__(self, problem: BlochTorrey, A: PETSc.Mat, M: PETSc.Mat, shift: float,
@@ -73,12 +65,8 @@ def lowest_pairs(inverse: Inverse, A: PETSc.Mat, M: PETSc.Mat, wanted: int, shif
                  first: np.ndarray, prefix: str) -> tuple:
     """The lowest pairs of A x = lambda M x on the broken space. Collective.
 
-    Args:
-        inverse: of A + shift M.
-        wanted: how many.
-        first: of `coarse_modes`.
-        prefix: of PETSc options; ``rtol`` and ``max_it`` behind it are the tolerance and the most
-            iterations.
+    From the ``inverse`` of A + shift M and the ``first`` of `coarse_modes`. PETSc options ``rtol``
+    and ``max_it`` behind the prefix are the tolerance and the most iterations.
 
     Returns:
         Eigenvalues ``(wanted,)`` and vectors ``(n_local, wanted)``.
@@ -109,10 +97,8 @@ def conjugate_gradients(A: PETSc.Mat, inverse: Callable, loads: np.ndarray, step
                         tolerance: float = 0.0) -> np.ndarray:
     """Approximate A^-1 of columns ``(n_local, k)``, each by its own iteration. Collective.
 
-    Args:
-        inverse: preconditioner of columns.
-        steps: at most; without a tolerance exactly.
-        tolerance: of the preconditioned residual against that of the load.
+    With a ``tolerance`` of the preconditioned residual against that of the load, in at most so many
+    steps; else in exactly so many.
 
     Raises:
         SolverError: the tolerance was not met, or a preconditioner is not positive.
@@ -160,10 +146,8 @@ def coarse_modes(preconditioner: TwoLevel, A: PETSc.Mat, M: PETSc.Mat, wanted: i
                  start: np.ndarray, coarse_pairs: Callable) -> np.ndarray:
     """Lowest modes of each coarse space, on the broken space, ``(n_local, n)``. Collective.
 
-    Args:
-        wanted: how many the broken space is asked for.
-        start: ``(n_local,)`` a vector, for the coarse problems to start from.
-        coarse_pairs: ``(A, M, number, start) -> (values, vectors)`` of a coarse space.
+    ``wanted`` is what the broken space is asked for, ``start`` ``(n_local,)`` what coarse problems
+    start from, ``coarse_pairs`` their solver, ``(A, M, number, start) -> (values, vectors)``.
     """
     number = iterated(A, wanted)
     found = []
@@ -184,12 +168,7 @@ def coarse_modes(preconditioner: TwoLevel, A: PETSc.Mat, M: PETSc.Mat, wanted: i
 
 
 class _Span:
-    """Modes X, last moves P and corrections W side by side in one array.
-
-    Attributes:
-        values: of the modes.
-        error: relative errors of the values before the last Rayleigh-Ritz.
-    """
+    """Modes X, last moves P and corrections W side by side in one array."""
 
     def __init__(self, comm, A: PETSc.Mat, M: PETSc.Mat, start: np.ndarray, number: int):
         self.comm, self.A, self.M = comm, A, M

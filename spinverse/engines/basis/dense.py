@@ -24,13 +24,10 @@ def is_small(size: int, wanted: int, ranks: int) -> bool:
 
 
 def dense_modes(A: PETSc.Mat, M: PETSc.Mat, wanted: int) -> tuple:
-    """The lowest pairs of A x = lambda M x. Collective.
+    """The lowest pairs of A x = lambda M x, by rank 0, so that digits are the same. Collective.
 
-    Rank 0 solves, so that all ranks have the same digits.
-
-    Returns:
-        Eigenvalues ``(wanted,)``, vectors ``(n_local, wanted)``, and a function that makes one
-        ``solve`` of it: from a shift s, to the solver of (A + s M) x = b for local columns.
+    Eigenvalues ``(wanted,)``, vectors ``(n_local, wanted)``, and a function from a shift s to the
+    solver of (A + s M) x = b for local columns.
 
     Raises:
         SolverError: LAPACK failed; a matrix has entries that are no numbers.

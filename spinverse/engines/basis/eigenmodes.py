@@ -30,11 +30,9 @@ from ...phases import phase
 from ...problem import BlochTorrey
 from ...unknowns import Unknowns
 from ..linear.direct import count_pivots, failure
-from ..linear.ties import Tied
 from .blocks import CANDIDATES, Inverse, at_gap, coarse_modes, lowest_pairs
 from .dense import dense_modes, gathered, is_small
-from .drifting import enriched, lowest
-from .gauge import Gauge, gauge_of
+from .drifting import Gauge, enriched, gauge_of, lowest
 from .spectrum import decay_rates, negative_pivots, rounding
 
 SOLVERS = ("auto", "direct", "iterative")
@@ -49,25 +47,24 @@ class Eigenmodes:
 
     Attributes:
         eigenvalues: ``(K,)`` ascending, 1/ms.
-        columns: ``(n, K)`` values at the rank's unknowns (`spinverse.unknowns`), um^-3/2.
-        unknowns: that they are of.
+        columns: ``(n, K)`` values at the rank's ``unknowns`` (`spinverse.unknowns`), um^-3/2.
         positions: ``(d, K, K)`` position operators Phi^T J_j Phi, um.
-        start: ``(K,)`` initial magnetisation in the modes.
-        receive: ``(K,)`` integral of each mode's magnetisation: the signal is receive . m.
+        start, receive: ``(K,)`` the initial magnetisation in the modes, and the integral of each:
+            the signal is receive . m.
         reach: ``(d,)`` half-widths of the bounding box: a bound on |x|, um.
         gauge: what drives them along periodic axes, None without.
-        nest: ``(K, K)`` how to leave some out: see `drifting_basis.enriched`; None without.
-        responses: ``(d, d, K, K)`` Phi^T J_j (A + s M)^-1 J_k Phi, um^2 ms; None if not asked for.
-            With `fields` these are counted with the positions.
+        nest: ``(K, K)`` how to leave some out: see `drifting.enriched`; None without.
+        responses: ``(d, d, K, K)`` Phi^T J_j (A + s M)^-1 J_k Phi, um^2 ms, fields behind the axes;
+            None if not asked for.
         shift: s of `responses`, 1/ms.
         fields: ``(n, K, K)`` what turns phases without gradient, rad/ms, before a 180-degree pulse
-            and (n = 2) after it: see `spinverse.extra_terms`; n = 0 for nothing.
+            and (n = 2) after it: see `spinverse.extra_terms`.
         field_reach: ``(n,)`` bounds on the spectral radius of `fields`, rad/ms.
-        rows: of the rank's unknowns that ``columns`` are the values at, where they are zero at all
-            others (`parts`); None for all of them.
+        rows: of the rank's unknowns that ``columns`` are at, zero at all others (`parts`); None for
+            all.
         copies: rows and columns of parts that have the same operators.
-        about: ``(d,)`` what ``positions`` and ``responses`` are relative to, um from the centre of
-            the mesh.
+        about: ``(d,)`` what positions and responses are relative to, um from the centre of the
+            mesh.
     """
 
     eigenvalues: np.ndarray
@@ -161,10 +158,9 @@ def eigenmodes(problem: BlochTorrey, number: int, options_prefix: str = "spinver
     wanted = min(number + CANDIDATES, size)
     with phase("assembly"):
         A, M = problem.decay_matrix(), problem.mass_matrix
-    tied = Tied(problem, A)
     shift = shift_of(problem)
     iterative = _iterative(problem, size, solver, options_prefix)
-    start = tied.load(wave(problem))[:, 0]
+    start = problem.unknowns.owned_loads(wave(problem))[:, 0]
     made = None  # to be freed at the end
     with phase("eigenproblem"):
         if is_small(size, wanted, problem.comm.size) and not iterative:
@@ -182,8 +178,7 @@ def eigenmodes(problem: BlochTorrey, number: int, options_prefix: str = "spinver
             values, vectors = converged_pairs(made, wanted)
             solve = partial(solved, made.getST().getKSP())
     kept = at_gap(values, min(number, size), CANDIDATES // (1 + len(problem.periodic)))
-    if problem.extra_blocks is not None:
-        check_decay(values)
+    check_decay(problem, values)
     values, nest = decay_rates(values[:kept], small := rounding(A, M)), None
     columns = problem.unknowns.local(vectors[:, :kept])
     if problem.periodic and kept < size:
@@ -191,7 +186,7 @@ def eigenmodes(problem: BlochTorrey, number: int, options_prefix: str = "spinver
     R = _responses(problem, columns, solve) if responses and not problem.periodic else None
     if made is not None:
         made.destroy()
-    tied.destroy()
+    problem.release(A)
     return project(problem, values, columns, nest, R, shift)
 
 
@@ -209,9 +204,13 @@ def _iterative(problem: BlochTorrey, size: int, solver: str, options_prefix: str
 def shift_of(problem: BlochTorrey) -> float:
     """1/ms: A is singular when nothing relaxes or leaves; a small shift keeps it definite."""
     extent = float(np.max(problem.mesh.bounds[1] - problem.mesh.bounds[0]))
-    fastest = problem.comm.allreduce(
+    return 0.3 * fastest(problem) / extent**2
+
+
+def fastest(problem: BlochTorrey) -> float:
+    """Largest diffusivity, um^2/ms. Collective."""
+    return problem.comm.allreduce(
         float(np.max(problem.tissue.diffusivity, initial=1e-12)), op=MPI.MAX)
-    return 0.3 * fastest / extent**2
 
 
 def wave(problem: BlochTorrey) -> np.ndarray:
@@ -262,9 +261,9 @@ def _pairs_of_root(A: PETSc.Mat, M: PETSc.Mat, start: np.ndarray, solved: Callab
     return values, vectors[first:last].copy(order="F")
 
 
-def check_decay(values: np.ndarray) -> None:
+def check_decay(problem: BlochTorrey, values: np.ndarray) -> None:
     """Extra terms may let magnetisation grow, which the engine's exponentials do not know."""
-    if values[0] < -1e-8 * max(1.0, abs(values[-1])):
+    if problem.extra_blocks is not None and values[0] < -1e-8 * max(1.0, abs(values[-1])):
         raise Unsuitable(f"a mode grows by a factor e in {-1 / values[0]:.3g} ms")
 
 
@@ -305,13 +304,13 @@ def shift_invert(A: PETSc.Mat, M: PETSc.Mat, wanted: int, least: int, shift: flo
     column.destroy()
     eps.setFromOptions()
     try:
-        if not definite and pc.getType() == PETSc.PC.Type.CHOLESKY:
+        counted = not definite and pc.getType() == PETSc.PC.Type.CHOLESKY
+        if counted:
             st.restoreOperator(st.getOperator())  # the matrix to be factorised
             count_pivots(pc)
         eps.solve()
-        if not definite and pc.getType() == PETSc.PC.Type.CHOLESKY:
-            if negative_pivots(pc):
-                raise Unsuitable(f"a mode grows by a factor e in less than {1 / shift:.3g} ms")
+        if counted and negative_pivots(pc):
+            raise Unsuitable(f"a mode grows by a factor e in less than {1 / shift:.3g} ms")
     except (PETSc.Error, SystemError) as error:  # slepc4py wraps some PETSc errors
         raise SolverError(failure(ksp, size, f"eigenproblem, {wanted} modes",
                                   f"-{options_prefix}solver iterative")) from error
@@ -355,8 +354,8 @@ def _responses(problem: BlochTorrey, columns: np.ndarray, solve: Callable) -> np
 
 @phase("projection")
 def project(problem: BlochTorrey, values: np.ndarray, columns: np.ndarray,
-             nest: np.ndarray | None = None, responses: np.ndarray | None = None,
-             shift: float = 0.0) -> Eigenmodes:
+            nest: np.ndarray | None = None, responses: np.ndarray | None = None,
+            shift: float = 0.0) -> Eigenmodes:
     """Position operators, start and receive vectors, the same on every rank."""
     K, dim = len(values), problem.mesh.dim
     operators = problem.phase_operators

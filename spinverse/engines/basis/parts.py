@@ -1,13 +1,11 @@
 """Modes of parts that exchange nothing, each with modes of its own.
 
-A mode of all of the problem at once is a mode of one part, and the more parts there are, the more
-modes: dense algebra in all of them would cost the third power of the number of parts. Values of
-different parts are at different unknowns, so that one column has room for a mode of each part
-(*packed* columns): operators are applied to as many columns as the part with the most modes has.
-
-Every part is on one rank for its eigenproblem, the same one up to the order of its unknowns. Parts
-with the same matrices have their modes in common, and if their operators are then the same, their
-signals (`Eigenmodes.copies`).
+The more parts there are, the more modes of all at once: dense algebra in these would cost the third
+power of the number of parts. Values of different parts are at different unknowns, so that one
+column has room for a mode of each (*packed* columns): operators are applied to as many columns as
+the part with the most modes has. Every part is on one rank for its eigenproblem, the same one up to
+the order of its unknowns. Parts with the same matrices have their modes in common, and if their
+operators are then the same, their signals (`Eigenmodes.copies`).
 """
 
 from __future__ import annotations
@@ -26,7 +24,6 @@ from ...parallel.exchange import reduced
 from ...phases import phase
 from ...problem import BlochTorrey
 from ...unknowns import with_ghosts
-from ..linear.ties import Tied
 from .blocks import CANDIDATES, at_gap
 from .dense import ALWAYS, dense_modes, is_small
 from .eigenmodes import (
@@ -81,16 +78,13 @@ def packed_columns(problem: BlochTorrey, bases: list[Eigenmodes]) -> tuple:
 class Parts:
     """Parts of a problem at its present permeability. Collective.
 
-    Args:
-        problem: the discrete problem.
-        touching: whether parts that touch are one: what crosses a closed facet has a derivative by
-            its permeability.
+    If ``touching``, parts that touch are one: what crosses a closed facet has a derivative by its
+    permeability.
 
     Attributes:
         labels: ``(n,)`` part of each local unknown (`spinverse.unknowns`).
-        sizes: ``(P,)`` unknowns of each.
-        volumes: ``(P,)`` um^d.
-        centres: ``(P, d)`` um from the centre of the mesh.
+        sizes, volumes, centres: ``(P,)`` unknowns of each, ``(P,)`` um^d, ``(P, d)`` um from the
+            centre of the mesh.
     """
 
     def __init__(self, problem: BlochTorrey, touching: bool):
@@ -133,34 +127,34 @@ class Parts:
               which: Iterable[int]) -> list[tuple[list[int], Eigenmodes]]:
         """About so many of the lowest modes of each of some parts, with `responses`. Collective.
 
-        Returns:
-            Parts that are alike, and their modes.
-
-        Raises:
-            SolverError, InputError: as `eigenmodes`.
+        For each kind of parts that are alike these, and their modes; errors as of `eigenmodes`.
         """
         problem = self.problem
         with phase("assembly"):
             A, M = problem.decay_matrix(), problem.mass_matrix
-        tied, shift, small = Tied(problem, A), shift_of(problem), rounding(A, M)
+        shift, small = shift_of(problem), rounding(A, M)
         gathered = _Gathered(problem.comm, self, A, M)
-        start = gathered.to_parts(tied.load(wave(problem)))
+        start = gathered.to_parts(problem.unknowns.owned_loads(wave(problem)))
         with phase("eigenproblem"):
             found: dict[int, tuple] = {}
-            solved_for = _Alike()
+            alike: dict[tuple, list] = {}
             for part, number in zip(which, numbers, strict=True):
                 if part not in gathered.places:
                     continue
                 blocks = gathered.block(part)
-                twin = solved_for.find(part, int(number), blocks)
-                found[part] = found[twin] if twin is not None else _solve(
-                    blocks, int(number), shift, start[gathered.places[part]][:, 0],
-                    problem.extra_blocks is None)
+                like = alike.setdefault((int(number), blocks[0].shape, blocks[0].nnz), [])
+                twins = (other for other, known in like if _same(blocks, known))
+                if (twin := next(twins, None)) is not None:
+                    found[part] = found[twin]
+                    continue
+                like.append((part, blocks))
+                found[part] = _solve(blocks, int(number), shift,
+                                     start[gathered.places[part]][:, 0],
+                                     problem.extra_blocks is None)
         values = {part: rates for each in problem.comm.allgather(
             {part: each[0] for part, each in found.items()}) for part, rates in each.items()}
         for rates in values.values():
-            if problem.extra_blocks is not None:
-                check_decay(rates)
+            check_decay(problem, rates)
         most = max(map(len, values.values()))
         columns = np.zeros((gathered.size, most))
         for part, (rates, vectors, _) in found.items():
@@ -178,7 +172,7 @@ class Parts:
         bases = self._projected({part: decay_rates(values[part], small) for part in which},
                                 columns, answer, shift)
         gathered.destroy()
-        tied.destroy()
+        problem.release(A)
         return bases
 
     @phase("projection")
@@ -241,21 +235,9 @@ def _close(a: np.ndarray, b: np.ndarray) -> bool:
     return bool(np.abs(a - b).max(initial=0.0) <= _SAME * np.abs(b).max(initial=0.0))
 
 
-class _Alike:
-    """Parts by their matrices."""
-
-    def __init__(self):
-        self._known: dict[tuple, list] = {}
-
-    def find(self, part: int, number: int, blocks: list[scipy.sparse.csr_matrix]) -> int | None:
-        """A part before this one that has the same matrices, if there is any."""
-        like = self._known.setdefault((number, blocks[0].shape, blocks[0].nnz), [])
-        for other, known in like:
-            if all(np.array_equal(a.indices, b.indices) and np.array_equal(a.indptr, b.indptr)
-                   and _close(a.data, b.data) for a, b in zip(blocks, known, strict=True)):
-                return other
-        like.append((part, blocks))
-        return None
+def _same(blocks: list[scipy.sparse.csr_matrix], others: list[scipy.sparse.csr_matrix]) -> bool:
+    return all(np.array_equal(a.indices, b.indices) and np.array_equal(a.indptr, b.indptr)
+               and _close(a.data, b.data) for a, b in zip(blocks, others, strict=True))
 
 
 class _Gathered:

@@ -1,23 +1,20 @@
 """A Galerkin basis of what a uniform start becomes, instead of the lowest modes.
 
 Where walls are half closed everywhere, modes lie close together and hundreds of them matter, while
-what the measurements can reach from their common start is a space of few dimensions: the states
-depend smoothly on the gradient vector. That space is spanned by the responses
+what measurements reach from their common start is a space of few dimensions. It is spanned by the
+responses
 
     w_0 = (A + s M)^-1 s M start,   w = (A + s M)^-1 F w',   F one of  s M,  g x_j M,  B,
 
 to decay itself, to the strongest gradient g along each axis, and to fields: the terms of the
 expansion of (A + i g . X + s M)^-1 in the gradient, a block rational Krylov space with one pole
 (Ruhe, Linear Algebra Appl. 58 (1984) 391). What is rough of the start has decayed before a pulse
-ends, so it is relaxed first: it would only bring fast functions in. Long after a pulse the slowest
-modes are left; an approximation of them begins the space, with their share then as weight.
+ends, so it is relaxed first. Long after a pulse the slowest modes are left; an approximation of
+them begins the space, with their share then as weight. A generation of responses is orthogonalised
+against those before it, and its singular vectors are kept from the largest singular value on.
 
-One factorisation and blocks of right-hand sides make all this; no eigenproblem of mesh size is
-solved. In the space, the decay operator is diagonalised (Rayleigh-Ritz), so that all else is as
-with modes.
-
-A generation of responses is orthogonalised against those before it, and its singular vectors are
-kept from the largest singular value on: how much the strongest gradient makes of them.
+One factorisation and blocks of right-hand sides make all this. In the space the decay operator is
+diagonalised (Rayleigh-Ritz), so that all else is as with modes.
 """
 
 from __future__ import annotations
@@ -33,7 +30,6 @@ from ...parallel.exchange import reduced
 from ...phases import phase
 from ...problem import BlochTorrey
 from ..linear.direct import direct, failure
-from ..linear.ties import Tied
 from .eigenmodes import Eigenmodes, check_decay, project
 from .spectrum import decay_rates, diagonalised, rounding
 
@@ -51,15 +47,13 @@ def response_basis(problem: BlochTorrey, number: int, rate: float, strength: flo
 
     Args:
         problem: the discrete problem, without periodic axes.
-        number: of functions; a few fewer or more come back, cut at a gap, or fewer if there are
-            no more.
+        number: of functions; a few fewer or more come back, cut at a gap, or what there is.
         rate: s, 1/ms; a few over the time that the gradient is on for.
         strength: g, rad/(ms um).
         options_prefix: PETSc options with this prefix reach the linear solver.
 
     Raises:
-        SolverError: if the factorisation fails.
-        InputError: extra terms that the matrix formalism cannot take.
+        SolverError: if the factorisation fails; InputError: extra terms that have no place.
     """
     with phase("assembly"):
         A, M = problem.decay_matrix(), problem.mass_matrix
@@ -74,14 +68,13 @@ def _responses(problem: BlochTorrey, A: PETSc.Mat, M: PETSc.Mat, number: int, ra
     dim, size, unknowns = problem.mesh.dim, A.getSize()[0], problem.unknowns
     mass = problem.mass_of_unknowns
     number = min(number, size)
-    tied = Tied(problem, A)
     shifted = A.copy()
     shifted.axpy(rate, M)
     try:
         ksp = direct(shifted, options_prefix, "responses", problem.extra_blocks is None)
     except SolverError:
         shifted.destroy()
-        tied.destroy()
+        problem.release(A)
         raise
     try:
         def respond(loads):
@@ -91,22 +84,25 @@ def _responses(problem: BlochTorrey, A: PETSc.Mat, M: PETSc.Mat, number: int, ra
             return respond(rate * (mass @ functions))
 
         space = _Space(problem.comm, mass, number)
-        values, slow = _slowest(problem, A, tied, relax, number // _SLOW)
+        values, slow = _slowest(problem, A, relax, number // _SLOW)
         newest = space.add(slow * np.exp(-_FADING * values / rate))
-        newest = np.hstack([newest, space.add(respond(rate * _loads_of_starts(problem)))])
+        # what the evolution and its adjoint begin with, of norm 1
+        starts = _normalised(problem.comm, problem.local_mass,
+                             np.column_stack([problem.initial, problem.scale]))
+        loads = unknowns.load(problem.local_mass @ starts)
+        newest = np.hstack([newest, space.add(respond(rate * loads))])
         operators = problem.phase_operators
-        forces = [rate * mass, *(strength * J for J in problem.phase_operators[:dim]),
-                  *operators[dim:]]
+        forces = [rate * mass, *(strength * J for J in operators[:dim]), *operators[dim:]]
         while space.size < number and newest.shape[1]:
             newest = space.add(respond(np.hstack([F @ newest for F in forces])))
-        values, functions = _diagonalised(A, tied, space)
+        values, functions = _diagonalised(problem, A, space)
         kept = max(1, int(np.searchsorted(values, _FASTEST * rate)))
     except PETSc.Error as error:
         raise SolverError(failure(ksp, size, "responses")) from error
     finally:
         ksp.destroy()
         shifted.destroy()
-        tied.destroy()
+        problem.release(A)
     return values[:kept], functions[:, :kept]
 
 
@@ -128,11 +124,7 @@ class _Space:
         return self._columns[1, :, : self.size]
 
     def add(self, candidates: np.ndarray) -> np.ndarray:
-        """Take in what candidates ``(n, m)`` add.
-
-        Returns:
-            ``(n, k)`` the new directions, as long as they are among the candidates.
-        """
+        """New directions ``(n, k)`` of candidates ``(n, m)``, as long as they are among these."""
         new = self._without(self._without(candidates))
         values, vectors = self.comm.bcast(
             tuple(np.linalg.eigh(self._products(new, self.mass @ new))))
@@ -171,7 +163,7 @@ def _kept(sizes: np.ndarray, room: int) -> int:
     return first + int(np.argmax(-np.diff(logs)))
 
 
-def _slowest(problem: BlochTorrey, A: PETSc.Mat, tied: Tied, relax: Callable,
+def _slowest(problem: BlochTorrey, A: PETSc.Mat, relax: Callable,
              number: int) -> tuple[np.ndarray, np.ndarray]:
     """About the slowest modes: values ``(k,)`` and functions, by a block Krylov space."""
     x = problem.space.tabulate_dof_coordinates()[: problem.local_mass.shape[0]]
@@ -180,7 +172,7 @@ def _slowest(problem: BlochTorrey, A: PETSc.Mat, tied: Tied, relax: Callable,
     extent = float(np.max(problem.mesh.bounds[1] - problem.mesh.bounds[0]))
     waves = np.cos(x @ np.sin(np.outer([1.3, 2.1, 2.9], k)) * (3 * k ** (1 / 3) / extent) + k)
     space = _Space(problem.comm, problem.mass_of_unknowns,
-                   min(_ROUNDS * waves.shape[1], tied.matrix.getSize()[0]))
+                   min(_ROUNDS * waves.shape[1], A.getSize()[0]))
     block = _normalised(problem.comm, problem.mass_of_unknowns, problem.unknowns.nearest(waves))
     for _ in range(_ROUNDS):
         before = space.size
@@ -188,25 +180,18 @@ def _slowest(problem: BlochTorrey, A: PETSc.Mat, tied: Tied, relax: Callable,
         block = space.functions[:, before:]
         if not block.shape[1]:
             break
-    values, functions = _diagonalised(A, tied, space)
+    values, functions = _diagonalised(problem, A, space)
     return values[:number], functions[:, :number]
 
 
-def _loads_of_starts(problem: BlochTorrey) -> np.ndarray:
-    """Of what the evolution and its adjoint begin with, of norm 1: ``(n, 2)``."""
-    mass = problem.local_mass
-    starts = np.column_stack([problem.initial, problem.scale])
-    return problem.unknowns.load(mass @ _normalised(problem.comm, mass, starts))
-
-
-def _diagonalised(A: PETSc.Mat, tied: Tied, space: _Space) -> tuple[np.ndarray, np.ndarray]:
+def _diagonalised(problem: BlochTorrey, A: PETSc.Mat,
+                  space: _Space) -> tuple[np.ndarray, np.ndarray]:
     """Rayleigh-Ritz: eigenvalues ascending, ``(K,)``, and functions ``(n, K)``."""
     functions = space.functions
     columns = functions[: A.getLocalSize()[1]]
     values, rotation = diagonalised(space.comm, inner(space.comm, columns, times(A, columns)))
-    if tied.problem.extra_blocks is not None:
-        check_decay(values)
-    return decay_rates(values, rounding(A, tied.problem.mass_matrix)), functions @ rotation
+    check_decay(problem, values)
+    return decay_rates(values, rounding(A, problem.mass_matrix)), functions @ rotation
 
 
 def _normalised(comm, mass, functions: np.ndarray) -> np.ndarray:

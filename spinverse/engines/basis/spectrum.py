@@ -1,9 +1,8 @@
 """Decay rates: eigenvalues of an operator that is symmetric and not negative, or an error.
 
 Rounding leaves a rate of zero at plus or minus some units of the last digit of the largest rate
-that the mesh knows. What is further below zero, or further from symmetric, is no rounding: a basis
-that lost its digits, or physics that an engine of decaying modes does not have. Neither is to be
-hidden by a clip.
+that the mesh knows. Beyond that a basis lost its digits, or physics are not those of decaying
+modes; neither is to be hidden by a clip.
 """
 
 from __future__ import annotations
@@ -60,9 +59,6 @@ def count_below(A: PETSc.Mat, M: PETSc.Mat, rate: float) -> int:
     """How many rates of A x = lambda M x are below one, 1/ms. Collective.
 
     The negative pivots of A - rate M (Sylvester): a factor, and no eigenproblem.
-
-    Raises:
-        SolverError: the factorisation failed.
     """
     shifted = A.copy()
     shifted.axpy(-rate, M)

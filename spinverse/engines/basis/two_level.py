@@ -2,12 +2,10 @@
 
 The matrix A + s M of the problem has stiff parts of two kinds: slopes within a cell (D / h^2) and
 jumps across facets that conduct well (kappa / h). What is soft is smooth, up to facets that hardly
-conduct. Four additive parts deal with one each:
-
-- the inverse of each cell's own block: exact where nothing crosses facets;
-- the inverse of the block of all degrees of freedom at one node: exact where jumps are all;
-- a coarse space that is continuous across conducting facets: the problem with these tied;
-- a coarse space of constants by cell, where many facets conduct badly.
+conduct. Four additive parts deal with one each: the inverse of each cell's own block, exact where
+nothing crosses facets; the inverse of the block of all degrees of freedom at one node, exact where
+jumps are all; a coarse space that is continuous across conducting facets, the problem with these
+tied; and one of constants by cell, where many facets conduct badly.
 
 This is an auxiliary-space preconditioner (Xu, Computing 56, 1996; for broken elements Antonietti
 and Houston, J. Sci. Comput. 46, 2011). All blocks are the same whatever the number of ranks.
@@ -20,6 +18,7 @@ import numpy as np
 from petsc4py import PETSc
 
 from ...parallel.columns import solved, times
+from ...parallel.exchange import Route
 from ...problem import BlochTorrey
 
 # kappa h / D: facets above it are tied in the coarse space; below the other one they hinder
@@ -30,16 +29,11 @@ FACTOR_CONTINUOUS, FACTOR_CONSTANTS = 150_000, 20_000
 
 
 class TwoLevel:
-    """Approximate inverse of a symmetric positive definite matrix on the broken space.
+    """Approximate inverse of a symmetric positive definite matrix A + s M on the broken space.
 
-    Args:
-        problem: nothing may be tied in it; its permeability decides on the coarse spaces.
-        matrix: A + s M.
-        prefix: of PETSc options; the coarse solvers have it with ``continuous_`` and
-            ``constants_`` behind it.
-
-    Attributes:
-        spaces: prolongations of the coarse spaces by name.
+    Nothing may be tied in the problem; its permeability decides on the coarse spaces, whose
+    prolongations are ``spaces``. PETSc options of the coarse solvers have ``continuous_`` and
+    ``constants_`` behind the prefix.
     """
 
     def __init__(self, problem: BlochTorrey, matrix: PETSc.Mat, prefix: str):
@@ -145,14 +139,15 @@ def _block_inverses(problem: BlochTorrey, matrix: PETSc.Mat) -> PETSc.Mat:
         label.scatter_forward()
         node, starts = label.array.copy(), everything.getOwnershipRangesColumn()
         everything.destroy()
-    place = _local_places(index_map, columns)
+    place = index_map.global_to_local(columns.astype(np.int64))
     entries = []
     for label, bounds in ((cell, None), (node, None if everything is None else starts)):
         same = label[rows - first] == label[place]
         block = (label[rows[same] - first], rows[same], columns[same].astype(np.int64),
                  values[same])
         if comm.size > 1 and bounds is not None:
-            block = _sent(comm, block, np.searchsorted(bounds, block[0], side="right") - 1)
+            route = Route(comm, np.searchsorted(bounds, block[0], side="right") - 1)
+            block = tuple(route.forward(part) for part in block)
         entries.append(_inverted(*block))
     i, j, v = (np.concatenate(part) for part in zip(*entries, strict=True))
     result = PETSc.Mat().create(comm)
@@ -163,30 +158,8 @@ def _block_inverses(problem: BlochTorrey, matrix: PETSc.Mat) -> PETSc.Mat:
     return result
 
 
-def _local_places(index_map, columns: np.ndarray) -> np.ndarray:
-    """Local numbers of global dofs that are owned or ghosts here."""
-    first, last = index_map.local_range
-    order = np.argsort(index_map.ghosts)
-    owned = (columns >= first) & (columns < last)
-    place = np.where(owned, columns - first, 0)
-    if len(order):
-        found = np.searchsorted(index_map.ghosts, columns[~owned], sorter=order)
-        place[~owned] = last - first + order[np.minimum(found, len(order) - 1)]
-    return place
-
-
-def _sent(comm, arrays: tuple, to: np.ndarray) -> tuple:
-    """Entries of the arrays, each sent to its rank."""
-    parts = comm.alltoall([tuple(a[to == rank] for a in arrays) for rank in range(comm.size)])
-    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
-
-
 def _inverted(group: np.ndarray, rows: np.ndarray, columns: np.ndarray, values: np.ndarray):
-    """Inverses of the diagonal blocks of a matrix whose entries are given, block by block.
-
-    Returns:
-        Rows, columns and values of all entries.
-    """
+    """Rows, columns and values of the inverses of the diagonal blocks of given entries."""
     if not len(group):
         return rows, columns, values
     members = np.unique(np.stack([group, rows], axis=1), axis=0)  # by group, then by dof

@@ -12,18 +12,14 @@ OUT_OF_MEMORY = (-8, -9, -13, -17, -19, -20)  # MUMPS' INFOG(1)
 
 def direct(matrix: PETSc.Mat, prefix: str, what: str, definite: bool = True,
            counted: bool = False) -> PETSc.KSP:
-    """A solver with the factor of a symmetric matrix. Collective.
+    """A solver with the factor of a symmetric matrix, that may be destroyed afterwards. Collective.
 
-    Args:
-        matrix: that may be destroyed afterwards.
-        prefix: PETSc options with it reach the solver.
-        what: the computation, for messages.
-        definite: whether it is known to be positive definite.
-        counted: whether its negative pivots are to be.
+    PETSc options with the prefix reach it. ``what``: the computation, for messages; ``definite``:
+    whether it is known to be positive definite; ``counted``: whether negative pivots are to be.
 
     Raises:
-        SolverError: the factorisation failed, or the matrix has entries that are no numbers, of
-            which a factor need not complain.
+        SolverError: the factorisation failed, or entries are no numbers, of which it need not
+            complain.
     """
     if not np.isfinite(matrix.norm()):
         raise SolverError(f"{what}: the matrix has entries that are no numbers")
@@ -56,11 +52,8 @@ def count_pivots(pc: PETSc.PC) -> None:
 def failure(ksp: PETSc.KSP, size: int, what: str, instead: str | None = None) -> str:
     """What to say of a factorisation that failed: why, and what helps.
 
-    Args:
-        ksp: the solver.
-        size: number of unknowns.
-        what: the computation.
-        instead: PETSc options that do without a factor, if not those of ``ksp``.
+    Of ``what`` with ``size`` unknowns; ``instead`` are PETSc options that do without a factor, if
+    not those of ``ksp``.
     """
     prefix = ksp.getOptionsPrefix() or ""
     instead = instead or f"-{prefix}ksp_type cg -{prefix}pc_type gamg"

@@ -9,6 +9,7 @@ the way around the facet, which is in series with any new permeability.
 
 from __future__ import annotations
 
+import dolfinx
 import numpy as np
 import scipy.sparse
 from petsc4py import PETSc
@@ -18,7 +19,6 @@ from ...parallel.columns import solved
 from ...phases import phase
 from ...problem import BlochTorrey
 from .direct import direct
-from .ties import Tied
 
 _BLOCK = 64  # facets solved at once
 
@@ -29,13 +29,12 @@ def surrounding_conductance(problem: BlochTorrey, rate: float,
                             options_prefix: str = "spinverse_facets_") -> np.ndarray:
     """Conductance c of the medium around each facet, at the present permeability. Collective.
 
-    One solve for each wanted facet with one factor of A + rate M.
+    One solve for each ``wanted`` facet, ``(nf,)`` bool, or each that is not tied, with one factor
+    of A + rate M.
 
     Args:
-        problem: the discrete problem.
-        rate: s, 1/ms, positive. With 2 / TE, x / (1 + x / (s TE)) follows 1 - exp(-x), what a
-            leak drains until TE, to second order.
-        wanted: ``(nf,)`` bool; all facets that are not tied, if not given.
+        rate: s, 1/ms, positive. With 2 / TE, x / (1 + x / (s TE)) follows 1 - exp(-x), what a leak
+            drains until TE, to second order.
         options_prefix: PETSc options with this prefix reach the solver.
 
     Returns:
@@ -54,16 +53,14 @@ def surrounding_conductance(problem: BlochTorrey, rate: float,
     shifted = A.copy()
     shifted.axpy(rate, problem.mass_matrix)
     ksp = direct(shifted, options_prefix, "facet responses")
-    tied = Tied(problem, A)
     response = np.zeros(len(mine))
-    index_map = problem.space.dofmap.index_map
     try:
         for first in range(0, total, _BLOCK):
             count = min(_BLOCK, total - first)
             here = np.arange(max(first - offset, 0),
                              min(max(first + count - offset, 0), len(mine)))
-            loads = tied.load(_distributed(index_map, comm, jumps[here], here + offset - first,
-                                           count))
+            loads = problem.unknowns.owned_loads(_distributed(
+                problem.space.dofmap.index_map, jumps[here], here + offset - first, count))
             answer = comm.allreduce((loads * solved(ksp, loads)).sum(axis=0))
             response[here] = answer[here + offset - first]
     except PETSc.Error as error:
@@ -71,7 +68,7 @@ def surrounding_conductance(problem: BlochTorrey, rate: float,
     finally:
         ksp.destroy()
         shifted.destroy()
-        tied.destroy()
+        problem.release(A)
     result = np.full(facets, np.inf)
     kappa = problem.kappa.x.array[mine]
     # nothing conducts around a facet whose own permeability is all that R shows
@@ -99,19 +96,11 @@ def _uniform_jumps(problem: BlochTorrey) -> scipy.sparse.csr_matrix:
     return (rows @ T).tocsr()
 
 
-def _distributed(index_map, comm, rows: scipy.sparse.csr_matrix, columns: np.ndarray,
+def _distributed(index_map, rows: scipy.sparse.csr_matrix, columns: np.ndarray,
                  count: int) -> np.ndarray:
     """Rows over owned and ghost dofs as columns over owned dofs alone, ``(n_owned, count)``."""
-    owned = index_map.size_local
-    matrix = PETSc.Mat().createDense(((owned, index_map.size_global), (PETSc.DECIDE, count)),
-                                     comm=comm)
-    matrix.setUp()
-    local = np.arange(owned + index_map.num_ghosts, dtype=np.int32)
-    dofs = index_map.local_to_global(local).astype(PETSc.IntType)
-    for k, column in enumerate(columns):
-        row = rows[k]
-        matrix.setValues(dofs[row.indices], [int(column)], row.data)
-    matrix.assemble()
-    result = matrix.getDenseArray(readonly=True).copy()
-    matrix.destroy()
-    return result
+    vector = dolfinx.la.vector(index_map, count)
+    values = vector.array.reshape(-1, count)
+    values[:, columns] = rows.T.toarray()
+    vector.scatter_reverse(dolfinx.la.InsertMode.add)
+    return np.asfortranarray(values[: index_map.size_local])

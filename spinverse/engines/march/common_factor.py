@@ -11,6 +11,7 @@ of -g.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
@@ -20,24 +21,29 @@ from ...errors import SolverError
 from ...parallel.columns import column_inner, solved, times
 from ...problem import BlochTorrey
 from ...unknowns import with_ghosts
+from ..derivatives import OfPermeability
 from ..linear.direct import direct
+from .pair_system import PairSystem
 
 TOLERANCE = 1e-12  # of a residual against its load, in the norm of B^-1
 ITERATIONS = 200
 PAYS_FROM = 5000  # unknowns
 FACTORS = 6  # kept, one for each length of a step
+WIDTH = 32  # measurements at once
 
 
 class CommonFactor:
     """Operators on columns: the first half of them Re m, the second Im m.
 
-    Args:
-        problem: without extra terms and without periodic axes.
-        options_prefix: of the linear solvers' PETSc options.
+    Of the problem of a `PairSystem`, at whose Functions derivatives are taken; without extra terms
+    and periodic axes. ``options_prefix`` is of the linear solvers' PETSc options.
     """
 
-    def __init__(self, problem: BlochTorrey, options_prefix: str):
-        self.problem, self.comm, self._prefix = problem, problem.comm, options_prefix
+    width = WIDTH
+
+    def __init__(self, pair: PairSystem, options_prefix: str):
+        self.pair, self.problem, self.comm = pair, pair.problem, pair.comm
+        self._prefix = options_prefix
         self._decay: PETSc.Mat | None = None
         self._factors: dict[float, PETSc.KSP] = {}
 
@@ -51,14 +57,8 @@ class CommonFactor:
             return False
         return PETSc.Options(options_prefix).getBool("common", problem.num_unknowns >= PAYS_FROM)
 
-    @property
-    def local_size(self) -> int:
-        """Rows of a column on this rank."""
-        return self.mass.getLocalSize()[0]
-
-    @property
-    def mass(self) -> PETSc.Mat:
-        return self.problem.mass_matrix
+    def mass_times(self, columns: np.ndarray) -> np.ndarray:
+        return times(self.problem.mass_matrix, columns)
 
     @cached_property
     def _positions(self) -> list[PETSc.Mat]:
@@ -89,24 +89,42 @@ class CommonFactor:
         if tau not in self._factors:
             if len(self._factors) >= FACTORS:
                 self._factors.pop(next(iter(self._factors))).destroy()
-            matrix = self.mass.copy()
+            matrix = self.problem.mass_matrix.copy()
             matrix.axpy(tau, self._decay, PETSc.Mat.Structure.DIFFERENT_NONZERO_PATTERN)
             self._factors[tau] = direct(matrix, self._prefix, "time stepping")
             matrix.destroy()
         return self._factors[tau]
 
+    def start(self, count: int) -> np.ndarray:
+        """Columns at the start, ``(n_local, 2 count)``."""
+        y = np.zeros((self.problem.mass_matrix.getLocalSize()[0], 2 * count), order="F")
+        y[:, :count] = self._initial[:, None]
+        return y
+
+    def signals(self, y: np.ndarray) -> np.ndarray:
+        parts = column_inner(self.comm, np.broadcast_to(self._receive[:, None], y.shape), y)
+        half = len(parts) // 2
+        return parts[:half] + 1j * parts[half:]
+
+    def end(self, w: np.ndarray) -> np.ndarray:
+        """The transpose of `signals`, of complex weights."""
+        return np.outer(self._receive, np.concatenate([w.real, w.imag]))
+
+    def turn(self, y: np.ndarray, gradients: Sequence) -> None:
+        """Nothing: the sign of a gradient is no matter here."""
+
     @cached_property
-    def initial(self) -> np.ndarray:
+    def _initial(self) -> np.ndarray:
         """The density, ``(n_local,)``; its projection in the mass product where facets are tied."""
         if self.problem.prolongation is None:
             return self.problem.initial.copy()
-        ksp = direct(self.mass, self._prefix, "time stepping")
+        ksp = direct(self.problem.mass_matrix, self._prefix, "time stepping")
         result = solved(ksp, self._tested(self.problem.initial))[:, 0]
         ksp.destroy()
         return result
 
     @cached_property
-    def receive(self) -> np.ndarray:
+    def _receive(self) -> np.ndarray:
         """Integrals as a vector, ``(n_local,)``."""
         return self._tested(self.problem.scale)[:, 0]
 
@@ -115,27 +133,34 @@ class CommonFactor:
         P = self.problem.prolongation
         return load if P is None else times(P, load, transposed=True)
 
-    def with_ghosts(self, columns: np.ndarray) -> np.ndarray:
-        """Values at owned and ghost broken dofs, ``(nd, k)``. Collective."""
-        P = self.problem.prolongation
-        return with_ghosts(self.problem.space.dofmap.index_map,
-                           columns if P is None else times(P, columns))
+    def add(self, weight: float, stage: np.ndarray, adjoint: np.ndarray, gradients: Sequence,
+            sums: list) -> None:
+        """Add weight d a(stage, adjoint) of all measurements to ``sums``. Collective."""
+        P, index_map = self.problem.prolongation, self.problem.space.dofmap.index_map
+        stage, adjoint = (with_ghosts(index_map, columns if P is None else times(P, columns))
+                          for columns in (stage, adjoint))
+        for total in sums:
+            if isinstance(total, OfPermeability):
+                total.add_columns(weight, stage, adjoint)
+        rest = [total for total in sums if not isinstance(total, OfPermeability)]
+        for k, gradient in enumerate(gradients if rest else ()):
+            self.problem.g.value[:] = gradient
+            for function, columns in ((self.pair.stage, stage), (self.pair.adjoint, adjoint)):
+                function.x.array[:] = columns[:, k:: len(gradients)].ravel()
+            for total in rest:
+                total.add(weight)
 
-    def solve(self, loads: np.ndarray, guess: np.ndarray, gradients: np.ndarray, tau: float,
+    def solve(self, loads: np.ndarray, guess: np.ndarray, gradients: Sequence, tau: float,
               transposed: bool = False) -> np.ndarray:
         """y with (M + tau (A + i g . X)) y = load, or its conjugate transpose's. Collective.
 
-        Args:
-            loads: ``(n_local, 2 m)``.
-            guess: as loads.
-            gradients: ``(m, d)`` of each measurement, rad/(ms um).
-            tau: ms.
+        Of loads and a guess ``(n_local, 2 m)``, and a gradient of each measurement, rad/(ms um).
 
         Raises:
             SolverError: a solver failed or did not converge.
         """
         factor = self._factor(tau)
-        strengths = (-tau if transposed else tau) * gradients
+        strengths = (-tau if transposed else tau) * np.array(gradients)
         now = before = guess
         matrix = factor.getOperators()[0]
         Bnow = Bbefore = times(matrix, guess)
@@ -145,7 +170,7 @@ class CommonFactor:
             self._subtract_turned(residual, now, strengths)
             z = solved(factor, residual)
             if factor.getConvergedReason() < 0:
-                raise SolverError(f"time stepping: linear solve of {self.mass.getSize()[0]} "
+                raise SolverError(f"time stepping: linear solve of {matrix.getSize()[0]} "
                                   f"unknowns failed (PETSc reason {factor.getConvergedReason()}); "
                                   "more memory, or another solver?")
             last, size = size, self._size(residual, z)

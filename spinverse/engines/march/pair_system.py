@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import combinations
 
@@ -15,9 +16,10 @@ from petsc4py import PETSc
 from ... import forms
 from ...errors import SolverError
 from ...extra_terms import has
+from ...parallel.columns import inner
 from ...problem import BlochTorrey
+from ...unknowns import prolonged, restricted
 from ..linear.direct import failure
-from ..linear.ties import prolonged, restricted
 
 # Factors kept, of zero gradient, which all measurements share, and as many of others: one is
 # enough for constant pulses.
@@ -32,46 +34,32 @@ Gradient = tuple[float, ...]
 
 
 class PairSystem:
-    """Matrices, factors and vectors of one problem.
-
-    Args:
-        problem: the discrete problem, extra terms included.
-        options_prefix: of the linear solvers' PETSc options.
+    """Matrices, factors and vectors of one problem, extra terms included.
 
     Attributes:
         space: broken Lagrange pairs; their dofs are those of ``problem.space``, doubled.
         stage, adjoint: Functions of this space that the derivatives are taken at.
     """
 
+    width = 1
+
     def __init__(self, problem: BlochTorrey, options_prefix: str):
         self.problem, self.comm, self._prefix = problem, problem.comm, options_prefix
         self.space = problem.pair_space
         m, v = ufl.TrialFunction(self.space), ufl.TestFunction(self.space)
-        self.extra = problem.extra_form
-        self.signed, self.timed = self.extra_has(problem.echo_sign), self.extra_has(problem.t)
+        self.signed, self.timed, by_g, by_Q = (has(problem.extra_form, known) for known in (
+            problem.echo_sign, problem.t, problem.g, problem.Q))
         # A is linear in g and quadratic in Q, or assembled anew for each of them
-        self._polynomial = not (self.extra_has(problem.g) or self.extra_has(problem.Q)
-                                or self.signed or self.timed)
+        self._polynomial = not (by_g or by_Q or self.signed or self.timed)
         # A(-g, -Q) is A(g, Q) with the sign of Im m turned; terms of the user's may not know that
         self._symmetric = problem.extra_terms is None
-        self._full = problem.compile(self.operator(m, v))
+        self._full = problem.compile(problem.weak_form(m, v))
         self._matrix = fem_petsc.create_matrix(self._full)
         self._decay: PETSc.Mat | None = None
         self._drift: dict[tuple[int, ...], PETSc.Mat] = {}
         self._factors: OrderedDict = OrderedDict()
-        self._work: list[PETSc.Vec] = []
-        # the last stage and adjoint as Functions, for the derivatives
         self.stage = dolfinx.fem.Function(self.space)
         self.adjoint = dolfinx.fem.Function(self.space)
-
-    def operator(self, m, v) -> ufl.Form:
-        """The whole weak form for given m and v, with a common ``problem.g`` and ``problem.Q``."""
-        return forms.bloch_torrey(m, v, self.problem.coefficients) + self.problem.extra_of(m, v)
-
-    def extra_has(self, coefficient) -> bool:
-        return has(self.extra, coefficient)
-
-    # ---- matrices -----------------------------------------------------------------------------
 
     @cached_property
     def prolongation(self) -> PETSc.Mat | None:
@@ -175,10 +163,10 @@ class PairSystem:
         turned = self._symmetric and gradient < (0.0,) * len(gradient)
         return (tuple(-g + 0.0 for g in gradient) if turned else gradient), turned
 
-    def turn(self, y: PETSc.Vec, gradient: Gradient) -> None:
+    def turn(self, y: np.ndarray, gradients: Sequence[Gradient]) -> None:
         """Turn the sign of Im m where the gradient is run as its opposite: before and after."""
-        if self._canonical(gradient)[1]:
-            y.getArray()[1::2] *= -1
+        if self._canonical(gradients[0])[1]:
+            y[1::2] *= -1
 
     def factor(self, gradient: Gradient, time: float) -> Factor:
         """Solver of M + time A(gradient), from the cache if it is there."""
@@ -211,73 +199,76 @@ class PairSystem:
         slim.destroy()
         return self._factors[key]
 
-    # ---- vectors ------------------------------------------------------------------------------
+    @cached_property
+    def _vectors(self) -> tuple[PETSc.Vec, PETSc.Vec]:
+        return self.mass.createVecs()
 
-    def work(self, number: int) -> list[PETSc.Vec]:
-        while len(self._work) < number:
-            self._work.append(self.mass.createVecRight())
-        return self._work[:number]
+    def mass_times(self, column: np.ndarray) -> np.ndarray:
+        x, y = self._vectors
+        x.setArray(column)
+        self.mass.mult(x, y)
+        return y.getArray(readonly=True).copy()[:, None]
 
-    def broken(self, y: PETSc.Vec) -> np.ndarray:
+    def solve(self, load: np.ndarray, guess: np.ndarray, gradients: Sequence[Gradient],
+              tau: float, transposed: bool = False) -> np.ndarray:
+        """y with (M + tau A) y = load, or the transposed problem's. Collective."""
+        x, y = self._vectors
+        x.setArray(load)
+        self.factor(gradients[0], tau).solve(x, y, transposed)
+        return y.getArray(readonly=True).copy()[:, None]
+
+    def broken(self, column: np.ndarray) -> np.ndarray:
         """Complex values at the owned broken degrees of freedom, ``(nd,)``. Collective."""
-        pair = prolonged(self.prolongation, y)
+        x, _ = self._vectors
+        x.setArray(column)
+        pair = prolonged(self.prolongation, x)
         return pair[0::2] + 1j * pair[1::2]
 
-    @cached_property
-    def initial(self) -> PETSc.Vec:
-        """The density; its projection in the mass product where facets are tied."""
-        broken = np.zeros((len(self.problem.initial), 2))
-        broken[:, 0] = self.problem.initial
-        y = self.mass.createVecRight()
-        if self.prolongation is None:
-            y.setArray(broken.ravel())
-            return y
-        factor = Factor(self.mass, self._prefix)
-        factor.solve(self._tested(broken), y)
-        factor.destroy()
-        return y
+    def start(self, _: int) -> np.ndarray:
+        """The density, ``(n, 1)``; its projection in the mass product where facets are tied."""
+        return self._initial.copy()
 
     @cached_property
-    def _receive(self) -> list[PETSc.Vec]:
-        """Integrals of Re m and Im m as vectors."""
-        result = []
-        scale = self.problem.scale
-        for part in range(2):
-            broken = np.zeros((len(scale), 2))
-            broken[:, part] = scale
-            result.append(self._tested(broken))
-        return result
+    def _initial(self) -> np.ndarray:
+        broken = np.outer(self.problem.initial, [1.0, 0.0])
+        if self.prolongation is None:
+            return broken.reshape(-1, 1)
+        factor, y = Factor(self.mass, self._prefix), self.mass.createVecRight()
+        factor.solve(self._tested(broken), y)
+        factor.destroy()
+        return y.getArray().copy()[:, None]
+
+    @cached_property
+    def _receive(self) -> np.ndarray:
+        """Integrals of Re m and Im m, ``(n, 2)``."""
+        return np.column_stack([self._tested(np.outer(self.problem.scale, unit)).getArray().copy()
+                                for unit in np.eye(2)])
 
     def _tested(self, broken: np.ndarray) -> PETSc.Vec:
         """P^T M b for a pair of values at each owned broken dof, ``(nd, 2)``."""
         local = np.stack([self.problem.local_mass @ part for part in broken.T], axis=1)
         return restricted(self.prolongation, local.ravel(), self.mass.createVecRight())
 
-    def signal(self, y: PETSc.Vec) -> complex:
-        return complex(*(vector.dot(y) for vector in self._receive))
+    def signals(self, y: np.ndarray) -> np.ndarray:
+        parts = inner(self.comm, self._receive, y)
+        return parts[0] + 1j * parts[1]
 
-    def signal_transposed(self, w: complex) -> PETSc.Vec:
-        result = self._receive[0].duplicate()
-        result.zeroEntries()
-        result.maxpy([w.real, w.imag], self._receive)
-        return result
+    def end(self, w: np.ndarray) -> np.ndarray:
+        """The transpose of `signals`, of complex weights ``(1,)``."""
+        return self._receive @ np.array([w.real, w.imag])
 
-    def expand(self, stage: PETSc.Vec, adjoint: PETSc.Vec, gradient: Gradient) -> None:
-        """Put both into the Functions, ghosts included, and the gradient into ``problem``."""
-        self._set(self._canonical(gradient)[0])
+    def add(self, weight: float, stage: np.ndarray, adjoint: np.ndarray,
+            gradients: Sequence[Gradient], sums: list) -> None:
+        """Add weight d a(stage, adjoint) to ``sums``. Collective."""
+        self._set(self._canonical(gradients[0])[0])
         owned = 2 * self.space.dofmap.index_map.size_local
-        for vector, function in ((stage, self.stage), (adjoint, self.adjoint)):
-            if self.prolongation is None:
-                function.x.array[:owned] = vector.getArray(readonly=True)
-            else:
-                broken = self._broken
-                self.prolongation.mult(vector, broken)
-                function.x.array[:owned] = broken.getArray(readonly=True)
+        x, _ = self._vectors
+        for column, function in ((stage, self.stage), (adjoint, self.adjoint)):
+            x.setArray(column)
+            function.x.array[:owned] = prolonged(self.prolongation, x)
             function.x.scatter_forward()
-
-    @cached_property
-    def _broken(self) -> PETSc.Vec:
-        return self.prolongation.createVecLeft()
+        for total in sums:
+            total.add(weight)
 
 
 def _without_zeros(matrix: PETSc.Mat) -> PETSc.Mat:

@@ -1,50 +1,45 @@
 """Time stepping: the weak form marched in time, whatever terms it has.
 
-Both schemes are diagonally implicit Runge-Kutta with one diagonal coefficient a. A step of
-length h of M y' + A y = 0, with A constant over it, is, for stages i = 1..s,
+Both schemes are diagonally implicit Runge-Kutta with one diagonal coefficient a. A step of length h
+of M y' + A y = 0, with A constant over it, is, for stages i = 1..s,
 
     (M + a h A) Y_i = M z_i,    z_i = y0 + sum_{j<i} a_ij K_j,    K_i = (Y_i - z_i) / a,
     y1 = y0 + sum_i b_i K_i,
 
 so one factor serves all steps of that length and gradient. The derivative is that of these
-formulas: one transposed solve a stage, with the same factor, from the last step to the first.
-On larger meshes without extra terms and periodic axes one factor, of M + a h A at no gradient,
-serves all measurements, which are marched side by side: see `common_factor`.
+formulas: one transposed solve a stage, with the same factor, from the last step to the first. On
+larger meshes without extra terms and periodic axes one factor, of M + a h A at no gradient, serves
+all measurements, which are marched side by side: see `common_factor`.
 
-Pieces of constant gradient are cut into equal steps that end at the breakpoints: second order.
-Where a waveform is not piecewise constant, its pieces are of fourth order in their length
-(`spinverse.acquisition.waveform`), a step each.
+Pieces of constant gradient are cut into equal steps that end at the breakpoints: second order. Of
+other waveforms pieces of fourth order (`spinverse.acquisition.waveform`) are a step each. Extra
+terms that know the time are taken at the middle of each step, of second order too, and cost a
+factor a step; steps end at 180-degree pulses if the terms know their sign, and at the problem's
+``extra_breakpoints``.
 
-Extra terms that know the time are taken at the middle of each step, which is of second order, and
-cost a factor a step; steps end at 180-degree pulses if the terms know their sign, and at the
-problem's ``extra_breakpoints``.
-
-Along periodic axes the operator depends on Q(t) = int_0^t g (`spinverse.forms`), which varies
-within pulses: a step takes Q at its middle and the mean of g, second order too. That is a factor a
-step; plateaus of Q share one.
+Along periodic axes the operator depends on Q(t) = int_0^t g (`spinverse.forms`): a step takes Q at
+its middle and the mean of g, second order, which is a factor a step; plateaus of Q share one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from mpi4py import MPI
-from petsc4py import PETSc
 
 from ...acquisition.table import Acquisition
 from ...errors import InputError, SolverError
 from ...phases import phase
 from ...problem import BlochTorrey
-from ..derivatives import derivative_of
-from ..progress import silent
-from ..schedule.checks import check_directions
+from .. import silent
+from ..derivatives import Derivatives
 from ..schedule.echoes import refocusing_times, split
+from ..schedule.groups import check_directions
+from .columns import March
 from .common_factor import CommonFactor
 from .pair_system import PairSystem
-from .side_by_side import SideBySide
 
 # Stage vectors of one measurement that a rank keeps for the backward sweep, bytes; beyond, the
 # measurement is swept in blocks of steps whose first states are kept.
@@ -118,22 +113,21 @@ class TimeStepping:
         self.time_step: float | str = "auto" if time_step == "auto" else float(time_step)
         self.estimated_error = np.nan
         self._system = PairSystem(problem, options_prefix)
-        self._common = SideBySide(
-            CommonFactor(problem, options_prefix), self._system, self.scheme
-        ) if CommonFactor.serves(problem, options_prefix) else None
+        self._common = CommonFactor(self._system, options_prefix) if CommonFactor.serves(
+            problem, options_prefix) else None
+        self._present: CommonFactor | PairSystem = self._common or self._system
         self._plan = (self._rows_by_steps(self.time_step) if isinstance(self.time_step, float)
                       else None)
         self._limit: tuple[list[int], np.ndarray] | None = None
         self._remembered: np.ndarray | None = None
-        self._derivatives: dict = {}
+        self._derivatives = Derivatives(self._system)
         self.progress: Callable[[str, int, int], None] = silent
 
     def signals(self, permeability: np.ndarray | None = None, remember: bool = False) -> np.ndarray:
         """Complex signals, ``(N,)``, um^3 times density, the same on every rank. Collective.
 
-        Args:
-            permeability: ``(nf,)`` um/ms of the owned facets; as it is if nothing is said.
-            remember: keep what `gradient` needs: the permeability, it computes the rest again.
+        At a permeability, ``(nf,)`` um/ms of the owned facets, or the present one. What `gradient`
+        needs to ``remember`` is the permeability; it computes the rest again.
 
         Raises:
             SolverError: a factorisation or solve failed, or the signals are not finite.
@@ -156,39 +150,47 @@ class TimeStepping:
             self._limit = None
         return result
 
-    @property
-    def _present(self) -> CommonFactor | PairSystem:
-        """The matrices that steps are taken with."""
-        return self._system if self._common is None else self._common.system
-
     @phase("time stepping")
     def _run(self, plan: dict[tuple[_Run, ...], list[int]],
              what: str = "choosing the time step") -> np.ndarray:
         """Signals of the rows in ``plan``, ``(N,)``; zero in the others."""
         result = np.zeros(len(self.acquisition), dtype=complex)
-        if self._common is not None:
-            try:
-                self._common.run(plan, result, partial(self.progress, what))
-            finally:
-                self._common.system.forget_factors()
-            return result
-        y = self._system.initial.copy()
         try:
-            for done, (runs, rows) in enumerate(plan.items()):
-                self.progress(what, done, len(plan))
-                self._system.initial.copy(y)
-                for run in runs:
-                    self._march(y, run)
-                result[rows] = self._system.signal(y)
+            March(self._present, self.scheme).run(plan, result, partial(self.progress, what))
         finally:
-            self._system.forget_factors()
-            y.destroy()
+            self._present.forget_factors()
         return result
 
     def _rows_by_steps(self, time_step: float, rows=None) -> dict[tuple[_Run, ...], list[int]]:
-        problem, system = self.problem, self._system
-        return _plan(self.acquisition, time_step, problem.mesh.dim, rows, problem.periodic,
-                     system.signed, system.timed, problem.extra_breakpoints)
+        """Rows of the table by the steps that they take; neighbours share gradients."""
+        acquisition, problem, system = self.acquisition, self.problem, self._system
+        plan: dict[tuple, list[int]] = {}
+        pieces, dim = [], problem.mesh.dim
+        for waveform in acquisition.waveforms:
+            turns = refocusing_times(waveform) if system.signed else ()
+            cuts = sorted({*turns, *problem.extra_breakpoints})
+            found = _along_period(waveform, time_step, cuts) if problem.periodic else split(
+                zip(*waveform.segments(time_step), strict=True), cuts)
+            pieces.append(_with_extras(found, time_step, turns, system.signed, system.timed))
+        along = np.isin(np.arange(dim), problem.periodic)
+        for row in range(len(acquisition)) if rows is None else rows:
+            k = acquisition.waveform_index[row]
+            g = acquisition.strength[row] * (
+                1.0 if acquisition.waveforms[k].vector else acquisition.directions[row, :dim])
+            runs: list[_Run] = []
+            for duration, value, wave, known in pieces[k]:
+                steps = max(1, int(np.ceil(duration / time_step * (1 - 1e-12))))
+                # times and values that differ by rounding are to share a factor
+                step = float(f"{duration / steps:.12g}")
+                gradient = _times(value, g, dim)
+                if wave is not None:
+                    gradient += _times(wave, g * along, dim)
+                gradient += known
+                if runs and (runs[-1].gradient, runs[-1].step) == (gradient, step):
+                    steps += runs.pop().steps
+                runs.append(_Run(gradient, steps, step))
+            plan.setdefault(tuple(runs), []).append(row)
+        return dict(sorted(plan.items(), key=lambda item: (max(item[0]).gradient, item[0])))
 
     def _choose_step(self) -> None:
         """Halve the step until some measurements of each waveform change by no more than it allows.
@@ -230,14 +232,9 @@ class TimeStepping:
         return rows
 
     def gradient(self, adjoint: np.ndarray) -> np.ndarray:
-        """Derivative of J with respect to the permeability of the owned facets. Collective.
+        """Derivative of J with respect to the permeability of the owned facets; see `gradients`.
 
-        Args:
-            adjoint: ``(N,)`` complex w with dJ = Re sum(conj(w) dS), the same on every rank.
-
-        Returns:
-            ``(nf,)``, zero on tied facets; at the permeability of the last
-            ``signals(..., remember=True)``.
+        At the permeability of the last ``signals(..., remember=True)``. Collective.
         """
         return self.gradients(adjoint, [self.problem.kappa])[0]
 
@@ -264,182 +261,55 @@ class TimeStepping:
             InputError: a coefficient that the weak form does not contain.
             SolverError: as `signals`.
         """
-        problem, system = self.problem, self._present
+        problem, present = self.problem, self.problem.kappa.x.array.copy()
         adjoint = np.asarray(adjoint, dtype=complex)
         if adjoint.shape != (len(self.acquisition),):
             raise InputError(f"adjoint: shape {adjoint.shape}, expected "
                              f"({len(self.acquisition)},): one value for each measurement")
-        sums = [self._derivative(c) for c in coefficients]
-        for total in sums:
-            total.reset()
-        present = problem.kappa.x.array.copy()
+        sums = [self._derivatives(c) for c in coefficients]
         if self._remembered is not None:
             problem.kappa.x.array[:] = self._remembered
         try:
-            system.update()
-            self._sweep_all(adjoint, sums)
+            self._present.update()
+            wanted = {runs: rows for runs, rows in self._plan.items() if adjoint[rows].sum()}
+            with phase("time stepping back"):
+                March(self._present, self.scheme).sweep(wanted, adjoint, sums, TRAJECTORY_BYTES)
         finally:
-            system.forget_factors()
+            self._present.forget_factors()
             problem.kappa.x.array[:] = present
         return [total.result() for total in sums]
-
-    @phase("time stepping back")
-    def _sweep_all(self, adjoint: np.ndarray, sums: list) -> None:
-        wanted = {runs: rows for runs, rows in self._plan.items() if adjoint[rows].sum()}
-        if self._common is not None:
-            self._common.sweep(wanted, adjoint, sums, TRAJECTORY_BYTES)
-            return
-        for runs, rows in wanted.items():
-            self._sweep(runs, complex(adjoint[rows].sum()), sums)
-
-    # ---- one measurement ----------------------------------------------------------------------
-
-    def _march(self, y: PETSc.Vec, run: _Run, keep: list | None = None) -> None:
-        """Advance ``y`` in place; append the stage vectors to ``keep``."""
-        system, scheme = self._system, self.scheme
-        factor = system.factor(run.gradient, scheme.diagonal * run.step)
-        z, rhs, Y, *K = system.work(3 + len(scheme.b))
-        system.turn(y, run.gradient)
-        for _ in range(run.steps):
-            for i, row in enumerate(scheme.a):
-                y.copy(z)
-                z.maxpy(row[:-1], K[:i])
-                system.mass.mult(z, rhs)
-                factor.solve(rhs, Y)
-                if keep is not None:
-                    keep.append(Y.getArray(readonly=True).copy())
-                K[i].waxpy(-1.0, z, Y)
-                K[i].scale(1 / scheme.diagonal)
-            y.maxpy(scheme.b, K)
-        system.turn(y, run.gradient)
-
-    def _march_back(self, adjoint: PETSc.Vec, run: _Run, stages: list, sums: list) -> None:
-        """The transpose of `_march`; adds -a h mu^T (dA/dc) Y of every stage to ``sums``."""
-        system, scheme = self._system, self.scheme
-        a, count = scheme.diagonal, len(scheme.b)
-        factor = system.factor(run.gradient, a * run.step)
-        rhs, mu, Y, *z = system.work(3 + count)
-        system.turn(adjoint, run.gradient)
-        for step in reversed(range(run.steps)):
-            for i in reversed(range(count)):
-                adjoint.copy(rhs)
-                rhs.scale(scheme.b[i])
-                rhs.maxpy([scheme.a[j][i] for j in range(i + 1, count)], z[i + 1:])
-                rhs.scale(1 / a)
-                factor.solve(rhs, mu, transposed=True)
-                system.mass.mult(mu, z[i])  # M is symmetric
-                z[i].axpy(-1.0, rhs)
-                Y.setArray(stages[step * count + i])
-                system.expand(Y, mu, run.gradient)
-                for total in sums:
-                    total.add(-a * run.step)
-            adjoint.maxpy([1.0] * count, z)
-        system.turn(adjoint, run.gradient)
-
-    def _sweep(self, runs: tuple[_Run, ...], w: complex, sums: list) -> None:
-        """Forward and back again through one measurement."""
-        system, per_step = self._system, len(self.scheme.b)
-        bytes_a_step = 8 * per_step * system.comm.allreduce(system.initial.getLocalSize(), MPI.MAX)
-        fits = sum(run.steps for run in runs) * bytes_a_step <= TRAJECTORY_BYTES
-        blocks = runs if fits else _cut(runs, max(1, TRAJECTORY_BYTES // bytes_a_step))
-        y, starts, trajectories = system.initial.copy(), [], []
-        for block in blocks:
-            stages: list | None = [] if fits else None
-            starts.append(None if fits else y.getArray(readonly=True).copy())
-            self._march(y, block, stages)
-            trajectories.append(stages)
-        adjoint = system.signal_transposed(w)
-        for block in reversed(blocks):
-            start, stages = starts.pop(), trajectories.pop()
-            if not fits:
-                y.setArray(start)
-                stages = []
-                self._march(y, block, stages)
-            self._march_back(adjoint, block, stages, sums)
-        y.destroy()
-        adjoint.destroy()
-
-    # ---- on the way ---------------------------------------------------------------------------
 
     def states(self, row: int, times: Sequence[float]) -> np.ndarray:
         """The unknown in one measurement at ascending times, ``(n, nd)`` complex. Collective.
 
-        Args:
-            row: of the acquisition.
-            times: ms, up to its TE; the steps in between are those of `signals`.
-
-        Returns:
-            Values at the owned degrees of freedom of the broken space.
+        Values at the owned degrees of freedom of the broken space, at ``times`` in ms up to TE; the
+        steps in between are those of `signals`.
         """
         system = self._system
         if not isinstance(self.time_step, float):
             self.signals()  # it chooses the step
         (runs, _), = self._rows_by_steps(float(self.time_step), [row]).items()
         system.update()
-        y, found = system.initial.copy(), []
+        march, y, found = March(system, self.scheme), system.start(1), []
         waiting, begin = list(times), 0.0
         try:
             for run in runs:
                 left = run.steps
                 while waiting and waiting[0] <= begin + left * run.step + _SAME:
                     whole = min(int((waiting[0] - begin + _SAME) / run.step), left)
-                    self._march(y, replace(run, steps=whole))
+                    march.forward(y, [run.gradient], whole, run.step)
                     begin, left = begin + whole * run.step, left - whole
                     z, rest = y.copy(), waiting.pop(0) - begin
                     if rest > _SAME:
-                        self._march(z, replace(run, steps=1, step=rest))
+                        march.forward(z, [run.gradient], 1, rest)
                     found.append(system.broken(z))
-                    z.destroy()
-                self._march(y, replace(run, steps=left))
+                march.forward(y, [run.gradient], left, run.step)
                 begin += left * run.step
             # what rounding left over is at the end
             found += [system.broken(y) for _ in waiting]
         finally:
             system.forget_factors()
-            y.destroy()
         return np.array(found)
-
-    # ---- coefficients -------------------------------------------------------------------------
-
-    def _derivative(self, coefficient):
-        known = self._derivatives.get(id(coefficient))
-        if known is None:
-            known = derivative_of(self._system, coefficient)
-            self._derivatives[id(coefficient)] = known
-        return known
-
-
-def _plan(acquisition: Acquisition, time_step: float, dim: int, rows=None,
-          periodic: tuple[int, ...] = (), signed: bool = False, timed: bool = False,
-          breakpoints: tuple[float, ...] = ()) -> dict[tuple[_Run, ...], list[int]]:
-    """Rows of the table by the steps that they take; neighbours share gradients."""
-    plan: dict[tuple, list[int]] = {}
-    pieces = []
-    for waveform in acquisition.waveforms:
-        turns = refocusing_times(waveform) if signed else ()
-        cuts = sorted({*turns, *breakpoints})
-        found = _along_period(waveform, time_step, cuts) if periodic else split(
-            zip(*waveform.segments(time_step), strict=True), cuts)
-        pieces.append(_with_extras(found, time_step, turns, signed, timed))
-    along = np.isin(np.arange(dim), periodic)
-    for row in range(len(acquisition)) if rows is None else rows:
-        k = acquisition.waveform_index[row]
-        g = acquisition.strength[row] * (
-            1.0 if acquisition.waveforms[k].vector else acquisition.directions[row, :dim])
-        runs: list[_Run] = []
-        for duration, value, wave, known in pieces[k]:
-            steps = max(1, int(np.ceil(duration / time_step * (1 - 1e-12))))
-            # times and values that differ by rounding are to share a factor
-            step = float(f"{duration / steps:.12g}")
-            gradient = _times(value, g, dim)
-            if wave is not None:
-                gradient += _times(wave, g * along, dim)
-            gradient += known
-            if runs and (runs[-1].gradient, runs[-1].step) == (gradient, step):
-                steps += runs.pop().steps
-            runs.append(_Run(gradient, steps, step))
-        plan.setdefault(tuple(runs), []).append(row)
-    return dict(sorted(plan.items(), key=lambda item: (max(item[0]).gradient, item[0])))
 
 
 def _with_extras(pieces, time_step: float, turns: tuple[float, ...], signed: bool,
@@ -485,9 +355,3 @@ def _along_period(waveform, time_step: float, cuts=()) -> list[tuple]:
     gained = np.diff(waveform.integral(edges), axis=0)
     mean = gained / step.reshape(-1, *[1] * (gained.ndim - 1))
     return list(zip(step, mean, waveform.integral((edges[1:] + edges[:-1]) / 2), strict=True))
-
-
-def _cut(runs: tuple[_Run, ...], longest: int) -> list[_Run]:
-    """Runs of at most ``longest`` steps."""
-    return [_Run(run.gradient, min(longest, run.steps - first), run.step)
-            for run in runs for first in range(0, run.steps, longest)]

@@ -98,16 +98,14 @@ class Propagation:
 
     Args:
         eigenvalues: ``(K,)`` of A, 1/ms.
-        X: ``(K, K)`` position operator along the direction, um; any real matrix if ``interval``
-            is given. ``(D, K, K)`` for several directions: columns are D equal blocks then.
+        X: ``(K, K)`` position operator along the direction, um; any real matrix if ``interval`` is
+            given. ``(D, K, K)`` for several directions: columns are D equal blocks then.
         q: ``(C,)`` precession gradient of each column, rad/(ms um): Y of column c is q[c] X.
         reach: bound on the spectral radius of the symmetric part of X, um.
-        duration: ms.
         square: what times q[c]^2 is added to A, a number (times 1) or ``(K, K)`` symmetric.
-        interval: that the Hermitian part of all columns lies in, 1/ms; [0, lambda_max] if not
-            given.
-        field: ``(K, K)`` real symmetric, rad/ms, that is added to Y of every column.
-        field_reach: bound on its spectral radius, rad/ms.
+        interval: that the Hermitian part of all columns lies in, 1/ms; else [0, lambda_max].
+        field, field_reach: ``(K, K)`` real symmetric, rad/ms, added to Y of every column, and a
+            bound on its spectral radius.
         store: lends the memory for what is remembered.
     """
 
@@ -125,8 +123,7 @@ class Propagation:
     def __post_init__(self):
         phase = float(np.abs(self.q).max(initial=0.0)) * self.reach + self.field_reach
         low, high = (0.0, float(self.eigenvalues[-1])) if self.interval is None else self.interval
-        plan = expansion(float(self.duration), high - low, phase)
-        self.plan = plan
+        self.plan = plan = expansion(float(self.duration), high - low, phase)
         self._coefficients = np.exp(-self.duration * low / plan.steps) * np.array(plan.coefficients)
         # real matrices act on complex columns as on twice as many real ones, by `_real`
         self._operators = self.X if self.X.ndim == 3 else self.X[None]
@@ -174,16 +171,12 @@ class Propagation:
 
     def backward(self, adjoint: np.ndarray, gradient: np.ndarray,
                  turning: tuple[np.ndarray, np.ndarray] | None = None) -> np.ndarray:
-        """Pull an adjoint back, and add to the derivative with respect to A.
+        """Pull an adjoint back to that of the input, and add to the derivative with respect to A.
 
         Args:
             adjoint: ``(K, C)`` complex p with dJ = Re sum(conj(p) d(output)).
             gradient: ``(K, K)``; dJ = sum(gradient * dA) is added in place.
-            turning: ``(D, K, K)`` for X along each direction and ``(K, K)`` for the field, if
-                they are wanted.
-
-        Returns:
-            ``(K, C)`` adjoint of the input.
+            turning: ``(D, K, K)`` for X along each direction and ``(K, K)`` for the field.
         """
         product = np.empty_like(gradient)
 
@@ -201,16 +194,10 @@ class Propagation:
         return self.sweep(adjoint, visit)
 
     def sweep(self, adjoint: np.ndarray, visit: Callable) -> np.ndarray:
-        """Pull an adjoint back.
+        """Pull an adjoint ``(K, C)`` back to that of the input.
 
-        Args:
-            adjoint: ``(K, C)`` complex.
-            visit: called as ``visit(swept, term, factor)`` with ``(K, C)`` complex: factor times
-                Re(conj(swept) term^T), summed over columns and calls, is the derivative with
-                respect to A. Arrays are valid during the call.
-
-        Returns:
-            ``(K, C)`` adjoint of the input.
+        ``visit(swept, term, factor)`` is called with ``(K, C)`` complex, valid during the call:
+        factor Re(conj(swept) term^T), summed over columns and calls, is the derivative by A.
         """
         state, c, width = np.array(adjoint, complex, order="C"), self._coefficients, self.plan.width
         X = np.ascontiguousarray(self._operators.transpose(0, 2, 1))
@@ -242,5 +229,4 @@ def _real(u: np.ndarray) -> np.ndarray:
 
 
 def _times(matrix: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """A real matrix times complex columns."""
     return (matrix @ _real(u)).view(complex)

@@ -3,7 +3,7 @@
 With the modes as a fixed basis, dJ = <G, dA> + sum_j <H_j, dX_j> + sum_s <F_s, dB_s>, where the
 K x K matrices A, X_j and B_s are the weak form between modes: a(phi_b, phi_a) for its real part,
 and with i phi_a in place of phi_a for what turns phases. With the eigenpairs (w, psi) of G that is
-a sum of w da(psi, psi), and `coefficient_derivatives` has each term.
+a sum of w da(psi, psi), and `spinverse.engines.derivatives` has each term.
 """
 
 from __future__ import annotations
@@ -12,15 +12,13 @@ from functools import cached_property
 
 import dolfinx
 import numpy as np
-import ufl
 
-from ... import forms
 from ...errors import InputError
 from ...problem import BlochTorrey
 from ...unknowns import with_ghosts
 from ..basis.eigenmodes import Eigenmodes
 from ..basis.parts import combined
-from ..derivatives import derivative_of
+from ..derivatives import Derivatives
 
 _SMALL = 1e-15  # of the largest eigenvalue
 
@@ -30,42 +28,28 @@ class ModeDerivatives:
 
     def __init__(self, problem: BlochTorrey):
         self.problem = problem
-        self._known: dict = {}
+        self._derivatives = Derivatives(self)
 
     def __call__(self, coefficient):
         if self.problem.periodic and coefficient is self.problem.coefficients.D:
             raise InputError("coefficient: the diffusivity on a periodic box, expected engine "
                              "time_stepping for its derivative")
-        if id(coefficient) not in self._known:
-            # the coefficient is kept, so that no other one gets its id
-            self._known[id(coefficient)] = derivative_of(self, coefficient), coefficient
-        return self._known[id(coefficient)][0]
-
-    def operator(self, m, v) -> ufl.Form:
-        return forms.bloch_torrey(m, v, self.problem.coefficients) + self.problem.extra_of(m, v)
-
-    @property
-    def stage(self) -> dolfinx.fem.Function:
-        return self._functions[0]
-
-    @property
-    def adjoint(self) -> dolfinx.fem.Function:
-        return self._functions[1]
+        return self._derivatives(coefficient)
 
     @cached_property
-    def _functions(self) -> tuple:
-        return tuple(dolfinx.fem.Function(self.problem.pair_space) for _ in range(2))
+    def stage(self) -> dolfinx.fem.Function:
+        return dolfinx.fem.Function(self.problem.pair_space)
+
+    @cached_property
+    def adjoint(self) -> dolfinx.fem.Function:
+        return dolfinx.fem.Function(self.problem.pair_space)
 
     def add(self, sums: list, bases: list[Eigenmodes], weights: list[np.ndarray],
             turning: bool) -> None:
-        """Add <weights, d(operator)> to each of ``sums``, at the present g and sign of the echo.
+        """Add <weights, d(operator)> to ``sums`` at the present g and sign of the echo. Collective.
 
-        Those of different parts at once, for the operator has no entries between them. Collective.
-
-        Args:
-            bases: of the problem, or of its parts.
-            weights: ``(K, K)`` symmetric, for each.
-            turning: of the operator that i multiplies, not of the real one.
+        Weights ``(K, K)``, symmetric, of all ``bases`` at once, for the operator has no entries
+        between parts; of the operator that i multiplies (``turning``), or of the real one.
         """
         found = [np.linalg.eigh(weight) for weight in weights]
         largest = max(np.abs(values).max(initial=0.0) for values, _ in found)
@@ -88,15 +72,10 @@ def add_up(derivatives: ModeDerivatives, sums: list, bases: list[Eigenmodes],
            operators: list[np.ndarray]) -> None:
     """Fill sums of ``derivatives``. Collective.
 
-    Args:
-        bases: of the problem, or of its parts.
-        operators: for each ``(1 + n, K, K)`` G, and the derivatives by `Eigenmodes.turning`, if
-            any.
+    From G ``(1 + n, K, K)`` of each basis: by decay, and by `Eigenmodes.turning`, if any.
     """
     problem = derivatives.problem
     dim = problem.mesh.dim
-    for total in sums:
-        total.reset()
     g, sign = problem.g.value, problem.echo_sign
     g[:], sign.value = 0.0, 1.0
     derivatives.add(sums, bases, [part[0] for part in operators], False)

@@ -2,10 +2,10 @@
 
 For measurement m, dS_m = sum(G_m * dA) with A = Phi^T (decay) Phi and G_m a K x K matrix that one
 backward sweep leaves (`spinverse.engines.modal.chebyshev`); what facet F contributes to dA is
-dkappa_F B_F, B_F = int_F [Phi]^T [Phi]. So J_mF = <G_m, B_F>: both symmetric, hence packed to
-K (K + 1) / 2 numbers, and the contraction is one matrix product for a block of measurements and a
-block of facets. A rank sweeps its own measurements and contracts its own facets; packed G_m are
-exchanged in between, a block at a time, so N K^2 numbers are nowhere.
+dkappa_F B_F, B_F = int_F [Phi]^T [Phi]. So J_mF = <G_m, B_F>: both symmetric, packed to
+K (K + 1) / 2 numbers, and contracted as a matrix product of blocks of measurements and facets. A
+rank sweeps its own measurements and contracts its own facets; packed G_m are exchanged in between,
+a block at a time, so N K^2 numbers are nowhere.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from ...errors import InputError
 from ...extra_terms import has
 from ...phases import phase
 from ..schedule.groups import Batch
-from .chebyshev import Propagation
 from .matrix_formalism import MatrixFormalism, free_jumps
-from .rest import divided_differences
+from .steps import divided_differences
 
 _log = logging.getLogger(__name__)
 
@@ -68,19 +67,19 @@ def _jacobian(engine: MatrixFormalism,
     number, K, comm = len(engine.acquisition), len(engine.basis), engine.problem.comm
     packed = K * (K + 1) // 2
     block = max(1, _BLOCK_BYTES // (8 * packed * comm.size))
-    mine = sum(len(engine._groups[i].rows) for i in engine._mine)
+    mine = sum(len(engine.groups[i].rows) for i in engine._mine)
     rounds = comm.allreduce(-(-mine // block), op=MPI.MAX)
 
     signals = np.zeros(number, dtype=complex)
     jacobian = np.zeros((number, engine.problem.mesh.num_owned_facets))
     sweeps = _sweeps(engine, weights, signals)
-    contraction = _Contraction(engine)
+    free, jumps = free_jumps(engine.problem, engine.basis)
+    jumps = jumps.reshape(len(free), -1, K) if len(free) else np.zeros((0, 1, K))
     for _ in range(rounds):
         found = list(islice(sweeps, block))
         rows = np.array([row for row, _ in found], dtype=np.int64)
         matrices = np.array([G for _, G in found]).reshape(-1, packed)
-        rows, matrices = _gather(comm, rows, matrices)
-        contraction.into(jacobian, rows, matrices)
+        _contract(jacobian, *_gather(comm, rows, matrices), free, jumps)
     return comm.allreduce(signals), jacobian
 
 
@@ -91,15 +90,16 @@ def _sweeps(engine: MatrixFormalism, weights: np.ndarray | None,
     K = len(basis)
     upper, decays = np.triu_indices(K), {}
     for index in engine._mine:
-        group = Batch.of([engine._groups[index]])
-        values, (_, left, right, forward) = engine._evolve_batch(basis, group, True)
+        group = Batch.of([engine.groups[index]])
+        values, (_, left, right, forward) = engine.evolve_batch(basis, group, True)
         signals[group.rows] = values
-        w = _phase(values) if weights is None else np.asarray(weights)[group.rows]
+        w = (values / np.where(values == 0, 1.0, np.abs(values)) if weights is None
+             else np.asarray(weights)[group.rows])
         ket = left.conj() if group.fold > 0 else left
         products = []
         if forward:
             p = engine.at_the_end(basis, group, w, left, right)
-            products = _backward(forward, p, basis.eigenvalues, len(group.rows))
+            products = _backward(forward, p, len(group.rows))
         for m, row in enumerate(group.rows):
             G = np.zeros((K, K))
             for swept, states, factor in products:
@@ -113,54 +113,33 @@ def _sweeps(engine: MatrixFormalism, weights: np.ndarray | None,
             yield row, G[upper]
 
 
-def _backward(forward: list, p: np.ndarray, eigenvalues: np.ndarray, count: int) -> list[tuple]:
-    """Pull all adjoints back through the pieces: what each measurement's G is the product of.
+def _backward(forward: list, p: np.ndarray, count: int) -> list[tuple]:
+    """What each measurement's G is the product of: all adjoints, pulled back through the pieces.
 
-    Returns:
-        For each step ``(swept, states, factor)``: lists over the measurements of ``(K, n)``, and
-        what their product ``swept states^T`` is multiplied by, entry by entry.
+    ``(swept, states, factor)``, over the measurements ``(K, n)``: factor times swept states^T.
     """
     products = []
     for step in reversed(forward):
-        if isinstance(step, Propagation):
-            p, found = _swept(step, p, count)
-            products += found
-        else:
-            products.append((_by_measurement([p], count),
-                             _by_measurement([step._input], count),
-                             divided_differences(eigenvalues, step.duration)))
-            p = np.exp(-eigenvalues * step.duration)[:, None] * p
+        found: dict = {}
+
+        def visit(swept, term, factor, found=found):
+            key = None if np.ndim(factor) else factor
+            swept_of, terms_of, _ = found.setdefault(key, ([], [], factor))
+            swept_of.append(swept.copy())
+            terms_of.append(term)
+
+        p = step.sweep(p, visit)
+        products += [(_by_measurement(swept, count), _by_measurement(terms, count), factor)
+                     for swept, terms, factor in found.values()]
     return products
 
 
-def _swept(step: Propagation, adjoint: np.ndarray, count: int) -> tuple[np.ndarray, list[tuple]]:
-    """`Propagation.backward` with the products of each measurement by themselves."""
-    found: dict[float, tuple[list, list]] = {}
-
-    def visit(swept, term, factor):
-        swept_of, terms_of = found.setdefault(factor, ([], []))
-        swept_of.append(swept.copy())
-        terms_of.append(term)
-
-    adjoint = step.sweep(adjoint, visit)
-    return adjoint, [(_by_measurement(swept, count), _by_measurement(terms, count), factor)
-                     for factor, (swept, terms) in found.items()]
-
-
 def _by_measurement(states: list[np.ndarray], count: int) -> np.ndarray:
-    """Complex states as real ones sorted by measurement, ``(count, K, n)``.
-
-    Each ``(K, C)``: once or twice a column for each measurement.
-    """
+    """Complex ``(K, C)``, a column or two for each measurement, as real ``(count, K, n)``."""
     stacked = np.stack(states, axis=-1)
     K, _, number = stacked.shape
     by = stacked.reshape(K, -1, count, number).transpose(2, 0, 1, 3)
     return np.ascontiguousarray(by).reshape(count, K, -1).view(float)
-
-
-def _phase(signals: np.ndarray) -> np.ndarray:
-    magnitude = np.abs(signals)
-    return np.divide(signals, magnitude, out=np.zeros_like(signals), where=magnitude > 0)
 
 
 def _gather(comm: MPI.Comm, rows: np.ndarray, matrices: np.ndarray) -> tuple:
@@ -174,23 +153,13 @@ def _gather(comm: MPI.Comm, rows: np.ndarray, matrices: np.ndarray) -> tuple:
     return np.concatenate(parts), whole
 
 
-class _Contraction:
-    """<G, B_F> of packed matrices with every owned facet."""
-
-    def __init__(self, engine: MatrixFormalism):
-        problem, basis = engine.problem, engine.basis
-        K = len(basis)
-        self.free, W = free_jumps(problem, basis)
-        self.jumps = W.reshape(len(self.free), -1, K) if len(self.free) else np.zeros((0, 1, K))
-        self.upper = np.triu_indices(K)
-
-    def into(self, jacobian: np.ndarray, rows: np.ndarray, matrices: np.ndarray) -> None:
-        """Write the rows of the Jacobian that belong to the packed ``matrices``."""
-        if not len(rows):
-            return
-        block = max(1, _BLOCK_BYTES // (16 * matrices.shape[1]))
-        for first in range(0, len(self.free), block):
-            facets = self.free[first: first + block]
-            W = self.jumps[first: first + block]
-            B = (W.transpose(0, 2, 1) @ W)[:, *self.upper]
-            jacobian[np.ix_(rows, facets)] = matrices @ B.T
+def _contract(jacobian: np.ndarray, rows: np.ndarray, matrices: np.ndarray, free: np.ndarray,
+              jumps: np.ndarray) -> None:
+    """Write <G, B_F> of packed ``matrices`` with free facets ``(n,)``, of jumps ``(n, q, K)``."""
+    if not len(rows):
+        return
+    block, upper = max(1, _BLOCK_BYTES // (16 * matrices.shape[1])), np.triu_indices(jumps.shape[2])
+    for first in range(0, len(free), block):
+        W = jumps[first: first + block]
+        B = (W.transpose(0, 2, 1) @ W)[:, *upper]
+        jacobian[np.ix_(rows, free[first: first + block])] = matrices @ B.T

@@ -5,15 +5,12 @@ eigenvalues and X_j = Phi^T x_j Phi,
 
     u' = -(Lambda + i g(t) . X) u,        S = receive . u(TE).
 
-Pieces of constant gradient are propagated exactly (`chebyshev.py` beside this). All operators are
-symmetric, so a waveform with f(TE - t) = -f(t) needs its first half only:
+Pieces of constant gradient are propagated exactly (`chebyshev.py` beside this); other waveforms are
+cut into pieces of fourth order in their length (`spinverse.acquisition.waveform`). All operators
+are symmetric, so a waveform with f(TE - t) = -f(t) needs its first half only:
 S = conj(l)^T exp(-Lambda tau) u, where u and l are start and receive after that half and tau is
-the gap in the middle. With f(TE - t) = f(t) it is l^T exp(-Lambda tau) u.
-
-Waveforms that are not piecewise constant are cut into pieces of fourth order in their length
-(`spinverse.acquisition.waveform`).
-
-Along periodic axes the modes drift instead: see `spinverse.engines.basis.gauge`.
+the gap in the middle. With f(TE - t) = f(t) it is l^T exp(-Lambda tau) u. Along periodic axes the
+modes drift instead: see `spinverse.engines.basis.drifting`.
 
 Extra terms take part if they have the structure that `spinverse.extra_terms` tells: what decays is
 in Lambda, what turns with the gradient in X, and what turns without it is a field B,
@@ -30,35 +27,27 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-from mpi4py import MPI
 
 from ...acquisition.table import Acquisition
-from ...errors import InputError, SolverError
+from ...errors import InputError
 from ...extra_terms import has
 from ...parallel.exchange import reduced
 from ...phases import phase
 from ...problem import BlochTorrey
 from ...unknowns import with_ghosts
+from .. import silent
 from ..basis.eigenmodes import Eigenmodes, eigenmodes
 from ..basis.parts import Parts, packed_columns
 from ..basis.responses import response_basis
-from ..progress import silent
-from ..schedule.checks import check_directions
-from ..schedule.groups import Batch, batches, plan
-from ..schedule.waves import Wave, first_step
+from ..schedule.groups import Batch, batches, check_directions, plan
+from ..schedule.waves import Wave
 from .chebyshev import Propagation, Store
+from .choice import Choice
 from .coefficients import ModeDerivatives, add_up
-from .drift import propagation as drifting
-from .field import step_in_field
-from .rest import Rest, divided_differences, real_product
+from .steps import Rest, divided_differences, drifting, real_product, step_in_field
 
-_FIRST_MODES = 48
-_MOST_AT_FIRST = 400
-_FINEST = 2.5  # shortest wave number of the first guess, in units of (g / D)^(1/3)
-_LEVEL = 0.45  # from one truncation to the next
 FUNCTIONS = ("modes", "responses")
 _PER_PULSE = 2.0  # pole of the responses, times the time that a gradient is on for
-_STIFFEST = 1e5  # 1/ms: modes that decay faster only make exponentials long
 
 
 class MatrixFormalism:
@@ -93,7 +82,6 @@ class MatrixFormalism:
         self.modes, self.tolerance, self.functions = modes, tolerance, functions
         self.basis: Eigenmodes | None = None  # of all of the problem at once
         self.parts: list[Eigenmodes] = []  # or of its parts
-        self._numbers: dict[bytes, np.ndarray] = {}  # of modes, by the sizes of parts
         self.estimated_error = np.nan
         # how many fields there are: of extra terms, for each sign of the echo
         self._fields = problem.num_fields
@@ -103,8 +91,8 @@ class MatrixFormalism:
         found = set().union(*problem.comm.allgather(found))
         self.ratio = found.pop() if len(found) == 1 else None
         check_directions(acquisition, problem.mesh)
-        self._share_out(max_step)
-        self._store = Store()
+        self.share_out(max_step)
+        self.choice, self._store = Choice(self), Store()
         self._tape: list[tuple] = []
         self._taped: list[Eigenmodes] = []
         self.progress: Callable[[str, int, int], None] = silent
@@ -133,9 +121,8 @@ class MatrixFormalism:
                    remember: bool = False) -> Eigenmodes | None:
         """The modes at a permeability, ``(nf,)`` um/ms; as it is if nothing is said. Collective.
 
-        With ``by_parts`` and modes "auto" those of parts that exchange nothing, if there are any:
-        `parts` has them then, and there is no `basis`. To ``remember`` is to have parts that touch
-        in one, for what crosses the facets between them has a derivative.
+        With ``by_parts`` and modes "auto" in `parts`, of parts that exchange nothing, if there are
+        any. To ``remember``, touching parts are one: facets between them have a derivative.
         """
         if permeability is not None:
             self.problem.set_permeability(permeability)
@@ -144,10 +131,10 @@ class MatrixFormalism:
             parts = Parts(self.problem, remember)
             if parts.worth_it:
                 self.basis = None
-                self._choose_modes_of(parts)
+                self.parts, self.estimated_error = self.choice.of_parts(parts)
                 return None
         if isinstance(self.modes, str):
-            self._choose_modes()
+            self.basis, self.modes, self.estimated_error = self.choice.of_whole()
             return self.basis
         self.progress(f"{self.modes} modes", 0, 0)
         if self.functions == "modes" or self.problem.periodic or (
@@ -159,7 +146,7 @@ class MatrixFormalism:
 
     def _reach_of_gradients(self) -> tuple[float, float]:
         """A rate, 1/ms, and the strongest gradient, rad/(ms um): see `response_basis`."""
-        longest = max((group.cost / len(group.rows) for group in self._groups), default=0.0)
+        longest = max((group.cost / len(group.rows) for group in self.groups), default=0.0)
         table = self.acquisition
         peaks = np.array([waveform.peak for waveform in table.waveforms])
         return (_PER_PULSE / (longest or max(waveform.echo_time for waveform in table.waveforms)),
@@ -170,17 +157,16 @@ class MatrixFormalism:
         """Signals in the present modes. Collective."""
         if remember:
             self._store.restart()
-        bases = self.bases
-        found: list[tuple] = []
+        bases, found = self.bases, []
         number = len(self._batches) * len(bases)
         for basis in bases:
             for batch in self._batches:
                 self.progress("signals", len(found), number)
-                found.append(self._evolve_batch(basis, batch, remember, store=self._store))
+                found.append(self.evolve_batch(basis, batch, remember, store=self._store))
         if remember:
             self._tape, self._taped = [taped for _, taped in found], bases
         counts = np.repeat([basis.count for basis in bases], len(self._batches))
-        return self._sum(self._batches * len(bases), [
+        return self.added_up(self._batches * len(bases), [
             count * signals for count, (signals, _) in zip(counts, found, strict=True)])
 
     def gradient(self, adjoint: np.ndarray) -> np.ndarray:
@@ -204,10 +190,7 @@ class MatrixFormalism:
         return self.gradients(adjoint, [coefficient])[0]
 
     def gradients(self, adjoint: np.ndarray, coefficients: list) -> list[np.ndarray]:
-        """Derivatives of J with respect to coefficients of the weak form. Collective.
-
-        As `gradient`, with the modes as a fixed basis; arguments and results are those of
-        `TimeStepping.gradients`.
+        """As `gradient`, by coefficients of the weak form: `TimeStepping.gradients`. Collective.
 
         Raises:
             InputError: a coefficient that the weak form does not contain, or the diffusivity on a
@@ -220,10 +203,7 @@ class MatrixFormalism:
 
     @phase("propagation back")
     def _by_operator(self, adjoint: np.ndarray, turning: bool = False) -> list[np.ndarray]:
-        """Derivatives by Lambda as a matrix, symmetric, for each basis ``(1, K, K)``. Collective.
-
-        ``turning``: and to each of `Eigenmodes.turning`.
-        """
+        """Derivatives by Lambda, ``(1, K, K)`` of each basis; and by its `turning`. Collective."""
         result, tape = [], iter(self._tape)
         for basis in self._taped:
             K = len(basis)
@@ -237,23 +217,21 @@ class MatrixFormalism:
             result.append(reduced(self.problem.comm, 0.5 * (total + total.transpose(0, 2, 1))))
         return result
 
-    # ---- one group ----------------------------------------------------------------------------
-
-    def _share_out(self, max_step: float) -> None:
+    def share_out(self, max_step: float) -> None:
         """Group the measurements, and choose this rank's."""
         self.max_step = max_step
-        self._groups = plan(self.acquisition, max_step, self.problem.mesh.dim,
-                            self.problem.periodic, self._fields)
-        by_cost = sorted(range(len(self._groups)), key=lambda i: (-self._groups[i].cost, i))
+        self.groups = plan(self.acquisition, max_step, self.problem.mesh.dim,
+                           self.problem.periodic, self._fields)
+        by_cost = sorted(range(len(self.groups)), key=lambda i: (-self.groups[i].cost, i))
         self._mine = by_cost[self.problem.comm.rank:: self.problem.comm.size]
-        self._batches = batches(self._groups[i] for i in self._mine)
+        self._batches = batches(self.groups[i] for i in self._mine)
 
-    def _evolve_batch(self, basis: Eigenmodes, batch: Batch, remember: bool = False,
-                      corrected: bool = False, store: Store | None = None) -> tuple:
+    def evolve_batch(self, basis: Eigenmodes, batch: Batch, remember: bool = False,
+                     corrected: bool = False, store: Store | None = None) -> tuple:
         """Signals of the batch's rows; with what the omitted modes do, if ``corrected``.
 
-        And what an adjoint needs, in memory of ``store``: the batch, left and right states at the
-        end, and the steps.
+        And what an adjoint needs, in memory of ``store``: batch, left and right states at the end,
+        steps.
         """
         directions, count = batch.strength.shape
         double = bool(batch.fold) and self.ratio is None
@@ -281,13 +259,12 @@ class MatrixFormalism:
                                    (0.0, float(highest)), store=store or Store())
             u = step.forward(u, remember)
             forward.append(step)
-        K = len(basis)
-        u = u.reshape(K, directions, -1)
-        right = u[:, :, :count].reshape(K, -1)
+        u = u.reshape(len(basis), directions, -1)
+        right = u[:, :, :count].reshape(len(basis), -1)
         if not batch.fold:
             left = np.repeat(basis.receive[:, None], len(batch.rows), axis=1)
         else:
-            left = u[:, :, count:].reshape(K, -1) if double else right / self.ratio
+            left = u[:, :, count:].reshape(len(basis), -1) if double else right / self.ratio
         decay = np.exp(-basis.eigenvalues[:, None] * batch.gap)
         signals = ((left if batch.fold > 0 else left.conj()) * decay * right).sum(axis=0)
         return signals, (batch, left, right, forward)
@@ -325,9 +302,8 @@ class MatrixFormalism:
         return np.concatenate([p.reshape(blocks), p_left.reshape(blocks)], axis=2).reshape(
             len(basis), -1)
 
-    # ---- over ranks ---------------------------------------------------------------------------
-
-    def _sum(self, batches: list[Batch], parts: list[np.ndarray]) -> np.ndarray:
+    def added_up(self, batches: list[Batch], parts: list[np.ndarray]) -> np.ndarray:
+        """All signals from those of batches that the ranks have. Collective."""
         result = np.zeros(len(self.acquisition), dtype=complex)
         for batch, part in zip(batches, parts, strict=True):
             result[batch.rows] += part
@@ -358,191 +334,6 @@ class MatrixFormalism:
             gradient[free[mine]] = np.einsum("fra,fra->f", w @ G, w)
         return gradient
 
-    # ---- how many modes -----------------------------------------------------------------------
-
-    def _choose_modes(self) -> None:
-        """As many modes, and as short pieces, as the tolerance needs: half of it for each."""
-        size = self.problem.num_unknowns
-        scale = abs(self.problem.magnetisation_at_start) or 1.0
-        pieces_error = self._choose_pieces(
-            lambda: [eigenmodes(self.problem, min(size, _FIRST_MODES))], scale)
-        number, wanted = min(size, self.first_guess()), 0.5 * self.tolerance
-        while True:
-            self.progress(f"trying {number} modes", 0, 0)
-            self.basis = eigenmodes(self.problem, number, responses=not self.problem.periodic)
-            found = max(1, int(np.searchsorted(self.basis.eigenvalues, _STIFFEST)))
-            stiff = found < len(self.basis)
-            if stiff:
-                self.basis = self.basis.truncated(found)
-            if found >= size:
-                error, before = 0.0, 0.0
-            elif self.problem.periodic:
-                error, before = self._tail_of_truncations(scale)
-            else:
-                error, before = self._omitted_error(self.basis, scale, wanted)
-            if error <= wanted or stiff:
-                break
-            number = min(size, more_modes(found, before, error, error / wanted))
-        self.estimated_error = error + pieces_error
-        self.modes = len(self.basis) if stiff else min(len(self.basis) + 4, size)
-
-    def _choose_modes_of(self, parts: Parts) -> None:
-        """As `_choose_modes`: a part has its share of the tolerance by its volume."""
-        scale = abs(self.problem.magnetisation_at_start) or 1.0
-        everywhere = list(range(len(parts)))
-        known = self._numbers.get(parts.sizes.tobytes())
-        if known is not None:
-            self.parts = [basis for _, basis in parts.modes(known, everywhere)]
-            return
-        few = np.minimum(parts.sizes, _FIRST_MODES)
-        pieces_error = self._choose_pieces(
-            lambda: [basis for _, basis in parts.modes(few, everywhere)], scale)
-        numbers = np.minimum(parts.sizes, [self.first_guess(volume) for volume in parts.volumes])
-        wanted = 0.5 * self.tolerance * parts.volumes / parts.volumes.sum()
-        self.estimated_error, chosen = pieces_error, numbers.copy()
-        waiting = everywhere
-        while waiting:
-            self.progress(f"trying {int(numbers[waiting].sum())} modes of {len(waiting)} parts",
-                          0, 0)
-            again: list[int] = []
-            for members, basis in parts.modes(numbers[waiting], waiting):
-                size, share = parts.sizes[members[0]], wanted[members[0]]
-                found = max(1, int(np.searchsorted(basis.eigenvalues, _STIFFEST)))
-                stiff = found < len(basis)
-                basis = basis.truncated(found) if stiff else basis
-                error, before = (0.0, 0.0) if found >= size else self._omitted_error(
-                    basis, scale, share)
-                if error <= share or stiff:
-                    self.parts.append(basis)
-                    self.estimated_error += len(members) * error
-                    chosen[members] = min(found + 4, size)
-                else:
-                    again += members
-                    numbers[members] = min(size, more_modes(found, before, error, error / share))
-            waiting = again
-        self._numbers[parts.sizes.tobytes()] = chosen
-
-    def _omitted_error(self, basis: Eigenmodes, scale: float,
-                       wanted: float) -> tuple[float, float]:
-        """What the omitted modes change, to leading order, and what they do at fewer modes.
-
-        See `basis.eigenmodes`: no look at a sequence of truncations tells as much, for modes that
-        matter may lie far apart.
-        """
-        hardest = self._hardest()
-
-        def change(basis):
-            plain, corrected = (self._probe(basis, hardest, with_others)
-                                for with_others in (False, True))
-            return float(np.abs(corrected - plain).max(initial=0.0)) / scale
-
-        error = change(basis)
-        if error <= wanted:
-            return error, error
-        return error, change(basis.truncated(max(1, int(_LEVEL * len(basis)))))
-
-    def _tail_of_truncations(self, scale: float) -> tuple[float, float]:
-        """The same along periodic axes, where it is extrapolated.
-
-        Dropping modes changes the signals by less and less. The lowest fifth, 45 % and all of the
-        modes are looked at; the change goes on falling by the ratio of its last two values, or
-        slower by a factor that `_tail` has, and what is left is the estimate.
-        """
-        hardest = self._hardest()
-        counts = [max(1, int(_LEVEL**k * len(self.basis))) for k in (2, 1, 0)]
-        low, middle, full = (self._probe(self.basis.truncated(n), hardest) for n in counts)
-        before, last = (float(np.abs(a - b).max(initial=0.0)) / scale
-                        for a, b in ((middle, low), (full, middle)))
-        error = _tail(before, last)
-        return error, error * before / last if last else error
-
-    def first_guess(self, volume: float | None = None) -> int:
-        """Modes with wavelengths down to what the strongest gradient resolves, of all of the mesh.
-
-        Or of a volume, um^d. A gradient g localises magnetisation to (D / g)^(1/3); Weyl's law
-        counts the modes. The error falls with about the fourth power of their number.
-        """
-        mesh, dim = self.problem.mesh, self.problem.mesh.dim
-        fastest = self.problem.comm.allreduce(
-            float(np.max(self.problem.tissue.diffusivity, initial=1e-12)), op=MPI.MAX)
-        strongest = float(np.max(self.acquisition.strength, initial=0.0))
-        if volume is None:
-            volume = self.problem.comm.allreduce(
-                float(mesh.cell_volumes[: mesh.num_owned_cells].sum()))
-        wave_number = _FINEST * (strongest / fastest) ** (1 / 3)
-        if self.problem.periodic:  # drifting modes are shifted by Q = int g
-            phase = np.array([np.sqrt(w.b_factor / w.diffusion_time)
-                              for w in self.acquisition.waveforms])
-            wave_number += float(np.max(
-                self.acquisition.strength * phase[self.acquisition.waveform_index], initial=0.0))
-        ball = {1: 2.0, 2: np.pi, 3: 4 / 3 * np.pi}[dim]
-        count = volume * ball * (wave_number / (2 * np.pi)) ** dim
-        finer = np.clip((1e-3 / self.tolerance) ** 0.25, 1.0, 4.0)
-        return int(min(max(_FIRST_MODES, count) * finer, _MOST_AT_FIRST))
-
-    def _choose_pieces(self, few_modes: Callable[[], list[Eigenmodes]], scale: float) -> float:
-        """Halve the pieces of smooth waveforms until that changes little; the error that is left.
-
-        A short basis is enough: what a piece's length leaves out grows with the commutator of
-        diffusion and gradient, which magnetisation in the low modes feels first.
-        """
-        step = first_step(self.acquisition, self.problem.periodic)
-        if step is None:
-            return 0.0
-        # the error falls by 16; along periodic axes the coarsest pieces are not there yet
-        gain = 4 if self.problem.periodic else 15
-        shortest = 1e-4 * min(w.echo_time for w in self.acquisition.waveforms)
-        bases = few_modes()
-
-        def probe():
-            return sum(basis.count * self._probe(basis, self._hardest()) for basis in bases)
-
-        self._share_out(step)
-        coarse = probe()
-        while True:
-            step /= 2
-            self._share_out(step)
-            fine = probe()
-            error = float(np.abs(fine - coarse).max(initial=0.0)) / scale / gain
-            if error <= 0.25 * self.tolerance:
-                return error
-            if step < shortest:
-                raise SolverError(f"matrix formalism: pieces of {step:g} ms still leave an error "
-                                  f"of {error:.2g}, expected at most {self.tolerance:g}; is the "
-                                  "waveform far steeper than its samples?")
-            coarse = fine
-
-    def _hardest(self) -> list[int]:
-        """The strongest measurements of each kind of group: up to 6 directions of each."""
-        kinds = defaultdict(list)
-        for index, group in enumerate(self._groups):
-            if group.pieces:
-                kinds[tuple(piece[:2] for piece in group.pieces)].append(index)
-        return [i for kind in kinds.values() for i in kind[:: max(1, len(kind) // 6)]]
-
-    def _probe(self, basis: Eigenmodes, indices: list[int], corrected=False) -> np.ndarray:
-        mine = indices[self.problem.comm.rank:: self.problem.comm.size]
-        # what the omitted modes do is one matrix for each direction
-        found = [Batch.of([self._groups[i]]) for i in mine]
-        return self._sum(found, [self._evolve_batch(basis, batch, corrected=corrected)[0]
-                                 for batch in found])
-
-
-def _tail(before: float, last: float) -> float:
-    """What is left of a sequence of changes that went from ``before`` to ``last``.
-
-    A geometric series with their ratio, but not below a tenth of the last change, which a lucky
-    coincidence would give.
-    """
-    ratio = min(last / before, 0.75) if before > 0 else 0.0
-    return last * max(ratio / (1 - ratio), 0.1)
-
-
-def more_modes(found: int, before: float, error: float, excess: float) -> int:
-    """Modes that lower the error by the factor ``excess``, if it goes on falling as it did."""
-    order = np.log(before / error) / np.log(1 / _LEVEL) if before > error > 0 else 1.0
-    return int(found * np.clip(1.1 * excess ** (1 / np.clip(order, 2.0, 4.0)), 1.6, 3.0)) + 1
-
 
 def _backward_turning(step, p: np.ndarray, G: np.ndarray, batch: Batch, place: int,
                       dim: int) -> np.ndarray:
@@ -561,10 +352,7 @@ def _backward_turning(step, p: np.ndarray, G: np.ndarray, batch: Batch, place: i
 
 
 def _operators(basis: Eigenmodes, along: tuple[tuple[float, ...], ...], corrected: bool) -> tuple:
-    """Positions along D directions ``(D, K, K)`` and a bound on their reach.
-
-    And what omitted modes add, with its largest value; for one direction.
-    """
+    """Positions along D directions ``(D, K, K)``, their reach, and what omitted modes add."""
     X = np.tensordot(np.array(along), basis.positions, axes=1)
     reach = float(np.max(np.abs(along) @ basis.reach))
     if not corrected:
@@ -574,11 +362,7 @@ def _operators(basis: Eigenmodes, along: tuple[tuple[float, ...], ...], correcte
 
 
 def free_jumps(problem: BlochTorrey, basis: Eigenmodes) -> tuple[np.ndarray, np.ndarray]:
-    """Facets that are not tied, and the jumps of the modes there. Collective.
-
-    Returns:
-        Owned facets ``(n,)`` and ``(n * nq, K)``, the rows of a facet one after the other.
-    """
+    """Owned facets that are not tied, ``(n,)``, and modes' jumps, ``(n * nq, K)``. Collective."""
     free, T = problem.free_jumps
     return free, T @ (basis.columns if problem.unknowns.tied
                       else with_ghosts(problem.space.dofmap.index_map, basis.modes))

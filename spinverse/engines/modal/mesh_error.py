@@ -6,13 +6,10 @@ what they are driven by, the residuals of the two equations in the larger space,
 
     r_u = M u' + L(t) u,    r_z = -M z' + L(t)^T z,    dS = int r_z . (A + s M)^-1 r_u dt
 
-to leading order (weighted by the dual: Becker and Rannacher, Acta Numerica 10 (2001) 1). Residuals
-have next to no part in the space of the mesh, so that a few steps of conjugate gradients do for the
-inverse, and the integral is a sum over the middles of some pieces of the waveform. No eigenproblem
-and no factor is made in the larger space.
-
-L(t)^T is L(t) with the opposite Q, for all operators of the matrix formalism are symmetric but for
-the drift.
+to leading order (weighted by the dual: Becker and Rannacher, Acta Numerica 10 (2001) 1). A few
+steps of conjugate gradients do for the inverse, as residuals have next to no part in the space of
+the mesh; the integral is a sum over the middles of some pieces. L(t)^T is L(t) with the opposite Q:
+all operators of the matrix formalism are symmetric but for the drift.
 """
 
 from __future__ import annotations
@@ -30,13 +27,11 @@ from ...problem import BlochTorrey
 from ..basis.blocks import conjugate_gradients
 from ..basis.eigenmodes import Eigenmodes
 from ..basis.parts import combined
-from ..linear.ties import Tied
 from ..schedule.echoes import refocusing_times
 from ..schedule.waves import Wave
 from .chebyshev import Propagation
-from .drift import propagation as drifting
 from .matrix_formalism import MatrixFormalism
-from .rest import Rest
+from .steps import Rest, drifting
 
 PIECES = 8  # of TE, at least
 STEPS = 4  # of conjugate gradients
@@ -56,9 +51,9 @@ class _Piece:
 
 @phase("error of the mesh")
 def mesh_error(engine: MatrixFormalism) -> float:
-    """Estimate for the strongest measurement and a middle one, the larger. Collective.
+    """For the strongest measurement and a middle one the larger, of S / S(b=0, t=0). Collective.
 
-    Of S / S(b=0, t=0); after `MatrixFormalism.signals`.
+    After `MatrixFormalism.signals`.
     """
     problem, table = engine.problem, engine.acquisition
     order = np.argsort(table.b, kind="stable")
@@ -68,7 +63,7 @@ def mesh_error(engine: MatrixFormalism) -> float:
     for row in np.unique(order[[len(order) // 2, -1]]) if len(order) else ():
         antisymmetric = table.waveforms[table.waveform_index[row]].antisymmetric
         changes.append(estimate(_pieces(problem, table, row), antisymmetric))
-    estimate.destroy()
+    estimate.matrix.destroy()
     scale = abs(problem.magnetisation_at_start) or 1.0
     return max(map(abs, changes), default=0.0) / scale
 
@@ -103,21 +98,17 @@ class _Estimate:
         fine.set_permeability(problem.kappa.x.array[: problem.mesh.num_owned_facets])
         self.u, self.rate = (dolfinx.fem.Function(problem.pair_space) for _ in range(2))
         v, c = ufl.TestFunction(fine.pair_space), problem.coefficients
-        self._form = problem.compile(forms.mass(self.rate, v, c) + problem.extra_of(self.u, v)
-                                     + forms.bloch_torrey(self.u, v, c))
+        self._form = problem.compile(forms.mass(self.rate, v, c) + problem.weak_form(self.u, v))
         self._vector = dolfinx.fem.create_vector(fine.pair_space)
         A, M = fine.decay_matrix(), fine.mass_matrix
         self.matrix = A.copy()
         extent = float(np.max(problem.mesh.bounds[1] - problem.mesh.bounds[0]))
         # any rate that is small beside those of rough functions keeps it definite
         self.matrix.axpy(min(float(b.eigenvalues[-1]) for b in self.bases) / 1e2 + 1 / extent**2, M)
-        Tied(fine, A).destroy()
+        fine.release(A)
         diagonal = self.matrix.getDiagonal()
         self._diagonal = diagonal.array_r[:, None].copy()
         diagonal.destroy()
-
-    def destroy(self) -> None:
-        self.matrix.destroy()
 
     def __call__(self, pieces: list[_Piece], antisymmetric: bool) -> complex:
         """What one more degree adds to a signal, um^d times density. Collective.
@@ -172,7 +163,7 @@ class _Estimate:
         self._vector.scatter_reverse(dolfinx.la.InsertMode.add)
         problem.g.value[:], problem.echo_sign.value = 0.0, 1.0
         owned = self._vector.array.reshape(-1, 2)[: fine.space.dofmap.index_map.size_local]
-        return fine.unknowns.gathered(fine.unknowns.load(owned))
+        return fine.unknowns.owned_loads(owned)
 
 
 def _step(basis: Eigenmodes, piece: _Piece, turn: float) -> Propagation | Rest:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ...acquisition.table import Acquisition
+from ...errors import InputError
+from ...mesh.distributed import Mesh
 from .echoes import refocusing_times, split
 from .waves import Wave, moves
 from .waves import pieces as wave_pieces
@@ -40,12 +42,8 @@ class Group:
 class Batch:
     """D groups of C measurements each that differ by their directions alone.
 
-    Attributes:
-        pieces: (duration, value, directions), of which there are D.
-        fold, fields: as of each `Group`.
-        rows: ``(D C,)``, group after group.
-        strength: ``(D, C)``.
-        gap: ``(D C,)``.
+    A piece is (duration, value, D directions); rows and gap ``(D C,)``, group after group;
+    strength ``(D, C)``.
     """
 
     pieces: tuple[tuple[float, float, tuple[tuple[float, ...], ...]], ...]
@@ -77,7 +75,7 @@ def batches(groups: Iterable[Group]) -> list[Batch]:
         key = (id(group),) if apart else (
             tuple(piece[:2] for piece in group.pieces), group.fold, len(group.rows))
         alike.setdefault(key, []).append(group)
-    result = []
+    result: list[Batch] = []
     for found in alike.values():
         parts = -(-len(found) * len(found[0].rows) // _COLUMNS)
         each = -(-len(found) // parts)
@@ -85,68 +83,70 @@ def batches(groups: Iterable[Group]) -> list[Batch]:
     return result
 
 
+def check_directions(acquisition: Acquisition, mesh: Mesh) -> None:
+    """Refuse gradients that a mesh in the plane or on a line has no room for."""
+    for row in np.flatnonzero(acquisition.b > 0):
+        waveform = acquisition.waveforms[acquisition.waveform_index[row]]
+        if waveform.vector:
+            times, _ = waveform.segments(max_step=waveform.echo_time / 50)
+            axis = np.abs(waveform(np.cumsum(times) - 0.5 * times)).max(axis=0)
+        else:
+            axis = np.abs(acquisition.directions[row])
+        if np.any(axis[mesh.dim:] > 1e-9):
+            room = "in the xy plane" if mesh.dim == 2 else "along x"
+            raise InputError(f"directions: row {row} is {acquisition.directions[row].tolist()}, "
+                             f"expected a gradient {room} on a mesh of dimension {mesh.dim}")
+
+
 def plan(acquisition: Acquisition, max_step: float, dim: int,
          periodic: tuple[int, ...] = (), fields: int = 0) -> list[Group]:
-    """Group the rows of the table by the pieces that are to be propagated."""
-    if fields:
-        return _plan_in_field(acquisition, max_step, dim, fields)
+    """Group the rows of the table by the pieces that are to be propagated.
+
+    Under ``fields`` of `Eigenmodes` whole waveforms; two are one for each sign of the echo.
+    """
     groups: dict[tuple, Group] = {}
     drifting: dict[int, tuple] = {}
-    folds = [_fold(waveform, max_step) for waveform in acquisition.waveforms]
-    strength = acquisition.strength
-    for row in range(len(acquisition)):
-        waveform = acquisition.waveforms[acquisition.waveform_index[row]]
-        if strength[row] == 0:
+    known = [_in_fields(waveform, max_step, fields) if fields else (*_fold(waveform, max_step), ())
+             for waveform in acquisition.waveforms]
+    for row, strength in enumerate(acquisition.strength):
+        k = acquisition.waveform_index[row]
+        waveform = acquisition.waveforms[k]
+        along = () if waveform.vector else tuple(acquisition.directions[row, :dim].tolist())
+        pieces, fold, gap, numbers = known[k]
+        if strength == 0 and fields:
+            pieces = tuple((duration, 0.0, ()) for duration, _ in pieces)
+        elif strength == 0:
             pieces, fold, gap = (), 0, waveform.echo_time
         elif periodic and moves(waveform, acquisition.directions[row], periodic):
-            k = acquisition.waveform_index[row]
             fold, gap = _sign(waveform), 0.0
             if k not in drifting:
                 drifting[k] = wave_pieces(waveform, max_step, fold, periodic, dim)
-            along = () if waveform.vector else tuple(acquisition.directions[row, :dim].tolist())
             pieces = tuple((*piece, along) for piece in drifting[k])
+        elif waveform.vector:
+            pieces = tuple(_unit(duration, value[:dim]) for duration, value in pieces)
         else:
-            pieces, fold, gap = folds[acquisition.waveform_index[row]]
-            if not waveform.vector:
-                along = tuple(acquisition.directions[row, :dim].tolist())
-                pieces = tuple((duration, value, along) for duration, value in pieces)
-            else:
-                pieces = tuple(_unit(duration, value[:dim]) for duration, value in pieces)
-        group = groups.setdefault((pieces, fold), Group(pieces, fold))
+            pieces = tuple((duration, value, along) for duration, value in pieces)
+        if fields:
+            pieces, numbers = _joined(pieces, numbers)
+        group = groups.setdefault((pieces, fold, numbers), Group(pieces, fold, fields=numbers))
         group.rows.append(row)
-        group.strength.append(float(strength[row]))
+        group.strength.append(float(strength))
         group.gap.append(float(gap))
     return list(groups.values())
 
 
-def _plan_in_field(acquisition: Acquisition, max_step: float, dim: int,
-                   fields: int) -> list[Group]:
-    """As `plan`, of whole waveforms; of ``fields``, 2 are one for each sign of the echo."""
-    whole = []
-    for waveform in acquisition.waveforms:
-        durations, values = waveform.segments(max_step)
-        turns = refocusing_times(waveform) if fields > 1 else ()
-        pieces = split(zip(durations.tolist(), (tuple(v) if waveform.vector else v
-                                                for v in values.tolist()), strict=True), turns)
-        middles = np.cumsum([piece[0] for piece in pieces]) - [piece[0] / 2 for piece in pieces]
-        whole.append((pieces, tuple(sum(turn < t for turn in turns) % 2 for t in middles)))
-    groups: dict[tuple, Group] = {}
-    for row, strength in enumerate(acquisition.strength):
-        waveform = acquisition.waveforms[acquisition.waveform_index[row]]
-        pieces, numbers = whole[acquisition.waveform_index[row]]
-        if strength == 0:
-            pieces = tuple((duration, 0.0, ()) for duration, _ in pieces)
-        elif waveform.vector:
-            pieces = tuple(_unit(duration, value[:dim]) for duration, value in pieces)
-        else:
-            along = tuple(acquisition.directions[row, :dim].tolist())
-            pieces = tuple((duration, value, along) for duration, value in pieces)
-        pieces, numbers = _joined(pieces, numbers)
-        group = groups.setdefault((pieces, numbers), Group(pieces, 0, fields=numbers))
-        group.rows.append(row)
-        group.strength.append(float(strength))
-        group.gap.append(0.0)
-    return list(groups.values())
+def _segments(waveform, max_step: float) -> list[tuple]:
+    durations, values = waveform.segments(max_step)
+    return [(duration, tuple(value) if waveform.vector else value)
+            for duration, value in zip(durations.tolist(), values.tolist(), strict=True)]
+
+
+def _in_fields(waveform, max_step: float, fields: int) -> tuple[list, int, float, tuple]:
+    """As `_fold`, of the whole waveform; and the number of the field under each piece."""
+    turns = refocusing_times(waveform) if fields > 1 else ()
+    pieces = split(_segments(waveform, max_step), turns)
+    middles = np.cumsum([piece[0] for piece in pieces]) - [piece[0] / 2 for piece in pieces]
+    return pieces, 0, 0.0, tuple(sum(turn < t for turn in turns) % 2 for t in middles)
 
 
 def _joined(pieces: tuple, numbers: tuple) -> tuple[tuple, tuple]:
@@ -169,10 +169,7 @@ def _unit(duration: float, vector: tuple[float, ...]) -> tuple:
 
 def _fold(waveform, max_step: float) -> tuple[tuple, int, float]:
     """Pieces to propagate, whether they are a first half (see `Group`), and the gap after them."""
-    durations, values = waveform.segments(max_step)
-    pieces = list(zip(durations.tolist(), (tuple(v) if waveform.vector else v
-                                           for v in values.tolist()), strict=True))
-    fold = _sign(waveform)
+    pieces, fold = _segments(waveform, max_step), _sign(waveform)
     if fold:
         middle = len(pieces) // 2
         if len(pieces) % 2 == 0:

@@ -36,8 +36,7 @@ def moves(waveform, direction: np.ndarray, axes: tuple[int, ...]) -> bool:
 def first_step(acquisition: Acquisition, axes: tuple[int, ...]) -> float | None:
     """Piece length, ms, that cuts every waveform's longest interval where the operator varies.
 
-    It varies with f, and along periodic axes with F = int f. None where it varies nowhere: then
-    the length of pieces does not matter.
+    It varies with f, and along periodic axes with F = int f; None where it varies nowhere.
     """
     driven = {k for row, k in enumerate(acquisition.waveform_index) if axes and moves(
         acquisition.waveforms[k], acquisition.directions[row], axes)}
@@ -54,10 +53,9 @@ def pieces(waveform, max_step: float, fold: int, axes: tuple[int, ...], dim: int
     """(duration, `Wave`) of what is to be propagated; 0.0 for a `Wave` that is zero.
 
     Args:
-        waveform: with gradients along ``axes``.
+        waveform: with gradients along the periodic ``axes``.
         max_step: longest piece in ms where Q varies.
         fold: stop at TE / 2 if it is not 0.
-        axes: the periodic ones.
         dim: of the mesh.
     """
     durations, times, whole = [], [], []

@@ -24,7 +24,7 @@ from scipy.sparse.csgraph import connected_components
 
 from ..basis.spectrum import decay_rates
 from .blocks import Blocks
-from .propagation import Basis, Run, Sweep, Sweeps, joints, received, signals
+from .propagation import Basis, Run, Sweep, Sweeps, received, signals
 from .walls import Walls
 
 FLOOR = 1e-4  # share of a field where it should not be
@@ -249,7 +249,7 @@ class _Adjoint:
             return basis.decay(h.sum()) * z, [z]
         frame = basis.frame(run.direction)
         y, middles = frame.Rt @ (basis.decay(h[0] / 2) * z), []
-        times, _ = joints(run)
+        times, _ = run.joints
         for k, (step, value) in enumerate(zip(h, run.values, strict=True)):
             half = frame.phase(step * value / 2 * self.sweep.strength)
             y = half * y
@@ -266,7 +266,7 @@ class _Adjoint:
             self._rest(p, middles[0], np.full(len(g), h.sum()), False, twice)
             return basis.decay(h.sum()) * p
         frame = basis.frame(run.direction)
-        times, _ = joints(run)
+        times, _ = run.joints
         y = frame.Rt @ (basis.decay(h[-1] / 2) * p)
         states, adjoints, slopes, strength, weight = [], [], [], [], []
         for k in range(len(h) - 1, -1, -1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +12,8 @@ from ...errors import InputError
 from ..facets.memory import Memory
 from ..ledger import Ledger, State
 from ..problem import InverseProblem
-from . import schedule
 from .ledger import SearchLedger
+from .schedule import ONE, TWO, Strategy, run
 from .search import Search
 from .settings import Settings
 
@@ -38,6 +39,7 @@ class Shapes:
             ones count 2.5). The search ends with the best one so far after some more.
         stop_at: mean-square misfit that ends the search where there is no noise.
         seed: of all that is random.
+        schedule: strategies of a round, where one cell is likely and where several are.
 
     Raises:
         InputError: a number out of its range.
@@ -51,6 +53,7 @@ class Shapes:
     budget: int = 40_000
     stop_at: float = 1e-7
     seed: int = 0
+    schedule: tuple[Sequence[Strategy], Sequence[Strategy]] = (ONE, TWO)
 
     def __post_init__(self):
         for name, least, most in (("cells", 1, MOST_CELLS), ("ellipsoids", 1, np.inf),
@@ -115,6 +118,7 @@ class Shapes:
                     "Shapes", done, kept, {"control": there.permeability}))
 
             found = SearchLedger(search, report, keep, ledger.due)
-            ending = schedule.run(search, found, None if earlier is None else earlier.numbers)
+            ending = run(search, found, None if earlier is None else earlier.numbers,
+                         self.schedule)
             ledger.evaluations += found.shapes
             return at(found.best.labels, found.best.theta), ending
