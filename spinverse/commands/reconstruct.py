@@ -58,7 +58,7 @@ def run(arguments, comm: MPI.Comm) -> int:
             if mesh.dim != 3:
                 raise InputError(f"mesh: {mesh.name} has dimension {mesh.dim}, expected "
                                  "tetrahedra: membranes are found as surfaces")
-            low, high = run.tissue.permeability_range_um_per_ms
+            low, high = run.tissue.permeability_range_um_per_ms or PERMEABILITIES
             if not low <= run.tissue.start_um_per_ms <= high:
                 raise InputError(f"start_um_per_ms: {run.tissue.start_um_per_ms:g}, "
                                  f"expected a value from {low:g} to {high:g}")
@@ -85,12 +85,11 @@ def run(arguments, comm: MPI.Comm) -> int:
     tissue = run.tissue
     screen.say(terminal.versions(comm))
     facts = shared.understood(screen, run, mesh, signals.acquisition)
+    searched = any(isinstance(stage, Shapes) for stage in stages)
     screen.say(*terminal.describe_tissue(tissue),
-               f"unknown permeability: {describe_permeability(low)} to "
-               f"{describe_permeability(high)}, start "
-               f"{describe_permeability(tissue.start_um_per_ms)}",
+               *terminal.describe_facets(problem, stages, tissue.start_um_per_ms),
                *terminal.describe_extra_terms(run.extra_terms),
-               *terminal.describe_unknown(problem.unknown),
+               *(terminal.describe_unknown(problem.unknown) if searched else ()),
                problem.likelihood.describe(),
                *(f"acquisition: {line}" for line in signals.acquisition.describe()),
                terminal.describe_engine(run),

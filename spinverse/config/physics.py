@@ -202,6 +202,7 @@ class UnknownSection(Section):
     low: Annotated[Number, Field(description="the smallest value")]
     high: Annotated[Number, Field(description="the largest value")]
     scale: Literal["log", "linear"] | None = None
+    deviation: Positive | None = None
 
     @model_validator(mode="after")
     def _makes_sense(self):
@@ -211,7 +212,12 @@ class UnknownSection(Section):
     def value(self) -> Unknown:
         """The unknown; on a logarithmic scale, unless it may be zero or another one is said."""
         scale = self.scale or ("log" if self.low > 0 else "linear")
-        return Unknown(self.start, self.low, self.high, scale)
+        return Unknown(self.start, self.low, self.high, scale, self.deviation)
 
 
-Unknowns = Annotated[dict[str, UnknownSection], BeforeValidator(_by_name)]
+def _or_names(value):
+    """Names alone have the usual ranges."""
+    return _by_name(dict.fromkeys(value, "usual") if isinstance(value, list) else value)
+
+
+Unknowns = Annotated[dict[str, Literal["usual"] | UnknownSection], BeforeValidator(_or_names)]
