@@ -131,8 +131,8 @@ def run(arguments, comm: MPI.Comm) -> int:
                 if item.phase:
                     checkpoints.within_part(item)
 
-            with clock("reconstruct"), screen.progress_bar(
-                    iterations, count_done[0], misfit="-"):
+            with (clock("reconstruct"), shared.named(str(arguments.config)), in_keys(),
+                  screen.progress_bar(iterations, count_done[0], misfit="-")):
                 result = solve(problem, rest, state, Ledger(progress, checkpoints, memory))
             checkpoints.at_end()
         _write_results(arguments, run, comm, screen, clock, inputs, signals, result, log)

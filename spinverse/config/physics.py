@@ -188,11 +188,10 @@ def in_keys():
         raise InputError("extra_terms: engine matrix_formalism cannot take them, because "
                          f"{error.reason}; expected engine: time_stepping") from None
     except InputError as error:
-        words = str(error)
-        if not words.startswith("extra_coefficients: "):
+        if "extra_coefficients" not in str(error):
             raise
-        raise InputError(words.replace("extra_coefficients: ", "extra_terms.coefficients.", 1)) \
-            from None
+        raise InputError(str(error).replace("extra_coefficients: ", "extra_terms.coefficients.")
+                         .replace("extra_coefficients", "extra_terms.coefficients")) from None
 
 
 class UnknownSection(Section):
