@@ -17,12 +17,12 @@ from ..config.physics import in_keys
 from ..errors import InputError, on_root, warn_caller
 from ..inversion import InverseProblem, Ledger, Reconstruction, Shapes, Stage, State
 from ..inversion.clock import Clock
+from ..inversion.problem import PERMEABILITIES
 from ..inversion.reconstruct import solve, stages_for
 from ..inversion.verdict import NOT_EXPLAINED
 from ..mesh import Mesh
 from ..report import folder
 from ..report import screen as terminal
-from ..units import describe_permeability
 from . import estimates, interruption, shared
 from .checkpoints import Checkpoints
 
@@ -211,8 +211,10 @@ def _write_results(arguments, run, comm, screen, clock, inputs, signals, result,
                           run.tissue.boundary) if truth_known else None
         number = terminal.count(mesh, found)
     with clock("uncertainty"):
-        known = uncertainty(result.problem, result.permeability, result.theta,
+        known = uncertainty(result.problem, result.permeability, result.theta, result.labels,
                             misfit=result.data_misfit)
+        table = result.cell_table() if result.labels is not None else None
+        freedoms = result.freedoms() if verdict.explained is False else []
         determined = terminal.count(mesh, known.determined & found)
     with clock("write results"):
         export.write_permeability(out / "permeability.npz", mesh, result.permeability, known,
@@ -230,6 +232,8 @@ def _write_results(arguments, run, comm, screen, clock, inputs, signals, result,
                                    where=found | (mesh.interface > 0))
 
         def write() -> list[str]:
+            if table is not None:
+                table.write(out / folder.CELL_TABLE)
             predicted = result.predicted.magnitude / signals.reference
             folder.write_table(out / "signals.csv", result.predicted,
                                measured_normalised=signals.normalised,
@@ -251,6 +255,8 @@ def _write_results(arguments, run, comm, screen, clock, inputs, signals, result,
                 "data_misfit": result.data_misfit, "modes": result.modes,
                 "evaluations": result.evaluations, "stage_endings": result.endings,
                 "unknown": dict(result.theta),
+                "cells": None if table is None else table.summary(),
+                "freedoms": [asdict(freedom) for freedom in freedoms],
                 "interface": {**rule, "facets": number}, "metrics": figures,
                 "uncertainty": {"sigma": known.sigma, "determined": determined,
                                 "directions": int((known.spectrum > 1).sum())}}
@@ -259,7 +265,8 @@ def _write_results(arguments, run, comm, screen, clock, inputs, signals, result,
         screen.warn(verdict.words)
     screen.say(verdict.words, *notes,
                *(f"stage {name}: {why}" for name, why in result.endings.items()),
-               *(f"{name}: {value:.5g}" for name, value in result.theta.items()),
+               *(f"most would be explained by {freedom}" for freedom in freedoms[:1]),
+               *([] if table is None else table.describe()),
                *terminal.describe_result(rule, number, figures))
     picture = out / "figures" / "interface.png"
     screen.say(*[f"picture in {picture}"] * picture.is_file(), f"results in {out}")

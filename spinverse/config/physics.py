@@ -25,7 +25,7 @@ from ..errors import InputError, on_all, on_root
 from ..extra_terms import Unsuitable, check_function
 from ..inversion.parameters import Unknown
 from .arguments import nearest
-from .values import FilePath, KeyProblem, Number, Section, is_list_of, is_number, kind
+from .values import FilePath, KeyProblem, Number, Positive, Section, is_list_of, is_number, kind
 
 _KINDS = ("expected a finite number, a vector, a tensor as rows of up to 3, or {cell tag: value} "
           "with the same of these for each tag")

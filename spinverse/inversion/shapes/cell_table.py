@@ -11,8 +11,10 @@ answer as well as they can. Where it is open to one side, that is a bound.
 
 from __future__ import annotations
 
+import csv
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from scipy.stats import norm
@@ -90,6 +92,14 @@ class CellTable:
                                for end, part in (("", "value"), ("_low", "low"),
                                                  ("_high", "high"))}
                 for k, row in enumerate(self.rows, 1)]
+
+    def write(self, path: Path) -> None:
+        """As a table of comma-separated values, a row a cell."""
+        rows = self.columns()
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]) if rows else ["cell"], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
 
     def summary(self) -> dict:
         """For ``summary.json``."""
