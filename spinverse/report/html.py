@@ -284,7 +284,8 @@ def _numbers(run: Run) -> list[Table]:
     """What is known of the cells, with intervals."""
     cells = at(run.summary, "cells", "cells") or []
     rows = [(f"{row['cell']}", name.replace("_", " "), f"{row[name]:.4g}",
-             f"{row[name + '_low']:.4g} to {row[name + '_high']:.4g}")
+             f"{row[name + '_low']:.4g} to " + ("∞" if row[name + "_high"] is None else
+                                                  f"{row[name + '_high']:.4g}"))
             for row in cells for name in row if name + "_low" in row]
     level = at(run.summary, "cells", "level")
     return [Table(f"Cells in numbers, with {100 * level:.0f} % intervals",

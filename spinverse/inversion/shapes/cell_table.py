@@ -103,9 +103,14 @@ class CellTable:
 
     def summary(self) -> dict:
         """For ``summary.json``."""
-        return {"level": self.level, "cells": self.columns(),
-                "others": {name: {"value": f.value, "low": f.low, "high": f.high, "unit": f.unit}
-                           for name, f in self.others.items()},
+        def closed(value):
+            return None if np.isinf(value) else value  # JSON has no infinity
+
+        return {"level": self.level,
+                "cells": [{name: closed(value) for name, value in row.items()}
+                          for row in self.columns()],
+                "others": {name: {"value": f.value, "low": closed(f.low), "high": closed(f.high),
+                                  "unit": f.unit} for name, f in self.others.items()},
                 "correlation": {"names": self.names, "matrix": self.correlation.tolist()}}
 
     def describe(self) -> list[str]:
