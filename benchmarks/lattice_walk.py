@@ -13,7 +13,7 @@ import sys
 
 import numpy as np
 
-from spinverse.validation.lattices import LENGTH, PULSE, RADIUS, SEPARATION, WALKS, D
+from spinverse.validation.references import LENGTH, PULSE, RADIUS, SEPARATION, WALKS, D
 
 
 def phases(kappa: float, walkers: int, dt: float, seed: int = 1) -> np.ndarray:

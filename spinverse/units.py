@@ -102,6 +102,14 @@ def describe_range(values, digits: int = 4) -> str:
     return low if low == high else f"{low} to {high}"
 
 
+def other_unit(value: float, others: dict[str, float], usual: tuple[float, float]) -> str:
+    """Which of the ``others``, unit: factor, makes a value usual, in words; "" if none does."""
+    for unit, factor in others.items():
+        if usual[0] <= value * factor <= usual[1]:
+            return f" (given in {unit}? then it would be {value * factor:g} here)"
+    return ""
+
+
 def describe_b(b: float) -> str:
     """Text for a b-value given in s/mm^2, for instance ``1000 s/mm^2 (1 ms/um^2)``."""
     return f"{b:g} s/mm^2 ({b_to_internal(b):g} ms/um^2)"

@@ -223,7 +223,7 @@ def test_base_class_quadrature_serves_a_smooth_waveform():
         ([0, 1, 1, 1, 2], [1, 1, 0, -1, -1], "increasing"),
         ([0, 1], [1, 0, -1], "3 samples, expected 2"),
         ([0, 1, 2], [1, np.nan, -1], "values: expected a flat list of finite"),
-        ("late", [1, -1], "times: expected a list of numbers"),
+        ("late", [1, -1], "times: expected numbers, got 'late'"),
     ],
 )
 def test_sampled_refuses(times, values, message):
@@ -431,11 +431,11 @@ def test_describe():
 @pytest.mark.parametrize(
     ("b", "delta", "Delta", "warning"),
     [
-        (3, 10, 20, "largest b 3 s/mm^2 is tiny"),
-        (3e6, 10, 20, "is huge"),
-        (1000, 0.01, 0.02, "delta 0.01 ms is very short"),
-        (1000, 0.5, 1.0, "mT/m is far beyond any scanner"),
-        (1000, 10000, 20000, "delta 10000 ms is very long"),
+        (3, 10, 20, "the largest b is 3 s/mm^2, that is 3e+06 s/m^2: no signal falls"),
+        (3e6, 10, 20, "more than scanners reach"),
+        (1000, 0.01, 0.02, "PGSE with TE 0.03 ms, that is 3e-05 s (given in s?"),
+        (2000, 0.5, 1.0, "T/m, more than magnets have"),
+        (1000, 10000, 20000, "PGSE with TE 30000 ms"),
     ],
 )
 def test_describe_warns_of_likely_wrong_units(b, delta, Delta, warning):

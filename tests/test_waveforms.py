@@ -549,14 +549,14 @@ def test_tables_refuse(make, message):
 @pytest.mark.parametrize(
     ("table", "warning"),
     [
-        (lambda: Acquisition.ogse(500, 1, 0.02, 0.04, 1), "delta 0.02 ms is very short"),
-        (lambda: Acquisition.trapezoid(1, 1, 5, 20, 1), "largest b 1 s/mm^2 is tiny"),
-        (lambda: Acquisition.double_pgse(1e4, 1, 5e3, 1e4, 1e4), "delta 5000 ms is very long"),
+        (lambda: Acquisition.ogse(500, 1, 0.02, 0.04, 1), "CosOGSE with TE 0.06 ms"),
+        (lambda: Acquisition.trapezoid(1, 1, 5, 20, 1), "the largest b is 1 s/mm^2"),
+        (lambda: Acquisition.double_pgse(1e4, 1, 5e3, 1e4, 1e4), "DoublePGSE with TE 35000 ms"),
         (
             lambda: Acquisition.sampled(None, X, [0, 0.01, 0.02], [10, 0, -10]),
-            "TE 0.02 ms is very short",
+            "Sampled with TE 0.02 ms",
         ),
-        (lambda: Acquisition.sampled(None, X, [0, 10, 20], [9e3, 0, -9e3]), "9000 mT/m is far"),
+        (lambda: Acquisition.sampled(None, X, [0, 1, 2], [2e4, 0, -2e4]), "gradients of 2e+04 mT"),
     ],
 )
 def test_describe_warns(table, warning):

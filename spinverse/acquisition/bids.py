@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from spinverse.acquisition.files import read_lines, require_times, write_text
-from spinverse.acquisition.fsl import read_fsl, write_fsl
-from spinverse.acquisition.pulses import PGSE
-from spinverse.acquisition.table import Acquisition
-from spinverse.errors import InputError
-from spinverse.units import time_from_internal, time_to_internal
+from ..errors import InputError
+from ..units import time_from_internal, time_to_internal
+from .files import read_lines, require_times, write_text
+from .fsl import read_fsl, write_fsl
+from .pulses import PGSE
+from .table import Acquisition
 
 DELTA_FIELDS = ("DiffusionGradientDuration", "GradientDuration", "SmallDelta")
 SEPARATION_FIELDS = ("DiffusionGradientSeparation", "GradientSeparation", "BigDelta", "LargeDelta")
@@ -33,21 +33,14 @@ SUFFIXES = (".bval", ".bvec", ".bvals", ".bvecs", ".json", ".nii", ".nii.gz")
 _FIRST_MS = 1.0
 
 
-def read_bids(
-    path: str | Path,
-    delta=None,
-    Delta=None,
-    echo_time=None,
-    time_unit: str | None = None,
-    b0_threshold: float = 0.0,
-) -> Acquisition:
+def read_bids(path: str | Path, delta=None, Delta=None, echo_time=None,
+              time_unit: str | None = None, b0_threshold: float = 0.0) -> Acquisition:
     """Read an acquisition from ``NAME.bval``, ``NAME.bvec`` and ``NAME.json``.
 
     Args:
         path: Any of the three, or NAME.nii or NAME.nii.gz beside them.
-        delta: Pulse length in ms, one or (N,); in place of the sidecar's.
-        Delta: Pulse separation in ms, one or (N,); in place of the sidecar's.
-        echo_time: TE in ms, one or (N,); in place of the sidecar's EchoTime.
+        delta, Delta, echo_time: Pulse length, separation and TE in ms, one or (N,); in place of
+            the sidecar's.
         time_unit: "s" or "ms" of the sidecar's pulse times; found from the separation unless given.
             EchoTime is always in s.
         b0_threshold: b up to this many s/mm^2 counts as 0.
@@ -74,11 +67,10 @@ def read_bids(
     if echo_time is None:
         echo = _times(sidecar, found, ("EchoTime",))
         echo_time = None if echo is None else time_to_internal(echo)
+    lacks = "the sidecar has no such fields (" if found else \
+        f"there is no sidecar {sidecar.name} (with "
     names = f"{' or '.join(DELTA_FIELDS)}, and {' or '.join(SEPARATION_FIELDS)}"
-    if found:
-        require_times(sidecar, delta, Delta, f"the sidecar has no such fields ({names})")
-    else:
-        require_times(path, delta, Delta, f"there is no sidecar {sidecar.name} (with {names})")
+    require_times(sidecar if found else path, delta, Delta, f"{lacks}{names})")
     bval, bvec = (next(iter([*_serving(stem, suffix), *_serving(stem, suffix + "s")]),
                        stem.with_name(stem.name + suffix)) for suffix in (".bval", ".bvec"))
     return read_fsl(bval, bvec, delta, Delta, echo_time, b0_threshold=b0_threshold)
@@ -87,14 +79,10 @@ def read_bids(
 def write_bids(path: str | Path, acquisition: Acquisition) -> None:
     """Write NAME.bval, NAME.bvec and the times to NAME.json, where they are in s.
 
-    Fields of a sidecar that is there are kept.
-
-    Args:
-        path: NAME with any of the three suffixes.
-        acquisition: PGSE only.
+    ``path`` is any of them. Fields of a sidecar that is there are kept.
 
     Raises:
-        InputError: Another waveform, or a folder that does not exist.
+        InputError: A waveform that is no PGSE, or a folder that does not exist.
     """
     for waveform in acquisition.waveforms:
         if type(waveform) is not PGSE:
@@ -104,17 +92,11 @@ def write_bids(path: str | Path, acquisition: Acquisition) -> None:
     fields = _sidecar(sidecar) if sidecar.is_file() else {}
     for name in (*DELTA_FIELDS, *SEPARATION_FIELDS):
         fields.pop(name, None)
-    columns = {
-        "EchoTime": acquisition.echo_time,
-        DELTA_FIELDS[0]: acquisition.delta,
-        SEPARATION_FIELDS[0]: acquisition.Delta,
-    }
-    for name, column in columns.items():
+    for name, column in (("EchoTime", acquisition.echo_time), (DELTA_FIELDS[0], acquisition.delta),
+                         (SEPARATION_FIELDS[0], acquisition.Delta)):
         seconds = time_from_internal(column).tolist()
         fields[name] = seconds[0] if len(acquisition.waveforms) == 1 else seconds
-    write_fsl(
-        stem.with_name(stem.name + ".bval"), stem.with_name(stem.name + ".bvec"), acquisition
-    )
+    write_fsl(stem.with_name(stem.name + ".bval"), stem.with_name(stem.name + ".bvec"), acquisition)
     write_text(sidecar, json.dumps(fields, indent=2) + "\n")
 
 
@@ -124,9 +106,8 @@ def _stem(path: str | Path) -> Path:
     for suffix in SUFFIXES:
         if path.name.endswith(suffix):
             return path.with_name(path.name.removesuffix(suffix))
-    raise InputError(
-        f"{path}: suffix {path.suffix!r}, expected .bval, .bvec, .json, .nii or .nii.gz"
-    )
+    raise InputError(f"{path}: suffix {path.suffix!r}, expected .bval, .bvec, .json, .nii or "
+                     ".nii.gz")
 
 
 def _serving(stem: Path, suffix: str) -> list[Path]:
@@ -165,7 +146,6 @@ def _times(path: Path, fields: dict[str, Any], names: tuple[str, ...]) -> np.nda
     except (TypeError, ValueError):
         array = np.array(np.nan)
     if array.ndim > 1 or array.size == 0 or not np.all(np.isfinite(array) & (array > 0.0)):
-        raise InputError(
-            f"{path}: {name} = {fields[name]!r:.60}: expected a positive time or one a volume"
-        )
+        raise InputError(f"{path}: {name} = {fields[name]!r:.60}: expected a positive time or one "
+                         "a volume")
     return array

@@ -6,7 +6,7 @@ import operator
 
 import numpy as np
 
-from spinverse.errors import InputError
+from ..errors import InputError
 
 GOLDEN_ANGLE = np.pi * (3.0 - np.sqrt(5.0))
 
@@ -18,9 +18,6 @@ def fibonacci_directions(n: int) -> np.ndarray:
     the golden angle pi (3 - sqrt 5), counted from +x towards +y.
 
     For a diffusion tensor take 7 or more: the 6 of them determine only five of its components.
-
-    Args:
-        n: Number of directions, at least 1.
 
     Returns:
         Unit vectors, shape (n, 3).

@@ -6,19 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from spinverse import atomic
-from spinverse.errors import InputError, warn_caller
+from .. import atomic
+from ..errors import InputError, warn_caller
 
 ROUNDED_UNIT = 0.01  # a direction may be this far from a unit vector in a file
 _EXACT_UNIT = 1e-12
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a file that appears complete or not at all.
-
-    Raises:
-        InputError: The folder does not exist.
-    """
+    """Write a file that appears complete or not at all; its folder must exist."""
     atomic.replace(in_a_folder(path), lambda temporary: temporary.write_bytes(text.encode()))
 
 
@@ -31,11 +27,7 @@ def in_a_folder(path: str | Path) -> Path:
 
 
 def read_lines(path: str | Path) -> list[str]:
-    """Lines of a text file without their ends and without a byte-order mark.
-
-    Raises:
-        InputError: No such file, or no text.
-    """
+    """Lines of a text file, or the InputError why not, without ends and a byte-order mark."""
     if not Path(path).is_file():
         raise InputError(f"{path}: there is no such file")
     try:
@@ -58,8 +50,7 @@ def numbers(path: str | Path, line: int, cells: list[str]) -> list[float]:
 def without_small_b(source, b: np.ndarray, threshold: float) -> np.ndarray:
     """b with 0 where a file has up to ``threshold`` s/mm^2: scanners write small values for none.
 
-    Warns:
-        UserWarning: all of them are that small, as in another unit.
+    Warns where all of them are that small, as in another unit.
     """
     top = float(np.max(b, initial=0.0))
     if 0.0 < top <= threshold:
@@ -72,20 +63,16 @@ def without_small_b(source, b: np.ndarray, threshold: float) -> np.ndarray:
 def tidy_directions(source, b: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     """Directions of a file as unit vectors, shape (N, 3).
 
-    Vectors within 1 % of unit length are normalised, and those of rows with b = 0 are set to zero
-    unless they are unit vectors.
-
-    Raises:
-        InputError: A row with b > 0 has no direction or one of another length.
+    Vectors within 1 % of unit length are normalised, others are set to zero where b = 0, and an
+    InputError where b > 0.
     """
     vectors = np.array(vectors, dtype=float)
     norms = np.linalg.norm(vectors, axis=1)
     wrong = (b > 0.0) & ~(np.abs(norms - 1.0) <= ROUNDED_UNIT)
     for row in np.flatnonzero(wrong)[:1]:
-        raise InputError(
-            f"{source}: row {row} has b = {b[row]:g} and a direction of length {norms[row]:.6g}, "
-            f"expected a unit vector (to {ROUNDED_UNIT:.0%}){_what_to_do(b, norms, wrong)}"
-        )
+        raise InputError(f"{source}: row {row} has b = {b[row]:g} and a direction of length "
+                         f"{norms[row]:.6g}, expected a unit vector (to "
+                         f"{ROUNDED_UNIT:.0%}){_what_to_do(b, norms, wrong)}")
     usable = np.abs(norms - 1.0) <= ROUNDED_UNIT
     rounded = usable & (np.abs(norms - 1.0) > _EXACT_UNIT)
     vectors[rounded] /= norms[rounded, None]
@@ -110,16 +97,9 @@ def _what_to_do(b: np.ndarray, norms: np.ndarray, wrong: np.ndarray) -> str:
 
 
 def require_times(source, delta, Delta, holds: str) -> None:
-    """Raise InputError unless ``delta`` and ``Delta`` are there.
-
-    Args:
-        source: The file, for the message.
-        delta, Delta: What was found, or None.
-        holds: What such a file does or does not say, for the message.
-    """
+    """Raise InputError where ``delta`` or ``Delta`` is None; ``holds`` says what ``source`` has."""
     missing = " and ".join(n for n, v in (("delta", delta), ("Delta", Delta)) if v is None)
     if missing:
-        raise InputError(
-            f"{source}: {missing}: missing, {holds}; expected delta (pulse length) and Delta "
-            "(pulse separation) in ms; TE is optional and Delta + delta unless given"
-        )
+        raise InputError(f"{source}: {missing}: missing, {holds}; expected delta (pulse length) "
+                         "and Delta (pulse separation) in ms; TE is optional and Delta + delta "
+                         "unless given")

@@ -6,28 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from spinverse.acquisition.files import (
-    numbers,
-    read_lines,
-    require_times,
-    tidy_directions,
-    without_small_b,
-    write_text,
-)
-from spinverse.acquisition.table import Acquisition
-from spinverse.acquisition.waveform import Waveform
-from spinverse.errors import InputError
+from ..errors import InputError
+from . import files
+from .table import Acquisition
+from .waveform import Waveform
 
 
-def read_fsl(
-    bval: str | Path,
-    bvec: str | Path,
-    delta=None,
-    Delta=None,
-    echo_time=None,
-    waveform: Waveform | None = None,
-    b0_threshold: float = 0.0,
-) -> Acquisition:
+def read_fsl(bval: str | Path, bvec: str | Path, delta=None, Delta=None, echo_time=None,
+             waveform: Waveform | None = None, b0_threshold: float = 0.0) -> Acquisition:
     """Read an acquisition from a bval and a bvec file.
 
     The directions are taken as they stand, in the file's axes. Vectors within 1 % of unit length
@@ -37,14 +23,10 @@ def read_fsl(
         bval: File with N b-values in s/mm^2, in a row or a column.
         bvec: File with the directions, 3 lines of N numbers, or N lines of 3 (three by three: the
             lines are x, y and z).
-        delta: Pulse length in ms, one or (N,). Required, as Delta, unless there is ``waveform``.
-        Delta: Pulse separation in ms, one or (N,).
+        delta, Delta: Pulse length and separation in ms, one or (N,); unless there is ``waveform``.
         echo_time: TE in ms, one or (N,); Delta + delta unless given.
         waveform: The scalar waveform of all rows, if they are not PGSE.
         b0_threshold: b up to this many s/mm^2 counts as 0.
-
-    Returns:
-        The acquisition, N rows.
 
     Raises:
         InputError: ``delta`` or ``Delta`` missing, a file that is missing or malformed, files of
@@ -52,21 +34,20 @@ def read_fsl(
             refuses.
     """
     if waveform is None:
-        require_times(bval, delta, Delta, "bval and bvec files hold no times")
+        files.require_times(bval, delta, Delta, "bval and bvec files hold no times")
     elif any(time is not None for time in (delta, Delta, echo_time)):
         raise InputError("waveform: given beside delta, Delta or TE, expected one or the other")
     elif waveform.vector:
-        raise InputError(
-            f"waveform: {waveform.name} has its own directions, expected a scalar one for {bvec}"
-        )
+        raise InputError(f"waveform: {waveform.name} has its own directions, expected a scalar one "
+                         f"for {bvec}")
     rows = _rows(bval)
     if len(rows) > 1 and any(len(row) != 1 for row in rows):
         raise InputError(f"{bval}: {len(rows)} lines, expected b-values in one line or one column")
     b = np.array([value for row in rows for value in row])
     for row in np.flatnonzero(~np.isfinite(b) | (b < 0.0))[:1]:
         raise InputError(f"{bval}: row {row} is {b[row]:g}, expected a b-value >= 0 in s/mm^2")
-    b = without_small_b(bval, b, b0_threshold)
-    vectors = tidy_directions(bvec, b, _vectors(bvec, b.size, bval))
+    b = files.without_small_b(bval, b, b0_threshold)
+    vectors = files.tidy_directions(bvec, b, _vectors(bvec, b.size, bval))
     waveforms = None if waveform is None else [waveform] * b.size
     try:
         return Acquisition.from_rows(b, vectors, delta, Delta, echo_time, waveforms)
@@ -75,10 +56,7 @@ def read_fsl(
 
 
 def write_fsl(bval: str | Path, bvec: str | Path, acquisition: Acquisition) -> None:
-    """Write b-values and directions; the times are not in these files.
-
-    The bvec file has 3 lines of N numbers, zeros where b = 0. Each file appears complete or not at
-    all.
+    """Write b-values and directions, in 3 lines of N numbers; the times are not in these files.
 
     Raises:
         InputError: A waveform is vector valued, or a folder does not exist.
@@ -87,8 +65,8 @@ def write_fsl(bval: str | Path, bvec: str | Path, acquisition: Acquisition) -> N
         if waveform.vector:
             raise InputError(f"{bvec}: {waveform.describe()} has no single direction for FSL files")
     vectors = np.where(acquisition.b[:, None] > 0.0, acquisition.directions, 0.0)
-    write_text(bval, _line(acquisition.b))
-    write_text(bvec, "".join(_line(component) for component in vectors.T))
+    files.write_text(bval, _line(acquisition.b))
+    files.write_text(bvec, "".join(_line(component) for component in vectors.T))
 
 
 def _line(values: np.ndarray) -> str:
@@ -97,8 +75,8 @@ def _line(values: np.ndarray) -> str:
 
 def _rows(path) -> list[list[float]]:
     """The numbers of each line that is not empty."""
-    lines = [(k, line.split()) for k, line in enumerate(read_lines(path), start=1)]
-    rows = [numbers(path, k, cells) for k, cells in lines if cells]
+    lines = [(k, line.split()) for k, line in enumerate(files.read_lines(path), start=1)]
+    rows = [files.numbers(path, k, cells) for k, cells in lines if cells]
     if not rows:
         raise InputError(f"{path}: the file is empty")
     return rows
@@ -113,8 +91,6 @@ def _vectors(path, count: int, bval) -> np.ndarray:
     if table.shape == (3, count):
         table = table.T
     if table.shape != (count, 3):
-        raise InputError(
-            f"{path}: {table.shape[0]} x {table.shape[1]} numbers, expected 3 x {count} or "
-            f"{count} x 3 as there are {count} b-values in {bval}"
-        )
+        raise InputError(f"{path}: {table.shape[0]} x {table.shape[1]} numbers, expected 3 x "
+                         f"{count} or {count} x 3 as there are {count} b-values in {bval}")
     return table

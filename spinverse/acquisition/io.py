@@ -22,17 +22,17 @@ from typing import Any
 
 import numpy as np
 
-from spinverse import atomic
-from spinverse.acquisition.bids import SUFFIXES, read_bids
-from spinverse.acquisition.camino import is_scheme, read_camino
-from spinverse.acquisition.files import in_a_folder, read_lines, without_small_b, write_text
-from spinverse.acquisition.fsl import read_fsl
-from spinverse.acquisition.plain import plain_values
-from spinverse.acquisition.pulses import PGSE
-from spinverse.acquisition.signals import Signals
-from spinverse.acquisition.table import Acquisition
-from spinverse.acquisition.waveform import Waveform
-from spinverse.errors import InputError
+from .. import atomic
+from ..errors import InputError
+from .bids import SUFFIXES, read_bids
+from .camino import is_scheme, read_camino
+from .files import in_a_folder, read_lines, without_small_b, write_text
+from .fsl import read_fsl
+from .plain import plain_values
+from .pulses import PGSE
+from .signals import Signals
+from .table import Acquisition
+from .waveform import Waveform
 
 DIRECTION_COLUMNS = ("direction_x", "direction_y", "direction_z")
 REQUIRED_COLUMNS = ("b", *DIRECTION_COLUMNS, "delta", "Delta")
@@ -51,9 +51,7 @@ Columns = dict[str, np.ndarray]
 
 
 def write_acquisition(path: str | Path, acquisition: Acquisition) -> None:
-    """Write the table of measurements to ``path``, .csv or .npz.
-
-    The file appears complete or not at all.
+    """Write the table of measurements to ``path``, .csv or .npz, completely or not at all.
 
     Raises:
         InputError: Another suffix, or a folder that does not exist.
@@ -62,34 +60,24 @@ def write_acquisition(path: str | Path, acquisition: Acquisition) -> None:
 
 
 def write_signals(path: str | Path, signals: Signals) -> None:
-    """Write measurements and signals to ``path``, .csv or .npz.
+    """Write measurements and signals, as ``write_acquisition``.
 
-    ``normalised`` is nan in all rows if a waveform has no signal at b = 0. The file appears
-    complete or not at all.
-
-    Raises:
-        InputError: Another suffix, or a folder that does not exist.
+    ``normalised`` is nan in all rows if a waveform has no signal at b = 0.
     """
     columns, definitions = _acquisition_columns(signals.acquisition)
     try:
         normalised = signals.normalised
     except InputError:
         normalised = np.full(len(signals), np.nan)
-    columns |= {
-        "re": signals.values.real,
-        "im": signals.values.imag,
-        "magnitude": signals.magnitude,
-        "normalised": normalised,
-    }
+    columns |= {"re": signals.values.real, "im": signals.values.imag,
+                "magnitude": signals.magnitude, "normalised": normalised}
     if signals.unit:
         columns["unit"] = np.full(len(signals), signals.unit)
     _write(path, columns, definitions)
 
 
-def read_acquisition(
-    path: str | Path, bvec: str | Path | None = None, *, delta=None, Delta=None, echo_time=None,
-    b0_threshold: float = 0.0,
-) -> Acquisition:
+def read_acquisition(path: str | Path, bvec: str | Path | None = None, *, delta=None, Delta=None,
+                     echo_time=None, b0_threshold: float = 0.0) -> Acquisition:
     """Read the table of measurements from a file.
 
     The name says which: .csv and .npz as described above, .scheme (or any file that starts with
@@ -98,19 +86,16 @@ def read_acquisition(
     ``read_fsl``.
 
     Args:
-        path: The file.
         bvec: The file of directions, if ``path`` is a bval file and it is not beside it under the
             same name.
-        delta: Pulse length in ms, one or (N,); needed for FSL files, and for BIDS where the sidecar
-            does not have it, and for tables without such a column.
-        Delta: Pulse separation in ms, one or (N,); as ``delta``.
+        delta, Delta: Pulse length and separation in ms, one or (N,); needed for FSL files, for BIDS
+            where the sidecar does not have them, and for tables without such a column.
         echo_time: TE in ms, one or (N,); Delta + delta unless given or in the file.
         b0_threshold: b up to this many s/mm^2 counts as 0, and needs no direction then.
 
     Raises:
-        InputError: Missing file or column, a bad cell (row, column and value are named), times
-            that are missing, or given for a file that has its own, or values that Acquisition
-            refuses.
+        InputError: Missing file or column, a bad cell (row, column and value are named), times that
+            are missing, or given for a file that has its own, or values that Acquisition refuses.
     """
     path = Path(path)
     times = {"delta": delta, "Delta": Delta, "echo_time": echo_time}
@@ -124,9 +109,8 @@ def read_acquisition(
     if path.suffix == ".scheme" or (path.suffix not in (".csv", ".npz") and is_scheme(path)):
         return read_camino(path, **times, b0_threshold=b0_threshold)
     if path.suffix.lower() not in (".csv", ".npz"):
-        raise InputError(
-            f"{path}: suffix {path.suffix!r}, expected .csv, .npz, .scheme, .bval or .json"
-        )
+        raise InputError(f"{path}: suffix {path.suffix!r}, expected .csv, .npz, .scheme, .bval or "
+                         ".json")
     times = {_TIME_COLUMNS[name]: value for name, value in times.items() if value is not None}
     columns, definitions = _read(path, times)
     columns["b"] = without_small_b(path, columns["b"], b0_threshold)
@@ -141,7 +125,6 @@ def read_signals(path: str | Path, expected: Acquisition | None = None, voxel=No
     in their order and in any unit, is a column of text, a .npy, or a voxel of a .nii or .nii.gz.
 
     Args:
-        path: The file.
         expected: If given, the file must have these measurements in this order (to 1e-6; the
             direction does not matter at b = 0, nor TE in a file without it), and the result
             carries this acquisition. Needed for numbers alone.
@@ -157,9 +140,8 @@ def read_signals(path: str | Path, expected: Acquisition | None = None, voxel=No
     columns, definitions = _read(path)
     rows = columns["b"].size
     if expected is not None and rows != len(expected):
-        raise InputError(
-            f"{path}: expected {len(expected)} rows as in the acquisition, found {rows}"
-        )
+        raise InputError(f"{path}: expected {len(expected)} rows as in the acquisition, found "
+                         f"{rows}")
     values = _values(path, columns)
     acquisition = _acquisition(path, columns, definitions)
     if expected is not None:
@@ -199,14 +181,9 @@ def _acquisition_columns(acquisition: Acquisition) -> tuple[Columns, dict[str, W
         if label != "PGSE":
             definitions[label] = waveform
         labels.append(label)
-    columns = {
-        "b": acquisition.b,
-        **dict(zip(DIRECTION_COLUMNS, acquisition.directions.T, strict=True)),
-        "delta": acquisition.delta,
-        "Delta": acquisition.Delta,
-        "TE": acquisition.echo_time,
-        "waveform": np.array(labels)[acquisition.waveform_index],
-    }
+    columns = dict(zip(ACQUISITION_COLUMNS, (
+        acquisition.b, *acquisition.directions.T, acquisition.delta, acquisition.Delta,
+        acquisition.echo_time, np.array(labels)[acquisition.waveform_index]), strict=True))
     return columns, definitions
 
 
@@ -216,15 +193,12 @@ def _acquisition(path, columns: Columns, definitions: dict[str, Waveform]) -> Ac
     labels = columns.get("waveform", np.full(b.size, "PGSE"))
     for row, label in enumerate(labels):
         if label != "PGSE" and label not in definitions:
-            raise InputError(
-                f"{path}: row {row}, column waveform: {str(label)!r} is not defined in the file, "
-                f"expected one of {', '.join(['PGSE', *definitions])}"
-            )
+            raise InputError(f"{path}: row {row}, column waveform: {str(label)!r} is not defined "
+                             f"in the file, expected one of {', '.join(['PGSE', *definitions])}")
     times = (columns["delta"], columns["Delta"], columns.get("TE"))
     try:
-        return Acquisition.from_rows(
-            b, directions, *times, waveforms=[definitions.get(label) for label in labels]
-        )
+        return Acquisition.from_rows(b, directions, *times,
+                                     waveforms=[definitions.get(label) for label in labels])
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
@@ -254,26 +228,20 @@ def _values(path, columns: Columns) -> np.ndarray:
 def _require_finite(path, columns: Columns, names) -> None:
     for name in names:
         for row in np.flatnonzero(~np.isfinite(columns[name]))[:1]:
-            raise InputError(
-                f"{path}: row {row}, column {name} is {columns[name][row]}, expected a number"
-            )
+            raise InputError(f"{path}: row {row}, column {name} is {columns[name][row]}, expected "
+                             "a number")
 
 
 def _check_same(path, found: Acquisition, expected: Acquisition, with_echo_time: bool) -> None:
     """Raise InputError at the first row in which two tables of equal length differ."""
-
-    def close(a, b):
-        return np.isclose(a, b, rtol=_MATCH, atol=0.0, equal_nan=True)
-
-    same = {
-        "b": close(found.b, expected.b),
-        "direction": np.all(np.abs(found.directions - expected.directions) <= _MATCH, axis=1)
-        | ((found.b == 0.0) & (expected.b == 0.0)),
-        "delta": close(found.delta, expected.delta),
-        "Delta": close(found.Delta, expected.Delta),
-    }
+    cells = {"b": (found.b, expected.b), "direction": (found.directions, expected.directions),
+             "delta": (found.delta, expected.delta), "Delta": (found.Delta, expected.Delta)}
     if with_echo_time:
-        same["TE"] = close(found.echo_time, expected.echo_time)
+        cells["TE"] = found.echo_time, expected.echo_time
+    same = {name: np.isclose(*pair, rtol=_MATCH, atol=0.0, equal_nan=True)
+            for name, pair in cells.items()}
+    same["direction"] = np.all(np.abs(found.directions - expected.directions) <= _MATCH, axis=1) \
+        | ((found.b == 0.0) & (expected.b == 0.0))
     # PGSE is all in the times above; other waveforms must be the same object of plain values
     equal = np.array([[type(w) is type(v) is PGSE or w == v for v in expected.waveforms]
                       for w in found.waveforms])
@@ -283,32 +251,18 @@ def _check_same(path, found: Acquisition, expected: Acquisition, with_echo_time:
         return
     row = int(np.argmax(wrong))
     name = next(name for name, column in same.items() if not column[row])
-    raise InputError(
-        f"{path}: row {row}, {name} is {_cell(found, name, row)}, expected "
-        f"{_cell(expected, name, row)} as in the acquisition"
-    )
-
-
-def _cell(acquisition: Acquisition, name: str, row: int) -> str:
-    """A cell of the table as text for a message."""
-    if name == "waveform":
-        return acquisition.waveforms[acquisition.waveform_index[row]].describe()
-    if name == "direction":
-        return str(acquisition.directions[row].tolist())
-    values = {"TE": "echo_time"}.get(name, name)
-    return repr(float(getattr(acquisition, values)[row]))
-
-
-def _format(path: str | Path) -> str:
-    suffix = Path(path).suffix.lower()
-    if suffix not in (".csv", ".npz"):
-        raise InputError(f"{path}: suffix {suffix!r}, expected .csv or .npz")
-    return suffix
+    ours, theirs = (column[row].tolist() for column in cells[name]) if name in cells else (
+        table.waveforms[table.waveform_index[row]].describe() for table in (found, expected))
+    raise InputError(f"{path}: row {row}, {name} is {ours}, expected {theirs} as in the "
+                     "acquisition")
 
 
 def _write(path: str | Path, columns: Columns, definitions: dict[str, Waveform]) -> None:
     texts = {name: json.dumps(waveform.to_dict()) for name, waveform in definitions.items()}
-    if _format(path) == ".npz":
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".csv", ".npz"):
+        raise InputError(f"{path}: suffix {suffix!r}, expected .csv or .npz")
+    if suffix == ".npz":
         arrays: dict[str, Any] = dict(columns)
         if texts:
             arrays[_DEFINITIONS] = np.array([[name, text] for name, text in texts.items()])
@@ -321,22 +275,18 @@ def _write(path: str | Path, columns: Columns, definitions: dict[str, Waveform])
         return
     lines = [f"{_COMMENT}{name} {text}" for name, text in texts.items()]
     lines.append(",".join(columns))
-    cells = [
-        column.tolist() if column.dtype.kind == "U" else [repr(x) for x in column.tolist()]
-        for column in columns.values()
-    ]
+    cells = [column.tolist() if column.dtype.kind == "U" else [repr(x) for x in column.tolist()]
+             for column in columns.values()]
     lines += [",".join(row) for row in zip(*cells, strict=True)]
     write_text(path, "\n".join(lines) + "\n")
 
 
-def _read(path: str | Path,
-          times: dict | None = None) -> tuple[Columns, dict[str, Waveform]]:
+def _read(path: str | Path, times: dict | None = None) -> tuple[Columns, dict[str, Waveform]]:
     """Columns and waveform definitions of a file; the required columns are there and finite.
 
-    Args:
-        times: columns that the file does not have, one number or a value for each row.
+    ``times`` are columns that the file does not have, one number or a value for each row.
     """
-    reader = _read_npz if _format(path) == ".npz" else _read_csv
+    reader = _read_npz if Path(path).suffix.lower() == ".npz" else _read_csv
     if not Path(path).is_file():
         raise InputError(f"{path}: there is no such file")
     times = times or {}
@@ -380,19 +330,16 @@ def _read_npz(path, times) -> tuple[Columns, dict[str, str]]:
             continue
         array, kinds = arrays[name], "U" if name in _TEXT else "fiu"
         if array.shape != arrays["b"].shape or array.ndim != 1 or array.size == 0:
-            raise InputError(
-                f"{path}: column {name} has shape {array.shape}, expected one value for each row "
-                f"of b, whose shape is {arrays['b'].shape}"
-            )
+            raise InputError(f"{path}: column {name} has shape {array.shape}, expected one value "
+                             f"for each row of b, whose shape is {arrays['b'].shape}")
         if array.dtype.kind not in kinds:
             wanted = "text" if name in _TEXT else "real numbers"
             raise InputError(f"{path}: column {name} holds {array.dtype}, expected {wanted}")
         columns[name] = array if name in _TEXT else array.astype(float)
     definitions = arrays.get(_DEFINITIONS, np.empty((0, 2), dtype=str))
     if definitions.ndim != 2 or definitions.shape[1] != 2:
-        raise InputError(
-            f"{path}: {_DEFINITIONS} has shape {definitions.shape}, expected (waveforms, 2)"
-        )
+        raise InputError(f"{path}: {_DEFINITIONS} has shape {definitions.shape}, expected "
+                         "(waveforms, 2)")
     return columns, {str(name): str(text) for name, text in definitions}
 
 
@@ -417,10 +364,8 @@ def _read_csv(path, times) -> tuple[Columns, dict[str, str]]:
         raise InputError(f"{path}: no rows below the header")
     for row, (number, cells) in enumerate(body):
         if len(cells) != len(header):
-            raise InputError(
-                f"{path}: row {row} (line {number}) has {len(cells)} cells, expected {len(header)} "
-                "as in the header"
-            )
+            raise InputError(f"{path}: row {row} (line {number}) has {len(cells)} cells, expected "
+                             f"{len(header)} as in the header")
     columns: Columns = {}
     for k, name in enumerate(header):
         if name in _TEXT:
@@ -438,6 +383,5 @@ def _number(path, row: int, line: int, name: str, cell: str) -> float:
     try:
         return float(cell)
     except ValueError:
-        raise InputError(
-            f"{path}: row {row} (line {line}), column {name}: {cell!r} is not a number"
-        ) from None
+        raise InputError(f"{path}: row {row} (line {line}), column {name}: {cell!r} is not a "
+                         "number") from None

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from spinverse.acquisition.pulses import Pulses, pair_times
-from spinverse.errors import InputError
-from spinverse.units import frequency_from_internal
+from ..errors import InputError
+from ..units import frequency_from_internal
+from .pulses import Pulses, pair_times
 
 
 def _whole(periods: Any) -> int:
@@ -54,7 +54,6 @@ class _OGSE(Pulses):
         return (*grid.tolist(), self.delta)
 
     def describe(self) -> str:
-        """One line for a person."""
         hertz = frequency_from_internal(self.frequency)
         return self._describe(f", {self.periods} period(s) ({hertz:.4g} Hz)")
 

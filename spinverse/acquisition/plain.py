@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from spinverse.acquisition.files import numbers, read_lines
-from spinverse.errors import InputError, one_line
+from ..errors import InputError, one_line
+from .files import numbers, read_lines
 
 IMAGES = (".nii", ".nii.gz")
 KINDS = (".csv", ".npz", ".npy", ".txt")
@@ -16,12 +16,8 @@ KINDS = (".csv", ".npz", ".npy", ".txt")
 def plain_values(path: Path, voxel=None) -> np.ndarray | None:
     """The numbers of a file that holds nothing else, shape (N,); None for a table of measurements.
 
-    Args:
-        path: ``.npy``, ``.nii`` or ``.nii.gz``, or a ``.txt`` or ``.csv`` with a number a line.
-        voxel: (i, j, k) of an image.
-
-    Raises:
-        InputError: a file that cannot be read, a voxel that is missing or not in the image.
+    It is ``.npy``, ``.nii`` or ``.nii.gz`` with a voxel (i, j, k), or a ``.txt`` or ``.csv`` with a
+    number a line.
     """
     image = path.name.lower().endswith(IMAGES)
     if image != (voxel is not None):
@@ -49,9 +45,13 @@ def plain_values(path: Path, voxel=None) -> np.ndarray | None:
     rows = [(k, line.split("#")[0].replace(",", " ").split())
             for k, line in enumerate(read_lines(path), start=1)]
     rows = [(k, cells) for k, cells in rows if cells]
-    if path.suffix.lower() == ".csv" and not (rows and len(rows[0][1]) == 1
-                                              and _is_number(rows[0][1][0])):
-        return None
+    if path.suffix.lower() == ".csv":
+        try:
+            first = numbers(path, *rows[0]) if rows else []
+        except InputError:  # names of columns
+            first = []
+        if len(first) != 1:
+            return None
     table = [numbers(path, k, cells) for k, cells in rows]
     if len(table) == 1:
         return np.array(table[0])
@@ -60,14 +60,6 @@ def plain_values(path: Path, voxel=None) -> np.ndarray | None:
             raise InputError(f"{path}: line {k}: {len(cells)} numbers, expected one a line (or all "
                              "in one line), one a measurement")
     return np.array(table).ravel()
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
 
 
 def _voxel(path: Path, voxel) -> np.ndarray:

@@ -7,18 +7,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from spinverse.acquisition.waveform import ROUNDING, Waveform, echo_time_after, positive
-from spinverse.errors import InputError
+from ..errors import InputError
+from .waveform import ROUNDING, Waveform, echo_time_after, floats, positive
 
 _UNIT_TOLERANCE = 1e-6
 
 
 def pair_times(delta: Any, Delta: Any, ramp: float = 0.0) -> tuple[float, float]:
-    """delta and Delta in ms of two pulses that last delta + ramp and do not overlap.
-
-    Raises:
-        InputError: A time is not positive, or Delta is shorter than a pulse.
-    """
+    """delta and Delta in ms, or InputError, of two pulses of delta + ramp that do not overlap."""
     delta, big_delta = positive("delta", delta), positive("Delta", Delta)
     length = delta + ramp
     if abs(big_delta - length) <= ROUNDING * length:
@@ -35,10 +31,6 @@ def set_fields(frozen: Any, **values: Any) -> None:
         object.__setattr__(frozen, name, value)
 
 
-def _cosine(first: tuple[float, ...], second: tuple[float, ...]) -> float:
-    return float(np.dot(first, second))
-
-
 @dataclass(frozen=True)
 class Pulses(Waveform):
     """Pulses of one shape, rectangular unless a subclass says another: a pulse and its opposite."""
@@ -51,7 +43,8 @@ class Pulses(Waveform):
     def _finish(self, end: str, **values: Any) -> None:
         """Set the fields, and TE as it follows; ``end`` is that of the pulses in words."""
         set_fields(self, **values)
-        set_fields(self, echo_time=echo_time_after(self._pulse_end, self.echo_time, end))
+        last = self._starts[-1] + self._corners[-1]
+        set_fields(self, echo_time=echo_time_after(last, self.echo_time, end))
         self.check_refocused()
 
     @property
@@ -63,10 +56,6 @@ class Pulses(Waveform):
     def _corners(self) -> tuple[float, ...]:
         """Where a pulse is not smooth, its start and its end included, ms after its start."""
         return 0.0, self.delta
-
-    @property
-    def _pulse_end(self) -> float:
-        return self._starts[-1] + self._corners[-1]
 
     def _lobe(self, t: np.ndarray) -> np.ndarray:
         """f of a pulse, for t from its start to its end."""
@@ -106,7 +95,6 @@ class Pulses(Waveform):
                 f"TE {self.echo_time:g} ms")
 
     def describe(self) -> str:
-        """One line for a person."""
         return self._describe()
 
 
@@ -185,9 +173,7 @@ class DoublePGSE(Pulses):
         if abs(mixing_time - delta) <= ROUNDING * delta:
             mixing_time = delta
         if self.parallel not in (True, False, -1):
-            raise InputError(
-                f"parallel = {self.parallel!r}: expected True (or 1) or False (or -1)"
-            )
+            raise InputError(f"parallel = {self.parallel!r}: expected True (or 1) or False (or -1)")
         self._finish("2 Delta + mixing_time + delta", delta=delta, Delta=big_delta,
                      mixing_time=mixing_time, parallel=self.parallel in (True, 1),
                      directions=self._unit_vectors())
@@ -195,10 +181,7 @@ class DoublePGSE(Pulses):
     def _unit_vectors(self) -> tuple[tuple[float, ...], ...] | None:
         if self.directions is None:
             return None
-        try:
-            vectors = np.array(self.directions, dtype=float)
-        except (TypeError, ValueError):
-            vectors = np.empty(0)
+        vectors = floats("directions", self.directions)
         if vectors.shape != (2, 3) or not np.all(np.isfinite(vectors)):
             raise InputError(f"directions: {self.directions!r:.60}, expected two vectors (2, 3)")
         for norm in np.linalg.norm(vectors, axis=1):
@@ -241,10 +224,10 @@ class DoublePGSE(Pulses):
         return self.Delta - self.delta / 3.0
 
     def describe(self) -> str:
-        """One line for a person."""
         kind = "parallel" if self.parallel else "antiparallel"
         if self.directions is not None:
-            cosine = self._sign * _cosine(*self.directions)
+            first, second = self.directions
+            cosine = self._sign * np.dot(first, second)
             kind = f"angle {np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0))):.4g} degrees"
         return self._describe(f", {kind}", f", mixing time {self.mixing_time:g} ms")
 
@@ -300,5 +283,4 @@ class TrapezoidPGSE(Pulses):
         return rise(t) - rise(t - self.delta)
 
     def describe(self) -> str:
-        """One line for a person."""
         return self._describe(more=f", ramp {self.ramp:g} ms")

@@ -8,23 +8,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from spinverse.acquisition.pulses import set_fields
-from spinverse.acquisition.waveform import (
-    SAME_VALUE,
-    Waveform,
-    cut,
-    echo_time_after,
-    merge_pieces,
-)
-from spinverse.errors import InputError
+from ..errors import InputError
+from .pulses import set_fields
+from .waveform import SAME_VALUE, Waveform, cut, echo_time_after, floats, merge_pieces
 
 
 def _numbers(field: str, values: Any, ndim: int) -> np.ndarray:
     """``values`` as a finite array of ``ndim`` axes, or the InputError that names ``field``."""
-    try:
-        array = np.array(values, dtype=float)
-    except (TypeError, ValueError):
-        raise InputError(f"{field}: expected a list of numbers") from None
+    array = floats(field, values)
     fits = array.ndim == ndim and (ndim == 1 or array.shape[1] == 3)
     if not (fits and np.all(np.isfinite(array))):
         found = "" if fits else f"shape {array.shape}, "
@@ -38,15 +29,9 @@ def _tuples(array: np.ndarray) -> tuple:
 
 
 def held(step: float, values: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Times and values of samples that are held: each stays for a time ``step``.
+    """Times, ms, and values, as `Sampled` takes them, of samples (n,) or (n, 3) held for ``step``.
 
-    Args:
-        step: Time of a sample, ms.
-        values: Samples, shape (n,) or (n, 3).
-
-    Returns:
-        Times in ms, a jump given twice, and values there, as the sampled waveforms take them. Equal
-        neighbours are one.
+    Equal neighbours are one.
     """
     values = np.asarray(values, dtype=float)
     changes = np.any(np.diff(values.reshape(values.shape[0], -1), axis=0) != 0.0, axis=1)
@@ -80,10 +65,8 @@ class _Samples(Waveform):
         echo_time = echo_time_after(end, self.echo_time, "the last of times")
         pulses = _numbers("refocusing_times", self.refocusing_times, 1)
         if np.any(np.diff(pulses) <= 0.0) or np.any((pulses <= 0.0) | (pulses >= echo_time)):
-            raise InputError(
-                f"refocusing_times: {pulses.tolist()}, expected increasing times inside "
-                f"(0, {echo_time:g}) ms"
-            )
+            raise InputError(f"refocusing_times: {pulses.tolist()}, expected increasing times "
+                             f"inside (0, {echo_time:g}) ms")
         set_fields(self, times=_tuples(times), values=_tuples(values),
                    refocusing_times=_tuples(pulses), echo_time=echo_time)
         self.check_refocused()
@@ -212,7 +195,6 @@ class _Samples(Waveform):
         return merge_pieces(np.repeat(0.5 * h, 2), values, np.repeat(constant, 2), self.peak)
 
     def describe(self) -> str:
-        """One line for a person."""
         text = f"{self.name}, {len(self.times)} samples"
         if self.refocusing_times:
             times = ", ".join(f"{time:g}" for time in self.refocusing_times)
@@ -261,11 +243,7 @@ class SampledGradient(_Samples):
     vector = True
 
     def rotated(self, rotation) -> SampledGradient:
-        """The waveform turned by an orthogonal matrix R, shape (3, 3): R f(t).
-
-        Raises:
-            InputError: R is not orthogonal to 1e-6.
-        """
+        """R f(t) for an orthogonal matrix R, shape (3, 3); InputError if it is not, to 1e-6."""
         R = _numbers("rotation", rotation, 2)
         if R.shape != (3, 3) or np.max(np.abs(R @ R.T - np.eye(3))) > 1e-6:
             raise InputError("rotation: expected an orthogonal matrix of shape (3, 3)")

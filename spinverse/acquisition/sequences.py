@@ -7,18 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from spinverse.acquisition.directions import fibonacci_directions
-from spinverse.acquisition.pulses import PGSE, DoublePGSE
-from spinverse.acquisition.waveform import Waveform
-from spinverse.errors import InputError
-
-
-def floats(field: str, values) -> np.ndarray:
-    """A fresh float array, or the InputError that names ``field``."""
-    try:
-        return np.array(values, dtype=float)
-    except (TypeError, ValueError):
-        raise InputError(f"{field}: expected numbers, got {values!r:.60}") from None
+from ..errors import InputError
+from .directions import fibonacci_directions
+from .pulses import PGSE, DoublePGSE
+from .waveform import Waveform, floats
 
 
 def as_waveforms(waveforms) -> tuple[Waveform, ...]:
@@ -27,21 +19,14 @@ def as_waveforms(waveforms) -> tuple[Waveform, ...]:
 
 
 def unit_vectors(waveforms: Iterable[Waveform], directions) -> np.ndarray:
-    """The directions that a person gave, shape (n, 3); one without meaning for vector waveforms.
-
-    Raises:
-        InputError: Another shape, missing for a scalar waveform, or given for a vector one.
-    """
+    """The directions that a person gave, shape (n, 3); one without meaning for vector waveforms."""
     for waveform in waveforms:
         if isinstance(waveform, Waveform) and waveform.vector != (directions is None):
             if directions is None:
-                raise InputError(
-                    f"directions: missing for {waveform.describe()}, expected a number of "
-                    "directions or unit vectors (n, 3)"
-                )
-            raise InputError(
-                f"directions: given, but {waveform.describe()} has its own, expected None"
-            )
+                raise InputError(f"directions: missing for {waveform.describe()}, expected a "
+                                 "number of directions or unit vectors (n, 3)")
+            raise InputError(f"directions: given, but {waveform.describe()} has its own, expected "
+                             "None")
     if directions is None:
         return np.array([[1.0, 0.0, 0.0]])
     if np.ndim(directions) == 0:
@@ -53,17 +38,12 @@ def unit_vectors(waveforms: Iterable[Waveform], directions) -> np.ndarray:
 
 
 def make[W: Waveform](kind: type[W], echo_time=None, **parameters) -> list[W]:
-    """Waveforms of a class from its parameters, each a number or a list; lists are paired.
-
-    Raises:
-        InputError: A parameter is None, lists have different lengths, or ``kind`` refuses a value.
-    """
+    """Waveforms of a class from its parameters, each a number or a list; lists are paired."""
     missing = " and ".join(name for name, value in parameters.items() if value is None)
     if missing:
         needs = ", ".join(parameters)
-        raise InputError(
-            f"{missing}: missing, {kind.name} needs {needs} (times in ms; echo_time is optional)"
-        )
+        raise InputError(f"{missing}: missing, {kind.name} needs {needs} (times in ms; echo_time "
+                         "is optional)")
     names = [*parameters, "echo_time"]
     columns = [floats(name, value) for name, value in parameters.items()]
     columns.append(floats("echo_time", np.nan if echo_time is None else echo_time))
@@ -71,10 +51,8 @@ def make[W: Waveform](kind: type[W], echo_time=None, **parameters) -> list[W]:
         rows = np.broadcast_arrays(*(np.atleast_1d(column) for column in columns))
     except ValueError:
         used = columns if echo_time is not None else columns[:-1]
-        raise InputError(
-            f"{', '.join(names)}: {' and '.join(str(column.size) for column in used)} values, "
-            "expected lists of equal length or one"
-        ) from None
+        raise InputError(f"{', '.join(names)}: {' and '.join(str(column.size) for column in used)} "
+                         "values, expected lists of equal length or one") from None
     if rows[0].ndim != 1:
         raise InputError(f"{', '.join(names)}: expected numbers or flat lists")
     made = []
@@ -84,53 +62,34 @@ def make[W: Waveform](kind: type[W], echo_time=None, **parameters) -> list[W]:
     return made
 
 
-def second_pairs(
-    waveforms: list[DoublePGSE], first: np.ndarray, second
-) -> tuple[tuple[DoublePGSE, ...], np.ndarray]:
-    """Double PGSE with a direction for each pair.
+def second_pairs(waveforms: list[DoublePGSE], first: np.ndarray,
+                 second) -> tuple[tuple[DoublePGSE, ...], np.ndarray]:
+    """Scalar double PGSE with ``first`` directions (n, 3), and ``second``, one or (n, 3).
 
-    Args:
-        waveforms: Scalar double PGSE.
-        first: Directions of the first pair, shape (n, 3).
-        second: Directions of the second pair, shape (n, 3), (1, 3) or (3,).
-
-    Returns:
-        Waveforms, and which of them belongs to waveform w and direction j, shape
-        (len(waveforms), n). Where the two directions are the same, the waveform stays scalar.
-
-    Raises:
-        InputError: Another shape, or no unit vectors.
+    Gives waveforms, and which of them belongs to waveform w and direction j, shape
+    (len(waveforms), n). Where the two directions are the same, the waveform stays scalar.
     """
     vectors = np.atleast_2d(floats("second_directions", second))
     if vectors.ndim != 2 or vectors.shape[1] != 3 or len(vectors) not in (1, len(first)):
-        raise InputError(
-            f"second_directions: shape {vectors.shape}, expected (3,) or, as directions, "
-            f"{first.shape}"
-        )
+        raise InputError(f"second_directions: shape {vectors.shape}, expected (3,) or, as "
+                         f"directions, {first.shape}")
     vectors = np.broadcast_to(vectors, first.shape)
     table: dict[DoublePGSE, int] = {}
     each = np.zeros((len(waveforms), len(first)), dtype=int)
     for w, waveform in enumerate(waveforms):
         for j, pair in enumerate(zip(first, vectors, strict=True)):
             if not np.array_equal(*pair):
-                one = DoublePGSE(
-                    waveform.delta, waveform.Delta, waveform.mixing_time, waveform.parallel, pair,
-                    waveform.echo_time,
-                )  # fmt: skip
+                one = DoublePGSE(waveform.delta, waveform.Delta, waveform.mixing_time,
+                                 waveform.parallel, pair, waveform.echo_time)
             else:
                 one = waveform
             each[w, j] = table.setdefault(one, len(table))
     return tuple(table), each
 
 
-def of_rows(
-    b: np.ndarray, delta, Delta, echo_time, waveforms
-) -> tuple[np.ndarray, tuple[Waveform, ...]]:
-    """Waveforms of measurements that stand row by row; arguments as ``Acquisition.from_rows``.
-
-    Returns:
-        The waveform of each row, shape (N,), and the waveforms.
-    """
+def of_rows(b: np.ndarray, delta, Delta, echo_time,
+            waveforms) -> tuple[np.ndarray, tuple[Waveform, ...]]:
+    """Index (N,) and waveforms of rows; arguments and errors as ``Acquisition.from_rows``."""
     delta = _column("delta", delta, b.size)
     Delta = _column("Delta", Delta, b.size)
     echo_time = _column("echo_time", echo_time, b.size)
@@ -160,18 +119,15 @@ def _column(field: str, values, rows: int) -> np.ndarray:
     return array
 
 
-def _row_pgse(
-    row: int, b: float, delta: float, Delta: float, echo_time: float, made: dict[tuple, PGSE]
-) -> PGSE | None:
+def _row_pgse(row: int, b: float, delta: float, Delta: float, echo_time: float,
+              made: dict[tuple, PGSE]) -> PGSE | None:
     """The PGSE of a row, from ``made`` if it is there; None if a b = 0 row lacks its times."""
     missing = " and ".join(n for n, t in (("delta", delta), ("Delta", Delta)) if np.isnan(t))
     if missing and b == 0.0:
         return None
     if missing:
-        raise InputError(
-            f"{missing}: missing in row {row}, where b = {b:g}; PGSE needs delta and Delta in ms "
-            "(TE is optional)"
-        )
+        raise InputError(f"{missing}: missing in row {row}, where b = {b:g}; PGSE needs delta and "
+                         "Delta in ms (TE is optional)")
     # nan never equals itself
     key = (float(delta), float(Delta), None if np.isnan(echo_time) else float(echo_time))
     if key not in made:
@@ -185,13 +141,10 @@ def _row_pgse(
 def _only_waveform(row: int, echo_time: float, waveforms: Iterable[Waveform]) -> Waveform:
     """The waveform that a b = 0 row without timing can only mean."""
     fits = [
-        waveform
-        for waveform in waveforms
-        if np.isnan(echo_time) or np.isclose(waveform.echo_time, echo_time, rtol=1e-6, atol=0.0)
-    ]
+        waveform for waveform in waveforms
+        if np.isnan(echo_time) or np.isclose(waveform.echo_time, echo_time, rtol=1e-6, atol=0.0)]
     # without gradient only TE matters: of waveforms with the same TE any will do
     if len({f"{waveform.echo_time:.6g}" for waveform in fits}) != 1:
-        raise InputError(
-            f"delta and Delta: missing in row {row} (b = 0), where {len(fits)} sequences would fit"
-        )
+        raise InputError(f"delta and Delta: missing in row {row} (b = 0), where {len(fits)} "
+                         "sequences would fit")
     return fits[0]

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from spinverse.acquisition.table import Acquisition
-from spinverse.errors import InputError
+from ..errors import InputError
+from .table import Acquisition
 
 UM3 = "um^3"  # times density: what is integrated over the mesh
 
@@ -20,9 +20,8 @@ class Signals:
         acquisition: The measurements, N rows.
         values: Complex signals, shape (N,); magnitude data have a zero imaginary part. The array is
             a read-only copy.
-        estimated_error: of simulated ones: the engine's estimate of the largest absolute error
-            of S / S(b=0, t=0) that modes and steps leave on the given mesh; nan where there is
-            none.
+        estimated_error: of simulated ones: the engine's estimate of the largest absolute error of S
+            / S(b=0, t=0) that modes and steps leave on the given mesh; nan where there is none.
         mesh_error: the same of the mesh, which comes on top; nan where it was not asked for.
         unit: what values are in, `UM3` if they are a simulation's; "" if it is not known, as of
             every scanner.
@@ -46,10 +45,8 @@ class Signals:
         except (TypeError, ValueError):
             raise InputError("values: expected complex or real numbers") from None
         if values.shape != (len(self.acquisition),):
-            raise InputError(
-                f"values: shape {values.shape}, expected ({len(self.acquisition)},), one for each "
-                "row of the acquisition"
-            )
+            raise InputError(f"values: shape {values.shape}, expected ({len(self.acquisition)},), "
+                             "one for each row of the acquisition")
         for row in np.flatnonzero(~np.isfinite(values))[:1]:
             column = "im" if np.isfinite(values[row].real) else "re"
             value = values[row].imag if column == "im" else values[row].real

@@ -7,19 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spinverse.acquisition import description, sequences
-from spinverse.acquisition.oscillating import CosOGSE, SinOGSE
-from spinverse.acquisition.pulses import PGSE, DoublePGSE, TrapezoidPGSE, set_fields
-from spinverse.acquisition.samples import Sampled, SampledGradient
-from spinverse.acquisition.sequences import floats as _floats
-from spinverse.acquisition.waveform import Waveform
-from spinverse.errors import InputError
-from spinverse.units import (
-    b_from_internal,
-    b_to_internal,
-    gradient_from_internal,
-    gradient_to_internal,
-)
+from .. import units
+from ..errors import InputError
+from . import description, sequences
+from .oscillating import CosOGSE, SinOGSE
+from .pulses import PGSE, DoublePGSE, TrapezoidPGSE, set_fields
+from .samples import Sampled, SampledGradient
+from .waveform import Waveform, floats
 
 UNIT_TOLERANCE = 1e-6
 
@@ -50,7 +44,7 @@ class Acquisition:
     waveforms: tuple[Waveform, ...]
 
     def __post_init__(self) -> None:
-        b, directions = _floats("b", self.b), _floats("directions", self.directions)
+        b, directions = floats("b", self.b), floats("directions", self.directions)
         if b.ndim != 1 or b.size == 0:
             raise InputError(f"b: shape {b.shape}, expected (N,) with at least one measurement")
         if directions.shape != (b.size, 3):
@@ -65,9 +59,8 @@ class Acquisition:
                 directions[index == k] = waveform.first_direction
         norms = np.linalg.norm(directions, axis=1)
         for row in np.flatnonzero((b > 0.0) & (np.abs(norms - 1.0) > UNIT_TOLERANCE))[:1]:
-            raise InputError(
-                f"directions: row {row} has length {norms[row]:.9g}, expected a unit vector"
-            )
+            raise InputError(f"directions: row {row} has length {norms[row]:.9g}, expected a unit "
+                             "vector")
         for array in (b, directions, index):
             array.setflags(write=False)
         set_fields(self, b=b, directions=directions, waveform_index=index, waveforms=waveforms)
@@ -79,13 +72,11 @@ class Acquisition:
             if not isinstance(waveform, Waveform):
                 raise InputError(f"waveforms: {waveform!r} is not a Waveform")
         if index.shape != (rows,) or index.dtype.kind not in "iu":
-            raise InputError(
-                f"waveform_index: {index.dtype} of shape {index.shape}, expected ints ({rows},)"
-            )
+            raise InputError(f"waveform_index: {index.dtype} of shape {index.shape}, expected ints "
+                             f"({rows},)")
         for row in np.flatnonzero((index < 0) | (index >= len(waveforms)))[:1]:
-            raise InputError(
-                f"waveform_index: row {row} is {index[row]}, expected 0 to {len(waveforms) - 1}"
-            )
+            raise InputError(f"waveform_index: row {row} is {index[row]}, expected 0 to "
+                             f"{len(waveforms) - 1}")
         used, first_rows = np.unique(index, return_index=True)
         position: dict[Waveform, int] = {}
         renumber = np.zeros(len(waveforms), dtype=int)
@@ -108,7 +99,7 @@ class Acquisition:
                 given for a vector one.
         """
         waveforms = sequences.as_waveforms(waveforms)
-        b = np.atleast_1d(_floats("b", b))
+        b = np.atleast_1d(floats("b", b))
         return cls._outer(waveforms, np.broadcast_to(b, (len(waveforms), b.size)), directions)
 
     @classmethod
@@ -116,21 +107,18 @@ class Acquisition:
         """As ``product``, with the gradient strength in place of b.
 
         Args:
-            waveforms: A gradient waveform, or several.
             gradient: Strongest gradient of the waveform in mT/m (the length of the vector), or list
                 of them.
-            directions: As in ``product``.
 
         Raises:
             InputError: As ``product``; a strength that is negative or not finite.
         """
         waveforms = sequences.as_waveforms(waveforms)
-        gradient = np.atleast_1d(_floats("gradient", gradient))
+        gradient = np.atleast_1d(floats("gradient", gradient))
         for value in gradient[~(np.isfinite(gradient) & (gradient >= 0.0))][:1]:
             raise InputError(f"gradient: {value:g}, expected a finite strength >= 0 in mT/m")
-        return cls._outer(
-            waveforms, np.array([b_of_gradient(w, gradient) for w in waveforms]), directions
-        )
+        return cls._outer(waveforms, np.array([b_of_gradient(w, gradient) for w in waveforms]),
+                          directions)
 
     @classmethod
     def _outer(cls, waveforms, b, directions) -> Acquisition:
@@ -144,10 +132,8 @@ class Acquisition:
         """Pulsed-gradient spin echo: sequences x b x directions, the last varies fastest.
 
         Args:
-            b: b-value or list of them, s/mm^2.
-            directions: A number of Fibonacci directions, or unit vectors of shape (n, 3) or (3,).
-            delta: Pulse length or lengths, ms.
-            Delta: Pulse separation or separations, ms; paired with ``delta`` after broadcasting.
+            b, directions: As in ``product``.
+            delta, Delta: Pulse length and separation, one or several, ms; they are paired.
             echo_time: TE, ms, one or as many as pairs; Delta + delta if not given.
 
         Raises:
@@ -158,103 +144,51 @@ class Acquisition:
         return cls.product(waveforms, b, directions)
 
     @classmethod
-    def trapezoid(
-        cls, b, directions, delta=None, Delta=None, ramp=None, echo_time=None
-    ) -> Acquisition:
-        """PGSE with ramps, see ``TrapezoidPGSE``: sequences x b x directions.
-
-        Args:
-            b, directions: As in ``pgse``.
-            delta: Pulse length or lengths without the fall, ms.
-            Delta: Pulse separation or separations, ms.
-            ramp: Time or times of a rise or fall, ms.
-            echo_time: TE in ms; Delta + delta + ramp if not given.
-
-        Raises:
-            InputError: A time missing, lists of different length, or a value that is refused.
-        """
+    def trapezoid(cls, b, directions, delta=None, Delta=None, ramp=None,
+                  echo_time=None) -> Acquisition:
+        """PGSE with ramps; ms, one or several, as of ``TrapezoidPGSE``; else as ``pgse``."""
         waveforms = sequences.make(TrapezoidPGSE, echo_time, delta=delta, Delta=Delta, ramp=ramp)
         return cls.product(waveforms, b, directions)
 
     @classmethod
-    def ogse(
-        cls, b, directions, delta=None, Delta=None, periods=None, kind="cos", echo_time=None
-    ) -> Acquisition:
-        """Oscillating gradients, see ``CosOGSE`` and ``SinOGSE``: sequences x b x directions.
+    def ogse(cls, b, directions, delta=None, Delta=None, periods=None, kind="cos",
+             echo_time=None) -> Acquisition:
+        """Oscillating gradients, see ``CosOGSE`` and ``SinOGSE``; else as ``pgse``.
 
         Args:
-            b, directions: As in ``pgse``.
-            delta: Pulse length or lengths, ms.
-            Delta: Pulse separation or separations, ms.
             periods: Whole number or numbers of periods in a pulse.
-            kind: "cos" or "sin".
-            echo_time: TE in ms; Delta + delta if not given.
-
-        Raises:
-            InputError: A time or ``periods`` missing, another ``kind``, lists of different length,
-                or a value that is refused.
+            kind: "cos" or "sin"; another one is an InputError.
         """
-        kinds: dict[str, type[CosOGSE] | type[SinOGSE]] = {"cos": CosOGSE, "sin": SinOGSE}
-        if kind not in kinds:
-            raise InputError(f"kind = {kind!r}: expected one of {', '.join(kinds)}")
-        waveforms = sequences.make(
-            kinds[kind], echo_time, delta=delta, Delta=Delta, periods=periods
-        )
+        if kind not in ("cos", "sin"):
+            raise InputError(f"kind = {kind!r}: expected one of cos, sin")
+        waveforms = sequences.make(CosOGSE if kind == "cos" else SinOGSE, echo_time, delta=delta,
+                                   Delta=Delta, periods=periods)
         return cls.product(waveforms, b, directions)
 
     @classmethod
-    def double_pgse(
-        cls,
-        b,
-        directions,
-        delta=None,
-        Delta=None,
-        mixing_time=None,
-        parallel=True,
-        second_directions=None,
-        echo_time=None,
-    ) -> Acquisition:
-        """Double PGSE, see ``DoublePGSE``: sequences x b x directions, the last varies fastest.
-
-        b is that of both pairs together.
+    def double_pgse(cls, b, directions, delta=None, Delta=None, mixing_time=None, parallel=True,
+                    second_directions=None, echo_time=None) -> Acquisition:
+        """Double PGSE; times in ms and ``parallel``, one or several, as of ``DoublePGSE``.
 
         Args:
-            b, directions: As in ``pgse``; the directions are those of the first pair.
-            delta: Pulse length or lengths, ms.
-            Delta: Separation or separations of the pulses of a pair, ms.
-            mixing_time: From the start of the second pulse to the start of the third, ms, one or
-                several; the pause between the pairs plus delta.
-            parallel: True (+ - + -) or False (+ - - +), one or several.
+            b: That of both pairs together; else as ``pgse``.
+            directions: Those of the first pair.
             second_directions: Directions of the second pair, unit vectors (n, 3), one for each of
                 ``directions`` or one for all; the same unless given.
-            echo_time: TE in ms; 2 Delta + mixing_time + delta if not given.
-
-        Raises:
-            InputError: A time missing, lists of different length, or a value that is refused.
         """
-        waveforms = sequences.make(
-            DoublePGSE, echo_time, delta=delta, Delta=Delta, mixing_time=mixing_time,
-            parallel=parallel,
-        )  # fmt: skip
+        waveforms = sequences.make(DoublePGSE, echo_time, delta=delta, Delta=Delta,
+                                   mixing_time=mixing_time, parallel=parallel)
         if second_directions is None:
             return cls.product(waveforms, b, directions)
-        b = np.atleast_1d(_floats("b", b))
+        b = np.atleast_1d(floats("b", b))
         first = sequences.unit_vectors(waveforms, directions)
         table, each = sequences.second_pairs(waveforms, first, second_directions)
         w, i, j = np.indices((len(waveforms), b.size, len(first))).reshape(3, -1)
         return cls(b[i], first[j], each[w, j], table)
 
     @classmethod
-    def sampled(
-        cls,
-        b=None,
-        directions=None,
-        times=None,
-        values=None,
-        gradient=None,
-        refocusing_times=(),
-        echo_time=None,
-    ) -> Acquisition:
+    def sampled(cls, b=None, directions=None, times=None, values=None, gradient=None,
+                refocusing_times=(), echo_time=None) -> Acquisition:
         """One sampled waveform: strengths x directions, the last varies fastest.
 
         Give ``b`` or ``gradient``, and ``values`` says the shape only; with neither of them
@@ -263,13 +197,9 @@ class Acquisition:
         Args:
             b: b-value or list of them, s/mm^2.
             directions: As in ``pgse`` for ``values`` of shape (n,); None for (n, 3).
-            times: Times of the samples in ms, shape (n,), from 0; linear in between, and the same
-                time twice is a jump.
-            values: Samples, shape (n,), or (n, 3) in the laboratory frame.
             gradient: Strongest gradient in mT/m, or list of them.
-            refocusing_times: Times of 180-degree pulses in ms, if ``values`` is the physical
-                gradient; the effective one changes its sign there.
-            echo_time: TE in ms; the last of ``times`` if not given.
+            times, values, refocusing_times, echo_time: As of ``Sampled`` for values of shape (n,),
+                and of ``SampledGradient`` for (n, 3); ms.
 
         Raises:
             InputError: ``times`` or ``values`` missing, both of ``b`` and ``gradient``, or a value
@@ -283,14 +213,12 @@ class Acquisition:
         waveform = kind(times, values, refocusing_times, echo_time)
         if b is not None:
             return cls.product(waveform, b, directions)
-        return cls.from_gradient(
-            waveform, waveform.peak if gradient is None else gradient, directions
-        )
+        return cls.from_gradient(waveform, waveform.peak if gradient is None else gradient,
+                                 directions)
 
     @classmethod
-    def from_rows(
-        cls, b, directions, delta=None, Delta=None, echo_time=None, waveforms=None
-    ) -> Acquisition:
+    def from_rows(cls, b, directions, delta=None, Delta=None, echo_time=None,
+                  waveforms=None) -> Acquisition:
         """Measurements row by row, as tables in files have them.
 
         Rows with b = 0 may leave delta or Delta out (nan); they then belong to the table's only
@@ -300,8 +228,7 @@ class Acquisition:
         Args:
             b: b-values in s/mm^2, shape (N,).
             directions: Unit vectors, shape (N, 3); free where b = 0.
-            delta: Pulse length in ms, one or (N,).
-            Delta: Pulse separation in ms, one or (N,).
+            delta, Delta: Pulse length and separation in ms, one or (N,).
             echo_time: TE in ms, one or (N,); Delta + delta where missing or nan.
             waveforms: N waveforms, None where the row is the PGSE that its times say; the times of
                 the other rows are not looked at.
@@ -310,7 +237,7 @@ class Acquisition:
             InputError: b > 0 without delta or Delta, a row with b = 0 whose sequence is unknown, or
                 any value that PGSE or the table refuses; names the row.
         """
-        b = np.atleast_1d(_floats("b", b))
+        b = np.atleast_1d(floats("b", b))
         index, made = sequences.of_rows(b, delta, Delta, echo_time, waveforms)
         return cls(b, directions, index, made)
 
@@ -325,29 +252,20 @@ class Acquisition:
             np.concatenate([table.b for table in tables]),
             np.concatenate([table.directions for table in tables]),
             np.concatenate(
-                [t.waveform_index + offset for t, offset in zip(tables, offsets, strict=False)]
-            ),
-            tuple(waveform for table in tables for waveform in table.waveforms),
-        )
+                [t.waveform_index + offset for t, offset in zip(tables, offsets, strict=False)]),
+            tuple(waveform for table in tables for waveform in table.waveforms))
 
     def select(self, rows) -> Acquisition:
         """The rows that a mask (N,), a slice or indices choose, in that order."""
         rows = self.row_numbers(rows)
-        return Acquisition(
-            self.b[rows], self.directions[rows], self.waveform_index[rows], self.waveforms
-        )
+        return Acquisition(self.b[rows], self.directions[rows], self.waveform_index[rows],
+                           self.waveforms)
 
     def reference_rows(self, waveform: int) -> np.ndarray:
-        """Rows that the signals of a waveform are normalised by, row numbers.
+        """Rows that the signals of a waveform, its place in ``waveforms``, are normalised by.
 
         Its rows with b = 0; where it has none, all rows with b = 0 and the same echo time, for the
-        shape of a gradient of strength 0 does not matter.
-
-        Args:
-            waveform: its place in ``waveforms``.
-
-        Raises:
-            InputError: There are none; names the waveform.
+        shape of a gradient of strength 0 does not matter. InputError if there are none.
         """
         unweighted = self.b == 0.0
         rows = np.flatnonzero(unweighted & (self.waveform_index == waveform))
@@ -355,10 +273,8 @@ class Acquisition:
             echo_time = self.waveforms[waveform].echo_time
             rows = np.flatnonzero(unweighted & np.isclose(self.echo_time, echo_time, rtol=1e-9))
         if not rows.size:
-            raise InputError(
-                f"normalised: {self.waveforms[waveform].describe()} has no row with b = 0 to "
-                "divide by, nor is there one with its echo time"
-            )
+            raise InputError(f"normalised: {self.waveforms[waveform].describe()} has no row with b "
+                             "= 0 to divide by, nor is there one with its echo time")
         return rows
 
     def with_unweighted(self) -> Acquisition:
@@ -371,15 +287,10 @@ class Acquisition:
         return Acquisition(
             np.append(self.b, np.zeros(len(lacking))),
             np.concatenate([self.directions, np.tile([1.0, 0.0, 0.0], (len(lacking), 1))]),
-            np.append(self.waveform_index, np.array(lacking, int)), self.waveforms,
-        )
+            np.append(self.waveform_index, np.array(lacking, int)), self.waveforms)
 
     def row_numbers(self, rows) -> np.ndarray:
-        """A mask (N,), a slice or indices as an array of row numbers.
-
-        Raises:
-            InputError: The selection does not fit the table or is empty.
-        """
+        """A mask (N,), a slice or indices that fit and are not empty, as row numbers."""
         try:
             numbers = np.atleast_1d(np.arange(len(self))[rows])
         except (IndexError, TypeError) as error:
@@ -395,17 +306,14 @@ class Acquisition:
         return f"Acquisition({len(self)} measurements, {len(self.waveforms)} waveforms)"
 
     def __str__(self) -> str:
-        return "\n".join(description.lines(self, most=4))
+        return "\n".join(self.describe(most=4))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Acquisition):
             return NotImplemented
-        return (
-            self.waveforms == other.waveforms
-            and np.array_equal(self.b, other.b)
-            and np.array_equal(self.directions, other.directions)
-            and np.array_equal(self.waveform_index, other.waveform_index)
-        )
+        return (self.waveforms == other.waveforms and np.array_equal(self.b, other.b)
+                and np.array_equal(self.directions, other.directions)
+                and np.array_equal(self.waveform_index, other.waveform_index))
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -416,7 +324,8 @@ class Acquisition:
     @property
     def strength(self) -> np.ndarray:
         """g = gamma G in rad/(ms um), shape (N,), from b = g^2 b_factor; f(t) multiplies it."""
-        return np.sqrt(b_to_internal(self.b) / self._per_row(w.b_factor for w in self.waveforms))
+        factor = self._per_row(w.b_factor for w in self.waveforms)
+        return np.sqrt(units.b_to_internal(self.b) / factor)
 
     @property
     def gradient(self) -> np.ndarray:
@@ -427,7 +336,7 @@ class Acquisition:
     def gradient_strength_mT_m(self) -> np.ndarray:
         """Strongest gradient of each row in mT/m, shape (N,)."""
         peak = self._per_row(w.peak for w in self.waveforms)
-        return gradient_from_internal(self.strength * peak)
+        return units.gradient_from_internal(self.strength * peak)
 
     @property
     def b_tensors(self) -> np.ndarray:
@@ -462,12 +371,13 @@ class Acquisition:
         """TE in ms, shape (N,)."""
         return self._per_row(w.echo_time for w in self.waveforms)
 
-    def describe(self) -> list[str]:
-        """Lines that tell a person what was understood, with warnings about likely wrong units."""
-        return description.lines(self)
+    def describe(self, most: int | None = None) -> list[str]:
+        """What was understood, of ``most`` waveforms, with warnings about likely wrong units."""
+        warnings = [f"warning: {text}" for text in description.unit_warnings(self)]
+        return description.lines(self, most) + warnings
 
 
 def b_of_gradient(waveform: Waveform, gradient):
     """b in s/mm^2 of a waveform whose strongest gradient is ``gradient`` mT/m (any shape)."""
-    g = gradient_to_internal(gradient) / waveform.peak
-    return b_from_internal(g**2 * waveform.b_factor)
+    g = units.gradient_to_internal(gradient) / waveform.peak
+    return units.b_from_internal(g**2 * waveform.b_factor)

@@ -14,13 +14,13 @@ later than its end means dead time at the end.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import fields
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 
-from spinverse.errors import InputError
+from ..errors import InputError
 
 REFOCUSING_TOLERANCE = 1e-9  # of int |f|
 ROUNDING = 1e-12  # times closer than this, relative to TE, are the same time
@@ -56,6 +56,14 @@ def _quadrature(function, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
     return (stop - start).reshape(start.shape + (1,) * (values.ndim - points.ndim)) * integrals
 
 
+def floats(field: str, values) -> np.ndarray:
+    """A fresh float array, or the InputError that names ``field``."""
+    try:
+        return np.array(values, dtype=float)
+    except (TypeError, ValueError):
+        raise InputError(f"{field}: expected numbers, got {values!r:.60}") from None
+
+
 def positive(field: str, value: Any) -> float:
     """``value`` as a float, or the InputError that names ``field``."""
     try:
@@ -68,11 +76,7 @@ def positive(field: str, value: Any) -> float:
 
 
 def echo_time_after(end: float, echo_time: Any, what: str) -> float:
-    """TE in ms: ``end`` unless given; ``what`` is the end in words.
-
-    Raises:
-        InputError: ``echo_time`` is no positive time, or earlier than ``end``.
-    """
+    """TE in ms: ``end``, ``what`` in words, unless given; InputError where it is earlier."""
     if echo_time is None:
         return end
     number = positive("echo_time", echo_time)
@@ -81,10 +85,6 @@ def echo_time_after(end: float, echo_time: Any, what: str) -> float:
     if number < end:
         raise InputError(f"echo_time = {number:g} ms: expected at least {what} = {end:g} ms")
     return number
-
-
-def _plain(value: Any) -> Any:
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 class Waveform(ABC):
@@ -160,11 +160,7 @@ class Waveform(ABC):
 
     @property
     def first_direction(self) -> np.ndarray:
-        """Unit vector (3,) along the first f that is not zero.
-
-        Raises:
-            InputError: The waveform is scalar.
-        """
+        """Unit vector (3,) along the first f that is not zero; InputError if f is scalar."""
         if not self.vector:
             raise InputError(f"waveform {self.name}: is scalar, its direction is in the table")
         values = self(_points(*self._intervals).ravel())
@@ -199,11 +195,7 @@ class Waveform(ABC):
     def b_tensor_factor(self, direction=None) -> np.ndarray:
         """int_0^TE F F^T dt in ms^3, shape (3, 3); its trace is ``b_factor``.
 
-        Args:
-            direction: Unit vector (3,) of a scalar waveform; a vector waveform does not look at it.
-
-        Raises:
-            InputError: A scalar waveform without direction.
+        A scalar waveform needs its ``direction``, a unit vector (3,), or it is an InputError.
         """
         if not self.vector:
             vector = np.full(3, np.nan) if direction is None else np.asarray(direction, dtype=float)
@@ -265,9 +257,8 @@ class Waveform(ABC):
     def _checked_step(self, max_step: float | None) -> float:
         """``max_step`` as a time in ms, or InputError."""
         if max_step is None:
-            raise InputError(
-                f"max_step: {self.name} is not piecewise constant, expected a longest step in ms"
-            )
+            raise InputError(f"max_step: {self.name} is not piecewise constant, expected a longest "
+                             "step in ms")
         return positive("max_step", max_step)
 
     def check_refocused(self) -> None:
@@ -278,28 +269,20 @@ class Waveform(ABC):
         rest = self.integral(self.echo_time)
         if np.max(np.abs(rest)) > REFOCUSING_TOLERANCE * total:
             text = ", ".join(f"{value:g}" for value in np.atleast_1d(rest))
-            raise InputError(
-                f"waveform {self.name}: its integral over [0, TE] is {text} ms, expected 0 "
-                "(the sign must change at each 180-degree pulse)"
-            )
+            raise InputError(f"waveform {self.name}: its integral over [0, TE] is {text} ms, "
+                             "expected 0 (the sign must change at each 180-degree pulse)")
 
     def describe(self) -> str:
         """One line for a person."""
         return f"{self.name}, TE {self.echo_time:g} ms"
 
     def to_dict(self) -> dict[str, Any]:
-        """Name and fields as plain values (numbers, lists) that JSON can hold."""
-        own = fields(self)  # type: ignore[arg-type]  # subclasses are dataclasses
-        values = {field.name: _plain(getattr(self, field.name)) for field in own}
-        return {"name": self.name} | values
+        """Name and fields as plain values (numbers, tuples) that JSON can hold."""
+        return {"name": self.name} | asdict(self)  # type: ignore[call-overload]  # a dataclass
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Waveform:
-        """Rebuild a waveform from ``to_dict``.
-
-        Raises:
-            InputError: Unknown name, or fields that do not belong to it.
-        """
+        """Rebuild a waveform from ``to_dict``; InputError for a name or fields that do not fit."""
         arguments = dict(data)
         name = arguments.pop("name", None)
         if name not in Waveform._registry:
@@ -312,11 +295,7 @@ class Waveform(ABC):
 
 
 def cut(starts, stops, constant, max_step: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Intervals as equal steps of two pieces, no longer than ``max_step``; one where constant.
-
-    Returns:
-        Begin, length and constancy of each step.
-    """
+    """Begin, length, constancy of equal steps of two pieces up to ``max_step``; one if constant."""
     # a length that is a whole number of steps up to rounding is not cut once more
     counts = np.ceil((stops - starts) / (2.0 * max_step) * (1.0 - ROUNDING))
     counts = np.where(constant, 1, np.maximum(counts, 1)).astype(int)

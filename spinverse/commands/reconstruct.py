@@ -11,7 +11,7 @@ import numpy as np
 from mpi4py import MPI
 
 from .. import config
-from ..acquisition import Signals
+from ..acquisition import Signals, description
 from ..acquisition.io import read_signals
 from ..config.physics import in_keys
 from ..errors import InputError, on_root, warn_caller
@@ -91,7 +91,7 @@ def run(arguments, comm: MPI.Comm) -> int:
                *terminal.describe_extra_terms(run.extra_terms),
                *(terminal.describe_unknown(problem.unknown) if searched else ()),
                problem.likelihood.describe(),
-               *(f"acquisition: {line}" for line in signals.acquisition.describe()),
+               *(f"acquisition: {line}" for line in description.lines(signals.acquisition)),
                terminal.describe_engine(run),
                *(terminal.describe_stage(i, stage) for i, stage in enumerate(stages)))
     if found is not None and found.note:

@@ -13,6 +13,7 @@ from mpi4py import MPI
 from .. import __version__, config
 from .._stack import load_stack
 from ..acquisition import Acquisition
+from ..acquisition.description import unit_warnings
 from ..config import plausible
 from ..errors import InputError, on_root, one_line
 from ..inversion.clock import Clock
@@ -98,7 +99,8 @@ def understood(screen: Screen, run, mesh: Mesh, acquisition: Acquisition) -> Mes
     screen.say(*describe_mesh(mesh), facts.describe(mesh.dim))
     if parts:  # of meshes that are of no file it is known that they are several
         (screen.say if run.mesh.file is None else screen.warn)(parts)
-    warnings = plausible.of_tissue(run.tissue) + plausible.of_acquisition(acquisition)
+    warnings = plausible.of_tissue(run.tissue)
+    warnings += [f"acquisition: {text}" for text in unit_warnings(acquisition)]
     # a time or diffusivity that is wrong makes any mesh look wrong; tags may share a value
     screen.warn(*(dict.fromkeys(warnings)
                   or plausible.of_mesh(facts.edges[1], run.tissue, acquisition)))

@@ -9,7 +9,7 @@ import numpy as np
 from mpi4py import MPI
 
 from .. import config
-from ..acquisition import Acquisition, Signals
+from ..acquisition import Acquisition, Signals, description
 from ..acquisition.io import write_signals
 from ..config.physics import in_keys
 from ..errors import InputError, SolverError, on_root
@@ -55,7 +55,7 @@ def run(arguments, comm: MPI.Comm) -> None:
     screen.say(*terminal.describe_tissue(run.tissue),
                terminal.describe_known_permeability(run.tissue.permeability),
                *terminal.describe_extra_terms(run.extra_terms),
-               *(f"acquisition: {line}" for line in acquisition.describe()))
+               *(f"acquisition: {line}" for line in description.lines(acquisition)))
     with screen.held_warnings(), clock("set-up"), shared.named(str(name)), in_keys():
         problem = BlochTorrey(tissue, degree_for(tissue, acquisition, run.degree), **extra)
         engine = make_engine(problem, acquisition.with_unweighted(), run.engine, run.modes,

@@ -16,9 +16,6 @@ from .tissue import KnownTissue, TissueSection
 DIFFUSIVITY = 0.01, 20.0  # um^2/ms, of anything that MRI sees
 RELAXATION = 1.0, 1e4  # ms
 MEMBRANE = 5e-5, 10.0  # um/ms, the second excluded
-LARGEST_B = 10.0, 1e5  # s/mm^2, of the largest b of a table
-ECHO_TIME = 1.0, 1e4  # ms
-GRADIENT = 1e4  # mT/m
 EDGES = 20.0  # of a mesh, in lengths that magnetisation diffuses
 
 
@@ -31,12 +28,13 @@ def of_tissue(tissue: KnownTissue) -> list[str]:
             said = (f"tissue.diffusivity_um2_per_ms: {size:g} um^2/ms is "
                     f"{units.diffusivity_from_internal(size):g} m^2/s")
             meant = {"m^2/s": 1e9, "mm^2/s": 1e3, "um^2/s": 1e-3}
-            found.append(f"{said}; water has 2 to 3 um^2/ms{_if_in(size, meant, DIFFUSIVITY)}")
+            found.append(f"{said}; water has 2 to 3 um^2/ms"
+                         + units.other_unit(size, meant, DIFFUSIVITY))
     for value in _values(tissue.T2_ms):
         if 0 < value < RELAXATION[0] or RELAXATION[1] < value < np.inf:
             found.append(f"tissue.T2_ms: {value:g} ms is {units.time_from_internal(value):g} s; "
                          "tissue has 10 to 3000 ms"
-                         + _if_in(value, {"s": 1e3, "us": 1e-3}, RELAXATION))
+                         + units.other_unit(value, {"s": 1e3, "us": 1e-3}, RELAXATION))
     if not isinstance(tissue, TissueSection):
         return found
     section = tissue.permeability
@@ -46,29 +44,7 @@ def of_tissue(tissue: KnownTissue) -> list[str]:
             meant = {"um/ms": 1e-3} if key == "membrane_m_per_s" else {"m/s": 1e3}
             found.append(f"tissue.permeability.{key}: {value:g} um/ms is "
                          f"{units.permeability_from_internal(value):g} m/s; membranes of cells "
-                         f"have 1e-7 to 1e-3 m/s{_if_in(value, meant, MEMBRANE)}")
-    return found
-
-
-def of_acquisition(acquisition: Acquisition) -> list[str]:
-    """Warnings about b-values, times and gradients."""
-    found, b = [], float(acquisition.b.max())
-    if 0 < b < LARGEST_B[0] or b > LARGEST_B[1]:
-        said = f"acquisition: the largest b is {b:g} s/mm^2, that is {units.b_to_si(b):g} s/m^2"
-        what = "no signal falls by more than 1 or 2 %" if b < LARGEST_B[0] else \
-            "more than scanners reach"
-        meant = {"ms/um^2": 1e3, "s/m^2": 1e-6, "s/cm^2": 1e-2}
-        found.append(f"{said}: {what}{_if_in(b, meant, LARGEST_B)}")
-    strange = [w for w in acquisition.waveforms
-               if not ECHO_TIME[0] <= w.echo_time <= ECHO_TIME[1]]
-    found += [f"acquisition: {w.name} with TE {w.echo_time:g} ms, that is "
-              f"{units.time_from_internal(w.echo_time):g} s"
-              + _if_in(w.echo_time, {"s": 1e3, "us": 1e-3}, ECHO_TIME) for w in strange]
-    strongest = float(np.max(acquisition.gradient_strength_mT_m, initial=0.0))
-    if strongest > GRADIENT and not strange and b <= LARGEST_B[1]:
-        found.append(f"acquisition: gradients of {strongest:.3g} mT/m, that is "
-                     f"{units.gradient_to_si(strongest):.3g} T/m, more than magnets have (a pulse "
-                     "length in s?)")
+                         f"have 1e-7 to 1e-3 m/s{units.other_unit(value, meant, MEMBRANE)}")
     return found
 
 
@@ -85,9 +61,3 @@ def of_mesh(edge: float, tissue: KnownTissue, acquisition: Acquisition) -> list[
 
 def _values(given) -> list:
     return list(given.values()) if isinstance(given, Mapping) else [given]
-
-
-def _if_in(value: float, others: Mapping[str, float], usual: tuple[float, float]) -> str:
-    """Which other unit makes the value usual, in words."""
-    return next((f" (given in {unit}? then it would be {value * factor:g} here)"
-                 for unit, factor in others.items() if usual[0] <= value * factor <= usual[1]), "")

@@ -9,7 +9,7 @@ Karger model (`karger`, `karger_pools`). Of a tissue alone: compartments and res
 
 from .adc import ADCFit, fit_adc
 from .compartments import TissueCompartments, compartments_of, pools_of
-from .effective import EffectiveDiffusion
+from .effective import EffectiveDiffusion, FitWarning, ValidityWarning
 from .exchange import MassBalance, exchange_times, mass_balance
 from .hadc import hadc
 from .hardi import HARDIFit, fit_hardi, spherical_harmonics
@@ -17,7 +17,6 @@ from .karger import KargerSignals, karger, karger_pools
 from .mf_adc import mf_adc
 from .short_time import short_time_approximation
 from .tensors import TensorFit, fit_tensor, fractional_anisotropy
-from .validity import FitWarning, ValidityWarning
 
 __all__ = [
     "ADCFit", "EffectiveDiffusion", "FitWarning", "HARDIFit", "KargerSignals", "MassBalance",

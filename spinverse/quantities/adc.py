@@ -9,8 +9,8 @@ import numpy as np
 from ..acquisition.signals import Signals
 from ..errors import InputError, warn_caller
 from ..units import b_from_internal, b_to_internal
+from .effective import FitWarning
 from .measured import by_waveform_and_direction, positive_magnitudes
-from .validity import FitWarning
 
 _SMALLEST_DECAY = 0.02  # of ln S over the range: less is hard to tell from noise
 
@@ -61,9 +61,6 @@ def fit_adc(signals: Signals | np.ndarray, S=None, b_max: float | None = None,
         noise: standard deviation of the signals in their own unit; what lies below three times
             it is left out, as magnitudes do not fall there any more.
 
-    Returns:
-        The fits.
-
     Raises:
         InputError: a bad argument, a signal of magnitude 0, fewer than two b-values to fit.
 
@@ -81,9 +78,8 @@ def fit_adc(signals: Signals | np.ndarray, S=None, b_max: float | None = None,
         groups = by_waveform_and_direction(signals)
         if not groups:
             raise InputError("signals: no row with b > 0, expected some to fit")
-        waveforms = signals.acquisition.waveforms
-        pieces = [(g.rows, g.waveform, g.direction, waveforms[g.waveform].describe()
-                   + f" along {np.round(g.direction, 3).tolist()}") for g in groups]
+        pieces = [(rows, w, axis, signals.acquisition.waveforms[w].describe()
+                   + f" along {np.round(axis, 3).tolist()}") for rows, w, axis in groups]
     else:
         b, magnitude = _arrays(signals, S)
         pieces = [(np.arange(len(b)), 0, np.full(3, np.nan), "the b-values")]

@@ -12,6 +12,14 @@ from ..tissue import Tissue
 from .compartments import TissueCompartments, uniform_in
 
 
+class ValidityWarning(UserWarning):
+    """A quantity was computed, but an assumption of its formula does not hold well."""
+
+
+class FitWarning(ValidityWarning):
+    """The signals do not determine what was fitted to them: range of b, noise, or model."""
+
+
 @dataclass(frozen=True, eq=False)
 class EffectiveDiffusion:
     """Initial slopes -d ln|S| / db of the signals, by compartment and in all.
@@ -47,11 +55,7 @@ class EffectiveDiffusion:
 
 def collect(tissue: Tissue, acquisition: Acquisition, parts: TissueCompartments,
             values: list[np.ndarray], errors: np.ndarray) -> EffectiveDiffusion:
-    """From ``(C, 3, 3)`` tensors (``(C,)`` slopes of vector waveforms), one of each waveform.
-
-    Raises:
-        InputError: density or T2 varies within a part: its signal has no such slope.
-    """
+    """From ``(C, 3, 3)`` tensors (``(C,)`` slopes of vector waveforms), one of each waveform."""
     index = acquisition.waveform_index
     tensors = np.full((len(parts), len(acquisition.waveforms), 3, 3), np.nan)
     slopes = np.empty((len(parts), len(acquisition)))

@@ -41,7 +41,10 @@ def exchange_times(tissue: Tissue | BlochTorrey, number: int | None = None,
         raise InputError(f"number: {number!r}, expected a positive whole number")
     tissue, degree = plain(tissue, degree, "exchange_times")
     pools = pools_of(tissue)
-    conserved = int(np.count_nonzero(~_leaking(tissue, pools)))
+    mesh = tissue.mesh
+    open_wall = mesh.outer & (tissue.permeability.values > 0)
+    lost = np.bincount(pools.labels[mesh.facet_cells[open_wall, 0]], minlength=len(pools))
+    conserved = int(np.count_nonzero(mesh.comm.allreduce(lost) == 0))
     if number is None:
         number = len(compartments_of(tissue)) - conserved
     if number == 0:
@@ -89,12 +92,11 @@ def mass_balance(tissue: Tissue | BlochTorrey, times, start=None, time_step: flo
     exp(-t/T2) to rounding where T2 is uniform and nothing leaves; all else is of second order.
 
     Args:
-        tissue: a tissue, or a problem without extra terms at its present permeability.
+        tissue, degree: as of `exchange_times`.
         times: ms, one or more, not descending, from 0 on.
         start: number of the one compartment that starts with its density, the others with
             nothing; or ``(C,)`` factors of the densities; all 1 if not given.
         time_step: longest step, ms.
-        degree: polynomial degree within a cell; that of a problem is its own.
 
     Raises:
         InputError: a bad argument; SolverError: a factorisation failed.
@@ -122,22 +124,13 @@ def mass_balance(tissue: Tissue | BlochTorrey, times, start=None, time_step: flo
     rows, now = [], 0.0
     for time in times:
         if time > now:
-            number = max(1, int(np.ceil((time - now) / time_step * (1 - 1e-12))))
-            system.march([y], (time - now) / number, number)
+            system.march([y], now, time, time_step)
             now = time
         mass = problem.scale * (problem.local_mass @ system.expand(y))
         rows.append(np.bincount(label, mass, minlength=len(parts)) * np.exp(-common * time))
     system.destroy()
     y.destroy()
     return MassBalance(times, parts, problem.comm.allreduce(np.array(rows)))
-
-
-def _leaking(tissue: Tissue, pools: TissueCompartments) -> np.ndarray:
-    """Which sets lose spins through the outer boundary, ``(C,)`` bool."""
-    mesh = tissue.mesh
-    open_wall = mesh.outer & (tissue.permeability.values > 0)
-    lost = np.bincount(pools.labels[mesh.facet_cells[open_wall, 0]], minlength=len(pools))
-    return mesh.comm.allreduce(lost) > 0
 
 
 def _factors(parts: TissueCompartments, start) -> np.ndarray:

@@ -20,6 +20,8 @@ are at rest, omega stands for omega / sqrt(rho), x for sqrt(rho) x, and V for th
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import dolfinx
 import numpy as np
 import ufl
@@ -54,11 +56,9 @@ def hadc(tissue: Tissue | BlochTorrey, acquisition: Acquisition, time_step: floa
     is extrapolated from ``time_step`` and half of it.
 
     Args:
-        tissue: a tissue, or a problem without extra terms at its present permeability.
-        acquisition: waveforms and directions; the b-values play no part.
+        tissue, acquisition, degree: as of `mf_adc`.
         time_step: longest step of the coarser run, ms; if not given, for each waveform the
             smaller of TE/100 and a tenth of its `waveform_integrals.time_scale`.
-        degree: polynomial degree within a cell; that of a problem is its own.
 
     Returns:
         The slopes; ``errors`` is a third of the difference between the two runs, which
@@ -73,8 +73,7 @@ def hadc(tissue: Tissue | BlochTorrey, acquisition: Acquisition, time_step: floa
         raise InputError(f"time_step: {time_step!r}, expected a positive time in ms")
     tissue, degree = plain(tissue, degree, "hadc")
     values = tissue.permeability.values  # without exchange
-    tissue = tissue.with_permeability(
-        np.where(tissue.mesh.outer | np.isinf(values), values, 0.0))
+    tissue = tissue.with_permeability(np.where(tissue.mesh.outer | np.isinf(values), values, 0.0))
     parts = compartments_of(tissue)
     check_stationary(tissue, parts, "hadc")
     problem = without_relaxation(tissue, degree)
@@ -139,9 +138,8 @@ class _Homogenised:
             for axis, F in axes(i, t):
                 sums[axis].axpy(weight * float(F), y)
 
-        for start, stop in zip(waveform.breakpoints[:-1], waveform.breakpoints[1:], strict=True):
-            number = max(1, int(np.ceil((stop - start) / time_step * (1 - 1e-12))))
-            self.system.march(states, (stop - start) / number, number, start, load, add)
+        for start, stop in pairwise(waveform.breakpoints):
+            self.system.march(states, start, stop, time_step, load, add)
         moments = self._fluxes_of(sums) / waveform.b_factor
         for thing in (*states, *sums):
             thing.destroy()

@@ -79,10 +79,12 @@ def fit_hardi(signals: Signals, order: int | None = None, regularisation: float 
                          "expected at least one shell")
     fewest = min(same_axis(table.directions[rows]).max() + 1 for _, rows in shells)
     if order is None:
-        order = max(L for L in range(0, _LARGEST_DEFAULT + 1, 2) if _terms(L) <= fewest)
-    if _terms(order) > fewest:
-        raise InputError(f"directions: {fewest} in a shell, expected at least {_terms(order)} for "
-                         f"order {order}")
+        order = max(L for L in range(0, _LARGEST_DEFAULT + 1, 2)
+                    if (L + 1) * (L + 2) // 2 <= fewest)
+    terms = (order + 1) * (order + 2) // 2
+    if terms > fewest:
+        raise InputError(f"directions: {fewest} in a shell, expected at least {terms} for order "
+                         f"{order}")
     positive_magnitudes(signals)
     values = signals.normalised
     coefficients, residual = [], []
@@ -128,10 +130,6 @@ def spherical_harmonics(directions, order: int) -> np.ndarray:
                                                        else np.sin(k * phi))
             columns.append(radial * angular)
     return np.column_stack(columns)
-
-
-def _terms(order: int) -> int:
-    return (order + 1) * (order + 2) // 2
 
 
 def _shells(signals: Signals) -> list[tuple[int, np.ndarray]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from scipy.linalg import expm
@@ -15,10 +16,9 @@ from ..problem import BlochTorrey
 from ..tissue import Tissue
 from ..units import b_to_internal
 from .compartments import TissueCompartments, compartments_of, residence_times, uniform_in
-from .effective import check_stationary, mean_diffusivity_tensors, unit_directions
+from .effective import ValidityWarning, check_stationary, mean_diffusivity_tensors, unit_directions
 from .hadc import hadc
 from .mf_adc import plain
-from .validity import ValidityWarning
 
 # kappa V / (A D) up to which a compartment counts as well mixed. Two slabs at 0.1 exchange 6 %
 # more slowly than the well-mixed formula says.
@@ -59,7 +59,6 @@ def karger(tissue: Tissue | BlochTorrey, acquisition: Acquisition, diffusivities
 
     Args:
         tissue: a tissue, or a problem without extra terms at its present permeability.
-        acquisition: the measurements.
         diffusivities: of the compartments, um^2/ms: ``(C,)`` or ``(C, 3, 3)``; their homogenised
             ADC behind impermeable walls (`hadc`) if not given.
         exchange_rates: ``(C, C)`` k_ij from compartment i to j, 1/ms, for two pools 1/tau off the
@@ -102,9 +101,8 @@ def karger_pools(acquisition: Acquisition, magnetisation, diffusivities, exchang
     halved and extrapolated until the signals settle.
 
     Args:
-        acquisition: the measurements, N rows.
         magnetisation: ``(C,)`` at the start.
-        diffusivities: um^2/ms, ``(C,)``, ``(C, 3, 3)``, or ``(C, N)`` for each measurement.
+        diffusivities: um^2/ms, ``(C,)``, ``(C, 3, 3)``, or ``(C, N)`` for N measurements.
         exchange_rates: ``(C, C)`` 1/ms, the diagonal plays no part; none if not given.
         T2: ms, one or ``(C,)``.
         capacities: ``(C,)`` shares at rest, for instance volumes: V_i k_ij = V_j k_ji must hold;
@@ -175,7 +173,7 @@ def _evolve(waveform, generator, start, strength, squares, tolerance) -> np.ndar
 
 def _strang(waveform, generator, start, strength, squares, number) -> np.ndarray:
     M = np.repeat(start[:, None], strength.shape[1], axis=1)
-    for begin, end in zip(waveform.breakpoints[:-1], waveform.breakpoints[1:], strict=True):
+    for begin, end in pairwise(waveform.breakpoints):
         half = expm(generator * (end - begin) / number / 2)
         weights = squares(np.linspace(begin, end, number + 1))
         for n in range(number):
@@ -184,8 +182,6 @@ def _strang(waveform, generator, start, strength, squares, number) -> np.ndarray
             M = half @ M
     return M
 
-
-# --- arguments -----------------------------------------------------------------------------------
 
 def _column(field: str, values, count: int | None = None) -> np.ndarray:
     array = np.atleast_1d(np.asarray(values, dtype=float))
@@ -230,7 +226,6 @@ def _warn_unless_mixed(tissue: Tissue, parts: TissueCompartments) -> None:
                      out=np.zeros(len(parts)), where=areas > 0)
     if biot.max() > LARGEST_BIOT:
         worst = int(biot.argmax())
-        warn_caller(
-            f"karger: kappa V / (A D) = {biot[worst]:.3g} in compartment {worst}, expected at most "
-            f"{LARGEST_BIOT:g}: diffusion inside, not the membrane, limits exchange",
-            ValidityWarning)
+        warn_caller(f"karger: kappa V / (A D) = {biot[worst]:.3g} in compartment {worst}, expected "
+                    f"at most {LARGEST_BIOT:g}: diffusion inside, not the membrane, limits "
+                    "exchange", ValidityWarning)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from ..acquisition.signals import Signals
@@ -11,20 +9,8 @@ from ..errors import InputError
 from .effective import unit_directions
 
 
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """Rows of a table that one fit uses, the index of their waveform and their axis.
-
-    The waveform is -1 for several whose direction varies; the direction is nan where it differs.
-    """
-
-    rows: np.ndarray
-    waveform: int
-    direction: np.ndarray
-
-
-def by_waveform_and_direction(signals: Signals) -> list[Rows]:
-    """One group for each waveform and axis; rows without gradient belong to all of a waveform."""
+def by_waveform_and_direction(signals: Signals) -> list[tuple[np.ndarray, int, np.ndarray]]:
+    """Rows, waveform and axis, nan where it varies, of each; rows without gradient are in all."""
     table, groups = signals.acquisition, []
     for w, waveform in enumerate(table.waveforms):
         here = table.waveform_index == w
@@ -33,13 +19,13 @@ def by_waveform_and_direction(signals: Signals) -> list[Rows]:
         if not len(rows):
             continue
         if waveform.vector:
-            groups.append(Rows(np.flatnonzero(here), w, np.full(3, np.nan)))
+            groups.append((np.flatnonzero(here), w, np.full(3, np.nan)))
             continue
         axes = same_axis(table.directions[rows])
         for label in range(axes.max() + 1):
             mine = rows[axes == label]
-            groups.append(Rows(np.sort(np.concatenate([np.flatnonzero(rest), mine])), w,
-                               table.directions[mine[0]]))
+            groups.append((np.sort(np.concatenate([np.flatnonzero(rest), mine])), w,
+                           table.directions[mine[0]]))
     return groups
 
 
@@ -55,11 +41,7 @@ def same_axis(directions: np.ndarray) -> np.ndarray:
 
 
 def positive_magnitudes(signals: Signals) -> np.ndarray:
-    """|S| of every row; a zero has no logarithm.
-
-    Raises:
-        InputError: a signal of magnitude 0.
-    """
+    """|S| of every row, or the InputError that one is 0 and has no logarithm."""
     magnitude = signals.magnitude
     for row in np.flatnonzero(magnitude <= 0)[:1]:
         raise InputError(f"signals: row {row} has magnitude 0, expected a positive one")

@@ -6,12 +6,12 @@ import numpy as np
 import scipy.sparse
 
 from ..acquisition.table import Acquisition
-from ..engines.basis.eigenmodes import Eigenmodes, eigenmodes
+from ..engines.basis.eigenmodes import eigenmodes
 from ..errors import InputError
 from ..problem import BlochTorrey
 from ..tissue import Tissue
 from . import effective
-from .compartments import TissueCompartments, pools_of, present_tissue, refuse_periodic
+from .compartments import pools_of, present_tissue, refuse_periodic
 from .waveform_integrals import memory
 
 
@@ -61,15 +61,25 @@ def mf_adc(tissue: Tissue | BlochTorrey, acquisition: Acquisition, tolerance: fl
     dofs = problem.space.dofmap.list[: problem.mesh.num_owned_cells]
     q = np.empty(problem.local_mass.shape[0])
     q[dofs] = np.sqrt(effective.profile(tissue))[: len(dofs), None]
-    second_moments = _second_moments(problem, parts, q)
+    # sums owned broken dofs by the part that their cell belongs to, (C, n)
+    label = np.repeat(parts.labels[: len(dofs)], dofs.shape[1])
+    by_part = scipy.sparse.csr_matrix((np.ones(dofs.size), (label, dofs.ravel())),
+                                      shape=(len(parts), len(q)))
+    x = problem.space.tabulate_dof_coordinates()[: len(q)] - problem.mesh.centre
+    x *= q[:, None]
+    weighted = problem.local_mass @ x
+    # int |x|^2 / V of each part, (C,) um^2: x lies in the space, so this is exact
+    second_moments = problem.comm.allreduce(by_part @ (x * weighted).sum(axis=1)) / parts.capacities
     mean_D = effective.mean_diffusivity_tensors(tissue, parts)
     allowed = tolerance * float(np.abs(mean_D).max())
     size = problem.num_unknowns
     number = min(size, 24 + 4 * len(parts))
     while True:
         basis = eigenmodes(problem, number)
-        moments = _moments(problem, basis, parts, q)
-        rates = basis.eigenvalues
+        rates, modes = basis.eigenvalues, basis.modes
+        # a_k of each part, (C, 3, K)
+        moments = problem.comm.allreduce(
+            np.stack([by_part @ (component[:, None] * modes) for component in weighted.T], axis=1))
         left = (second_moments - np.einsum("cik,cik->c", moments, moments) / parts.capacities,
                 np.trace(mean_D, axis1=1, axis2=2)
                 - np.einsum("cik,cik,k->c", moments, moments, rates) / parts.capacities)
@@ -104,36 +114,6 @@ def without_relaxation(tissue: Tissue, degree: int) -> BlochTorrey:
     problem = BlochTorrey(tissue, degree)
     problem.coefficients.R2.x.array[:] = 0.0
     return problem
-
-
-def _centred(problem: BlochTorrey) -> np.ndarray:
-    """Positions of the owned broken dofs relative to the centre of the mesh, ``(n, 3)`` um."""
-    x = problem.space.tabulate_dof_coordinates()[: problem.local_mass.shape[0]]
-    return x - problem.mesh.centre
-
-
-def _second_moments(problem: BlochTorrey, parts: TissueCompartments, q) -> np.ndarray:
-    """int |x|^2 / V of each part, ``(C,)`` um^2: x lies in the space, so this is exact."""
-    x = _centred(problem) * q[:, None]
-    values = sum(x[:, i] * (problem.local_mass @ x[:, i]) for i in range(3))
-    total = _by_part(problem, parts) @ values
-    return problem.comm.allreduce(total) / parts.capacities
-
-
-def _moments(problem: BlochTorrey, basis: Eigenmodes, parts: TissueCompartments, q) -> np.ndarray:
-    """a_k of each part, ``(C, 3, K)``."""
-    x, part = problem.local_mass @ (_centred(problem) * q[:, None]), _by_part(problem, parts)
-    modes = basis.modes
-    local = np.stack([part @ (x[:, i, None] * modes) for i in range(3)], axis=1)
-    return problem.comm.allreduce(local)
-
-
-def _by_part(problem: BlochTorrey, parts: TissueCompartments) -> scipy.sparse.csr_matrix:
-    """``(C, n)``: sums owned broken dofs by the part that their cell belongs to."""
-    dofs = problem.space.dofmap.list[: problem.mesh.num_owned_cells]
-    label = np.repeat(parts.labels[: len(dofs)], dofs.shape[1])
-    return scipy.sparse.csr_matrix((np.ones(dofs.size), (label, dofs.ravel())),
-                                   shape=(len(parts), problem.local_mass.shape[0]))
 
 
 def _bound(waveform, slowest: float, left: tuple[np.ndarray, np.ndarray]) -> np.ndarray:

@@ -60,16 +60,16 @@ class ScalarSystem:
         ksp.destroy()
         return y
 
-    def march(self, states: list[PETSc.Vec], step: float, number: int,
-              start: float = 0.0, load: Callable | None = None,
-              visit: Callable | None = None) -> None:
+    def march(self, states: list[PETSc.Vec], start: float, stop: float, longest: float,
+              load: Callable | None = None, visit: Callable | None = None) -> None:
         """Advance ``states``, y of each problem, in place by equal steps (ms). Collective.
 
-        Args:
-            load: ``load(i, t, factor, rhs)`` adds factor times the source of problem i to rhs.
-            visit: ``visit(i, weight, t, y)`` at every stage of problem i: the sum of weight times
-                a function of (t, y) is its time integral, of second order.
+        ``load(i, t, factor, rhs)`` adds factor times the source of problem i to rhs. The sum of
+        weight times a function of (t, y) in ``visit(i, weight, t, y)`` is its time integral, of
+        second order.
         """
+        number = max(1, int(np.ceil((stop - start) / longest * (1 - 1e-12))))
+        step = (stop - start) / number
         ksp = self._shifted(_G * step)
         rhs, z, Y = self._work
         for n in range(number):

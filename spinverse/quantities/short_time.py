@@ -14,7 +14,6 @@ from ..tissue import Tissue
 from . import effective
 from .compartments import TissueCompartments, compartments_of
 from .mf_adc import plain
-from .validity import ValidityWarning
 from .waveform_integrals import short_time_weight, squared
 
 # sqrt(D t) S_n/V up to which the neglected terms stay below 5 % of D on slab, cylinder and sphere.
@@ -43,12 +42,8 @@ def short_time_approximation(tissue: Tissue | BlochTorrey,
     Membranes of finite permeability count as impermeable walls, on both sides: exchange is of
     the next order. Curvature, edges and corners are of the next order too.
 
-    Args:
-        tissue: a tissue, or a problem without extra terms at its present permeability.
-        acquisition: waveforms and directions; the b-values play no part.
-
-    Returns:
-        The slopes; ``errors`` is the square of the leading term over D, the size of the next.
+    Tissue and acquisition are as of `mf_adc`; ``errors`` is the square of the leading term over D,
+    the size of the next.
 
     Raises:
         InputError: density or T2 that varies within a compartment, an absorbing outer boundary.
@@ -86,7 +81,7 @@ def short_time_approximation(tissue: Tissue | BlochTorrey,
         warn_caller(
             f"short-time approximation: sqrt(D t) S_n/V = {reach[worst]:.3g} in compartment "
             f"{worst}, expected at most {LARGEST_REACH:g} (S_n: area of the walls across the "
-            "gradient); mf_adc and hadc have no such limit", ValidityWarning)
+            "gradient); mf_adc and hadc have no such limit", effective.ValidityWarning)
     _warn_of_open_interfaces(tissue)
     return _positive(effective.collect(tissue, acquisition, parts, values, np.column_stack(errors)))
 
@@ -138,6 +133,6 @@ def _warn_of_open_interfaces(tissue: Tissue) -> None:
     differ = [np.any(values[one] != values[two]) for values in (tissue.diffusivity, tissue.density)]
     if mesh.comm.allreduce(int(any(differ))):
         warn_caller("short-time approximation: cells of different diffusivity or density touch "
-                    "without a membrane; their interface is left out", ValidityWarning)
+                    "without a membrane; their interface is left out", effective.ValidityWarning)
 
 

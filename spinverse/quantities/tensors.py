@@ -9,9 +9,8 @@ import numpy as np
 from ..acquisition.signals import Signals
 from ..errors import InputError, warn_caller
 from ..units import b_to_internal
-from .effective import unit_directions
+from .effective import FitWarning, unit_directions
 from .measured import positive_magnitudes
-from .validity import FitWarning
 
 _LARGEST_CHANGE = 0.1  # of the mean diffusivity by a term in b^2
 _PAIRS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from scipy.special import exprel
 
 from ..acquisition.waveform import Waveform
 
@@ -25,12 +26,8 @@ def memory(waveform: Waveform, rates) -> np.ndarray:
     (Li, Tran and Nguyen, NMR Biomed. 33, e4353, 2020, eq. 26). It grows as lambda for slow modes
     and falls as int f^2 / (B lambda) for fast ones.
 
-    Args:
-        waveform: the gradient waveform.
-        rates: ``(K,)`` lambda >= 0, 1/ms.
-
-    Returns:
-        ``(K,)`` 1/ms; ``(K, 3, 3)``, symmetric, for a vector waveform.
+    For ``rates``, lambda >= 0, ``(K,)`` 1/ms, it is ``(K,)`` 1/ms; ``(K, 3, 3)``, symmetric, for a
+    vector waveform.
     """
     rates = np.asarray(rates, dtype=float)
     value = _over_steps(waveform, lambda times, values: _memory(times, values, rates))
@@ -43,9 +40,7 @@ def short_time_weight(waveform: Waveform) -> float | np.ndarray:
 
     For rectangular pulses it is (4/35) ((Delta + delta)^(7/2) + (Delta - delta)^(7/2)
     - 2 delta^(7/2) - 2 Delta^(7/2)) / (delta^2 (Delta - delta/3)), and Delta^(1/2) for short ones.
-
-    Returns:
-        A number; ``(3, 3)`` for a vector waveform.
+    It is ``(3, 3)`` for a vector waveform.
     """
     value = _over_steps(waveform, _three_halves) / waveform.b_factor
     return value if waveform.vector else float(value[0, 0])
@@ -86,17 +81,11 @@ def _memory(durations, values, rates) -> np.ndarray:
     total = np.zeros((len(rates), values.shape[1], values.shape[1]))
     for h, v in zip(durations, values, strict=True):
         x = rates * h
-        kept, gained = np.exp(-x), h * _phi1(x)
+        kept, gained = np.exp(-x), h * exprel(-x)
         total += v[:, None] * (gained[:, None] * inner)[:, None, :]
         total += (h**2 * _phi2(x))[:, None, None] * np.outer(v, v)
         inner = kept[:, None] * inner + gained[:, None] * v
     return total
-
-
-def _phi1(x):
-    """(1 - exp(-x)) / x."""
-    safe = np.where(x > 0, x, 1.0)
-    return np.where(x > 0, -np.expm1(-safe) / safe, 1.0)
 
 
 def _phi2(x):

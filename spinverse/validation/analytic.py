@@ -49,8 +49,11 @@ class Modes:
         By time reversal the second pulse is the conjugate of the first:
         E = u^H exp(-Lambda (Delta - delta)) u, u = exp(-delta (Lambda + i q X)) start.
         """
-        b, delta, Delta = _sequence(b, delta, Delta)
-        q = np.sqrt(b_to_internal(b) / (delta**2 * (Delta - delta / 3)))
+        delta, Delta = _positive("delta", delta, " (ms)"), _positive("Delta", Delta, " (ms)")
+        if Delta < delta * (1 - 1e-12):
+            raise InputError(f"Delta: {Delta:g} ms, expected at least delta = {delta:g} ms")
+        Delta = max(delta, Delta)
+        q = np.sqrt(b_to_internal(_b_values(b)) / (delta**2 * (Delta - delta / 3)))
         rest = np.exp(-self.eigenvalues * (Delta - delta))
         signal = np.empty(q.shape)
         for index in np.ndindex(q.shape):
@@ -60,21 +63,8 @@ class Modes:
         return signal
 
 
-# --- shapes ------------------------------------------------------------------------------------
-
 def free(b, diffusivity: float = 2.0) -> np.ndarray:
-    """Unbounded medium, any refocused waveform: exp(-b D).
-
-    Args:
-        b: s/mm^2, any shape.
-        diffusivity: um^2/ms.
-
-    Returns:
-        Signals, shaped as ``b``.
-
-    Raises:
-        InputError: a negative b or a diffusivity that is not positive.
-    """
+    """Unbounded medium, any refocused waveform: exp(-b D), shaped as ``b``; else as `slab`."""
     return np.exp(-b_to_internal(_b_values(b)) * _positive("diffusivity", diffusivity))
 
 
@@ -84,8 +74,7 @@ def slab(b, delta: float, Delta: float, thickness: float, diffusivity: float = 2
 
     Args:
         b: s/mm^2, any shape.
-        delta: length of a pulse, ms.
-        Delta: between the starts of the pulses, ms.
+        delta, Delta: length of a pulse, and between the starts of the pulses, ms.
         thickness: um.
         diffusivity: um^2/ms.
         modes: cosines to keep; the error falls with a power of it.
@@ -113,20 +102,14 @@ def sphere(b, delta: float, Delta: float, radius: float, diffusivity: float = 2.
 
 def slabs(b, delta: float, Delta: float, thicknesses, permeabilities, diffusivity=2.0,
           T2=np.inf, degree: int = 12) -> np.ndarray:
-    """Parallel layers with membranes between them, the outermost planes reflecting.
+    """Parallel layers with membranes between them, relaxation included; else as `slab`.
 
     Args:
-        b: s/mm^2, any shape.
-        delta: length of a pulse, ms.
-        Delta: between the starts of the pulses, ms.
-        thicknesses: of the n layers, um.
+        thicknesses: of the n layers, um; the outermost planes reflect.
         permeabilities: of the n - 1 membranes, um/ms, one number or each; ``inf`` is no membrane.
         diffusivity: um^2/ms, one number or one for each layer.
         T2: ms, one number or one for each layer.
         degree: of the polynomials in each layer.
-
-    Returns:
-        Signals, shaped as ``b``: relaxation included.
 
     Raises:
         InputError: a value out of range, lists that do not fit the layers.
@@ -140,8 +123,7 @@ def cylinders(b, delta: float, Delta: float, radii, permeabilities, diffusivity=
               T2=np.inf, degree: int = 12, orders: int = 12) -> np.ndarray:
     """Concentric cylinders of ascending ``radii`` (um), the last reflecting; else as `slabs`.
 
-    Args:
-        orders: highest angular order kept.
+    Angular orders are kept up to ``orders``.
     """
     return layer_modes(2, _ascending(radii), permeabilities, diffusivity, T2, degree,
                        orders).pgse(b, delta, Delta)
@@ -268,17 +250,15 @@ def _neighbours(dim: int, orders: int):
 
 def _radial(dim: int, order: int, edges, kappa, D, R2, degree: int):
     """Eigenvalues, modes at quadrature points, points and weights (r^(dim-1) dr) of one order."""
-    nodes, gauss = np.polynomial.legendre.leggauss(degree + 4)
-    layers, size = len(D), degree + 1
+    legendre, layers, size = np.polynomial.legendre, len(D), degree + 1
+    nodes, gauss = legendre.leggauss(degree + 4)
     half = np.diff(edges) / 2
     r = (edges[:-1, None] + half[:, None] * (nodes + 1)).ravel()
     weight = (half[:, None] * gauss).ravel() * r**(dim - 1)
     values, slopes = np.zeros((2, len(r), layers * size))
     left, right = np.zeros((2, layers, layers * size))
-    legendre = np.polynomial.legendre
     inside = legendre.legvander(nodes, degree)
-    slope = np.column_stack([legendre.legval(nodes, legendre.legder(row))
-                             for row in np.eye(size)])
+    slope = legendre.legval(nodes, legendre.legder(np.eye(size))).T
     ends = legendre.legvander(np.array([-1.0, 1.0]), degree)
     for i in range(layers):
         rows = slice(i * len(nodes), (i + 1) * len(nodes))
@@ -291,10 +271,10 @@ def _radial(dim: int, order: int, edges, kappa, D, R2, degree: int):
             left[0, columns], right[0, columns] = 0.0, edges[1] * ends[1]
     centrifugal = order * (order + dim - 2)
     rate = np.repeat(D, len(nodes)) * weight
-    A = slopes.T @ (rate[:, None] * slopes) + values.T @ (
-        (np.repeat(R2, len(nodes)) * weight)[:, None] * values)
+    loss = np.repeat(R2, len(nodes)) * weight
     if centrifugal:
-        A += values.T @ ((centrifugal * rate / r**2)[:, None] * values)
+        loss += centrifugal * rate / r**2
+    A = slopes.T @ (rate[:, None] * slopes) + values.T @ (loss[:, None] * values)
     jump = right[:-1] - left[1:]
     area = edges[1:-1]**(dim - 1)
     finite = np.isfinite(kappa)
@@ -306,8 +286,6 @@ def _radial(dim: int, order: int, edges, kappa, D, R2, degree: int):
     eigenvalues, vectors = eigh(A, M)
     return np.maximum(eigenvalues, 0.0), values @ vectors, r, weight
 
-
-# --- arguments -----------------------------------------------------------------------------------
 
 def _positive(field: str, value, unit: str = "", finite: bool = True) -> float:
     try:
@@ -331,13 +309,6 @@ def _b_values(b) -> np.ndarray:
     if bad.size:
         raise InputError(f"b: {bad[0]:g}, expected finite values >= 0 in s/mm^2")
     return b
-
-
-def _sequence(b, delta, Delta) -> tuple[np.ndarray, float, float]:
-    delta, Delta = _positive("delta", delta, " (ms)"), _positive("Delta", Delta, " (ms)")
-    if Delta < delta * (1 - 1e-12):
-        raise InputError(f"Delta: {Delta:g} ms, expected at least delta = {delta:g} ms")
-    return _b_values(b), delta, max(delta, Delta)
 
 
 def _lengths(field: str, values) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -32,8 +31,6 @@ def fitted_order(sizes, errors) -> float:
     return float(np.polyfit(np.log(sizes), np.log(errors), 1)[0])
 
 
-# ---- orders -------------------------------------------------------------------------------------
-
 def order_rows(settings: Settings) -> Iterator[Row]:
     """Errors on refined meshes and steps, and the order of their fall. Collective.
 
@@ -57,11 +54,10 @@ def order_rows(settings: Settings) -> Iterator[Row]:
             yield _step_order(case, settings)
 
 
-def _mesh_order(case: Case, degree: int, choices: list[Discretisation],
-                settings: Settings) -> Row:
-    began, sizes, errors = time.perf_counter(), [], []
+def _mesh_order(case: Case, degree: int, choices: list[Discretisation], settings: Settings) -> Row:
+    sizes, errors = [], []
     for choice in choices:
-        problem, columns, _ = set_up(choice, case, settings)
+        problem, columns = set_up(choice, case, settings)
         flat = problem.mesh.dim == 1
         solved = solve(problem, _measured(case), MATRIX_FORMALISM, 1e-9 if flat else 1e-5)
         ours = solved.average([[m] for m in _measured(case)])
@@ -70,17 +66,14 @@ def _mesh_order(case: Case, degree: int, choices: list[Discretisation],
     at = tuple(f"h = {np.max(choice.size):g} um" for choice in choices)
     return Row("orders", f"h_P{degree}_{case.tissue}", "default", MATRIX_FORMALISM, at,
                tuple(errors), (0.0,) * len(errors), order=fitted_order(sizes, errors),
-               least_order=LEAST[degree], resolution=solved.resolution,
-               seconds=time.perf_counter() - began, **columns)
+               least_order=LEAST[degree], resolution=solved.resolution, **columns)
 
 
 def _step_order(case: Case, settings: Settings) -> Row:
     """Against all modes on the same mesh: the error of the steps alone."""
-    began = time.perf_counter()
-    size = 0.5 if case.geometry == "slab" else 1.0
-    choice = (stack(case.lengths, size) if case.geometry == "slab"
-              else round_layers("disk", case.lengths, size))
-    problem, columns, _ = set_up(choice, case, settings)
+    choice = (stack(case.lengths, 0.5) if case.geometry == "slab"
+              else round_layers("disk", case.lengths, 1.0))
+    problem, columns = set_up(choice, case, settings)
     measured = _measured(case)
     exact = solve(problem, measured, MATRIX_FORMALISM, EXACT, modes=ALL_MODES)
     # the impulsive start excites every mode of the mesh: steps resolve the fastest that matter
@@ -92,16 +85,13 @@ def _step_order(case: Case, settings: Settings) -> Row:
     return Row("orders", f"time_step_{case.tissue}", "default", TIME_STEPPING,
                tuple(f"step = {step:g} ms" for step in steps), tuple(errors),
                (0.0,) * len(errors), order=fitted_order(steps, errors), least_order=LEAST[1],
-               resolution=stepped.resolution, seconds=time.perf_counter() - began, **columns)
+               resolution=stepped.resolution, **columns)
 
-
-# ---- agreement of the engines -------------------------------------------------------------------
 
 def agreement_rows(settings: Settings) -> Iterator[Row]:
     """Both engines on one mesh with refined modes and steps: 1e-5. Collective."""
     for case, choice in _small():
-        began = time.perf_counter()
-        problem, columns, _ = set_up(choice, case, settings)
+        problem, columns = set_up(choice, case, settings)
         measured = _measured(case)
         modes = solve(problem, measured, MATRIX_FORMALISM, 1e-7)
         steps = solve(problem, measured, TIME_STEPPING, 5e-6)
@@ -110,8 +100,7 @@ def agreement_rows(settings: Settings) -> Iterator[Row]:
         yield Row("agreement", f"engines_{case.name}", "default", TIME_STEPPING,
                   tuple(f"b = {b:g}" for b in case.b), ours, other, (), 1e-5,
                   resolution=f"{steps.resolution}; {modes.resolution}",
-                  estimated_error=steps.estimated_error, difference=difference,
-                  seconds=time.perf_counter() - began, **columns)
+                  estimated_error=steps.estimated_error, difference=difference, **columns)
 
 
 def _small() -> list[tuple[Case, Discretisation]]:
@@ -125,16 +114,13 @@ def _small() -> list[tuple[Case, Discretisation]]:
              else discretisation(case, "default")) for case in chosen]
 
 
-# ---- automatic choices --------------------------------------------------------------------------
-
 def tolerance_rows(settings: Settings) -> Iterator[Row]:
     """Automatic modes and steps: what is wanted, estimated and left. Collective.
 
     The values are those of all modes on the same mesh; the target is what was asked for.
     """
-    chosen = [_small()[k] for k in (0, 2, 3, 4, 5, 7)]
-    for case, choice in chosen:
-        problem, columns, _ = set_up(choice, case, settings)
+    for case, choice in (_small()[k] for k in (0, 2, 3, 4, 5, 7)):
+        problem, columns = set_up(choice, case, settings)
         measured = _measured(case)
         exact = solve(problem, measured, MATRIX_FORMALISM, EXACT,
                       modes=min(ALL_MODES, problem.num_unknowns))

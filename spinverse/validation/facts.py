@@ -1,24 +1,22 @@
-"""Cases beyond families 1 to 7: exchange, published layers, limits, b-values.
-
-The references are eigenvalues, published tables, closed forms and the file's lists of limits.
-"""
+"""Cases beyond families 1 to 7: exchange, published layers, limits, a lattice, b-values."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from ..acquisition import PGSE, Acquisition
+from ..mesh import packed_spheres
 from ..quantities import exchange_times, hadc, short_time_approximation
+from ..simulate import simulate
 from ..units import b_from_internal
 from . import analytic
 from . import references as ref
 from .discretisation import REFINED, Discretisation, round_layers, stack
 from .rows import Row
-from .signals import TARGETS, tissue_rows
+from .signals import TARGETS, WALK_TARGET, tissue_rows
 from .solve import ENGINES, MATRIX_FORMALISM, Measurement, Settings, solve
 
 X = (1.0, 0.0, 0.0)
@@ -32,8 +30,6 @@ def _chosen(geometry: str, lengths, level: str, coarse, fine) -> Discretisation:
     return round_layers(geometry, lengths, size, degree)
 
 
-# ---- exchange -----------------------------------------------------------------------------------
-
 def exchange_rows(settings: Settings) -> Iterator[Row]:
     """The slowest decay of a concentration difference, ms. Collective.
 
@@ -44,7 +40,6 @@ def exchange_rows(settings: Settings) -> Iterator[Row]:
     for level in settings.levels:
         fine = level == REFINED
         for geometry, ((inner, outer), slowest) in ref.EXCHANGE.items():
-            began = time.perf_counter()
             if geometry == "slab":
                 choice, kappa = stack((inner, outer), 0.2 if fine else 0.5), 0.02
             else:
@@ -56,10 +51,8 @@ def exchange_rows(settings: Settings) -> Iterator[Row]:
             ours = exchange_times(problem, 1)
             yield Row("exchange", f"exchange_{geometry}", level, "exchange_times", ("ms",),
                       (float(ours[0]),), (slowest,), (5e-5,), TARGETS[level], relative=True,
-                      seconds=time.perf_counter() - began, **columns)
+                      **columns)
 
-
-# ---- published layers ---------------------------------------------------------------------------
 
 def layer_rows(settings: Settings) -> Iterator[Row]:
     """Published three-layer signals, and unequal slabs against the layer solver. Collective."""
@@ -86,15 +79,12 @@ def _layered(name, geometry, lengths, D, kappa, T2, waveform, b, reference,
                     waveform, (X,), b, reference, (uncertainty,) * len(b), False)
 
 
-# ---- motional narrowing -------------------------------------------------------------------------
-
 def narrowing_rows(settings: Settings) -> Iterator[Row]:
     """Long pulses without a gap: -ln E = (gamma g)^2 c1 L^4 / D (2 delta - c2 L^2 / D).
 
     c1 = 1/120 and c2 = 17/56 for a slab of thickness L, 7/96 and 99/112 for a cylinder, 8/175 and
     83/120 for a sphere of radius L (Robertson, Phys. Rev. 151, 273, 1966; Neuman, J. Chem. Phys.
-    60, 4508, 1974): two pulse lengths give both, two strengths what is left at g = 0.
-    Collective.
+    60, 4508, 1974): two pulse lengths give both, two strengths what is left at g = 0. Collective.
     """
     D, wanted = 2.0, 0.01
     lengths = {"slab": 10.0, "disk": 5.0, "sphere": 5.0}
@@ -103,7 +93,6 @@ def narrowing_rows(settings: Settings) -> Iterator[Row]:
              for entry in ref.data()["limits"] if "theory_c1" in entry}
     for level in settings.levels:
         for geometry, (c1, c2) in known.items():
-            began = time.perf_counter()
             L = lengths[geometry]
             choice = _chosen(geometry, [L], level, *sizes[geometry])
             problem, columns = choice.problem(settings.comm, D)
@@ -123,12 +112,8 @@ def narrowing_rows(settings: Settings) -> Iterator[Row]:
                 ours2 = (2 * deltas[1] - found[1] / ours1) * D / L**2
                 yield Row("narrowing", f"narrowing_{geometry}", level, engine, ("c1", "c2"),
                           (float(ours1), float(ours2)), (c1, c2), (), TARGETS[level],
-                          relative=True, seconds=time.perf_counter() - began,
-                          **solved.columns, **columns)
-                began = time.perf_counter()
+                          relative=True, **solved.columns, **columns)
 
-
-# ---- short times --------------------------------------------------------------------------------
 
 def short_time_rows(settings: Settings) -> Iterator[Row]:
     """D(t) / D of short pulses, by `hadc`, and its Mitra limit, by the walls' area. Collective.
@@ -144,7 +129,6 @@ def short_time_rows(settings: Settings) -> Iterator[Row]:
                    "refined": ((4.3, 5.0), (1.5, 0.5), 64)}}
     for level in settings.levels:
         for geometry, by_level in choices.items():
-            began = time.perf_counter()
             layers, sizes, shortest = by_level[level]
             choice = (stack(layers, sizes, 2) if geometry == "slab"
                       else round_layers(geometry, layers, sizes, 2))
@@ -155,24 +139,18 @@ def short_time_rows(settings: Settings) -> Iterator[Row]:
             table = Acquisition.concatenate([
                 Acquisition.pgse(1000.0, X, delta=1e-4 * t, Delta=t) for t in times])
             resolved = [k for k, entry in enumerate(entries) if entry["t"] >= shortest]
-            # its own choice of steps follows the pulses, which do not matter here
-            found = {"D_ratio": np.array([
-                hadc(problem, table.select([k]), times[k] / 50).adc[0] / 2.0
-                for k in resolved])}
-            seconds = {"D_ratio": time.perf_counter() - began}
-            began = time.perf_counter()
-            found["mitra"] = short_time_approximation(problem, table).adc / 2.0
-            seconds["mitra"] = time.perf_counter() - began
             for column, method in (("D_ratio", hadc), ("mitra", short_time_approximation)):
-                shown = [entries[k] for k in resolved] if column == "D_ratio" else entries
+                if method is hadc:
+                    shown = [entries[k] for k in resolved]
+                    # its own choice of steps follows the pulses, which do not matter here
+                    ours = [float(hadc(problem, table.select([k]), times[k] / 50).adc[0])
+                            for k in resolved]
+                else:
+                    shown, ours = entries, short_time_approximation(problem, table).adc.tolist()
                 yield Row("short_time", f"{column}_{geometry}", level, method.__name__,
-                          tuple(f"t = {e['t']:g} us" for e in shown),
-                          tuple(found[column].tolist()),
-                          tuple(entry[column] for entry in shown), (), TARGETS[level],
-                          seconds=seconds[column], **columns)
+                          tuple(f"t = {e['t']:g} us" for e in shown), tuple(D / 2.0 for D in ours),
+                          tuple(entry[column] for entry in shown), (), TARGETS[level], **columns)
 
-
-# ---- effective medium ---------------------------------------------------------------------------
 
 def effective_rows(settings: Settings) -> Iterator[Row]:
     """ADC of an endless stack at long times, which tends to 1 / (1/D + 1/(kappa h)). Collective.
@@ -184,10 +162,8 @@ def effective_rows(settings: Settings) -> Iterator[Row]:
         for (h, kappa), D_eff in stacks.items():
             entries = [e for e in ref.data()["effective_medium"]
                        if (e["h"], e["kappa"]) == (h, kappa)]
-            began = time.perf_counter()
             choice = stack([h / 2, h / 2], h / 20, 2 if level == REFINED else 1)
-            problem, columns = choice.problem(settings.comm, kappa=ref.PER_US * kappa,
-                                              periodic="x")
+            problem, columns = choice.problem(settings.comm, kappa=ref.PER_US * kappa, periodic="x")
             b = float(b_from_internal(ref.EFFECTIVE_MEDIUM_BD / (ref.PER_US * D_eff)))
             rows = [Measurement(PGSE(ref.EFFECTIVE_MEDIUM_DELTA, ref.US * e["Delta"]), b, X)
                     for e in entries]
@@ -200,20 +176,36 @@ def effective_rows(settings: Settings) -> Iterator[Row]:
                 yield Row("effective", f"effective_h{h:g}_k{kappa:g}", level, engine,
                           at[:len(some)], tuple((ours * D_eff * ref.PER_US).tolist()),
                           tuple(ref.PER_US * e["D_app"] for e in entries[:len(some)]), (),
-                          TARGETS[level], relative=True, seconds=time.perf_counter() - began,
-                          **solved.columns, **columns)
-                began = time.perf_counter()
+                          TARGETS[level], relative=True, **solved.columns, **columns)
 
 
-# ---- b-values -----------------------------------------------------------------------------------
+def lattice_rows(settings: Settings) -> Iterator[Row]:
+    """Balls on a periodic lattice, with the degree and the mesh's error that `simulate` says.
+
+    Time stepping would take a factor for every step of every gradient. Collective.
+    """
+    for level in settings.levels if settings.runs(MATRIX_FORMALISM) else ():
+        choice = Discretisation(packed_spheres, (
+            ("radii", (ref.RADIUS,)), ("box", (ref.LENGTH,) * 3), ("periodic", True)),
+            1.0 if level == REFINED else 1.5, 2)
+        for kappa, walk in ref.WALKS.items():
+            problem, columns = choice.problem(settings.comm, ref.D, kappa=kappa, periodic="xyz")
+            table = Acquisition.pgse([0, *walk], X, ref.PULSE, ref.SEPARATION)
+            found = simulate(problem.tissue, table, tolerance=settings.tolerance_at(level))
+            reference, uncertainty = np.array(list(walk.values())).T.tolist()
+            yield Row("lattice", f"balls_kappa{kappa:g}", level, MATRIX_FORMALISM,
+                      tuple(f"b = {b:g}" for b in walk), tuple(found.normalised[1:].tolist()),
+                      tuple(reference), tuple(uncertainty), WALK_TARGET,
+                      resolution=f"mesh: {found.mesh_error:.1g}",
+                      estimated_error=found.estimated_error, **columns)
+
 
 def b_value_rows(settings: Settings) -> Iterator[Row]:
     """b over q^2 of every waveform, ms^3, without a mesh."""
     for entry in ref.data()["bvalue_checks"]:
-        began = time.perf_counter()
         waveform = ref.waveform_of(entry["waveform"], entry["params"])
         words = "_".join(f"{key}{value:g}" for key, value in entry["params"].items())
         yield Row("b_values", f"b_{entry['waveform']}_{words}", "default", "b_factor",
                   ("closed form", "quadrature"), (float(waveform.b_factor),) * 2,
                   (ref.US**3 * entry["b_over_q2"], ref.US**3 * entry["b_over_q2_quadrature"]), (),
-                  1e-9, relative=True, seconds=time.perf_counter() - began)
+                  1e-9, relative=True)

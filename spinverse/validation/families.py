@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from ..errors import InputError
 from . import facts
 from .convergence import agreement_rows, order_rows, tolerance_rows
-from .lattices import lattice_rows
 from .rows import Row
 from .signals import signal_rows
 from .solve import Settings
@@ -45,7 +45,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("narrowing", "motional narrowing of long pulses", facts.narrowing_rows),
     Family("short_time", "D(t) at short times and its limit", facts.short_time_rows),
     Family("effective", "effective medium: long times in an endless stack", facts.effective_rows),
-    Family("lattice", "balls on a periodic lattice, against a random walk", lattice_rows),
+    Family("lattice", "balls on a periodic lattice, against a random walk", facts.lattice_rows),
     Family("b_values", "b of every waveform", facts.b_value_rows),
     Family("orders", "orders of convergence in h and the time step", order_rows),
     Family("agreement", "both engines on one mesh, refined modes and steps", agreement_rows,
@@ -55,11 +55,7 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def choose_families(names: Iterable[str] | None = None) -> list[Family]:
-    """Families by name, in the order of the list; all if no name is given.
-
-    Raises:
-        InputError: a name that is none.
-    """
+    """Families by name, or the InputError that one is none, in the order of the list; None: all."""
     known = {family.name: family for family in FAMILIES}
     names = list(known if names is None else names)
     for name in names:
@@ -70,10 +66,7 @@ def choose_families(names: Iterable[str] | None = None) -> list[Family]:
 
 def validate(families: Iterable[str] | None = None, settings: Settings | None = None,
              progress: Callable[[Row], object] | None = None) -> list[Row]:
-    """Run families, all if not given. Collective.
-
-    Args:
-        progress: called with each row as it is done, on every rank.
+    """Run families, all if not given; ``progress`` gets each row, on every rank. Collective.
 
     Returns:
         The rows, the same on every rank but for the seconds.
@@ -83,8 +76,10 @@ def validate(families: Iterable[str] | None = None, settings: Settings | None = 
     """
     settings, rows = settings or Settings(), []
     for family in choose_families(families):
+        began = time.perf_counter()
         for row in family.rows(settings):
-            rows.append(row)
+            rows.append(row if row.seconds else replace(row, seconds=time.perf_counter() - began))
             if progress is not None:
-                progress(row)
+                progress(rows[-1])
+            began = time.perf_counter()
     return rows

@@ -127,7 +127,7 @@ def waveform_of(name: str, values: dict) -> Waveform:
     return {"OGSE-cos": CosOGSE, "OGSE-sin": SinOGSE}[name](delta, Delta, values["n"])
 
 
-# ---- values that README.md of the references states ------------------------------------------
+# Values that README.md of the references states.
 
 #: Slowest decay of a concentration difference, ms: D = 2, kappa = 0.02 um/ms.
 EXCHANGE = {"slab": ((10.0, 10.0), 266.8786), "disk": ((10.0, 20.0), 198.2512),
@@ -145,3 +145,8 @@ LAYERS = {
 LAYER_RADII = (5.0, 7.5, 10.0)
 LAYER_B = tuple(range(1000, 10001, 1000))
 ROUNDING = 5e-5
+
+# Balls on a cubic lattice: `benchmarks/lattice_walk.py` with 150000 walkers in steps of 10 us.
+LENGTH, RADIUS, D, PULSE, SEPARATION = 10.0, 4.0, 2.0, 10.0, 20.0  # um, um^2/ms, ms
+#: By permeability, um/ms: signals over b, s/mm^2, and two standard deviations.
+WALKS = {0.01: {1000: (0.3742, 0.0035), 2000: (0.2541, 0.0037), 4000: (0.2069, 0.0037)}}

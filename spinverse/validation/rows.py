@@ -35,7 +35,7 @@ class Row:
         estimated_error: what the engine says that modes or steps leave.
         difference: largest difference from the matrix formalism on the same mesh.
         order, least_order: of convergence over a refined family, and what it has to reach.
-        seconds: wall time; that of cases which share a solve is divided among them.
+        seconds: wall time, by `validate` unless given; cases that share a solve divide its time.
     """
 
     family: str
@@ -145,11 +145,10 @@ def verdicts(rows: Iterable[Row]) -> list[Verdict]:
     found = []
     for (family, level), group in groups.items():
         judged = [row for row in group if row.verdict != SHOWN]
-        found.append(Verdict(
-            family, level, len(judged), max(judged or group, key=_distance),
-            tuple(dict.fromkeys(r.case for r in judged if r.verdict == MISSED)),
-            tuple(dict.fromkeys(r.case for r in judged if r.verdict == WITHIN)),
-            sum(row.seconds for row in group)))
+        found.append(Verdict(family, level, len(judged), max(judged or group, key=_distance),
+                             tuple(dict.fromkeys(r.case for r in judged if r.verdict == MISSED)),
+                             tuple(dict.fromkeys(r.case for r in judged if r.verdict == WITHIN)),
+                             sum(row.seconds for row in group)))
     return found
 
 

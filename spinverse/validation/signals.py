@@ -28,14 +28,14 @@ def signal_rows(family: str, settings: Settings) -> Iterator[Row]:
 def tissue_rows(group: list[Case], level: str, settings: Settings,
                 choice: Discretisation | None = None) -> Iterator[Row]:
     """Rows of cases that share a tissue: modes first, then steps. Collective."""
-    choice = choice or discretisation(group[0], level)
-    problem, columns, seconds = set_up(choice, group[0], settings)
+    began = time.perf_counter()
+    problem, columns = set_up(choice or discretisation(group[0], level), group[0], settings)
     tolerance = settings.tolerance_at(level)
     reference = None
     if settings.runs(MATRIX_FORMALISM):
         measured = [m for case in group for row in _measurements(case) for m in row]
         reference = solve(problem, measured, MATRIX_FORMALISM, tolerance)
-        share = (reference.seconds + seconds) / len(group)
+        share = (time.perf_counter() - began) / len(group)
         for case in group:
             yield _row(case, level, MATRIX_FORMALISM, reference, case.b, case.directions, columns,
                        share)
@@ -58,15 +58,11 @@ def tissue_rows(group: list[Case], level: str, settings: Settings,
                 yield row
 
 
-def set_up(choice: Discretisation, case: Case,
-           settings: Settings) -> tuple[BlochTorrey, dict, float]:
-    """The discrete problem, the columns that say which, the seconds of mesh and matrices."""
-    began = time.perf_counter()
-    problem, columns = choice.problem(
-        settings.comm, case.diffusivity,
-        np.inf if case.T2 is None else dict(enumerate(case.T2, 1)), case.permeability,
-        periodic="x" if case.geometry == "free" else "")
-    return problem, columns, time.perf_counter() - began
+def set_up(choice: Discretisation, case: Case, settings: Settings) -> tuple[BlochTorrey, dict]:
+    """The discrete problem, and the columns that say which."""
+    return choice.problem(settings.comm, case.diffusivity,
+                          np.inf if case.T2 is None else dict(enumerate(case.T2, 1)),
+                          case.permeability, periodic="x" if case.geometry == "free" else "")
 
 
 def _measurements(case: Case, b: Sequence[float] | None = None,
@@ -92,10 +88,9 @@ def _row(case: Case, level: str, engine: str, solved: Solved, b, directions, col
     target = WALK_TARGET if case.monte_carlo else TARGETS[level]
     if level == REFINED and max(case.uncertainty) > target:
         target = TARGETS["default"]
-    return Row(
-        family=case.family, case=case.name, level=level, method=engine,
-        at=tuple(f"b = {value:g}" for value in b),
-        ours=solved.average(_measurements(case, b, directions)),
-        reference=tuple(case.reference[k] for k in places),
-        uncertainty=tuple(case.uncertainty[k] for k in places), target=target,
-        seconds=seconds, **solved.columns, **columns)
+    return Row(family=case.family, case=case.name, level=level, method=engine,
+               at=tuple(f"b = {value:g}" for value in b),
+               ours=solved.average(_measurements(case, b, directions)),
+               reference=tuple(case.reference[k] for k in places),
+               uncertainty=tuple(case.uncertainty[k] for k in places), target=target,
+               seconds=seconds, **solved.columns, **columns)

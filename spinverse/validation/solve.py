@@ -51,8 +51,7 @@ class Settings:
 
     def steps_through(self, dim: int, level: str) -> bool:
         """Whether time stepping runs on a mesh: in 3-D at the default level, or if asked for."""
-        return self.runs(TIME_STEPPING) and (
-            dim < 3 or level == DEFAULT or self.everything)
+        return self.runs(TIME_STEPPING) and (dim < 3 or level == DEFAULT or self.everything)
 
     def tolerance_at(self, level: str) -> float:
         """What modes and steps may leave."""
@@ -93,14 +92,9 @@ class Solved:
         return tuple(float(np.mean([self.signals[m] for m in row])) for row in rows)
 
 
-def solve(problem: BlochTorrey, measurements: Sequence[Measurement], engine: str,
-          tolerance: float, modes: int | str = "auto",
-          time_step: float | str = "auto") -> Solved:
-    """Run an engine on every distinct measurement. Collective.
-
-    Raises:
-        InputError, SolverError: as the engines.
-    """
+def solve(problem: BlochTorrey, measurements: Sequence[Measurement], engine: str, tolerance: float,
+          modes: int | str = "auto", time_step: float | str = "auto") -> Solved:
+    """Run an engine on every distinct measurement. Collective."""
     began = time.perf_counter()
     distinct = list(dict.fromkeys(measurements))
     table = Acquisition.from_rows([m.b for m in distinct], [m.direction for m in distinct],
