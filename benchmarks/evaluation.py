@@ -207,7 +207,7 @@ def by_phase(case: Case, repeats: int) -> tuple[dict[str, float], list, int]:
     found["forward"], signals = cpu(lambda: engine.evolve(True), repeats)
     w = case.misfit.pull_back(signals, 1.0)
     found["back"], G = cpu(lambda: engine._by_operator(w), repeats)
-    found["contraction"], _ = cpu(lambda: engine._contract(basis, G[0]), repeats)
+    found["contraction"], _ = cpu(lambda: engine._contract([part[0] for part in G]), repeats)
     gradient = engine.gradient(w)
     engine.signals = lambda *args, **more: signals
     engine.gradient = lambda adjoint: gradient
