@@ -215,8 +215,11 @@ class UnknownSection(Section):
 
 
 def _or_names(value):
-    """Names alone have the usual ranges."""
-    return _by_name(dict.fromkeys(value, "usual") if isinstance(value, list) else value)
+    """Names alone have usual ranges: None."""
+    if isinstance(value, list):
+        value = dict.fromkeys(name if isinstance(name, str) else repr(name) for name in value)
+    value = _by_name(value)
+    return {name: None if section == "usual" else section for name, section in value.items()}
 
 
-Unknowns = Annotated[dict[str, Literal["usual"] | UnknownSection], BeforeValidator(_or_names)]
+Unknowns = Annotated[dict[str, UnknownSection | None], BeforeValidator(_or_names)]

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from .. import __version__
 from ..errors import InputError
-from ..inversion import Shapes, Stage
+from ..inversion import Shapes, Stage, Unknown
 from ..inversion.parameters import KINDS
 from ..inversion.stages import PRESETS, preset
 from .acquisition import Acquisitions
@@ -127,7 +127,7 @@ class ReconstructConfig(Run):
             if name not in {**own, **KINDS}:
                 raise InputError(f"unknown.{name}: no coefficient of extra_terms, "
                                  + nearest(name, [*own, *KINDS]))
-            if self.unknown[name] == "usual" and name in own:
+            if self.unknown[name] is None and name in own:
                 raise InputError(f"unknown.{name}: usual, expected {{start, low, high}} of a "
                                  "coefficient of extra_terms")
             said = {"diffusivity": "diffusivity_um2_per_ms", "T2": "T2_ms",
@@ -140,6 +140,12 @@ class ReconstructConfig(Run):
                                  "expected a single number there")
         return self
 
+    @property
+    def unknowns(self) -> dict[str, Unknown]:
+        """Numbers that are found with the membranes, by name."""
+        return {name: KINDS[name].usual if section is None else section.value()
+                for name, section in self.unknown.items()}
+
     def stage_list(self) -> list[Stage | Shapes]:
         """The stages of the preset, or of the list."""
         if isinstance(self.stages, str):
@@ -150,9 +156,7 @@ class ReconstructConfig(Run):
         """Arguments of `InverseProblem`, beside mesh and signals. Runs code. Collective."""
         tissue, signals = self.tissue, self.signals
         return {**self.extra_arguments(comm),
-                "unknown": {name: KINDS[name].usual if section == "usual" else section.value()
-                            for name, section in self.unknown.items()},
-                "wall_permeability": tissue.wall_permeability,
+                "unknown": self.unknowns, "wall_permeability": tissue.wall_permeability,
                 "diffusivity": tissue.diffusivity_um2_per_ms, "T2": tissue.T2_ms,
                 "density": tissue.density, "boundary": tissue.boundary,
                 "interface": tissue.interface,
