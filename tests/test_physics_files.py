@@ -413,8 +413,8 @@ def test_bad_unknown_numbers(tmp_path, section, message):
 def test_unknown_numbers_of_the_tissue(tmp_path):
     """Names alone have usual ranges; what is said to be known is not unknown as well."""
     plain = RECONSTRUCT.split("extra_terms")[0]
-    found = read(tmp_path, plain + "tissue: {diffusivity_um2_per_ms: 2.4, wall_permeability_m_per_s: "
-                 "2.0e-5}\nunknown: [diffusivity_inside]\n")
+    found = read(tmp_path, plain + "tissue: {diffusivity_um2_per_ms: 2.4, "
+                 "wall_permeability_m_per_s: 2.0e-5}\nunknown: [diffusivity_inside]\n")
     assert found.unknowns == {"diffusivity_inside": Unknown(1.5, 0.2, 3.5)}
     assert found.tissue.wall_permeability == pytest.approx(0.02)
     assert screen.describe_unknown(found.unknowns) == [
