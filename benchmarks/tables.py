@@ -31,6 +31,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 BLOCK = re.compile(r"^(<!-- table: ([^\n]+) -->\n).*?^(<!-- end -->)", re.DOTALL | re.MULTILINE)
+MACHINE = "two cores, x86-64"  # unless said
 GROUP = ("boundary", "SNR", "method")
 #: What is kept of a benchmark's table.csv: head, column, format.
 KEPT = (("boundary", "boundary", ""), ("SNR", "snr", "g"), ("method", "method", ""),
@@ -86,7 +87,8 @@ def render(words: str) -> str:
 
 def origin(source: dict) -> str:
     commit = f"commit {source['commit']}, " if source["commit"] else ""
-    return f"{commit}{source['date']}, `{source['command']}`"
+    more = source["machine"].removeprefix(MACHINE)
+    return f"{commit}{source['date']}{more}, `{source['command']}`"
 
 
 def means(rows: list[dict]) -> list[dict]:
@@ -117,9 +119,15 @@ def from_validation(text: str) -> list[dict]:
     return [dict(zip(heads, line, strict=True)) for line in VERDICT.findall(text)]
 
 
+def _case(row: dict) -> tuple:
+    """What makes a row of a benchmark one; of other tables all of it."""
+    heads = ("target", *GROUP)
+    return tuple(row[head] for head in (heads if all(head in row for head in heads) else row))
+
+
 def add(name: str, path: Path, source: dict) -> None:
     """Take a table into the result files."""
-    old, sources = [], {}
+    key, rows, sources = f"{source['commit']} {source['date']} {source['command']}", {}, {}
     if path.is_file():
         new = read(path)
     elif (path / "table.json").exists():
@@ -127,12 +135,10 @@ def add(name: str, path: Path, source: dict) -> None:
     else:
         new = [from_benchmark(row) for row in read(path / "table.csv")]
         if (RESULTS / f"{name}.csv").exists():
-            case = ("target", *GROUP)
-            there = {tuple(row[head] for head in case) for row in new}
             old, sources = load(name)
-            old = [row for row in old if tuple(row[head] for head in case) not in there]
-    key = f"{source['commit']} {source['date']} {source['command']}"
-    save(name, [*old, *(row | {"source": key} for row in new)], sources | {key: source})
+            rows = {_case(row): row for row in old}
+    rows |= {_case(row): row | {"source": key} for row in new}  # in the places that they had
+    save(name, list(rows.values()), sources | {key: source})
 
 
 def main() -> int:
@@ -141,7 +147,7 @@ def main() -> int:
     parser.add_argument("--add", nargs=2, metavar=("NAME", "DIR|FILE.csv"))
     parser.add_argument("--command", help="with --add: what made the table")
     parser.add_argument("--commit", help="of that run; the present one if not given")
-    parser.add_argument("--machine", default="two cores, x86-64")
+    parser.add_argument("--machine", default=MACHINE)
     asked = parser.parse_args()
     if asked.add:
         if not asked.command:

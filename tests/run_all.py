@@ -2,7 +2,8 @@
 
     python tests/run_all.py --ranks 2 3 4 --core FILE... -- ARGUMENTS OF PYTEST...
 
-Three ranks and more run the core files only.
+The serial part has a process on each core, and each file stays in one of them. Three ranks and more
+run the core files only.
 """
 
 from __future__ import annotations
@@ -40,13 +41,15 @@ def main() -> int:
     parser.add_argument("arguments", nargs="*", help="of pytest")
     given = parser.parse_args()
 
-    results = {"serial": run([*PYTEST, *given.arguments], {})}
+    cores = len(os.sched_getaffinity(0))
+    beside = ["-n", str(cores), "--dist", "loadfile"] if cores > 1 else []
+    results = {"serial": run([*PYTEST, *beside, *given.arguments], PATIENT if beside else {})}
     for n in given.ranks:
         print(f"\nMPI tests with {n} ranks", flush=True)
         results[f"{n} ranks"] = run(
             [find_mpiexec(), "-n", str(n), *PYTEST, "-q", "-m", "mpi and not slow",
              "-p", "no:cacheprovider", *given.arguments, *(given.core if n > 2 else [])],
-            PATIENT if n > len(os.sched_getaffinity(0)) else {}, " on rank 0")
+            PATIENT if n > cores else {}, " on rank 0")
 
     print("\nsummary")
     for part, (well, said) in results.items():
