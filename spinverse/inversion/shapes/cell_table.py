@@ -34,6 +34,7 @@ LEVEL = 0.9  # of the intervals
 SHARE = 0.5  # standard deviation of a move of a mesh cell before the signals are known
 STEP = 0.02  # of a coordinate, for slopes of the full model
 SMALLEST, HALVINGS = 0.02, 6  # first step of a profile, at least; refinements of its end
+PART = 0.3  # of a combination of unit length, from which on a number is named
 MODES = 48  # among which is the one of exchange
 
 
@@ -77,6 +78,7 @@ class CellTable:
         names: of the correlated numbers: unknown ones, and ``volume`` and ``surface`` of cells.
         correlation: ``(n, n)`` of them.
         level: of the intervals.
+        untold: combinations of unknown numbers that the data say nothing of, in words.
     """
 
     rows: list[dict[str, Figure]]
@@ -84,6 +86,7 @@ class CellTable:
     names: list[str]
     correlation: np.ndarray
     level: float
+    untold: list[str]
 
     def columns(self) -> list[dict[str, float]]:
         """A flat row for each cell: every figure, and its ``_low`` and ``_high``."""
@@ -109,6 +112,7 @@ class CellTable:
         return {"level": self.level,
                 "cells": [{name: closed(value) for name, value in row.items()}
                           for row in self.columns()],
+                "untold": self.untold,
                 "others": {name: {"value": f.value, "low": closed(f.low), "high": closed(f.high),
                                   "unit": f.unit} for name, f in self.others.items()},
                 "correlation": {"names": self.names, "matrix": self.correlation.tolist()}}
@@ -117,7 +121,8 @@ class CellTable:
         """Lines for people."""
         return [f"cell {k}: {name.replace('_', ' ')} {figure}"
                 for k, row in enumerate(self.rows, 1) for name, figure in row.items()] + [
-                f"{name.replace('_', ' ')} {figure}" for name, figure in self.others.items()]
+                f"{name.replace('_', ' ')} {figure}" for name, figure in self.others.items()
+                ] + self.untold
 
 
 def cell_table(problem: InverseProblem, labels: np.ndarray, theta: parameters.Theta,
@@ -139,7 +144,7 @@ def cell_table(problem: InverseProblem, labels: np.ndarray, theta: parameters.Th
     found = _Solution(problem, whole_labels(problem.mesh, labels), theta,
                       float(norm.ppf(0.5 + level / 2)))
     return CellTable([found.row(label) for label in range(1, found.number + 1)],
-                     found.others(), *found.correlated(), level)
+                     found.others(), *found.correlated(), level, found.untold())
 
 
 class _Solution:
@@ -234,12 +239,27 @@ class _Solution:
         return {self.models.names[i]: self._unknown(k) for k, i in enumerate(self.active)
                 if not self.models.cell_of[i]}
 
+    @property
+    def _names(self) -> list[str]:
+        return [self.models.names[i] + (f" of cell {self.models.cell_of[i]}"
+                                        if self.models.cell_of[i] else "") for i in self.active]
+
+    def untold(self) -> list[str]:
+        """Combinations of unknown numbers of which the data say less than their ranges do."""
+        width = np.ptp(self.models.bounds[:, self.active], axis=0)
+        J = width[:, None] * self.J[: len(self.active)]
+        values, vectors = np.linalg.eigh(J @ J.T / self.variance)
+        found = []
+        for vector in vectors[:, values < 12].T:  # one over the variance of a uniform range
+            names = [name for name, share in zip(self._names, vector, strict=True)
+                     if abs(share) > PART]
+            found.append(f"the data do not tell {' and '.join(names)}"
+                         + (" apart" if len(names) > 1 else ""))
+        return found
+
     def correlated(self) -> tuple[list[str], np.ndarray]:
         """Names and correlation of unknown numbers, volumes and surfaces."""
-        names, rows = [], [*np.eye(len(self.J))[: len(self.active)]]
-        for i in self.active:
-            cell = self.models.cell_of[i]
-            names.append(self.models.names[i] + (f" of cell {cell}" if cell else ""))
+        names, rows = self._names, [*np.eye(len(self.J))[: len(self.active)]]
         for label in range(1, self.number + 1):
             names += [f"volume of cell {label}", f"surface of cell {label}"]
             rows += [*self.size_slopes[label - 1]]
