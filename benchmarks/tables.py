@@ -87,7 +87,8 @@ def render(words: str) -> str:
 
 def origin(source: dict) -> str:
     commit = f"commit {source['commit']}, " if source["commit"] else ""
-    more = source["machine"].removeprefix(MACHINE)
+    machine = source["machine"]
+    more = machine.removeprefix(MACHINE) if machine.startswith(MACHINE) else f", {machine}"
     return f"{commit}{source['date']}{more}, `{source['command']}`"
 
 

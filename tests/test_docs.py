@@ -103,10 +103,10 @@ def test_tables_of_runs_join_the_result_files(tmp_path, monkeypatch):
            for name in ("018_sphere_10r_in_grid_20x20", "sphere")]
     new = ["sphere,grid,published,absorbing,inf,default,0,ok,1e-9,1e-15,1.0,50,9\n",
            "sphere,grid,rich,absorbing,inf,default,0,failed,,,,,\n"]
-    for commit, rows in (("aaa", old), ("bbb", new)):
+    for commit, rows, more in (("aaa", old, ""), ("bbb", new, ", two runs at a time")):
         (tmp_path / "table.csv").write_text(heads + "".join(rows))
         tables.add("mine", tmp_path, {"command": "spinverse benchmark", "commit": commit,
-                                      "date": "2026-11-29", "machine": "two cores"})
+                                      "date": "2026-11-29", "machine": tables.MACHINE + more})
     head, _, first, second, third, said = (
         line for line in tables.render("mine boundary=absorbing").splitlines() if line)
     assert head == "| target | SNR | method | misfit | true misfit | aligned F1 | CPU s | status |"
@@ -114,7 +114,7 @@ def test_tables_of_runs_join_the_result_files(tmp_path, monkeypatch):
     assert second == "| sphere | inf | default | 1.000e-09 | 1.000e-15 | 1.000 | 50 | ok |"
     assert third == "| sphere, acquisition rich | inf | default | - | - | - | - | failed |"
     assert said == ("commit aaa, 2026-11-29, `spinverse benchmark`; "
-                    "commit bbb, 2026-11-29, `spinverse benchmark`")
+                    "commit bbb, 2026-11-29, two runs at a time, `spinverse benchmark`")
     assert "| absorbing | inf | default | 3 | 1 | 0.750 | 75 |" in tables.render("mine means")
 
 

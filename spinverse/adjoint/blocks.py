@@ -17,9 +17,11 @@ class Operation(Protocol):
     ``value(x)`` returns the result; ``pull_back(x, adjoint)`` the adjoint of the input, or a list.
     """
 
-    def value(self, *x: np.ndarray): ...
+    @property
+    def value(self) -> Callable: ...
 
-    def pull_back(self, *x_and_adjoint): ...
+    @property
+    def pull_back(self) -> Callable: ...
 
 
 class OperationBlock(Block):

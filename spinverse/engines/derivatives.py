@@ -22,8 +22,12 @@ class System(Protocol):
     """The weak form of a problem with two Functions of its pairs, ghosts included."""
 
     problem: BlochTorrey
-    stage: dolfinx.fem.Function
-    adjoint: dolfinx.fem.Function
+
+    @property
+    def stage(self) -> dolfinx.fem.Function: ...
+
+    @property
+    def adjoint(self) -> dolfinx.fem.Function: ...
 
 
 class Derivatives:

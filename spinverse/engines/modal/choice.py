@@ -145,7 +145,7 @@ class Choice:
 
         def probe(step: float) -> np.ndarray:
             self.engine.share_out(step)
-            return sum(basis.count * self._probe(basis) for basis in bases)
+            return np.sum([basis.count * self._probe(basis) for basis in bases], axis=0)
 
         coarse = probe(step)
         while True:

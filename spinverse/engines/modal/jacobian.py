@@ -79,7 +79,8 @@ def _jacobian(engine: MatrixFormalism,
         found = list(islice(sweeps, block))
         rows = np.array([row for row, _ in found], dtype=np.int64)
         matrices = np.array([G for _, G in found]).reshape(-1, packed)
-        _contract(jacobian, *_gather(comm, rows, matrices), free, jumps)
+        rows, matrices = _gather(comm, rows, matrices)
+        _contract(jacobian, rows, matrices, free, jumps)
     return comm.allreduce(signals), jacobian
 
 

@@ -157,7 +157,8 @@ class MatrixFormalism:
         """Signals in the present modes. Collective."""
         if remember:
             self._store.restart()
-        bases, found = self.bases, []
+        bases = self.bases
+        found: list[tuple] = []
         number = len(self._batches) * len(bases)
         for basis in bases:
             for batch in self._batches:
