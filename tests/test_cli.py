@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from spinverse.acquisition import Signals
 from spinverse.acquisition.io import read_signals, write_signals
 from spinverse.inversion.verdict import NOT_EXPLAINED
 from spinverse.mesh import Ball, readers, tagged_grid, write_npz
+from spinverse.mesh.checks import cell_volumes
 from spinverse.report import folder
 
 PGSE = """acquisition:
@@ -499,7 +501,7 @@ def test_the_command_is_the_same_on_two_ranks(place):
 
 
 SHAPES = """mesh: {file: ball.npz}
-tissue: {boundary: absorbing}
+tissue: {boundary: absorbing, wall_permeability_um_per_ms: 0.01}
 signals: {file: target/signals.csv}
 stages: [{name: cell, shapes: {cells: 1, ellipsoids: 12, candidates: 2, rounds: 1}}]
 """
@@ -533,6 +535,14 @@ def test_a_search_for_shapes(ready, capsys):
     phases = [row["phase"] for row in folder.read_history(found / "history.csv")]
     assert phases[0] == "1 ellipsoid" and "cells" in phases
     assert summary["verdict"]["explained"] is True and "the data are explained" in said
+    with (found / "cells.csv").open(newline="") as file:
+        row, = csv.DictReader(file)
+    volume = cell_volumes(ball.points, ball.cells[ball.cell_tags == 1]).sum()
+    assert float(row["volume"]) == pytest.approx(abs(volume)) and row["cell"] == "1"
+    assert float(row["volume_low"]) < abs(volume) < float(row["volume_high"])
+    assert float(row["permeability_si"]) == pytest.approx(1e-5)
+    assert summary["cells"]["cells"][0]["volume"] == pytest.approx(abs(volume))
+    assert "cell 1: exchange time" in said
     before = (found / "permeability.npz").read_bytes()
     assert reconstruct(ready, "--resume", config="shapes.yaml") == 0
     assert "resumed: all stages are done" in capsys.readouterr().out
@@ -551,6 +561,7 @@ def test_signals_of_another_wall_are_not_explained(place, capsys):
     first = next(i for i, line in enumerate(said) if "the data are NOT explained: misfit" in line)
     assert "diffusivity" in said[first] and "wall permeability" in said[first]
     assert said[first + 1].startswith("stage cell: ")  # first of the results
+    assert any(line.startswith("most would be explained by ") for line in said)
     found = place / "found"
     summary = json.loads((found / "summary.json").read_text())
     assert summary["verdict"]["words"] == said[first] and summary["verdict"]["explained"] is False

@@ -77,11 +77,11 @@ def test_blocks_add_up_to_the_assembled_operator(comm, case):
     A, M, X = np.zeros((size, size)), np.zeros((size, size)), np.zeros((3, size, size))
     for k in range(len(whole.cells)):
         here = slice(k * n, (k + 1) * n)
-        A[here, here], M[here, here] = blocks.decay[k], blocks.mass[k]
+        A[here, here], M[here, here] = blocks.decay[0, k], blocks.mass[k]
         X[:, here, here] = blocks.position[:, k]
     facets = kappa[:, None, None, None, None] * blocks.exchange
     if blocks.at_walls is not None:
-        facets = facets + np.where(walls[:, None, None, None, None], blocks.at_walls,
+        facets = facets + np.where(walls[:, None, None, None, None], blocks.at_walls[0],
                                    blocks.at_open)
     for where, values, outer in zip(blocks.nodes, facets, whole.outer, strict=True):
         sides = 1 if outer else 2

@@ -393,8 +393,9 @@ def test_unknown_numbers(run, comm):
     ("{rho: {start: 1, low: 0, high: 2, scale: cube}}", "unknown.rho.scale: 'cube', expected 'lo"),
     ("{rho: {start: a, low: 0, high: 2}}", "unknown.rho.start: 'a', expected a number"),
     ("{rho: {start: 1, low: 0, hihg: 2}}", "unknown.rho.hihg: unknown key, did you mean high?"),
-    ("{rho: 3}", "unknown.rho: 3, expected keys with values: start, low, high, scale"),
-    ("[rho]", "unknown: ['rho'], expected a value for each name"),
+    ("{rho: 3}", "unknown.rho: 3, expected"),
+    ("[rho]", "unknown.rho: usual, expected {start, low, high} of a coefficient"),
+    ("[T2_outsde]", "unknown.T2_outsde: no coefficient of extra_terms, did you mean T2_outside?"),
     ("{roh: {start: 1, low: 0, high: 2}}", "unknown.roh: no coefficient of extra_terms, did you"),
     ("{x: {start: 1, low: 0, high: 2}}", "unknown.x: no coefficient of extra_terms, expected one of"
      " rho, shift, by_tag"),
@@ -407,6 +408,26 @@ def test_bad_unknown_numbers(tmp_path, section, message):
     without = RECONSTRUCT.split("extra_terms")[0]
     with pytest.raises(InputError, match="unknown"):
         read(tmp_path, without + f"unknown: {section}\n")
+
+
+def test_unknown_numbers_of_the_tissue(tmp_path):
+    """Names alone have usual ranges; what is said to be known is not unknown as well."""
+    plain = RECONSTRUCT.split("extra_terms")[0]
+    found = read(tmp_path, plain + "tissue: {diffusivity_um2_per_ms: 2.4, "
+                 "wall_permeability_m_per_s: 2.0e-5}\nunknown: [diffusivity_inside]\n")
+    assert found.unknowns == {"diffusivity_inside": Unknown(1.5, 0.2, 3.5)}
+    assert found.tissue.wall_permeability == pytest.approx(0.02)
+    assert screen.describe_unknown(found.unknowns) == [
+        "unknown diffusivity_inside of each cell: 0.2 to 3.5 um^2/ms, start 1.5 (log scale)"]
+    found = read(tmp_path, plain + "unknown: {T2: usual, diffusivity: {start: 2, low: 1, high: 3, "
+                 "deviation: 0.1}}\n")
+    assert found.unknowns["diffusivity"].deviation == 0.1 and found.unknowns["T2"].start == 60
+    for text, message in (
+            ("tissue: {T2_ms: 40}\nunknown: [T2]", "unknown.T2: tissue.T2_ms is there as well"),
+            ("tissue: {wall_permeability_um_per_ms: 1, wall_permeability_m_per_s: 1}",
+             "are both there, expected one of them")):
+        with pytest.raises(InputError, match=message):
+            read(tmp_path, plain + text + "\n")
 
 
 @pytest.mark.parametrize("arguments", [

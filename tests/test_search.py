@@ -11,15 +11,25 @@ import ufl
 from mpi4py import MPI
 
 import spinverse
-from spinverse import Acquisition, InputError, InverseProblem, Permeability, Tissue, Unknown
+from spinverse import (
+    Acquisition,
+    BlochTorrey,
+    InputError,
+    InverseProblem,
+    Permeability,
+    Tissue,
+    Unknown,
+)
 from spinverse.inversion import Ledger, Saver, Shapes, State
 from spinverse.inversion.levenberg import Dense, bounded_minimum
 from spinverse.inversion.likelihood import Likelihood, repeated_noise, rician_mean, rician_slope
 from spinverse.inversion.reconstruct import solve, stages_for
 from spinverse.inversion.shapes import schedule
 from spinverse.inversion.shapes.anneal import anneal
+from spinverse.inversion.shapes.cell_table import cell_table
 from spinverse.inversion.shapes.cells import Cells, changed
 from spinverse.inversion.shapes.ellipsoids import examples, starts
+from spinverse.inversion.shapes.freedoms import freedoms
 from spinverse.inversion.shapes.graded import sharpest
 from spinverse.inversion.shapes.hypothesis import Hypothesis, overlap
 from spinverse.inversion.shapes.ledger import SearchLedger
@@ -89,7 +99,10 @@ def problem_of(mesh, labels, boundary="absorbing", directions=3, snr=np.inf, wal
     if np.isfinite(snr):
         noise = np.random.default_rng(4).normal(size=(2, len(signals))) * signals.reference / snr
         signals = replace(signals, values=np.abs(signals.values + noise[0] + 1j * noise[1]))
-    return InverseProblem(mesh, signals, boundary=boundary, **{**(terms or {}), **known})
+    wall_known = {} if "wall_permeability" in known.get("unknown", ()) else {
+        "wall_permeability": wall}
+    return InverseProblem(mesh, signals, boundary=boundary, **{
+        **(terms or {}), **wall_known, **known})
 
 
 # ---- noise --------------------------------------------------------------------------------------
@@ -244,24 +257,95 @@ def on_membranes(m, v, t, c):
     return c["rho"] * c.membrane("+") * both * c.dS
 
 
+WHOLE = {"diffusivity": Unknown(1.8, 1.0, 3.0, "linear"), "T2": Unknown(80.0, 20.0, 500.0)}
+PARTS = {"diffusivity_inside": Unknown(1.8, 1.0, 3.0, "linear"),
+         "diffusivity_outside": Unknown(1.5, 1.0, 3.0), "T2_inside": Unknown(80.0, 20.0, 500.0),
+         "T2_outside": Unknown(60.0, 20.0, 500.0)}
+
+
 @pytest.mark.mpi
-@pytest.mark.parametrize("wall", [0.02, 0.8])
-def test_slopes_by_unknown_numbers(coarse, wall):
-    """Of the fast model, against differences of the full one."""
+@pytest.mark.parametrize(("wall", "more"), [(0.02, WHOLE), (0.8, WHOLE), (0.05, PARTS)])
+def test_slopes_by_unknown_numbers(coarse, wall, more):
+    """Of the fast model, against differences of the full one; those of another cell have none."""
     labels = ball(WholeMesh.of(coarse), 7)
     terms = {"extra_terms": on_membranes, "extra_coefficients": {"rho": 0.05}}
     models = Models(problem_of(
         coarse, labels, directions=2, terms=terms, unknown={
             "rho": Unknown(0.05, 0.001, 1.0), "wall_permeability": Unknown(wall, 0.001, 1.0),
-            "diffusivity": Unknown(1.8, 1.0, 3.0, "linear"), "T2": Unknown(80.0, 20.0, 500.0)}))
-    assert models.values(models.start) == pytest.approx(
-        {"rho": 0.05, "wall_permeability": wall, "diffusivity": 1.8, "T2": 80.0})
+            **more}), 2)
+    values = models.values(models.start, 1)
+    assert values["rho"] == pytest.approx(0.05)
+    assert values["wall_permeability"] == pytest.approx((wall,))
+    np.testing.assert_allclose(models.coordinates(values), models.start)
+    active = models.active(labels)
+    assert np.count_nonzero(~active) == (3 if more is PARTS else 1)
     slopes = models.slopes(labels, models.start, models.all)
-    for unit, slope in zip(np.eye(4), slopes, strict=True):
+    for unit, slope in zip(np.eye(len(active))[active], slopes, strict=True):
         up, down = (models.exact(labels, models.start + sign * 0.1 * unit, models.all)
                     for sign in (1, -1))
         exact = (up - down) / 0.2
         assert np.linalg.norm(slope - exact) < 0.1 * np.linalg.norm(exact) > 1e-6
+
+
+@pytest.mark.mpi
+def test_numbers_inside_and_outside_are_those_of_the_cells(coarse):
+    """The discrete problem of a hypothesis is that of a tissue with these values by cell."""
+    whole = WholeMesh.of(coarse)
+    labels = ball(whole, 9, (0, 0, 0))
+    labels[(labels > 0) & (whole.centroids[:, 0] > whole.centre[0])] = 2
+    problem = problem_of(coarse, labels, unknown=[*PARTS, "wall_permeability"])
+    theta = {"wall_permeability": (0.02, 0.08), "diffusivity_inside": (1.0, 1.4),
+             "diffusivity_outside": 2.4, "T2_inside": (30.0, 50.0), "T2_outside": 90.0}
+    models, owned = Models(problem, 2), whole.owned_cells
+    kappa = models.permeability(labels, models.coordinates(theta))
+    pairs = labels[whole.sides[whole.owned]]
+    pairs[whole.outer[whole.owned], 1] = 0
+    for pair, value in (((0, 1), 0.02), ((0, 2), 0.08), ((1, 2), 0.04)):
+        there = (np.sort(pairs, axis=1) == pair).all(axis=1)
+        np.testing.assert_allclose(kappa[there], value)
+    made = problem.forward(kappa, theta, labels[owned].astype(np.int32))
+    D, T2 = np.array([2.4, 1.0, 1.4])[labels], np.array([90.0, 30.0, 50.0])[labels]
+    same = BlochTorrey(Tissue(coarse, D, T2, permeability=Permeability(coarse, kappa)))
+    for found, wanted in zip(made.decay_matrix().getValuesCSR(),
+                             same.decay_matrix().getValuesCSR(), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-12)
+
+
+# ---- what is said of a solution -----------------------------------------------------------------
+
+@pytest.mark.mpi
+def test_the_table_of_cells_tells_what_the_data_do(coarse):
+    """A permeability with its interval; and where it changes nothing, a bound."""
+    labels = ball(WholeMesh.of(coarse), 7)
+    mine = labels[WholeMesh.of(coarse).owned_cells].astype(np.int32)
+    told = {wall: cell_table(problem_of(coarse, labels, snr=50, wall=wall, unknown=[
+        "wall_permeability"]), mine, {"wall_permeability": wall}) for wall in (1e-4, 0.05)}
+    row, = told[0.05].rows
+    kappa, volume = row["permeability"], WholeMesh.of(coarse).volumes[labels > 0].sum()
+    assert 0 < kappa.low < 0.05 < kappa.high < 0.2 and row["volume"].value == pytest.approx(volume)
+    assert row["volume"].low < volume < row["volume"].high
+    time = volume / (0.05 * row["surface"].value)
+    assert row["exchange_time"].value == pytest.approx(time)
+    assert row["exchange_time_of_mode"].value == pytest.approx(time, rel=0.3)
+    np.testing.assert_allclose(np.diag(told[0.05].correlation), 1.0)
+    bound = told[1e-4].rows[0]["permeability"]
+    assert bound.low == 0 and bound.high < 0.05 and str(bound).startswith("at most")
+    assert len(set(coarse.comm.allgather(tuple(told[0.05].describe())))) == 1
+
+
+@pytest.mark.mpi
+def test_the_assumption_that_is_wrong_is_named(coarse):
+    """Signals of D 1.2 that are taken for those of 2.0."""
+    labels = ball(WholeMesh.of(coarse), 7)
+    made = problem_of(coarse, labels, directions=6)
+    truth = replace(made, diffusivity=1.2)
+    values = truth.final_engine(truth.forward(Models(truth).permeability(
+        labels, np.zeros(0)))).signals()
+    problem = replace(made, signals=replace(made.signals, values=values))
+    mine = labels[WholeMesh.of(coarse).owned_cells].astype(np.int32)
+    best, *others = freedoms(problem, mine, {})
+    assert best.name == "diffusivity" and 1.0 < best.value < 1.5
+    assert all(best.misfit < other.misfit for other in others)
 
 
 # ---- annealing, steps, level sets ---------------------------------------------------------------
@@ -340,7 +424,8 @@ def test_a_walk_finds_unknown_numbers_on_its_way(coarse):
     walk.begin(flipped(cells, truth, 4))
     walk.run(8, 1e-9)
     np.testing.assert_array_equal(walk.best.labels, truth)
-    assert models.values(walk.best.theta)["wall_permeability"] == pytest.approx(0.05, rel=2e-3)
+    found, = models.values(walk.best.theta)["wall_permeability"]
+    assert found == pytest.approx(0.05, rel=2e-3)
 
 
 def test_whitening_that_does_not_see_other_places(mesh, whole):
@@ -380,7 +465,7 @@ def test_starts_do_not_depend_on_the_ranks(mesh, whole):
     found, again = (
         starts(models, cells, models.all, 2, 8, 1, (1,), [models.start])
         for models in (Models(problem), Models(InverseProblem(
-            alone, problem.signals, boundary="absorbing"))))
+            alone, problem.signals, boundary="absorbing", wall_permeability=WALL))))
     assert len(found) == 1 and set(np.unique(found[0].labels)) == {0, 1, 2}
     np.testing.assert_array_equal(found[0].labels, again[0].labels)
 
@@ -626,7 +711,10 @@ def test_wrong_settings(wrong, message):
     ({"noise": -0.1}, "noise: -0.1, expected a standard deviation"),
     ({"noise_model": "poisson"}, "noise_model: 'poisson', expected one of rician, gaussian"),
     ({"unknown": {"rho": Unknown(1, 0.1, 2)}}, "unknown: 'rho', expected one of wall_permeability"),
-    ({"unknown": {"T2": 40.0}}, "unknown: T2: a float, expected Unknown"),
+    ({"unknown": {"T2": 40.0}}, "unknown: T2: 40.0, expected Unknown"),
+    ({"unknown": ["T2", "T2_inside"]}, "unknown: T2 and T2_inside, expected one of the whole"),
+    ({"unknown": ["wall_permeability"], "wall_permeability": 0.1}, "0.1 is said, and it is among"),
+    ({"wall_permeability": 0.0}, "wall_permeability: 0.0, expected a positive number"),
     ({"unknown": {"diffusivity": Unknown(1, 0.1, 2)}, "diffusivity": np.eye(3)},
      "unknown: diffusivity: its known value is no single number")])
 def test_wrong_problems(coarse, known, message):
@@ -640,7 +728,8 @@ def test_wrong_problems(coarse, known, message):
     ((3, 0.1, 2), "start: 3, expected a value from 0.1 to 2"),
     ((1, 2, 0.1), "low, high: 2, 0.1, expected two finite numbers, the lower first"),
     ((1, -1, 2), "low: -1, expected a positive number, or scale 'linear'"),
-    ((1, 0.5, 2, "square"), "scale: 'square', expected one of log, linear")])
+    ((1, 0.5, 2, "square"), "scale: 'square', expected one of log, linear"),
+    ((1, 0.5, 2, "log", 0.0), "deviation: 0.0, expected a positive number, or None")])
 def test_wrong_ranges(arguments, message):
     with pytest.raises(InputError, match=message):
         Unknown(*arguments)

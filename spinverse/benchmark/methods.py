@@ -27,13 +27,14 @@ class Method:
     name: str
     keys: dict
 
-    def run_file(self, mesh: str, signals: str, boundary: str,
-                 normalisation: str = "measured", seed: int = 0) -> dict:
+    def run_file(self, mesh: str, signals: str, tissue: dict, normalisation: str = "measured",
+                 seed: int = 0, unknown: Sequence[str] = ()) -> dict:
         """The run file with paths as they should stand in it; ``seed`` is added to searches'."""
         keys = self.keys | ({"stages": _seeded(self.keys["stages"], seed)} if seed else {})
         return {"mesh": {"file": mesh},
                 "signals": {"file": signals, "normalisation": normalisation},
-                **keys, "tissue": {**keys.get("tissue", {}), "boundary": boundary}}
+                **keys, "tissue": {**tissue, **keys.get("tissue", {})},
+                **({"unknown": list(unknown)} if unknown else {})}
 
 
 def _seeded(stages: str | list, seed: int) -> str | list:
@@ -59,7 +60,7 @@ def find(words: Sequence[str]) -> list[Method]:
     found = [_one(word) for word in words]
     check_names("method", found)
     for method, word in zip(found, words, strict=True):
-        data = method.run_file("grid.npz", "signals.npz", "reflecting")
+        data = method.run_file("grid.npz", "signals.npz", {"boundary": "reflecting"})
         checked(ReconstructConfig, data, Path("."), f"method {word}")
     return found
 

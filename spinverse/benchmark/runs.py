@@ -21,6 +21,7 @@ import shutil
 import threading
 import time
 import zlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -65,12 +66,16 @@ class Data:
     """What signals are of, with an acquisition of `ACQUISITIONS`.
 
     ``target_mesh`` "grid": on the mesh of the reconstruction; "fine": on one of the true shape.
+    ``wall``: permeability, um/ms; ``inside`` and ``outside``: diffusivities, um^2/ms.
     """
 
     target: str
     boundary: str
     acquisition: str = "published"
     target_mesh: str = "grid"
+    wall: float = WALL
+    inside: float = DIFFUSIVITY
+    outside: float = DIFFUSIVITY
 
     @property
     def normalisation(self) -> str:
@@ -87,17 +92,34 @@ class Data:
     def setting(self) -> str:
         """The name of its folders."""
         end = "" if self.target_mesh == "grid" else f"-{self.target_mesh}"
+        if self.wall != WALL:
+            end += f"-wall{self.wall:g}"
+        if (self.inside, self.outside) != (DIFFUSIVITY, DIFFUSIVITY):
+            end += f"-D{self.inside:g}in{self.outside:g}"
         return f"{self.boundary}-{self.acquisition}{end}"
+
+    def known(self, unknown: Sequence[str]) -> dict:
+        """What a run file says of the tissue where these numbers are not known."""
+        found: dict = {"boundary": self.boundary}
+        if "wall_permeability" not in unknown:
+            found["wall_permeability_um_per_ms"] = self.wall
+        if not {"diffusivity", "diffusivity_outside"} & set(unknown):
+            found["diffusivity_um2_per_ms"] = self.outside
+        return found
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the table; SNR is at b = 0, inf without noise; ``seed`` of noise and method."""
+    """One row of the table; SNR is at b = 0, inf without noise; ``seed`` of noise and method.
+
+    ``unknown``: numbers that the method is not told.
+    """
 
     data: Data
     snr: float
     seed: int
     method: str
+    unknown: tuple[str, ...] = ()
 
     @property
     def noise(self) -> str:
@@ -107,7 +129,12 @@ class Case:
     def describe(self) -> str:
         """A few words for the screen."""
         return (f"{self.data.target}, {self.data.setting}, SNR {self.snr:g}, seed {self.seed}, "
-                f"{self.method}")
+                f"{self.name}")
+
+    @property
+    def name(self) -> str:
+        """Of the method, and of what it is not told."""
+        return "-without-".join([self.method, *self.unknown])
 
 
 class Bench:
@@ -124,7 +151,7 @@ class Bench:
 
     def run_folder(self, case: Case) -> Path:
         data = case.data
-        return self.root / "runs" / data.target / data.setting / case.noise / case.method
+        return self.root / "runs" / data.target / data.setting / case.noise / case.name
 
     def write_target(self, target: Target, with_fine: bool) -> None:
         """Write the meshes of a target, unless they are there; InputError if others are."""
@@ -149,7 +176,8 @@ class Bench:
             "fine.npz" if data.target_mesh == "fine" else "truth.npz")
         content = {
             "mesh": {"file": os.path.relpath(mesh, place)},
-            "tissue": {"boundary": data.boundary, "diffusivity_um2_per_ms": DIFFUSIVITY,
+            "tissue": {"boundary": data.boundary,
+                       "diffusivity_um2_per_ms": self._diffusivity(data),
                        "permeability": _permeability(data)},
             "acquisition": [ACQUISITIONS[data.acquisition]],
             "tolerance": TOLERANCES[data.target_mesh]}
@@ -166,6 +194,13 @@ class Bench:
             why = outcome.ended or outcome.message or f"exit code {outcome.code}"
             raise SolverError(f"signals of {data.target} ({data.setting}): {why}; "
                               f"{place / 'log.txt'} has more")
+
+    def _diffusivity(self, data: Data) -> float | dict:
+        if data.inside == data.outside:
+            return data.outside
+        name = "fine.npz" if data.target_mesh == "fine" else "truth.npz"
+        tags = np.unique(readers.read(self.target_folder(data.target) / name).cell_tags).tolist()
+        return {tag: data.outside if tag == min(tags) else data.inside for tag in tags}
 
     def write_signals(self, case: Case) -> Path:
         """The signals of a case with their noise, written unless they are there."""
@@ -185,8 +220,8 @@ class Bench:
         signals = self.write_signals(case)
         text = yaml.safe_dump(method.run_file(
             os.path.relpath(self.target_folder(case.data.target) / "grid.npz", place),
-            os.path.relpath(signals, place), case.data.boundary, case.data.normalisation,
-            case.seed), sort_keys=False)
+            os.path.relpath(signals, place), case.data.known(case.unknown),
+            case.data.normalisation, case.seed, case.unknown), sort_keys=False)
         key = hashlib.sha256(text.encode() + signals.read_bytes()).hexdigest()
         known = self.state(place)
         if force or known.get("key") != key or known.get("status") == FAILED:
@@ -283,7 +318,8 @@ class Bench:
 def case_of(state: dict) -> Case:
     """The case of a ``run.json``."""
     saved = dict(state["case"])
-    return Case(Data(**saved["data"]), float(saved["snr"]), int(saved["seed"]), saved["method"])
+    return Case(Data(**saved["data"]), float(saved["snr"]), int(saved["seed"]), saved["method"],
+                tuple(saved.get("unknown", ())))
 
 
 def _write_mesh(path: Path, data: MeshData) -> None:
@@ -294,7 +330,7 @@ def _permeability(data: Data) -> dict:
     """Section ``permeability`` of a simulation."""
     # between the cells of a fine mesh there is nothing; those of the grid have 0.1 m/s
     elsewhere = ELSEWHERE if data.target_mesh == "grid" else float("inf")
-    found = {"membrane_um_per_ms": WALL, "elsewhere_um_per_ms": elsewhere}
+    found = {"membrane_um_per_ms": data.wall, "elsewhere_um_per_ms": elsewhere}
     return found | ({"outer_um_per_ms": ELSEWHERE} if data.boundary == "absorbing" else {})
 
 

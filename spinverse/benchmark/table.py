@@ -14,7 +14,8 @@ from ..report import folder as run_folder
 from .runs import DONE, Bench, case_of
 
 CSV, MEANS, MARKDOWN = "table.csv", "means.csv", "table.md"
-CASE = ("target", "target_mesh", "acquisition", "boundary", "snr", "method", "seed", "status")
+CASE = ("target", "target_mesh", "acquisition", "boundary", "wall", "inside", "outside", "snr",
+        "method", "unknown", "seed", "status")
 #: Column to name in metrics.json.
 METRICS = {
     "true_misfit": "true_misfit",
@@ -26,17 +27,20 @@ METRICS = {
     "true_bad_inside_percent": "true_bad_edges_inside_percent",
     "adjusted_rand": "adjusted_rand_index", "found": "found", "true": "true",
     "aligned_shift": "aligned_shift", "aligned_reflected": "aligned_reflected"}
-COLUMNS = (*CASE, "misfit", *METRICS, "seconds", "cpu_seconds", "peak_mb", "message")
+COLUMNS = (*CASE, "misfit", "numbers", *METRICS, "seconds", "cpu_seconds", "peak_mb", "message")
 _AVERAGED = (*(name for name in METRICS if name not in (
     "true_bad_inside_percent", "found", "true", "aligned_shift", "aligned_reflected")),
     "seconds", "cpu_seconds", "peak_mb")
-_GROUP = ("method", "target_mesh", "acquisition", "boundary", "snr")
+_GROUP = ("method", "target_mesh", "acquisition", "boundary", "wall", "inside", "outside",
+          "unknown", "snr")
 
 # What markdown shows: head, column, format.
 _SHOWN = (
     ("target", "target", ""), ("mesh", "target_mesh", ""), ("acquisition", "acquisition", ""),
-    ("boundary", "boundary", ""), ("SNR", "snr", "g"), ("method", "method", ""),
-    ("seed", "seed", "d"), ("misfit", "misfit", ".1e"),
+    ("boundary", "boundary", ""), ("wall", "wall", "g"), ("D inside", "inside", "g"),
+    ("D outside", "outside", "g"), ("SNR", "snr", "g"), ("method", "method", ""),
+    ("unknown", "unknown", ""), ("seed", "seed", "d"), ("misfit", "misfit", ".1e"),
+    ("numbers", "numbers", ""),
     ("true misfit", "true_misfit", ".1e"), ("precision", "precision", ".3f"),
     ("recall", "recall", ".3f"), ("F1", "f1", ".3f"), ("IoU", "iou", ".3f"),
     ("aligned F1", "aligned_f1", ".3f"), ("aligned IoU", "aligned_iou", ".3f"),
@@ -64,14 +68,17 @@ def row_of(bench: Bench, place: Path) -> dict | None:
     case = case_of(state)
     row = dict.fromkeys(COLUMNS)
     row |= {**asdict(case.data), "snr": case.snr, "method": case.method, "seed": case.seed,
-            "status": state["status"],
+            "status": state["status"], "unknown": ", ".join(case.unknown),
             "message": "" if state["status"] == DONE else state["message"],
             **{name: state[name] for name in ("seconds", "cpu_seconds", "peak_mb")}}
     if state["status"] == DONE:
         figures = json.loads((place / "metrics.json").read_text())
         row |= {column: figures.get(name) for column, name in METRICS.items()}
-        row["misfit"] = json.loads(
-            (place / "found" / run_folder.SUMMARY).read_text())["data_misfit"]
+        summary = json.loads((place / "found" / run_folder.SUMMARY).read_text())
+        row["misfit"] = summary["data_misfit"]
+        row["numbers"] = "; ".join(
+            " ".join([name, *(f"{v:.5g}" for v in np.atleast_1d(value))])
+            for name, value in summary.get("unknown", {}).items())
     return row
 
 
@@ -134,8 +141,9 @@ def markdown(rows: Sequence[dict]) -> str:
 
 def _aligned(columns: Sequence[tuple[str, str, str]], rows: Sequence[dict]) -> str:
     """A markdown table; columns that say the same everywhere stand above it."""
-    common = [c for c in columns if c[1] in ("target_mesh", "acquisition", "seed", "status")
-              and len(rows) and len({row[c[1]] for row in rows}) == 1]
+    common = [c for c in columns if c[1] in (
+        "target_mesh", "acquisition", "wall", "inside", "outside", "unknown", "numbers", "seed",
+        "status") and len(rows) and len({row[c[1]] for row in rows}) == 1]
     shown = [c for c in columns if c not in common]
     cells = [[head for head, *_ in shown]]
     cells += [[cell(row[name], form) for _, name, form in shown] for row in rows]

@@ -17,6 +17,7 @@ from mpi4py import MPI
 from ..benchmark import methods, runs, table, targets
 from ..benchmark.runs import Bench, Case, Data
 from ..errors import InputError, SpinverseError
+from ..inversion.parameters import KINDS
 from ..report.screen import Screen
 from . import interruption
 
@@ -49,6 +50,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target-mesh", choices=runs.TARGET_MESHES, default="grid",
                         help="fine: signals of the true, smooth shape on a mesh of its own; our "
                         "own targets only (default grid: that of the reconstruction)")
+    parser.add_argument("--wall", nargs="+", type=float, metavar="K", default=[runs.WALL],
+                        help="permeability of the targets' membranes, um/ms (default "
+                        f"{runs.WALL:g})")
+    parser.add_argument("--diffusivity", nargs="+", type=float, metavar="D",
+                        default=[runs.DIFFUSIVITY],
+                        help="of the targets, um^2/ms: one, or inside and outside (default "
+                        f"{runs.DIFFUSIVITY:g})")
+    parser.add_argument("--unknown", nargs="+", choices=tuple(KINDS), metavar="NAME", default=[],
+                        help="numbers that methods are not told: " + ", ".join(KINDS))
     parser.add_argument("--jobs", type=int, metavar="N",
                         help="runs at a time, one core each (default: the number of cores)")
     parser.add_argument("--time-limit", type=float, metavar="S", default=float("inf"),
@@ -74,6 +84,13 @@ def run(arguments, comm: MPI.Comm) -> None:
     for seed in arguments.seed:
         if seed < 0:
             raise InputError(f"--seed {seed}: expected 0 or above")
+    for option in ("wall", "diffusivity"):
+        for value in getattr(arguments, option):
+            if not 0 < value < float("inf"):
+                raise InputError(f"--{option} {value:g}: expected a positive number")
+    if len(arguments.diffusivity) > 2:
+        raise InputError(f"--diffusivity: {len(arguments.diffusivity)} numbers, expected one, or "
+                         "two: inside and outside")
     bench = Bench(out)
     if arguments.collect:
         if not (out / MARKER).is_file():
@@ -82,9 +99,12 @@ def run(arguments, comm: MPI.Comm) -> None:
             rows = _collect(bench)
     else:
         chosen, known = targets.find(arguments.targets), methods.find(arguments.methods)
-        data = [Data(target.name, boundary, arguments.acquisition, arguments.target_mesh)
-                for target in chosen for boundary in dict.fromkeys(arguments.boundary)]
-        cases = [(Case(item, snr, seed, method.name), method)
+        inside, outside = arguments.diffusivity[0], arguments.diffusivity[-1]
+        data = [Data(target.name, boundary, arguments.acquisition, arguments.target_mesh, wall,
+                     inside, outside)
+                for target in chosen for boundary in dict.fromkeys(arguments.boundary)
+                for wall in dict.fromkeys(arguments.wall)]
+        cases = [(Case(item, snr, seed, method.name, tuple(arguments.unknown)), method)
                  for snr, seed, method, item in itertools.product(
                      dict.fromkeys(arguments.snr), dict.fromkeys(arguments.seed), known, data)]
         _check_folder(out)

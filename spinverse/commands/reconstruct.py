@@ -17,12 +17,12 @@ from ..config.physics import in_keys
 from ..errors import InputError, on_root, warn_caller
 from ..inversion import InverseProblem, Ledger, Reconstruction, Shapes, Stage, State
 from ..inversion.clock import Clock
+from ..inversion.problem import PERMEABILITIES
 from ..inversion.reconstruct import solve, stages_for
 from ..inversion.verdict import NOT_EXPLAINED
 from ..mesh import Mesh
 from ..report import folder
 from ..report import screen as terminal
-from ..units import describe_permeability
 from . import estimates, interruption, shared
 from .checkpoints import Checkpoints
 
@@ -58,7 +58,7 @@ def run(arguments, comm: MPI.Comm) -> int:
             if mesh.dim != 3:
                 raise InputError(f"mesh: {mesh.name} has dimension {mesh.dim}, expected "
                                  "tetrahedra: membranes are found as surfaces")
-            low, high = run.tissue.permeability_range_um_per_ms
+            low, high = run.tissue.permeability_range_um_per_ms or PERMEABILITIES
             if not low <= run.tissue.start_um_per_ms <= high:
                 raise InputError(f"start_um_per_ms: {run.tissue.start_um_per_ms:g}, "
                                  f"expected a value from {low:g} to {high:g}")
@@ -85,12 +85,11 @@ def run(arguments, comm: MPI.Comm) -> int:
     tissue = run.tissue
     screen.say(terminal.versions(comm))
     facts = shared.understood(screen, run, mesh, signals.acquisition)
+    searched = any(isinstance(stage, Shapes) for stage in stages)
     screen.say(*terminal.describe_tissue(tissue),
-               f"unknown permeability: {describe_permeability(low)} to "
-               f"{describe_permeability(high)}, start "
-               f"{describe_permeability(tissue.start_um_per_ms)}",
+               *terminal.describe_facets(problem, stages, tissue.start_um_per_ms),
                *terminal.describe_extra_terms(run.extra_terms),
-               *terminal.describe_unknown(problem.unknown),
+               *(terminal.describe_unknown(problem.unknown) if searched else ()),
                problem.likelihood.describe(),
                *(f"acquisition: {line}" for line in description.lines(signals.acquisition)),
                terminal.describe_engine(run),
@@ -212,8 +211,10 @@ def _write_results(arguments, run, comm, screen, clock, inputs, signals, result,
                           run.tissue.boundary) if truth_known else None
         number = terminal.count(mesh, found)
     with clock("uncertainty"):
-        known = uncertainty(result.problem, result.permeability, result.theta,
+        known = uncertainty(result.problem, result.permeability, result.theta, result.labels,
                             misfit=result.data_misfit)
+        table = result.cell_table() if result.labels is not None else None
+        freedoms = result.freedoms() if verdict.explained is False else []
         determined = terminal.count(mesh, known.determined & found)
     with clock("write results"):
         export.write_permeability(out / "permeability.npz", mesh, result.permeability, known,
@@ -231,6 +232,8 @@ def _write_results(arguments, run, comm, screen, clock, inputs, signals, result,
                                    where=found | (mesh.interface > 0))
 
         def write() -> list[str]:
+            if table is not None:
+                table.write(out / folder.CELL_TABLE)
             predicted = result.predicted.magnitude / signals.reference
             folder.write_table(out / "signals.csv", result.predicted,
                                measured_normalised=signals.normalised,
@@ -252,6 +255,8 @@ def _write_results(arguments, run, comm, screen, clock, inputs, signals, result,
                 "data_misfit": result.data_misfit, "modes": result.modes,
                 "evaluations": result.evaluations, "stage_endings": result.endings,
                 "unknown": dict(result.theta),
+                "cells": None if table is None else table.summary(),
+                "freedoms": [asdict(freedom) for freedom in freedoms],
                 "interface": {**rule, "facets": number}, "metrics": figures,
                 "uncertainty": {"sigma": known.sigma, "determined": determined,
                                 "directions": int((known.spectrum > 1).sum())}}
@@ -260,7 +265,8 @@ def _write_results(arguments, run, comm, screen, clock, inputs, signals, result,
         screen.warn(verdict.words)
     screen.say(verdict.words, *notes,
                *(f"stage {name}: {why}" for name, why in result.endings.items()),
-               *(f"{name}: {value:.5g}" for name, value in result.theta.items()),
+               *(f"most would be explained by {freedom}" for freedom in freedoms[:1]),
+               *([] if table is None else table.describe()),
                *terminal.describe_result(rule, number, figures))
     picture = out / "figures" / "interface.png"
     screen.say(*[f"picture in {picture}"] * picture.is_file(), f"results in {out}")

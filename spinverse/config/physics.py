@@ -25,7 +25,7 @@ from ..errors import InputError, on_all, on_root
 from ..extra_terms import Unsuitable, check_function
 from ..inversion.parameters import Unknown
 from .arguments import nearest
-from .values import FilePath, KeyProblem, Number, Section, is_list_of, is_number, kind
+from .values import FilePath, KeyProblem, Number, Positive, Section, is_list_of, is_number, kind
 
 _KINDS = ("expected a finite number, a vector, a tensor as rows of up to 3, or {cell tag: value} "
           "with the same of these for each tag")
@@ -201,6 +201,7 @@ class UnknownSection(Section):
     low: Annotated[Number, Field(description="the smallest value")]
     high: Annotated[Number, Field(description="the largest value")]
     scale: Literal["log", "linear"] | None = None
+    deviation: Positive | None = None
 
     @model_validator(mode="after")
     def _makes_sense(self):
@@ -210,7 +211,15 @@ class UnknownSection(Section):
     def value(self) -> Unknown:
         """The unknown; on a logarithmic scale, unless it may be zero or another one is said."""
         scale = self.scale or ("log" if self.low > 0 else "linear")
-        return Unknown(self.start, self.low, self.high, scale)
+        return Unknown(self.start, self.low, self.high, scale, self.deviation)
 
 
-Unknowns = Annotated[dict[str, UnknownSection], BeforeValidator(_by_name)]
+def _or_names(value):
+    """Names alone have usual ranges: None."""
+    if isinstance(value, list):
+        value = dict.fromkeys(name if isinstance(name, str) else repr(name) for name in value)
+    value = _by_name(value)
+    return {name: None if section == "usual" else section for name, section in value.items()}
+
+
+Unknowns = Annotated[dict[str, UnknownSection | None], BeforeValidator(_or_names)]

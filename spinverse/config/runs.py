@@ -127,6 +127,14 @@ class ReconstructConfig(Run):
             if name not in {**own, **KINDS}:
                 raise InputError(f"unknown.{name}: no coefficient of extra_terms, "
                                  + nearest(name, [*own, *KINDS]))
+            if self.unknown[name] is None and name in own:
+                raise InputError(f"unknown.{name}: usual, expected {{start, low, high}} of a "
+                                 "coefficient of extra_terms")
+            said = {"diffusivity": "diffusivity_um2_per_ms", "T2": "T2_ms",
+                    "diffusivity_outside": "diffusivity_um2_per_ms", "T2_outside": "T2_ms"}
+            if said.get(name) in self.tissue.model_fields_set:
+                raise InputError(f"unknown.{name}: tissue.{said[name]} is there as well, expected "
+                                 "what is known, or what is unknown")
             if not isinstance(own.get(name, 0.0), float):
                 raise InputError(f"unknown.{name}: extra_terms.coefficients.{name} is {own[name]}, "
                                  "expected a single number there")
@@ -135,7 +143,8 @@ class ReconstructConfig(Run):
     @property
     def unknowns(self) -> dict[str, Unknown]:
         """Numbers that are found with the membranes, by name."""
-        return {name: section.value() for name, section in self.unknown.items()}
+        return {name: KINDS[name].usual if section is None else section.value()
+                for name, section in self.unknown.items()}
 
     def stage_list(self) -> list[Stage | Shapes]:
         """The stages of the preset, or of the list."""
@@ -147,7 +156,7 @@ class ReconstructConfig(Run):
         """Arguments of `InverseProblem`, beside mesh and signals. Runs code. Collective."""
         tissue, signals = self.tissue, self.signals
         return {**self.extra_arguments(comm),
-                "unknown": self.unknowns,
+                "unknown": self.unknowns, "wall_permeability": tissue.wall_permeability,
                 "diffusivity": tissue.diffusivity_um2_per_ms, "T2": tissue.T2_ms,
                 "density": tissue.density, "boundary": tissue.boundary,
                 "interface": tissue.interface,

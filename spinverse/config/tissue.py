@@ -64,5 +64,21 @@ class TissueSection(KnownTissue):
 
 
 class UnknownTissue(KnownTissue):
+    wall_permeability_um_per_ms: Positive | None = None
+    wall_permeability_m_per_s: Positive | None = None
     start_um_per_ms: Positive = 1.0
-    permeability_range_um_per_ms: tuple[Positive, Positive] = (0.01, 100.0)
+    permeability_range_um_per_ms: tuple[Positive, Positive] | None = None
+
+    @model_validator(mode="after")
+    def _one_unit(self):
+        if None not in (self.wall_permeability_um_per_ms, self.wall_permeability_m_per_s):
+            raise InputError("wall_permeability_um_per_ms and wall_permeability_m_per_s are both "
+                             "there, expected one of them")
+        return self
+
+    @property
+    def wall_permeability(self) -> float | None:
+        """Of walls in a search, um/ms; None where it is not said."""
+        if self.wall_permeability_m_per_s is None:
+            return self.wall_permeability_um_per_ms
+        return float(permeability_to_internal(self.wall_permeability_m_per_s))

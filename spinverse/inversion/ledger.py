@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from ..mesh.distributed import Mesh
 from .clock import Clock
 from .facets.memory import Memory
+from .parameters import Theta
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,12 @@ class State:
     Attributes:
         permeability: ``(nf,)`` um/ms of the owned facets.
         labels: ``(owned cells,)`` int32 where shapes were searched for, 0 outside; else None.
-        theta: values of unknown numbers, by name.
+        theta: values of unknown numbers, by name (`parameters.Theta`).
     """
 
     permeability: np.ndarray
     labels: np.ndarray | None = None
-    theta: Mapping[str, float] = field(default_factory=dict)
+    theta: Theta = field(default_factory=dict)
 
 
 class Saver:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,6 +12,8 @@ from ..errors import InputError
 from ..problem import BlochTorrey
 
 SCALES = ("log", "linear")
+#: Values by name: a number, or one for each cell from label 1 on.
+type Theta = Mapping[str, float | Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class Unknown:
         start: what the search begins with, in the unit of what it is a value of.
         low, high: range.
         scale: "log": steps are relative, which needs a positive range; or "linear".
+        deviation: of a normal prior round the start, relative on a logarithmic scale (0.2 is about
+            20 %), else in the unit of the value; None: all values of the range are alike.
 
     Raises:
         InputError: a range that is empty or does not hold the start.
@@ -31,6 +35,7 @@ class Unknown:
     low: float
     high: float
     scale: str = "log"
+    deviation: float | None = None
 
     def __post_init__(self):
         if self.scale not in SCALES:
@@ -43,11 +48,21 @@ class Unknown:
                              f"{self.high:g}")
         if self.scale == "log" and self.low <= 0:
             raise InputError(f"low: {self.low:g}, expected a positive number, or scale 'linear'")
+        if self.deviation is not None and not 0 < self.deviation < np.inf:
+            raise InputError(f"deviation: {self.deviation!r}, expected a positive number, or None")
 
     @property
     def range(self) -> tuple[float, float]:
         """In the coordinate."""
         return self.coordinate(self.low), self.coordinate(self.high)
+
+    @property
+    def precision(self) -> float:
+        """Of the prior in the coordinate, one over its variance; 0 for none."""
+        if self.deviation is None:
+            return 0.0
+        width = 1.0 if self.scale == "log" else self.high - self.low
+        return (width / self.deviation) ** 2
 
     def coordinate(self, value: float) -> float:
         """Where steps are taken: the logarithm, or the share of the range."""
@@ -62,56 +77,162 @@ class Unknown:
         return float(np.clip(value, self.low, self.high))
 
 
-# What the equation takes a number as. Each sets it in the discrete problem; a new one is a function
-# here and a name below.
+@dataclass(frozen=True)
+class Kind:
+    """What the equation takes a number as.
 
-def _wall_permeability(forward: BlochTorrey, walls: Walls, value: float) -> Walls:
-    """um/ms, of all walls."""
-    return replace(walls, wall=value)
+    Attributes:
+        put: sets it: from the discrete problem, the permeabilities of walls, labels of the mesh
+            cells of this rank (or one label of all) and the value to these permeabilities.
+        usual: start and range where none are said; None: they must be.
+        each: every cell has a value of its own.
+        labelled: coefficients of a mesh cell depend on its label.
+        unit: of the value.
+    """
+
+    put: Callable[[BlochTorrey, Walls, np.ndarray | int, float | Sequence[float]], Walls]
+    usual: Unknown | None = None
+    each: bool = False
+    labelled: bool = False
+    unit: str = ""
 
 
-def _diffusivity(forward: BlochTorrey, walls: Walls, value: float) -> Walls:
-    """um^2/ms, the same everywhere."""
-    forward.coefficients.D.x.array[:] = value
+def _wall_permeability(forward, walls, labels, value):
+    return replace(walls, wall=value if np.isscalar(value) else tuple(value))
+
+
+def _diffusivity(forward, walls, labels, value):
+    _put(forward.coefficients.D, labels, value, True)
     return walls
 
 
-def _T2(forward: BlochTorrey, walls: Walls, value: float) -> Walls:
-    """ms, the same everywhere."""
-    forward.coefficients.R2.x.array[:] = 1.0 / value
+def _diffusivity_inside(forward, walls, labels, value):
+    _put(forward.coefficients.D, labels, value, np.asarray(labels) > 0)
     return walls
 
 
-KINDS = {"wall_permeability": _wall_permeability, "diffusivity": _diffusivity, "T2": _T2}
+def _diffusivity_outside(forward, walls, labels, value):
+    _put(forward.coefficients.D, labels, value, np.asarray(labels) == 0)
+    return walls
 
 
-def check(unknown: Mapping[str, Unknown], known: Mapping[str, object],
-          coefficients: Mapping[str, object]) -> None:
-    """Raise InputError for unknown numbers that are no numbers of the problem.
+def _T2(forward, walls, labels, value):
+    _put(forward.coefficients.R2, labels, 1.0 / value, True)
+    return walls
+
+
+def _T2_inside(forward, walls, labels, value):
+    _put(forward.coefficients.R2, labels, 1.0 / np.asarray(value), np.asarray(labels) > 0)
+    return walls
+
+
+def _T2_outside(forward, walls, labels, value):
+    _put(forward.coefficients.R2, labels, 1.0 / value, np.asarray(labels) == 0)
+    return walls
+
+
+def _put(function, labels, value, where) -> None:
+    """Values of mesh cells: one, or those of their labels from 1 on, where it is said."""
+    labels, where = np.broadcast_arrays(labels, where)
+    values, cells = np.atleast_1d(value), slice(None) if labels.ndim == 0 else slice(len(labels))
+    chosen = values[np.clip(labels, 1, len(values)) - 1]
+    at = function.function_space.dofmap.list[cells].ravel()
+    function.x.array[at] = np.where(where, chosen, function.x.array[at])
+
+
+_D, _T = Unknown(1.5, 0.2, 3.5), Unknown(60.0, 5.0, 1000.0)
+#: By name. A new one is a function above and a line here.
+KINDS = {
+    "wall_permeability": Kind(_wall_permeability, Unknown(0.01, 1e-5, 1.0), each=True,
+                              unit="um/ms"),
+    "diffusivity": Kind(_diffusivity, _D, unit="um^2/ms"),
+    "diffusivity_inside": Kind(_diffusivity_inside, _D, True, True, "um^2/ms"),
+    "diffusivity_outside": Kind(_diffusivity_outside, _D, False, True, "um^2/ms"),
+    "T2": Kind(_T2, _T, unit="ms"),
+    "T2_inside": Kind(_T2_inside, _T, True, True, "ms"),
+    "T2_outside": Kind(_T2_outside, _T, False, True, "ms")}
+
+
+def checked(unknown: Mapping[str, Unknown] | Sequence[str], known: Mapping[str, object],
+            coefficients: Mapping[str, object]) -> dict[str, Unknown]:
+    """Unknown numbers by name, with usual ranges where none are said.
 
     Args:
-        unknown: by name.
-        known: arguments of the problem that have this name: what is known, if it is.
+        unknown: by name, or names alone.
+        known: what the problem says of diffusivity and T2.
         coefficients: of the user's terms.
+
+    Raises:
+        InputError: unknown numbers that are no numbers of the problem, or are so twice.
     """
+    if not isinstance(unknown, Mapping):
+        unknown = dict.fromkeys([unknown] if isinstance(unknown, str) else unknown)
+    found = {}
     for name, value in unknown.items():
+        if name not in KINDS and name not in coefficients:
+            raise InputError(f"unknown: {name!r}, expected one of "
+                             f"{', '.join([*KINDS, *coefficients])}")
+        if value is None and name in KINDS:
+            value = KINDS[name].usual
         if not isinstance(value, Unknown):
-            raise InputError(f"unknown: {name}: a {type(value).__name__}, expected "
+            raise InputError(f"unknown: {name}: {value!r:.40}, expected "
                              "Unknown(start, low, high)")
-        given = coefficients.get(name, known.get(name, 0.0))
-        if name not in {**KINDS, **coefficients}:
-            names = ", ".join([*KINDS, *coefficients])
-            raise InputError(f"unknown: {name!r}, expected one of {names}")
+        whole = _whole(name)
+        if whole != name and whole in unknown:
+            raise InputError(f"unknown: {whole} and {name}, expected one of the whole mesh, or "
+                             "those inside and outside")
+        given = coefficients.get(name, known.get(whole, 0.0))
         if not isinstance(given, int | float):
             raise InputError(f"unknown: {name}: its known value is no single number, expected one "
                              "number for the whole mesh")
+        found[name] = value
+    return found
 
 
-def apply(theta: Mapping[str, float], forward: BlochTorrey, walls: Walls) -> Walls:
-    """Put values into a discrete problem, and into the permeabilities of walls."""
+def additional(unknown: Sequence[str]) -> list[str]:
+    """Numbers that could be unknown as well."""
+    whole = {_whole(name) for name in unknown}
+    return [name for name, kind in KINDS.items() if kind.usual is not None
+            and not {name, _whole(name)} & set(unknown) and name not in whole]
+
+
+def _whole(name: str) -> str:
+    """The number of the whole mesh that one inside or outside is a part of."""
+    return name.removesuffix("_inside").removesuffix("_outside")
+
+
+def is_each(name: str) -> bool:
+    """Whether every cell has one of its own."""
+    return name in KINDS and KINDS[name].each
+
+
+def labelled(theta: Theta) -> bool:
+    """Whether coefficients depend on the labels of mesh cells."""
+    return any(name in KINDS and KINDS[name].labelled for name in theta)
+
+
+def apply(theta: Theta, forward: BlochTorrey, walls: Walls,
+          labels: np.ndarray | int = 0) -> Walls:
+    """Put values into a discrete problem, and into the permeabilities of walls. Collective.
+
+    Args:
+        theta: values by name.
+        forward: the problem; its diffusivity and T2 become those of its tissue first.
+        walls: permeabilities of walls.
+        labels: of the owned mesh cells, or one of all.
+    """
+    c, tissue = forward.coefficients, forward.tissue
+    touched = [(function, known) for function, known, start in (
+        (c.D, tissue.diffusivity, "diffusivity"), (c.R2, 1.0 / tissue.T2, "T2"))
+        if any(name.startswith(start) for name in theta)]
+    for function, known in touched:
+        at = function.function_space.dofmap.list.ravel()
+        function.x.array.reshape(len(at), -1)[at] = np.reshape(known, (len(at), -1))
     for name, value in theta.items():
         if name in KINDS:
-            walls = KINDS[name](forward, walls, value)
+            walls = KINDS[name].put(forward, walls, labels, value)
         else:
             forward.coefficients[name].value = value
+    for function, _ in touched:
+        function.x.scatter_forward()
     return walls

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -18,8 +18,9 @@ from ..tissue import Permeability, Tissue
 from . import parameters
 from .ledger import State
 from .likelihood import NOISES, Likelihood
-from .parameters import Unknown
+from .parameters import Theta, Unknown
 
+PERMEABILITIES = 0.01, 100.0  # um/ms, of facets, where nothing is said
 BOUNDARIES = ("reflecting", "absorbing")
 NORMALISATIONS = ("auto", "measured", "own")
 FEWEST_MODES, CELLS_PER_MODE = 96, 4  # in stages: enough for gradients, see docs/performance.md
@@ -35,8 +36,10 @@ class InverseProblem:
         diffusivity, T2, density, interface: as in `Tissue`; they are known. Periodic tissues
             cannot be reconstructed.
         boundary: "absorbing": outer facets are unknown too; "reflecting": they are closed.
-        permeability_range: smallest and largest permeability, um/ms. Walls of shapes have the
-            first, all other facets the last.
+        permeability_range: smallest and largest permeability of facets, um/ms; (0.01, 100) if
+            None. In a search all facets that are no walls have the last.
+        wall_permeability: of walls in a search, um/ms, where it is known. None: unknown, or the
+            first of ``permeability_range`` where that is said.
         normalisation: what a predicted |S| is divided by: "measured", the measured |S(b = 0)| of
             the same sequence, when signals are in um^3 times density as `simulate` gives them;
             "own", the predicted one, when they are in arbitrary units; "auto": "measured" if the
@@ -45,9 +48,9 @@ class InverseProblem:
             repeated (as b = 0 usually is), else 0.
         noise_model: "rician" (magnitudes of complex signals) or "gaussian".
         extra_terms, extra_coefficients, extra_breakpoints: a term of your own, as in `simulate`.
-        unknown: `Unknown` numbers by name, found by the search for shapes: a number among
-            ``extra_coefficients``, "wall_permeability" (um/ms), "diffusivity" or "T2". Stages of
-            facets hold them at their present values.
+        unknown: `Unknown` numbers by name, or names alone (ranges are usual ones then), found by
+            the search for shapes: of `parameters.KINDS`, or among ``extra_coefficients``.
+            Stages of facets hold them at their present values.
         engine: "matrix_formalism" or "time_stepping".
         modes: of the matrix formalism during stages of facets, made of responses of the start;
             "auto": a quarter of the number of cells. While walls are half closed everywhere, short
@@ -66,14 +69,15 @@ class InverseProblem:
     density: float | Mapping | np.ndarray = 1.0
     interface: str = "equilibrium"
     boundary: str = "reflecting"
-    permeability_range: tuple[float, float] = (0.01, 100.0)
+    permeability_range: tuple[float, float] | None = None
+    wall_permeability: float | None = None
     normalisation: str = "auto"
     noise: float | None = None
     noise_model: str = "rician"
     extra_terms: Callable | None = None
     extra_coefficients: Mapping | None = None
     extra_breakpoints: Sequence[float] = ()
-    unknown: Mapping[str, Unknown] = field(default_factory=dict)
+    unknown: Mapping[str, Unknown] | Sequence[str] = ()
     engine: str = "matrix_formalism"
     modes: int | str = "auto"
     tolerance: float = 1e-5
@@ -85,6 +89,19 @@ class InverseProblem:
             if getattr(self, name) not in known:
                 raise InputError(f"{name}: {getattr(self, name)!r}, expected one of "
                                  f"{', '.join(known)}")
+        unknown = parameters.checked(
+            self.unknown, {"diffusivity": self.diffusivity, "T2": self.T2},
+            self.extra_coefficients or {})
+        wall = self.wall_permeability
+        if wall is not None and not 0 < wall < np.inf:
+            raise InputError(f"wall_permeability: {wall!r}, expected a positive number, um/ms")
+        if wall is not None and "wall_permeability" in unknown:
+            raise InputError(f"wall_permeability: {wall:g} is said, and it is among the unknown "
+                             "numbers; expected one of them")
+        if wall is None and self.permeability_range is None:
+            unknown.setdefault("wall_permeability", parameters.KINDS["wall_permeability"].usual)
+        object.__setattr__(self, "permeability_range", self.permeability_range or PERMEABILITIES)
+        object.__setattr__(self, "unknown", unknown)
         low, high = self.permeability_range
         if not 0 < low < high < np.inf:
             raise InputError(f"permeability_range: {self.permeability_range}, "
@@ -92,8 +109,6 @@ class InverseProblem:
         if self.noise is not None and not 0 <= self.noise < np.inf:
             raise InputError(f"noise: {self.noise!r}, expected a standard deviation of normalised "
                              "magnitudes, or None")
-        parameters.check(self.unknown, {"diffusivity": self.diffusivity, "T2": self.T2},
-                         self.extra_coefficients or {})
         if not self.own:
             check_amount(self.likelihood.scale, self.tissue)
 
@@ -125,7 +140,8 @@ class InverseProblem:
     @property
     def walls(self) -> Walls:
         """Permeabilities that a partition of the cells gives to the facets."""
-        return Walls(*self.permeability_range, self.absorbing)
+        low, high = self.permeability_range
+        return Walls(self.wall_permeability or low, high, self.absorbing)
 
     @cached_property
     def unknown_facets(self) -> np.ndarray:
@@ -155,13 +171,14 @@ class InverseProblem:
                         *self.permeability_range)
         return Permeability(self.mesh, np.where(self.unknown_facets, kappa, 0.0))
 
-    def forward(self, permeability: np.ndarray, theta: Mapping[str, float] | None = None,
-                ) -> BlochTorrey:
+    def forward(self, permeability: np.ndarray, theta: Theta | None = None,
+                labels: np.ndarray | int = 0) -> BlochTorrey:
         """The discrete problem at a permeability ``(nf,)`` um/ms. Collective.
 
         Args:
             permeability: of the owned facets.
-            theta: values of unknown coefficients; their starts if not given.
+            theta: values of unknown numbers; their starts if not given.
+            labels: of the owned cells, where numbers differ between inside and outside.
         """
         theta = {**self.start_of_unknown, **(theta or {})}
         own = self.extra_coefficients or {}
@@ -169,7 +186,7 @@ class InverseProblem:
                            extra_terms=self.extra_terms,
                            extra_coefficients={**own, **{k: theta[k] for k in theta if k in own}},
                            extra_breakpoints=self.extra_breakpoints)
-        parameters.apply(theta, made, self.walls)
+        parameters.apply(theta, made, self.walls, 0 if labels is None else labels)
         return made
 
     def stage_engine(self, problem: BlochTorrey, acquisition: Acquisition):

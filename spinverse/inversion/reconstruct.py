@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +13,10 @@ from ..mesh.distributed import Mesh
 from ..tissue import Tissue
 from .facets.stage import Stage
 from .ledger import Ledger, Progress, State
+from .parameters import Theta
 from .problem import InverseProblem
+from .shapes.cell_table import LEVEL, CellTable, cell_table
+from .shapes.freedoms import Freedom, freedoms
 from .shapes.stage import Shapes
 from .stages import facets, preset
 from .verdict import Verdict, verdict
@@ -33,7 +36,7 @@ class Reconstruction:
         data_misfit: mean square residual of normalised magnitudes over all measurements.
         labels: ``(owned cells,)`` int32 where shapes were searched for: 0 outside, 1.. the cells
             that were found; else None.
-        theta: values of unknown numbers, by name.
+        theta: values of unknown numbers, by name: a number, or one for each cell from label 1 on.
         history: one `Progress` an iteration.
         endings: why each stage ended.
         seconds: by phase.
@@ -47,7 +50,7 @@ class Reconstruction:
     predicted: Signals
     data_misfit: float
     labels: np.ndarray | None
-    theta: Mapping[str, float]
+    theta: Theta
     history: list[Progress]
     endings: dict[str, str]
     seconds: dict[str, float]
@@ -67,6 +70,16 @@ class Reconstruction:
     def verdict(self) -> Verdict:
         """Whether it explains the data."""
         return verdict(self.problem, self.data_misfit)
+
+    def cell_table(self, level: float = LEVEL) -> CellTable | None:
+        """The cells in numbers, with intervals; None where there are no labels. Collective."""
+        if self.labels is None:
+            return None
+        return cell_table(self.problem, self.labels, self.theta, level)
+
+    def freedoms(self) -> list[Freedom]:
+        """What would explain more of the data, the best first. Collective."""
+        return [] if self.labels is None else freedoms(self.problem, self.labels, self.theta)
 
 
 def reconstruct(mesh: Mesh, signals: Signals, stages: Sequence[Stage | Shapes] | str = "default",
@@ -109,7 +122,7 @@ def solve(problem: InverseProblem, stages: Sequence[Stage | Shapes], state: Stat
         state, ending = stage.run(problem, state, ledger)
         ledger.end(stage.name, ending, state)
     with ledger.clock("final signals"):
-        forward = problem.forward(state.permeability, state.theta)
+        forward = problem.forward(state.permeability, state.theta, state.labels)
         engine = problem.final_engine(forward)
         predicted = Signals(problem.acquisition, engine.signals(), unit=problem.signals.unit)
     residual = problem.likelihood.residual(predicted.values)

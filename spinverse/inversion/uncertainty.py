@@ -15,7 +15,6 @@ and at the prior's price, and what the signals still notice must exceed the nois
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -26,6 +25,7 @@ from ..engines.linear.facet_response import surrounding_conductance
 from ..engines.modal.jacobian import signal_jacobian
 from ..engines.modal.matrix_formalism import MatrixFormalism
 from ..errors import InputError, on_root
+from .parameters import Theta
 from .problem import InverseProblem
 from .verdict import verdict
 
@@ -70,7 +70,8 @@ class Uncertainty:
 
 
 def uncertainty(problem: InverseProblem, permeability: np.ndarray,
-                theta: Mapping[str, float] | None = None, *, unknown: np.ndarray | None = None,
+                theta: Theta | None = None, labels: np.ndarray | None = None, *,
+                unknown: np.ndarray | None = None,
                 sigma: float | None = None, prior_std: float = 0.5, level: float = 3.0,
                 modes: int | str = "auto", model_error: float = 1e-3,
                 misfit: float | None = None) -> Uncertainty:
@@ -79,7 +80,8 @@ def uncertainty(problem: InverseProblem, permeability: np.ndarray,
     Args:
         problem: what is known, and the measurements.
         permeability: that was found, ``(nf,)`` um/ms (`Reconstruction.permeability`).
-        theta: values of unknown numbers that were found (`Reconstruction.theta`).
+        theta, labels: unknown numbers and cells that were found (attributes of
+            `Reconstruction`).
         unknown: ``(nf,)`` bool, facets that were looked for; those of the problem if not given.
             Tied facets never are.
         sigma: standard deviation of the noise of the normalised signals. If not given, that of the
@@ -110,7 +112,7 @@ def uncertainty(problem: InverseProblem, permeability: np.ndarray,
     if mesh.comm.allreduce(wrong, op=MPI.LOR):
         raise InputError(f"unknown: shape {unknown.shape}, expected {permeability.shape}: one "
                          "value for each facet that this rank owns")
-    forward = problem.forward(permeability, theta)
+    forward = problem.forward(permeability, theta, labels)
     unknown = unknown & ~forward.tied
     if modes == "auto":
         modes = int(np.clip(mesh.num_cells // 4, _FEWEST_MODES, _MOST_MODES))

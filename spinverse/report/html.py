@@ -111,7 +111,7 @@ def _reconstruction(run: Run) -> list[Section]:
         words = () if shown else ("No cell was found.",) if found.labels is not None else (
             "Which cells were found is not known here, only their walls.",)
     sections = [Section("result", "What was found", words, _there(shown),
-                        (_cells(found),) if shown else ()), _metrics(run)]
+                        (*((_cells(found),) if shown else ()), *_numbers(run))), _metrics(run)]
     if run.acquisition is None:
         sections.append(Section("signals", "Signals", _why(run, "signals")))
     else:
@@ -278,6 +278,18 @@ def _cells(found: Found) -> Table:
         rows.append((str(label), f"{volume:.4g}", f"{area:.4g}", f"{area / volume:.3g}", wall))
     return Table("Cells", ("label", "volume (µm³)", "surface (µm²)", "S/V (1/µm)",
                            "wall permeability (µm/ms)"), tuple(rows), open=len(rows) <= 24)
+
+
+def _numbers(run: Run) -> list[Table]:
+    """What is known of the cells, with intervals."""
+    cells = at(run.summary, "cells", "cells") or []
+    rows = [(f"{row['cell']}", name.replace("_", " "), f"{row[name]:.4g}",
+             f"{row[name + '_low']:.4g} to " + ("∞" if row[name + "_high"] is None else
+                                                  f"{row[name + '_high']:.4g}"))
+            for row in cells for name in row if name + "_low" in row]
+    level = at(run.summary, "cells", "level")
+    return [Table(f"Cells in numbers, with {100 * level:.0f} % intervals",
+                  ("cell", "", "value", "interval"), tuple(rows))] if rows else []
 
 
 def _certainty(run: Run, facets: Found) -> Table:

@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,8 +17,8 @@ from .. import __version__
 from .._stack import load_stack
 from ..config import ExtraTermsSection, KnownTissue, PermeabilitySection
 from ..errors import one_line
-from ..inversion import TAO, Progress, Shapes, Stage
-from ..inversion.parameters import Unknown
+from ..inversion import TAO, InverseProblem, Progress, Shapes, Stage
+from ..inversion.parameters import KINDS, Unknown
 from ..mesh import Mesh
 from ..units import describe_diffusivity, describe_permeability
 from .mesh_facts import UNITS
@@ -206,8 +206,31 @@ def describe_extra_terms(section: ExtraTermsSection | None) -> list[str]:
 
 def describe_unknown(unknown: Mapping[str, Unknown]) -> list[str]:
     """Numbers that are found with the membranes, a line each."""
-    return [f"unknown {name}: {value.low:g} to {value.high:g}, start {value.start:g} "
-            f"({value.scale} scale)" for name, value in unknown.items()]
+    def one(name: str, value: Unknown) -> str:
+        kind = KINDS.get(name)
+        unit = f" {kind.unit}" if kind else ""
+        each = " of each cell" if kind and kind.each else ""
+        prior = "" if value.deviation is None else f", prior deviation {value.deviation:g}"
+        return (f"unknown {name}{each}: {value.low:g} to {value.high:g}{unit}, start "
+                f"{value.start:g} ({value.scale} scale{prior})")
+
+    return [one(name, value) for name, value in unknown.items()]
+
+
+def describe_facets(problem: InverseProblem, stages: Sequence[Stage | Shapes],
+                    start: float) -> list[str]:
+    """What is known of the permeability of walls, and of facets."""
+    low, high = (describe_permeability(value) for value in problem.permeability_range)
+    lines = []
+    if any(isinstance(stage, Shapes) for stage in stages):
+        if "wall_permeability" not in problem.unknown:
+            wall = describe_permeability(problem.walls.of(1, 0))
+            lines.append(f"permeability of walls: {wall}, taken as known")
+        lines.append(f"other facets: {high}")
+    if any(isinstance(stage, Stage) for stage in stages):
+        lines.append(f"unknown permeability of facets: {low} to {high}, start "
+                     f"{describe_permeability(start)}")
+    return lines
 
 
 def describe_engine(run) -> str:

@@ -11,6 +11,7 @@ facets and 1 at the start, so that loads of ones excite and receive.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -38,12 +39,15 @@ class Blocks:
     Attributes:
         whole: the mesh.
         mass: ``(Nt, n, n)`` for the n values of a cell.
-        decay: ``(Nt, n, n)`` diffusion, relaxation and extra terms.
+        decay: ``(C, Nt, n, n)`` diffusion, relaxation and extra terms, of mesh cells with the label
+            0, 1, ...; those of the last row have all further labels.
         position: ``(3, Nt, n, n)`` um, from the centre of the box.
         nodes: ``(Nf, 2, p)`` values at the same nodes on the two sides: n times the cell, plus the
             place in the cell. The second side of an outer facet stands for nothing.
         exchange: ``(Nf, 2, p, 2, p)`` between them: `forms.exchange`, `forms.outflow` of 1 um/ms.
-        at_walls, at_open: the user's terms on facets that are walls, and on others; None without.
+        at_walls: ``(C, Nf, 2, p, 2, p)`` the user's terms on facets that are walls of the cell 1,
+            2, ...; the last row is of all further ones; None without.
+        at_open: ``(Nf, 2, p, 2, p)`` on others.
     """
 
     whole: WholeMesh
@@ -54,6 +58,16 @@ class Blocks:
     exchange: np.ndarray
     at_walls: np.ndarray | None = None
     at_open: np.ndarray | None = None
+
+    def decay_of(self, label: int) -> np.ndarray:
+        """Of mesh cells with this label, ``(Nt, n, n)``."""
+        return self.decay[min(label, len(self.decay) - 1)]
+
+    def terms_between(self, first: np.ndarray, second: np.ndarray,
+                      facets: np.ndarray) -> np.ndarray:
+        """The user's terms on walls between two labels, ``(n, 2, p, 2, p)``."""
+        cell = np.maximum(first, second).clip(1, len(self.at_walls))
+        return self.at_walls[cell - 1, facets]
 
 
 def check(problem: BlochTorrey) -> None:
@@ -125,7 +139,8 @@ class Assembly:
         self._parts = [form if form is None else problem.compile(form)
                        for form in _parted(problem.extra_form, self._chosen)]
 
-    def blocks(self, walls: Walls, resistance: float = 2.0) -> Blocks:
+    def blocks(self, walls: Walls, resistance: float = 2.0,
+               labelled: Sequence[Callable[[], object]] = (lambda: None,)) -> Blocks:
         """At the present coefficients.
 
         Args:
@@ -133,22 +148,31 @@ class Assembly:
                 permeability slow diffusion down.
             resistance: how much of the resistance of open facets the cells take over, see
                 `_slow`; about 2 on lattices.
+            labelled: for each label from 0 on, what sets the coefficients as in cells of this label
+                all over the mesh.
         """
         problem = self.problem
-        if np.isfinite(walls.open):
-            self._slow(resistance / walls.open)
-        decay = self._inside(self._decay[int(np.isfinite(walls.open))])
         mass, position, exchange = self._fixed
         inside, around = self._parts
+        decays = []
+        for label in labelled:
+            label()
+            if np.isfinite(walls.open):
+                self._slow(resistance / walls.open)
+            decay = self._inside(self._decay[int(np.isfinite(walls.open))])
+            decays.append(decay if inside is None else decay + self._inside(inside, 0))
         at_walls = at_open = None
         if inside is not None:
-            decay = decay + self._inside(inside, 0)
             position = position + self._turned(inside)
         if around is not None:
-            at_walls = at_open = self._terms_at(walls.wall)
             if has(problem.extra_form, problem.kappa):
+                at_walls = np.array([self._terms_at(wall) for wall in np.atleast_1d(walls.wall)])
                 at_open = self._terms_at(min(walls.open, _OPEN))
-        return Blocks(self.whole, mass, decay, position, self._nodes, exchange, at_walls, at_open)
+            else:
+                at_open = self._terms_at(1.0)
+                at_walls = at_open[None]
+        return Blocks(self.whole, mass, np.array(decays), position, self._nodes, exchange,
+                      at_walls, at_open)
 
     @cached_property
     def _fixed(self) -> tuple:

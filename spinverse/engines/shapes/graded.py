@@ -59,25 +59,27 @@ class GradedModel:
                             cells)
         self._rim_cell = _sparse(np.ones((len(rim), 1)), whole.sides[rim, :1], cells)
         # between nodes on the facets: of one field, and of two that face each other
-        facets = blocks.exchange * walls.wall
-        if blocks.at_walls is not None:
-            facets = facets + blocks.at_walls
+        facets = blocks.exchange * walls.of(1, 0)
+        at_walls = None if blocks.at_walls is None else blocks.at_walls[0]
+        if at_walls is not None:
+            facets = facets + at_walls
         self._own = 0.5 * (facets[inner, 0, :, 0] + facets[inner, 1, :, 1])
         self._other = 0.5 * (facets[inner, 0, :, 1] + facets[inner, 1, :, 0])
         self._facet = node[blocks.nodes[inner, 0]]
         out = (blocks.exchange if walls.absorbing else 0 * blocks.exchange)[rim, 0, :, 0]
         more = [extra if extra is None else extra[rim, 0, :, 0]
-                for extra in (blocks.at_walls, blocks.at_open)]
+                for extra in (at_walls, blocks.at_open)]
         self._outflow = [kappa * out + (0.0 if extra is None else extra) for kappa, extra in zip(
-            (walls.wall, RIM * walls.outer), more, strict=True)]
+            (walls.of(1, 0), RIM * walls.outer), more, strict=True)]
         self._rim = node[blocks.nodes[rim, 0]]
-        self._decay = blocks.decay
+        self._decays = [blocks.decay_of(label) for label in (1, 0)]
         if blocks.at_open is not None:  # the nodes of the two sides are one
-            self._decay = blocks.decay.copy()
             where = blocks.nodes[inner, 0]
             values = blocks.at_open[inner].sum(axis=(1, 3))
             c = where[:, :1, None] // n
-            np.add.at(self._decay, (c, where[:, :, None] % n, where[:, None, :] % n), values)
+            self._decays = [decay.copy() for decay in self._decays]
+            for decay in self._decays:
+                np.add.at(decay, (c, where[:, :, None] % n, where[:, None, :] % n), values)
 
     def basis(self, c: np.ndarray, dtype=float) -> tuple[Basis, np.ndarray]:
         """The modes at shares ``(Nt,)``, and their values at the nodes, ``(2 Nv, K)``.
@@ -94,8 +96,9 @@ class GradedModel:
             return np.bincount(index, (values * weight[:, None, None]).ravel(),
                                nv * nv).reshape(nv, nv)
 
-        for here, share, outflow in zip(fields, (c, 1 - c), self._outflow, strict=True):
-            A[here, here] = put(self.node, self._decay, FLOOR + (1 - FLOOR) * share)
+        for here, share, decay, outflow in zip(fields, (c, 1 - c), self._decays, self._outflow,
+                                               strict=True):
+            A[here, here] = put(self.node, decay, FLOOR + (1 - FLOOR) * share)
             A[here, here] += put(self._rim, outflow, self._rim_cell @ share)
             weight = self.mass_floor + (1 - self.mass_floor) * share
             M[here, here] = put(self.node, blocks.mass, weight)
@@ -144,10 +147,12 @@ class GradedModel:
     def _single(self) -> tuple:
         """Matrices of cells, times what their weights change with a share, and of facets.
 
-        The last one is what terms of the user's add to an exchange of differences; None without.
+        The first two are of the decay inside and outside; the last one is what terms of the user's
+        add to an exchange of differences; None without.
         """
         rest = self._own + self._other
-        scaled = ((1 - FLOOR) * self._decay, (1 - self.mass_floor) * self.blocks.mass, self._own)
+        scaled = (*((1 - FLOOR) * decay for decay in self._decays),
+                  (1 - self.mass_floor) * self.blocks.mass, self._own)
         return (*(a.astype(np.float32) for a in scaled),
                 rest.astype(np.float32) if self.blocks.at_walls is not None else None)
 
@@ -175,10 +180,10 @@ class GradedModel:
             strength: ``(n m,)`` g.
         """
         single = np.float32
-        decay, mass, own, rest = self._single
+        *decays, mass, own, rest = self._single
         parts = [np.split(x, 2) for x in (P, U, slope)]
         total = np.zeros((len(c), P.shape[1]), single)
-        for sign, p, u, du in zip((1, -1), *parts, strict=True):
+        for sign, decay, p, u, du in zip((1, -1), decays, *parts, strict=True):
             there = u[self.node]
             right = _times(decay, there) + _times(mass, du[self.node])
             if position is not None:

@@ -38,10 +38,8 @@ class PartitionModel:
         self._values = np.arange(blocks.mass.shape[0] * blocks.mass.shape[1]).reshape(
             len(whole.cells), -1)
         leaves = np.where(walls.absorbing | ~whole.outer, 1.0, 0.0)[:, None, None, None, None]
-        exchange = blocks.exchange * leaves
-        self._wall, self._rim = walls.wall * exchange, walls.outer * exchange[:, 0, :, 0]
-        if blocks.at_walls is not None:
-            self._wall = self._wall + blocks.at_walls
+        self._exchange = blocks.exchange * leaves
+        self._rim = walls.outer * self._exchange[:, 0, :, 0]
         if blocks.at_open is not None:
             self._rim = self._rim + blocks.at_open[:, 0, :, 0]
 
@@ -76,13 +74,22 @@ class PartitionModel:
                                                      return_indices=True)
                 if i == j or not len(common):
                     continue
-                flux = self._wall[common, 0, :, 1] @ right[there]
+                flux = self._between(labels, common)[:, 0, :, 1] @ right[there]
                 C = left[here].reshape(-1, left.shape[2]).T @ flux.reshape(-1, right.shape[2])
                 A[sizes[i]:sizes[i + 1], sizes[j]:sizes[j + 1]] += C
                 A[sizes[j]:sizes[j + 1], sizes[i]:sizes[i + 1]] += C.T
         rates, Q = scipy.linalg.eigh(A, driver="evd", check_finite=False, overwrite_a=True)
         start = Q.T @ np.concatenate([part[1] for part in found])
         return Basis(decay_rates(rates), start, Q, [part[2] for part in found])
+
+    def _between(self, labels: np.ndarray, facets: np.ndarray) -> np.ndarray:
+        """What some walls contribute, ``(n, 2, p, 2, p)``."""
+        first, second = self.sides[facets].T
+        first, second = labels[first], np.where(second >= 0, labels[second], 0)
+        found = np.reshape(self.walls.of(first, second), (-1, 1, 1, 1, 1)) * self._exchange[facets]
+        if self.blocks.at_walls is None:
+            return found
+        return found + self.blocks.terms_between(first, second, facets)
 
     def _unknowns(self, labels: np.ndarray) -> np.ndarray:
         """Number of the unknown of each value in each cell, ``(Nt n,)``."""
@@ -110,13 +117,13 @@ class PartitionModel:
             where = (where[:, :, None] * n + where[:, None, :]).ravel()
             matrix += np.bincount(where, values.ravel(), n * n).reshape(n, n)
 
-        A, M = assembled(blocks.decay[cells]), assembled(blocks.mass[cells])
+        A, M = assembled(blocks.decay_of(label)[cells]), assembled(blocks.mass[cells])
         for side in range(2):
             mine = wall[labels[self.sides[wall, side]] == label]
-            add(A, nodes[mine, side], self._wall[mine, side, :, side])
+            add(A, nodes[mine, side], self._between(labels, mine)[:, side, :, side])
         rim = np.flatnonzero(self.outer & (labels[self.sides[:, 0]] == label))
         if label:
-            add(A, nodes[rim, 0], self._wall[rim, 0, :, 0])
+            add(A, nodes[rim, 0], self._between(labels, rim)[:, 0, :, 0])
         elif self._rim[rim].any():
             add(A, nodes[rim, 0], self._rim[rim])
         if blocks.at_open is not None:

@@ -23,12 +23,13 @@ class Walls:
     """Permeabilities of the facets of a partition.
 
     Attributes:
-        wall: of facets between different labels, um/ms.
+        wall: of facets between different labels, um/ms: a number, or one for each cell from label 1
+            on. Where two cells touch it is the geometric mean of theirs.
         open: of the other facets, um/ms; inf ties them.
         absorbing: whether outer facets follow the same rule; else they are closed.
     """
 
-    wall: float
+    wall: float | tuple[float, ...]
     open: float
     absorbing: bool
 
@@ -37,7 +38,16 @@ class Walls:
         """Of outer facets of label 0, um/ms."""
         return self.open if self.absorbing else 0.0
 
+    def of(self, first: np.ndarray, second: np.ndarray) -> np.ndarray | float:
+        """Of walls between two labels, arrays of whole numbers, not both of them 0, um/ms."""
+        if np.isscalar(self.wall):
+            return self.wall
+        logs = np.r_[0.0, np.log(self.wall)]
+        return np.exp((logs[first] + logs[second]) / ((first > 0) + 1.0 * (second > 0)))
+
     def permeability(self, labels: np.ndarray, sides: np.ndarray) -> np.ndarray:
         """Of every facet, ``(Nf,)`` um/ms; arguments as of `is_wall`."""
-        kappa = np.where(is_wall(labels, sides), self.wall, self.open)
+        walls, kappa = is_wall(labels, sides), np.full(len(sides), self.open)
+        first, second = sides[walls].T
+        kappa[walls] = self.of(labels[first], np.where(second >= 0, labels[second], 0))
         return kappa if self.absorbing else np.where(sides[:, 1] < 0, 0.0, kappa)

@@ -156,7 +156,7 @@ class _Running:
             stage.restart).values
         with ledger.clock("set-up"):
             graph = FacetGraph(mesh, unknown) if stage.priors else None
-            self.forward = problem.forward(self.origin, state.theta)
+            self.forward = problem.forward(self.origin, state.theta, state.labels)
             self.solver = _Timed(problem.stage_engine(
                 self.forward, problem.acquisition.select(rows)), ledger)
         weights = stage.row_weights(problem.acquisition)[rows]

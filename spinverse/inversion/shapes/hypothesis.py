@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from mpi4py import MPI
+
+from ...mesh.distributed import Mesh
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +30,19 @@ class Hypothesis:
     def cells(self) -> int:
         """How many cells it has."""
         return int(self.labels.max(initial=0))
+
+
+def whole_labels(mesh: Mesh, labels: np.ndarray) -> np.ndarray:
+    """Labels of all cells in the order of the input, ``(Nt,)`` int8. Collective.
+
+    Args:
+        mesh: the mesh.
+        labels: ``(owned cells,)``.
+    """
+    whole = np.zeros(mesh.num_cells, np.int8)
+    whole[mesh.input_cells[: len(labels)]] = labels
+    mesh.comm.Allreduce(MPI.IN_PLACE, whole, MPI.MAX)
+    return whole
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:

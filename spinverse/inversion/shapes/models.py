@@ -8,7 +8,7 @@ ends with, on all ranks. Fast models know theta through what they are assembled 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from mpi4py import MPI
@@ -42,22 +42,27 @@ class Models:
 
     Args:
         problem: the inverse problem.
+        cells: at most so many cells, each of which has its own numbers.
 
     Raises:
         InputError: a problem that the fast models cannot take (`engines.shapes.blocks.check`).
 
     Attributes:
         whole: the mesh, on every rank.
-        names: of the unknown numbers.
+        names: of the unknown numbers, those that every cell has of its own once for each.
         floor: mean variance of the noise of normalised magnitudes.
         unit: of misfits of graded shapes, see `measure_unit`.
         resistance: see `fit_resistance`.
     """
 
-    def __init__(self, problem: InverseProblem):
-        self.problem, self.comm = problem, problem.comm
+    def __init__(self, problem: InverseProblem, cells: int = 1):
+        self.problem, self.comm, self._cells = problem, problem.comm, cells
         self.whole = WholeMesh.of(problem.mesh)
-        self.names = tuple(problem.unknown)
+        self.names = tuple(name for name in problem.unknown
+                           for _ in range(cells if parameters.is_each(name) else 1))
+        # of which cell each is: 1, 2, ..., or 0 for none
+        self.cell_of = np.array([k for name in problem.unknown for k in (
+            range(1, cells + 1) if parameters.is_each(name) else (0,))], dtype=int)
         self.all = Look(problem.likelihood)
         self.floor = problem.likelihood.floor
         self.unit, self.resistance = 1.0, RESISTANCE
@@ -74,44 +79,76 @@ class Models:
     @cached_property
     def start(self) -> np.ndarray:
         """Coordinates of the unknown numbers at the start, ``(P,)``."""
-        return np.array([u.coordinate(u.start) for u in self.problem.unknown.values()])
+        return np.array([u.coordinate(u.start) for u in self._unknown])
 
     @cached_property
     def bounds(self) -> np.ndarray:
         """Their ranges, ``(2, P)``."""
-        ranges = [u.range for u in self.problem.unknown.values()]
-        return np.array(ranges).reshape(-1, 2).T
+        return np.array([u.range for u in self._unknown]).reshape(-1, 2).T
 
-    def values(self, theta: np.ndarray) -> dict[str, float]:
-        """The unknown numbers at coordinates, by name."""
-        return {name: unknown.value(x) for (name, unknown), x in zip(
-            self.problem.unknown.items(), theta, strict=True)}
+    @cached_property
+    def precision(self) -> np.ndarray:
+        """Of their priors round the start, ``(P,)``."""
+        return np.array([u.precision for u in self._unknown])
 
-    def coordinates(self, values) -> np.ndarray:
-        """Coordinates of unknown numbers by name."""
-        return np.array([self.problem.unknown[name].coordinate(values[name])
-                         for name in self.names])
+    @property
+    def _unknown(self) -> list[parameters.Unknown]:
+        return [self.problem.unknown[name] for name in self.names]
+
+    def active(self, labels: np.ndarray) -> np.ndarray:
+        """Which of them a hypothesis with these labels has, ``(P,)`` bool."""
+        return self.cell_of <= labels.max(initial=0)
+
+    def values(self, theta: np.ndarray, cells: int | None = None) -> dict:
+        """The unknown numbers at coordinates, by name; those of ``cells`` cells where each has one.
+        """
+        found: dict = {}
+        for name, unknown, cell, x in zip(self.names, self._unknown, self.cell_of, theta,
+                                          strict=True):
+            if not cell:
+                found[name] = unknown.value(x)
+            elif cells is None or cell <= max(cells, 1):
+                found[name] = (*found.get(name, ()), unknown.value(x))
+        return found
+
+    def coordinates(self, values: parameters.Theta) -> np.ndarray:
+        """Coordinates of unknown numbers by name; further cells have the value of the last one."""
+        def of(name, cell):
+            given = np.atleast_1d(values[name])
+            return given[min(max(cell, 1), len(given)) - 1]
+
+        return np.array([unknown.coordinate(of(name, cell)) for name, unknown, cell in zip(
+            self.names, self._unknown, self.cell_of, strict=True)])
 
     @cached_property
     def design(self) -> list[np.ndarray]:
-        """Coordinates to begin with: the start, and points that fill the ranges evenly."""
-        low, high = self.bounds
+        """Coordinates to begin with: the start, and points that fill the ranges evenly.
+
+        Cells have the same values there.
+        """
         if not self.names:
             return [self.start]
-        number = min(DESIGN[0] * len(self.names), DESIGN[1])
-        points = qmc.Halton(len(self.names), scramble=False).random(number + 1)[1:]
+        (low, high), unknown = self.bounds, list(self.problem.unknown)
+        number = min(DESIGN[0] * len(unknown), DESIGN[1])
+        points = qmc.Halton(len(unknown), scramble=False).random(number + 1)[1:]
+        points = points[:, [unknown.index(name) for name in self.names]]
         return [self.start, *(low + points * (high - low))]
 
-    def _apply(self, theta: np.ndarray) -> Walls:
-        return parameters.apply(self.values(theta), self._forward, self.problem.walls)
+    def _apply(self, theta: np.ndarray, labels: np.ndarray) -> Walls:
+        return parameters.apply(self.values(theta), self._forward, self.problem.walls,
+                                labels[self.whole.owned_cells])
 
     def _at(self, theta: np.ndarray) -> tuple[Blocks, Walls]:
         key = (self.resistance, theta.tobytes())
         if key not in self._known:
             if len(self._known) > 8:  # slopes, and the way back
                 self._known.clear()
-            walls = self._apply(theta)
-            self._known[key] = self._assembly.blocks(walls, self.resistance), walls
+            values, known = self.values(theta), self.problem.walls
+            walls = parameters.apply(values, self._forward, known)
+            labels = range(self._cells + 1 if parameters.labelled(values) else 1)
+            self._known[key] = self._assembly.blocks(walls, self.resistance, [
+                partial(parameters.apply, values, self._forward, known, label)
+                for label in labels]), walls
         return self._known[key]
 
     # ---- sharing out ----------------------------------------------------------------------------
@@ -145,13 +182,13 @@ class Models:
         return np.mean(self.residuals(shapes, theta, look) ** 2, axis=1)
 
     def slopes(self, labels: np.ndarray, theta: np.ndarray, look: Look) -> np.ndarray:
-        """Derivatives of the residual by the coordinates of theta, ``(P, N)``."""
+        """Derivatives of the residual by the `active` coordinates of theta, ``(n, N)``."""
         found = []
-        for unit in np.eye(len(theta)):
+        for unit in np.eye(len(theta))[self.active(labels)]:
             up, down = (self.residual(self.partition(theta + sign * THETA_STEP * unit), labels,
                                       look) for sign in (1, -1))
             found.append((up - down) / (2 * THETA_STEP))
-        return np.array(found).reshape(len(theta), len(look.measured))
+        return np.array(found).reshape(len(found), len(look.measured))
 
     # ---- graded shapes --------------------------------------------------------------------------
 
@@ -179,7 +216,7 @@ class Models:
 
     def permeability(self, labels: np.ndarray, theta: np.ndarray) -> np.ndarray:
         """Of this rank's facets, ``(nf,)`` um/ms."""
-        walls = self._apply(theta)
+        walls = self._apply(theta, labels)
         return self.whole.facet_values(walls.permeability(labels, self.whole.sides))
 
     def exact(self, labels: np.ndarray, theta: np.ndarray, look: Look) -> np.ndarray:

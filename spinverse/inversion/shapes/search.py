@@ -31,7 +31,7 @@ class Search:
     """
 
     def __init__(self, problem: InverseProblem, settings: Settings):
-        self.settings, self.models = settings, Models(problem)
+        self.settings, self.models = settings, Models(problem, settings.cells)
         self.cells = Cells(self.models.whole)
         whole: Look = self.models.all
         if self.models.floor:  # noise is averaged by looking at everything

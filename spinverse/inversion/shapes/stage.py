@@ -110,7 +110,7 @@ class Shapes:
             def at(labels: np.ndarray, theta: np.ndarray) -> State:
                 return State(models.permeability(labels, theta),
                              labels[models.whole.owned_cells].astype(np.int32),
-                             models.values(theta))
+                             models.values(theta, int(labels.max(initial=0))))
 
             def keep(kept: dict) -> None:
                 there = at(kept["labels"], kept["theta"])

@@ -188,12 +188,20 @@ class Walk:
         models, labels = self.models, self.here.labels
         if not models.names:
             return
+        active = models.active(labels)
+        precision = models.floor * models.precision  # a prior counts as far as there is noise
+
+        def loss(there):
+            away = there.theta - models.start
+            return there.misfit + precision @ away**2 / len(self.look.measured)
+
         for _ in range(TUNINGS):
             self._measure_slopes(labels)
             S, r = self._slopes, self.residuals([labels])[0]
-            H = S @ S.T
-            H = H + FLAT * np.diag(np.diag(H)) + 1e-300 * np.eye(len(H))
-            step = -np.linalg.solve(H, S @ r)
+            H, pull = S @ S.T, precision * (self.theta - models.start)
+            H = H + FLAT * np.diag(np.diag(H)) + np.diag(precision[active] + 1e-300)
+            step = np.zeros(len(active))
+            step[active] = -np.linalg.solve(H, S @ r + pull[active])
             step *= min(1.0, LONGEST / max(np.abs(step).max(), 1e-300))
             theta = np.clip(self.theta + step, *models.bounds)
             if np.abs(theta - self.theta).max() < SHORTEST:
@@ -202,7 +210,7 @@ class Walk:
             known = self.theta, self._known, self._exact
             self._at(theta)
             self.here = self._centred(labels)
-            if self.here.misfit > before.misfit:  # too far: the slopes are those of before
+            if loss(self.here) > loss(before):  # too far: the slopes are those of before
                 self.theta, self._known, self._exact = known
                 self.here = self._centred(labels)
                 self.best = self.here if at_best else self.best
@@ -216,7 +224,7 @@ class Walk:
 
     def _measure_slopes(self, labels: np.ndarray) -> None:
         self._slopes = self.models.slopes(labels, self.theta, self.look)
-        self.shapes += 2 * len(self.theta)
+        self.shapes += 2 * len(self._slopes)
 
     def _made_up(self) -> np.ndarray:
         """What unknown numbers change of the residual, as large as it, ``(P, N)``."""
