@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import dolfinx
 import meshio
 import numpy as np
 
@@ -70,8 +69,7 @@ def write_vtu(path: str | Path, mesh: Mesh, fields: Mapping[str, np.ndarray],
     Raises:
         InputError: on every rank: an array of another length, or of no numbers.
     """
-    nodes = dolfinx.mesh.entities_to_geometry(mesh.domain, mesh.dim - 1, mesh.facet_entities)
-    corners = np.sort(mesh.input_nodes[nodes].reshape(-1, mesh.dim), axis=1)
+    corners = np.sort(mesh.input_nodes[mesh.facet_nodes], axis=1)
     data = _collected(mesh, "facet", dict(fields) | _known(uncertainty))
     write_grid(mesh.comm, Path(path), _points(mesh), mesh.facet_slabs.collect(corners), data, {})
 
