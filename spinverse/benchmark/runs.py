@@ -55,7 +55,7 @@ ACQUISITIONS = {
     "rich": {"pgse": {
         "b_s_per_mm2": [0, 1000, 2000, 3000, 4000, 5000, 10000, 20000, 40000], "directions": 60,
         "delta_ms": [5, 5, 10, 10, 10], "Delta_ms": [6, 20, 20, 60, 120]}}}
-BOUNDARIES = ("absorbing", "reflecting")
+BOUNDARIES = ("absorbing", "reflecting", "periodic")
 TARGET_MESHES = ("grid", "fine")
 #: States of a run; those that end early are as in `Outcome.ended`, with "interrupted".
 DONE, FAILED, LIMIT, RUNNING = "ok", "failed", "time limit", "running"
@@ -181,6 +181,8 @@ class Bench:
                        "permeability": _permeability(data)},
             "acquisition": [ACQUISITIONS[data.acquisition]],
             "tolerance": TOLERANCES[data.target_mesh]}
+        if data.boundary == "periodic":
+            content["degree"] = 1  # as reconstructions have it
         text = yaml.safe_dump(content, sort_keys=False)
         config, done = place / "simulate.yaml", place / "simulated"
         same = config.is_file() and config.read_text() == text

@@ -54,7 +54,7 @@ def run(arguments, comm: MPI.Comm) -> int:
         signals = _read_signals(run, comm, arguments.config)
         with shared.named(str(arguments.config)):
             stored = out / shared.MESH if arguments.resume else None
-            mesh, made = shared.make_mesh(run.mesh, comm, stored)
+            mesh, made = shared.make_mesh(run.mesh, comm, stored, run.tissue.boundary)
             if mesh.dim != 3:
                 raise InputError(f"mesh: {mesh.name} has dimension {mesh.dim}, expected "
                                  "tetrahedra: membranes are found as surfaces")

@@ -125,7 +125,7 @@ def compartments(tissue: Tissue, boundary_absorbing: bool,
     """
     if not max_compartments >= 1:
         raise InputError(f"max_compartments: {max_compartments!r}, expected at least 1")
-    if tissue.periodic:
+    if tissue.periodic and not tissue.mesh.glued:
         raise InputError(f"tissue: periodic along {', '.join(tissue.periodic)}, expected one that "
                          "is not periodic to extract an interface from")
     mesh = tissue.mesh

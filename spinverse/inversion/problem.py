@@ -11,6 +11,7 @@ import numpy as np
 from ..acquisition import Acquisition, Signals
 from ..engines.shapes.walls import Walls
 from ..errors import InputError
+from ..glued import glued
 from ..mesh.distributed import Mesh
 from ..problem import BlochTorrey
 from ..simulate import ENGINES, make_engine
@@ -21,7 +22,7 @@ from .likelihood import NOISES, Likelihood
 from .parameters import Theta, Unknown
 
 PERMEABILITIES = 0.01, 100.0  # um/ms, of facets, where nothing is said
-BOUNDARIES = ("reflecting", "absorbing")
+BOUNDARIES = ("reflecting", "absorbing", "periodic")
 NORMALISATIONS = ("auto", "measured", "own")
 FEWEST_MODES, CELLS_PER_MODE = 96, 4  # in stages: enough for gradients, see docs/performance.md
 
@@ -33,9 +34,10 @@ class InverseProblem:
     Args:
         mesh: the mesh; what it knows of a true membrane is not looked at.
         signals: the measurements; magnitudes normalised by |S(b = 0)| of the same sequence count.
-        diffusivity, T2, density, interface: as in `Tissue`; they are known. Periodic tissues
-            cannot be reconstructed.
-        boundary: "absorbing": outer facets are unknown too; "reflecting": they are closed.
+        diffusivity, T2, density, interface: as in `Tissue`; they are known.
+        boundary: "absorbing": outer facets are unknown too; "reflecting": they are closed;
+            "periodic": opposite faces of the box are one (`spinverse.glued`), and `mesh` becomes
+            the mesh of the torus, whose facets there are as all others.
         permeability_range: smallest and largest permeability of facets, um/ms; (0.01, 100) if
             None. In a search all facets that are no walls have the last.
         wall_permeability: of walls in a search, um/ms, where it is known. None: unknown, or the
@@ -89,6 +91,11 @@ class InverseProblem:
             if getattr(self, name) not in known:
                 raise InputError(f"{name}: {getattr(self, name)!r}, expected one of "
                                  f"{', '.join(known)}")
+        if self.boundary == "periodic" and self.mesh.glued != "xyz":
+            object.__setattr__(self, "mesh", glued(self.mesh))
+        if self.mesh.glued and self.boundary != "periodic":
+            raise InputError(f"boundary: {self.boundary!r} on a mesh whose faces are glued, "
+                             "expected periodic")
         unknown = parameters.checked(
             self.unknown, {"diffusivity": self.diffusivity, "T2": self.T2},
             self.extra_coefficients or {})
@@ -125,6 +132,10 @@ class InverseProblem:
     @property
     def absorbing(self) -> bool:
         return self.boundary == "absorbing"
+
+    @property
+    def periodic(self) -> bool:
+        return self.boundary == "periodic"
 
     @property
     def own(self) -> bool:

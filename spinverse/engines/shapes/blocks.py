@@ -25,6 +25,8 @@ from ...errors import InputError
 from ...extra_terms import Unsuitable, cell_function, has
 from ...mesh.whole import WholeMesh
 from ...problem import BlochTorrey
+from .drift import DriftSweeps
+from .propagation import Sweeps
 from .walls import Walls
 
 _ZERO = 1e-12  # of the largest entry: what an assembly leaves where nothing is
@@ -66,6 +68,11 @@ class Blocks:
     drift: np.ndarray | None = None
     square: np.ndarray | None = None
     fastest: float = 0.0
+
+    @property
+    def kind(self) -> type:
+        """Of the sweeps that models of these take."""
+        return Sweeps if self.drift is None else DriftSweeps
 
     @property
     def drift_of_two(self) -> list[np.ndarray]:

@@ -13,12 +13,15 @@ direction (moments of a rational Krylov space); in it waveforms are propagated b
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import scipy.linalg
 import scipy.sparse
+import scipy.sparse.linalg
 
 from ...acquisition.table import Acquisition
 from ...errors import InputError
@@ -27,8 +30,9 @@ from ..schedule.groups import Group, plan
 from ..schedule.waves import Wave
 
 ALL = (0, 1, 2)
-LINKS = 11  # of the chain, for each rate
-RATES = 0.4, 3.0  # 1/ms, about one over the length of pulses, and of the fast part of a pulse
+RATES = 0.1, 1.0, 10.0  # 1/ms: slow and fast parts of a diffusion time
+# of a chain, for each rate: 1e-6 of the signals of the broken space that is left; of a fast model
+LINKS, FEW_LINKS = 12, 7
 _TINY = 1e-300
 _FIRST, _GROWTH = 0.05, 1.6  # ms; of pieces at rest, over which derivatives are summed
 
@@ -104,14 +108,14 @@ class DriftSystem:
     """Operators between the unknowns of one shape.
 
     Attributes:
-        decay, mass: ``(n, n)`` A and M.
+        decay, mass: ``(n, n)`` A and M, dense or both sparse.
         drifts: N_j, three sparse ``(n, n)``, um/ms.
         squares: C_jk, sparse, of the axes (0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2).
         fastest: largest diffusivity, um^2/ms.
     """
 
-    decay: np.ndarray
-    mass: np.ndarray
+    decay: Any
+    mass: Any
     drifts: list[scipy.sparse.csr_matrix]
     squares: list[scipy.sparse.csr_matrix]
     fastest: float
@@ -119,30 +123,34 @@ class DriftSystem:
     @cached_property
     def load(self) -> np.ndarray:
         """M 1, ``(n,)``: what is received."""
-        return self.mass.sum(axis=1)
+        return np.asarray(self.mass.sum(axis=1)).ravel()
 
-    def bases(self, directions: np.ndarray) -> Reduced:
-        """Of each direction ``(D, 3)``."""
-        n, D = len(self.mass), len(directions)
-        root = scipy.linalg.cholesky(self.mass, lower=True, check_finite=False)
-        factors = [scipy.linalg.cho_factor(self.decay + rate * self.mass, check_finite=False)
-                   for rate in RATES]
-        rest = scipy.linalg.cho_solve(factors[0], self.load, check_finite=False)
+    def _solver(self, rate: float) -> Callable[[np.ndarray], np.ndarray]:
+        matrix = self.decay + rate * self.mass
+        if scipy.sparse.issparse(matrix):
+            return scipy.sparse.linalg.splu(
+                matrix.tocsc(), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0,
+                options={"SymmetricMode": True}).solve
+        factor = scipy.linalg.cho_factor(matrix, check_finite=False)
+        return lambda loads: scipy.linalg.cho_solve(factor, loads, check_finite=False)
+
+    def bases(self, directions: np.ndarray, links: int = FEW_LINKS) -> Reduced:
+        """Of each direction ``(D, 3)``, with so many ``links`` of a chain for each of `RATES`."""
+        n, D = self.mass.shape[0], len(directions)
+        solvers = [self._solver(rate) for rate in RATES]
+        rest = solvers[0](self.load)
         columns = [np.ones((n, D)), np.repeat(rest[:, None], D, axis=1)]
-        for factor in factors:
+        for solve in solvers:
             last = columns[0]
-            for _ in range(LINKS):
+            for _ in range(links):
                 driven = sum(N @ (last * along) for N, along in zip(
                     self.drifts, directions.T, strict=True))
-                last = scipy.linalg.cho_solve(factor, driven, check_finite=False)
+                last = solve(np.ascontiguousarray(driven))
                 last /= np.maximum(np.abs(last).max(axis=0), _TINY)
                 columns.append(last)
-        # orthonormal in the mass: L^T V has orthonormal columns
         found = np.array(columns[: n]).transpose(2, 1, 0)  # (D, n, r)
-        Q = np.linalg.qr(root.T @ found)[0]
-        flat = Q.transpose(1, 0, 2).reshape(n, -1)
-        V = scipy.linalg.solve_triangular(root.T, flat, check_finite=False)
-        r = Q.shape[2]
+        r = found.shape[2]
+        V = np.stack([_orthonormal(self.mass, each) for each in found], axis=1).reshape(n, -1)
 
         def between(operator):
             return np.matmul(V.reshape(n, D, r).transpose(1, 2, 0),
@@ -162,11 +170,11 @@ class DriftSystem:
         return Reduced(between(self.decay), 0.5 * (N - N.transpose(0, 2, 1)), C, start,
                        V.reshape(n, D, r), self.fastest)
 
-    def signals(self, sweeps: DriftSweeps) -> np.ndarray:
+    def signals(self, sweeps: DriftSweeps, links: int = FEW_LINKS) -> np.ndarray:
         """``(N,)`` complex, of the measurements of ``sweeps``."""
         result = np.zeros(sweeps.number, dtype=complex)
         directions = sweeps.directions if len(sweeps.directions) else np.eye(3)[:1]
-        bases = self.bases(directions)
+        bases = self.bases(directions, links)
         rates, modes = np.linalg.eigh(bases.decay[0])
         result[sweeps.still] = np.exp(-np.outer(sweeps.echo_time, rates)) @ (
             modes.T @ bases.start[0]) ** 2
@@ -307,6 +315,16 @@ def _cut(duration: float) -> list[float]:
         found.append(step)
         left, step = left - step, step * _GROWTH
     return [*found, *([2 * left] if left > 0 else []), *found[::-1]]
+
+
+def _orthonormal(mass, columns: np.ndarray) -> np.ndarray:
+    """A basis of columns ``(n, r)``, orthonormal in the mass; twice for the digits."""
+    for _ in range(2):
+        columns = np.linalg.qr(columns)[0]
+        low = np.linalg.cholesky(columns.T @ (mass @ columns))
+        columns = scipy.linalg.solve_triangular(low, columns.T, lower=True,
+                                                check_finite=False).T
+    return columns
 
 
 def _rounded(bound: float) -> float:

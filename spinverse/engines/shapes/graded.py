@@ -82,6 +82,11 @@ class GradedModel:
             for decay in self._decays:
                 np.add.at(decay, (c, where[:, :, None] % n, where[:, None, :] % n), values)
 
+    @property
+    def kind(self) -> type:
+        """Of the sweeps that it takes."""
+        return self.blocks.kind
+
     def basis(self, c: np.ndarray, dtype=float) -> tuple[Basis, np.ndarray]:
         """The modes at shares ``(Nt,)``, and their values at the nodes, ``(2 Nv, K)``.
 

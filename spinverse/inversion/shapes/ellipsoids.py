@@ -37,7 +37,7 @@ def ellipsoid_labels(cells: Cells, ellipsoids: np.ndarray) -> np.ndarray:
     """
     whole = cells.whole
     x = whole.centroids - whole.centre
-    distance = np.array([(((x - e[:3]) @ Rotation.from_rotvec(e[6:]).as_matrix()
+    distance = np.array([((whole.wrapped(x - e[:3]) @ Rotation.from_rotvec(e[6:]).as_matrix()
                            / np.exp(e[3:6])) ** 2).sum(axis=1) for e in ellipsoids])
     nearest, volume = distance.argmin(axis=0), np.exp(ellipsoids[:, 3:6].sum(axis=1))
     for k in range(1, len(ellipsoids)):

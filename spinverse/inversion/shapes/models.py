@@ -16,14 +16,17 @@ from scipy.stats import qmc
 
 from ...engines.modal.matrix_formalism import MatrixFormalism
 from ...engines.shapes.blocks import Assembly, Blocks
+from ...engines.shapes.drift import LINKS, DriftSweeps
 from ...engines.shapes.graded import FLOOR, GradedModel
 from ...engines.shapes.partition import PartitionModel
 from ...engines.shapes.walls import Walls
 from ...mesh.whole import WholeMesh
+from ...parallel.exchange import reduced
 from .. import parameters
 from ..problem import InverseProblem
 from .look import Look
 
+EXACT_STEP = 0.25  # ms, longest, where the box is periodic: 1e-6 of the signals
 PARTITION_STEP = 0.5  # ms, longest: 1e-3 of the signals, which the full model corrects
 # modes outside and of each cell at least; all of them where the boundary reflects, since
 # magnetisation outside stays in all of them
@@ -73,6 +76,7 @@ class Models:
         self._assembly = Assembly(self._forward, self.whole)
         self._known: dict[tuple, tuple[Blocks, Walls]] = {}
         self._engines: dict[int, tuple] = {}
+        self._broken: dict[bytes, PartitionModel] = {}
 
     # ---- theta ----------------------------------------------------------------------------------
 
@@ -143,13 +147,16 @@ class Models:
         if key not in self._known:
             if len(self._known) > 8:  # slopes, and the way back
                 self._known.clear()
-            values, known = self.values(theta), self.problem.walls
-            walls = parameters.apply(values, self._forward, known)
-            labels = range(self._cells + 1 if parameters.labelled(values) else 1)
-            self._known[key] = self._assembly.blocks(walls, self.resistance, [
-                partial(parameters.apply, values, self._forward, known, label)
-                for label in labels]), walls
+            self._known[key] = self._assembled(theta, self.resistance)
         return self._known[key]
+
+    def _assembled(self, theta: np.ndarray, resistance: float) -> tuple[Blocks, Walls]:
+        values, known = self.values(theta), self.problem.walls
+        walls = parameters.apply(values, self._forward, known)
+        labels = range(self._cells + 1 if parameters.labelled(values) else 1)
+        return self._assembly.blocks(walls, resistance, [
+            partial(parameters.apply, values, self._forward, known, label)
+            for label in labels]), walls
 
     # ---- sharing out ----------------------------------------------------------------------------
 
@@ -174,7 +181,7 @@ class Models:
 
     def residual(self, model: PartitionModel, labels: np.ndarray, look: Look) -> np.ndarray:
         """Of one partition, ``(N,)``. Not collective."""
-        signals = model.signals(labels, look.sweeps(PARTITION_STEP))
+        signals = model.signals(labels, look.sweeps(PARTITION_STEP, model.kind))
         return look.predicted(signals) - look.measured
 
     def misfits(self, shapes: list[np.ndarray], theta: np.ndarray, look: Look) -> np.ndarray:
@@ -199,7 +206,7 @@ class Models:
     def graded_jacobian(self, model: GradedModel, c: np.ndarray, look: Look,
                         longest: float) -> tuple[np.ndarray, np.ndarray]:
         """Expected magnitudes and their derivatives by the shares; sweeps dealt out to ranks."""
-        S, J = model.jacobian(c, look.sweeps(longest),
+        S, J = model.jacobian(c, look.sweeps(longest, model.kind),
                               lambda k: k % self.comm.size == self.comm.rank)
         if self.comm.size > 1:  # each row comes from one rank: the sum adds zeros
             self.comm.Allreduce(MPI.IN_PLACE, S)
@@ -221,6 +228,8 @@ class Models:
 
     def exact(self, labels: np.ndarray, theta: np.ndarray, look: Look) -> np.ndarray:
         """Residual of the full model, as `reconstruct` ends with, ``(N,)``."""
+        if self.problem.periodic:
+            return self._exact_in_box(labels, theta, look)
         kappa = self.permeability(labels, theta)
         if id(look) not in self._engines:
             number = int(FULL_MODES[self.problem.absorbing] * len(self.whole.cells))
@@ -228,6 +237,27 @@ class Models:
             self._engines[id(look)] = look, MatrixFormalism(
                 self._forward, look.likelihood.acquisition, number)
         return look.likelihood.residual(self._engines[id(look)][1].signals(kappa))
+
+    def _exact_in_box(self, labels: np.ndarray, theta: np.ndarray, look: Look) -> np.ndarray:
+        """`exact` where the box is periodic, by a small basis for each direction.
+
+        It is as good as the matrix formalism there, in a tenth of the time. Directions are dealt
+        out to the ranks.
+        """
+        if theta.tobytes() not in self._broken:
+            self._broken.clear()
+            blocks, walls = self._assembled(theta, 0.0)
+            self._broken[theta.tobytes()] = PartitionModel(blocks, walls, None)
+        system = self._broken[theta.tobytes()].broken(labels)
+        # all of a direction are on one rank
+        table = look.likelihood.acquisition
+        _, which = np.unique(np.round(table.directions, 9), axis=0, return_inverse=True)
+        mine = np.flatnonzero(which.ravel() % self.comm.size == self.comm.rank)
+        signals = np.zeros(len(table), dtype=complex)
+        if len(mine):
+            sweeps = DriftSweeps.of(table.select(mine), EXACT_STEP)
+            signals[mine] = system.signals(sweeps, LINKS)
+        return look.likelihood.residual(reduced(self.comm, signals))
 
     def fit_resistance(self, labels: np.ndarray, theta: np.ndarray, look: Look) -> None:
         """Fit how much of open facets' resistance cells take over, to the full model at a shape.
