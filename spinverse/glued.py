@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dolfinx
 import numpy as np
+from mpi4py import MPI
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
@@ -44,6 +45,10 @@ def glued(mesh: Mesh, axes: str = "xyz") -> Mesh:
                                  tuple(nodes[side] for side in sides)))
     pairs = np.concatenate(found)
     same = _representatives(pairs)
+    kept = mesh.num_facets - len(pairs) // 3
+    if _distinct(mesh.comm, np.sort(representative(same, nodes), axis=1)) != kept:
+        raise InputError(f"boundary: periodic, on mesh '{mesh.name}' with fewer than three cells "
+                         "along an axis, expected at least three")
     owned, count = mesh.domain.geometry.index_map().size_local, mesh.num_owned_cells
     points = mesh.node_slabs.collect(mesh.domain.geometry.x[:owned])
     cells = mesh.cell_slabs.collect(mesh.input_nodes[mesh.domain.geometry.dofmaps[0][:count]])
@@ -57,13 +62,17 @@ def glued(mesh: Mesh, axes: str = "xyz") -> Mesh:
     ends = Ranges(mesh.comm, total).fetch(pairs.ravel(), names).reshape(-1, 3, 2)
     lower = {tuple(sorted(up)): sorted(down) for down, up in ends.transpose(0, 2, 1).tolist()}
     triples = [lower.get(tuple(row), row) for row in mesh.facet_vertices[member].tolist()]
-    result = Mesh(domain, tags, np.array(triples, np.int64).reshape(-1, 3),
-                  mesh.interface[member], names, mesh.name,
-                  "".join(AXES[axis] for axis in numbers), same)
-    if result.num_facets != mesh.num_facets - len(lower):
-        raise InputError(f"boundary: periodic, on mesh '{mesh.name}' with fewer than three cells "
-                         "along an axis, expected at least three")
-    return result
+    return Mesh(domain, tags, np.array(triples, np.int64).reshape(-1, 3),
+                mesh.interface[member], names, mesh.name,
+                "".join(AXES[axis] for axis in numbers), same)
+
+
+def _distinct(comm: MPI.Comm, triples: np.ndarray) -> int:
+    """How many rows ``(n, 3)``, ascending, of all ranks differ, those with equal entries not."""
+    triples = triples[(triples[:, 1:] > triples[:, :-1]).all(axis=1)]
+    # equal rows meet on one rank
+    found = Route(comm, triples.sum(axis=1) % comm.size).forward(triples)
+    return comm.allreduce(len(np.unique(found, axis=0)))
 
 
 def _representatives(pairs: np.ndarray) -> np.ndarray:

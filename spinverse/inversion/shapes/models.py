@@ -14,6 +14,7 @@ import numpy as np
 from mpi4py import MPI
 from scipy.stats import qmc
 
+from ...acquisition import Acquisition
 from ...engines.modal.matrix_formalism import MatrixFormalism
 from ...engines.shapes.blocks import Assembly, Blocks
 from ...engines.shapes.drift import LINKS, DriftSweeps
@@ -229,7 +230,8 @@ class Models:
     def exact(self, labels: np.ndarray, theta: np.ndarray, look: Look) -> np.ndarray:
         """Residual of the full model, as `reconstruct` ends with, ``(N,)``."""
         if self.problem.periodic:
-            return self._exact_in_box(labels, theta, look)
+            return look.likelihood.residual(
+                self.signals_in_box(labels, theta, look.likelihood.acquisition))
         kappa = self.permeability(labels, theta)
         if id(look) not in self._engines:
             number = int(FULL_MODES[self.problem.absorbing] * len(self.whole.cells))
@@ -238,11 +240,12 @@ class Models:
                 self._forward, look.likelihood.acquisition, number)
         return look.likelihood.residual(self._engines[id(look)][1].signals(kappa))
 
-    def _exact_in_box(self, labels: np.ndarray, theta: np.ndarray, look: Look) -> np.ndarray:
-        """`exact` where the box is periodic, by a small basis for each direction.
+    def signals_in_box(self, labels: np.ndarray, theta: np.ndarray,
+                       table: Acquisition) -> np.ndarray:
+        """Of the full model where the box is periodic, ``(N,)``, by a basis for each direction.
 
-        It is as good as the matrix formalism there, in a tenth of the time. Directions are dealt
-        out to the ranks.
+        They are those of the matrix formalism, to 1e-5, in a tenth of the time. Directions are
+        dealt out to the ranks.
         """
         if theta.tobytes() not in self._broken:
             self._broken.clear()
@@ -250,14 +253,13 @@ class Models:
             self._broken[theta.tobytes()] = PartitionModel(blocks, walls, None)
         system = self._broken[theta.tobytes()].broken(labels)
         # all of a direction are on one rank
-        table = look.likelihood.acquisition
         _, which = np.unique(np.round(table.directions, 9), axis=0, return_inverse=True)
         mine = np.flatnonzero(which.ravel() % self.comm.size == self.comm.rank)
         signals = np.zeros(len(table), dtype=complex)
         if len(mine):
             sweeps = DriftSweeps.of(table.select(mine), EXACT_STEP)
             signals[mine] = system.signals(sweeps, LINKS)
-        return look.likelihood.residual(reduced(self.comm, signals))
+        return reduced(self.comm, signals)
 
     def fit_resistance(self, labels: np.ndarray, theta: np.ndarray, look: Look) -> None:
         """Fit how much of open facets' resistance cells take over, to the full model at a shape.
