@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import product
 
@@ -29,8 +30,8 @@ class Lattice:
     """
 
     def __init__(self, corners: np.ndarray, outer: np.ndarray, triples: np.ndarray | None = None,
-                 comm: MPI.Comm = MPI.COMM_SELF, period: np.ndarray = np.zeros(3)):
-        self.comm, self.period = comm, period
+                 comm: MPI.Comm = MPI.COMM_SELF, period: np.ndarray | Sequence[float] = (0.0, 0.0, 0.0)):
+        self.comm, self.period = comm, np.asarray(period, dtype=float)
         corners = sorted_corners(corners)
         edges = np.linalg.norm(corners - corners[:, [1, 2, 0]], axis=2)
         self.tolerance = _EXACT * comm.allreduce(float(edges.min(initial=np.inf)), op=MPI.MIN)

@@ -50,9 +50,10 @@ class Mesh:
     def __init__(self, domain: dolfinx.mesh.Mesh, cell_tags: np.ndarray,
                  interface_triples: np.ndarray, interface_tags: np.ndarray,
                  input_vertices: np.ndarray, name: str = "mesh", glued: str = "",
-                 same: np.ndarray = np.empty((0, 2), np.int64)):
+                 same: np.ndarray | None = None):
         """Collective. Of a dolfinx mesh, and the rest as for `from_slabs`."""
-        self.domain, self.name, self.glued, self.same = domain, name, glued, same
+        self.domain, self.name, self.glued = domain, name, glued
+        self.same = np.empty((0, 2), np.int64) if same is None else same
         topology = domain.topology
         dim = topology.dim
         edges = ((dim - 1, 1), (1, 0)) if dim == 3 else ()  # of facets

@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import scipy.linalg
@@ -82,7 +82,9 @@ class DriftSweeps:
             InputError: gradients that change their direction.
         """
         alike: dict[tuple, list[Group]] = defaultdict(list)
-        still, times, directions = [], [], {}
+        still: list[int] = []
+        times: list[float] = []
+        directions: dict[tuple, int] = {}
         for group in plan(acquisition, longest, 3, ALL):
             if not group.pieces:
                 still += group.rows
@@ -213,8 +215,8 @@ class Reduced:
 
     def of(self, which: np.ndarray) -> Reduced:
         """Some of the directions, ``(d,)``."""
-        return Reduced(*(a[which] for a in (self.decay, self.drift, self.square, self.start)),
-                       self.functions[:, which], self.fastest)
+        return Reduced(self.decay[which], self.drift[which], self.square[which],
+                       self.start[which], self.functions[:, which], self.fastest)
 
     def begin(self, number: int) -> np.ndarray:
         """The start, ``(D, r, number)`` complex."""
@@ -223,7 +225,7 @@ class Reduced:
     def moved(self, y: np.ndarray, duration: float, wave: Wave | float, strength: np.ndarray,
               back: bool = False) -> np.ndarray:
         """States ``(D, r, m)`` after a piece; ``back``: of the transposed operator."""
-        phase, square = (wave.phase, wave.square) if isinstance(wave, Wave) else (0.0, 0.0)
+        phase, square = _means(wave)
         q = (-phase if back else phase) * strength[:, None, :]
         qq = square * strength[:, None, :] ** 2
         # the wave number of a function grows by |Q| at most, and means have a variance
@@ -291,7 +293,7 @@ class DriftAdjoint:
         total = self.graded.mass_term(V @ p[0], V @ y[0])
         P, U, slopes, weights, turns, squares = [], [], [], [], [], []
         for (duration, wave), u in zip(reversed(self.pieces), reversed(middles), strict=True):
-            phase, square = (wave.phase, wave.square) if isinstance(wave, Wave) else (0.0, 0.0)
+            phase, square = _means(wave)
             p = basis.moved(p, duration / 2, wave, g, back=True)
             P.append(p[0])
             U.append(u[0])
@@ -306,6 +308,13 @@ class DriftAdjoint:
             self.c, P, U, slopes, np.concatenate(weights), g.shape[1], self.drifts,
             np.concatenate(turns), self.squares, np.concatenate(squares))
         return S, total
+
+
+def _means(wave: Wave | float) -> tuple[float, float]:
+    """Of F and of F^2 over a piece, of a waveform of one direction; 0 for a `Wave` that is none."""
+    if not isinstance(wave, Wave):
+        return 0.0, 0.0
+    return cast(float, wave.phase), cast(float, wave.square)
 
 
 def _cut(duration: float) -> list[float]:

@@ -90,7 +90,7 @@ class PartitionModel:
         """The operators of a periodic box in the broken space, where no facet is tied: sparse."""
         blocks, m = self.blocks, 2 * self.blocks.nodes.shape[2]
         which, every = np.minimum(labels, len(blocks.decay) - 1), np.arange(len(labels))
-        n, size = self._values.shape[1], self._values.size
+        size = self._values.size
 
         def assembled(*parts):
             entries = [(values.ravel(), np.repeat(where, where.shape[1], axis=1).ravel(),
