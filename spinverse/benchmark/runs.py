@@ -38,6 +38,7 @@ from ..mesh.data import MeshData
 from ..mesh.readers import write_npz
 from ..report import folder as run_folder
 from . import fine
+from .coverage import covered
 from .methods import Method
 from .processes import Outcome, spinverse
 from .targets import Target
@@ -292,6 +293,10 @@ class Bench:
             surface = true.points[true.interface_facets]
         found = compare(truth, facets, membrane, kappa, case.data.boundary, surface)
         found["true_misfit"] = self.true_misfit(case)
+        summary = json.loads((place / "found" / run_folder.SUMMARY).read_text())
+        if summary.get("cells"):
+            found |= covered(truth, summary["cells"]["cells"], case.data.wall,
+                             case.data.boundary == "absorbing")
         run_folder.write_json(place / "metrics.json", found)
         return found
 
