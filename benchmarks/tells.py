@@ -2,8 +2,8 @@
 
     python benchmarks/tells.py [output.csv]
 
-The 90 % intervals at the true shape and permeability of a sphere (grid and boundary of the published
-benchmark, absorbing), the shape's own uncertainty carried along: no search is run.
+The 90 % intervals at the true shape and permeability of a sphere (grid and boundary of the
+published benchmark, absorbing), the shape's own uncertainty carried along: no search is run.
 """
 
 from __future__ import annotations
