@@ -33,8 +33,9 @@ FULL_MODES = {True: 0.35, False: 0.46}  # by absorbing
 FEWEST_MODES = 96
 RESISTANCE, TRIALS, MOST = 2.0, (1.0, 3.0), 4.0  # of open facets; values that fit it; bound
 UNIT = 1.6e-4  # mean square change of signals by a share at the edge, where `Models.unit` is 1
-DESIGN = 11, 36  # points to begin with, for each unknown number, and at most
+DESIGN = 7, 28  # points to begin with, for each unknown number, and at most
 THETA_STEP = 0.1  # of a coordinate, for slopes by central differences
+FLAT = 1e-3  # of the curvature by an unknown number: keeps unknown ones apart
 
 
 class Models:
@@ -189,6 +190,25 @@ class Models:
                                       look) for sign in (1, -1))
             found.append((up - down) / (2 * THETA_STEP))
         return np.array(found).reshape(len(found), len(look.measured))
+
+    def theta_step(self, labels: np.ndarray, theta: np.ndarray, slopes: np.ndarray,
+                   r: np.ndarray, longest: float) -> np.ndarray:
+        """Coordinates after a Gauss-Newton step, kept in their ranges, ``(P,)``.
+
+        Args:
+            labels: of the hypothesis, which tell which numbers are `active`.
+            theta: coordinates.
+            slopes: as of `slopes`.
+            r: residual, ``(N,)``.
+            longest: of all changes.
+        """
+        active, precision = self.active(labels), self.floor * self.precision
+        H, pull = slopes @ slopes.T, precision * (theta - self.start)
+        H = H + FLAT * np.diag(np.diag(H)) + np.diag(precision[active] + 1e-300)
+        step = np.zeros(len(theta))
+        step[active] = -np.linalg.solve(H, slopes @ r + pull[active])
+        step *= min(1.0, longest / max(np.abs(step).max(), 1e-300))
+        return np.clip(theta + step, *self.bounds)
 
     # ---- graded shapes --------------------------------------------------------------------------
 
