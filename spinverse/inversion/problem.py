@@ -49,8 +49,8 @@ class InverseProblem:
         noise_model: "rician" (magnitudes of complex signals) or "gaussian".
         extra_terms, extra_coefficients, extra_breakpoints: a term of your own, as in `simulate`.
         unknown: `Unknown` numbers by name, or names alone (ranges are usual ones then), found by
-            the search for shapes: of `parameters.KINDS`, or among ``extra_coefficients``.
-            Stages of facets hold them at their present values.
+            the search for shapes and by stages of facets: of `parameters.KINDS`, or among
+            ``extra_coefficients``.
         engine: "matrix_formalism" or "time_stepping".
         modes: of the matrix formalism during stages of facets, made of responses of the start;
             "auto": a quarter of the number of cells. While walls are half closed everywhere, short
