@@ -131,7 +131,8 @@ class Linearised:
     """The loss around a control.
 
     Attributes:
-        residual: ``(N,)`` r, the same on every rank.
+        residual: ``(N,)`` r, of the measurements and of priors that are sums of squares, the same
+            on every rank.
         jacobian: ``(N, nf)`` dr/dv over the owned facets.
         prior_gradient: ``(nf,)`` of P.
         prior_curvature: ``(nf,)`` diagonal of the Hessian of P, not negative.
@@ -162,7 +163,8 @@ class Linearisation:
         control_type: from control to log10 kappa, facet by facet: with ``value`` and ``pull_back``.
         from_log: `FromLog`, to the permeability.
         weight: what the misfit is multiplied by in the loss.
-        priors: terms of the loss in log10 kappa, with ``pull_back``.
+        priors: terms of the loss in log10 kappa, with ``pull_back``; those with ``squares`` are
+            residuals too.
         numbers: `Numbers` that follow the facets in controls; None for none.
     """
 
@@ -185,10 +187,18 @@ class Linearisation:
         slopes = self._root[:, None] * self.likelihood.slope(signals, slopes)
         jacobian = self.control_type.pull_back(control, self.from_log.pull_back(z, slopes))
         gradient, curvature = np.zeros_like(z), np.zeros_like(z)
-        if self.priors:
+        others = []
+        for prior in self.priors:
+            rows = getattr(prior, "squares", lambda z: None)(z)
+            if rows is None:
+                others.append(prior)
+                continue
+            residual = np.r_[residual, rows[0]]
+            jacobian = np.vstack([jacobian, self.control_type.pull_back(control, rows[1])])
+        if others:
             slope = self.control_type.pull_back(control, np.ones_like(z))
-            gradient = slope * self._prior_gradient(z)
-            curvature = slope**2 * self._prior_curvature(z)
+            gradient = slope * _gradient(others, z)
+            curvature = slope**2 * self._curvature(others, z)
         return Linearised(residual, jacobian, gradient, curvature)
 
     def _slopes(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -200,10 +210,7 @@ class Linearisation:
         signals, slopes = signal_jacobian(self.engine, values[: self.numbers.facets])
         return signals, self.numbers.joined(slopes, self.numbers.slopes(self.engine, x))
 
-    def _prior_gradient(self, z: np.ndarray) -> np.ndarray:
-        return sum(prior.pull_back(z, 1.0) for prior in self.priors)
-
-    def _prior_curvature(self, z: np.ndarray) -> np.ndarray:
+    def _curvature(self, priors: list, z: np.ndarray) -> np.ndarray:
         """Diagonal of the priors' Hessian from its products with random signs (Bekas, Kokiopoulou
         and Saad 2007); what is negative is left out."""
         triples = self.engine.problem.mesh.facet_vertices
@@ -214,8 +221,12 @@ class Linearisation:
                                     * (probe + 1)) > 0, 1.0, -1.0)
             signs = np.r_[signs, np.ones(len(z) - len(signs))]
             step = _PROBE_STEP * signs
-            total += signs * (self._prior_gradient(z + step) - self._prior_gradient(z - step))
+            total += signs * (_gradient(priors, z + step) - _gradient(priors, z - step))
         return np.maximum(total / (2 * _PROBE_STEP * _PROBES), 0.0)
+
+
+def _gradient(priors: list, z: np.ndarray) -> np.ndarray:
+    return sum(prior.pull_back(z, 1.0) for prior in priors)
 
 
 @dataclass(frozen=True, eq=False)

@@ -194,6 +194,11 @@ class OfFacets:
         return np.r_[self.operation.pull_back(x[: self.count], adjoint),
                      np.zeros(len(x) - self.count)]
 
+    def squares(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """See `Smoothness.squares`; None for priors without."""
+        found = getattr(self.operation, "squares", lambda x: None)(x[: self.count])
+        return found and (found[0], np.pad(found[1], ((0, 0), (0, len(x) - self.count))))
+
 
 @dataclass(frozen=True, eq=False)
 class NumberPrior:
