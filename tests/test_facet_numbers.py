@@ -30,16 +30,16 @@ def relaxing_membranes(m, v, t, coefficients):
 TERM = dict(extra_terms=relaxing_membranes, extra_coefficients={"rho": 0.02})
 
 
-def ball(comm=MPI.COMM_SELF, cells=2):
-    return mesh.build(mesh.tagged_grid, Ball(3.0), 10.0, cells=cells, comm=comm)
+def ball():
+    return mesh.build(mesh.tagged_grid, Ball(3.0), 10.0, cells=2, comm=MPI.COMM_SELF)
 
 
-def truth(facets, membrane=0.02) -> Permeability:
-    return Permeability.on(facets, membrane, 100.0, outer=100.0)
+def truth(facets) -> Permeability:
+    return Permeability.on(facets, 0.02, 100.0, outer=100.0)
 
 
 def labels_of(facets) -> np.ndarray:
-    return (facets.cell_tags[: facets.num_owned_cells] > 0).astype(np.int32)
+    return (facets.cell_tags[: facets.num_owned_cells] == 1).astype(np.int32)
 
 
 def table(directions=6) -> Acquisition:
@@ -57,13 +57,12 @@ def problem_of(facets, signals, unknown, **known) -> InverseProblem:
 @pytest.mark.parametrize("engine", ["matrix_formalism", "time_stepping"])
 @pytest.mark.parametrize("control", ["log", "squashed"])
 def test_taylor_of_facets_and_numbers(comm, engine, control):
-    facets = ball(comm, cells=1)
+    facets = mesh.build(mesh.box, [10.0] * 3, cells=(1, 1, 1), comm=comm)
     few = Acquisition.pgse([0, 2000], directions=1, delta=2, Delta=4)
-    signals = simulate(Tissue(facets, permeability=truth(facets)), few, modes=20)
+    signals = simulate(Tissue(facets, permeability=0.5), few, modes=20)
     problem = problem_of(facets, signals, UNKNOWN, engine=engine, time_step=1.0, noise=0.05,
                          noise_model="gaussian", modes=4 * facets.num_cells, **TERM)
-    labels = labels_of(facets)
-    labels[facets.input_cells[: len(labels)] < 3] = 1  # a coarse ball holds no cell
+    labels = (facets.input_cells[: facets.num_owned_cells] < 3).astype(np.int32)
     state = State(problem.permeability(1.0).values, labels, problem.start_of_unknown)
     stage = Stage("s", control=control)
     running = _Running(stage, problem, state, Ledger())
@@ -77,20 +76,20 @@ def test_taylor_of_facets_and_numbers(comm, engine, control):
 # ---- numbers are found --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("optimiser, within", [(GaussNewton(), 1e-2), (TAO(), 0.1)])
-@pytest.mark.parametrize("unknown", ["diffusivity", "rho"])
-def test_a_number_is_found_beside_the_facets(optimiser, within, unknown):
+@pytest.mark.parametrize("unknown, optimiser, within", [
+    ("diffusivity", GaussNewton(), 1e-2), ("rho", GaussNewton(), 1e-2), ("rho", TAO(), 0.1)])
+def test_a_number_is_found_beside_the_facets(unknown, optimiser, within):
     facets, exact = ball(), {"diffusivity": 1.5, "rho": 0.03}
     start = {"diffusivity": Unknown(2.0, 0.5, 3.5), "rho": Unknown(0.02, 0.0, 0.1, "linear")}
-    signals = simulate(Tissue(facets, diffusivity=1.5, permeability=truth(facets)), table(12),
-                       modes=150, extra_terms=relaxing_membranes,
+    signals = simulate(Tissue(facets, diffusivity=1.5, permeability=truth(facets)), table(8),
+                       modes=192, extra_terms=relaxing_membranes,
                        extra_coefficients={"rho": 0.03})
-    problem = problem_of(facets, signals, {unknown: start[unknown]}, modes=150,
+    problem = problem_of(facets, signals, {unknown: start[unknown]}, modes=192,
                          diffusivity=2.0 if unknown == "diffusivity" else 1.5,
                          extra_terms=relaxing_membranes,
                          extra_coefficients={"rho": 0.02 if unknown == "rho" else 0.03})
     near = np.where(truth(facets).values < 1, 0.05, 100.0)
-    result = solve(problem, [Stage("s", optimiser=optimiser, iterations=25)],
+    result = solve(problem, [Stage("s", optimiser=optimiser, iterations=12)],
                    State(near, None, problem.start_of_unknown))
     assert result.theta[unknown] == pytest.approx(exact[unknown], rel=within)
     assert result.data_misfit < 1e-4 * result.history[0].data
@@ -112,12 +111,11 @@ class Last(Saver):
 @pytest.mark.mpi
 @pytest.mark.parametrize("optimiser", [GaussNewton(damping=1.0), TAO()])
 def test_an_interrupted_stage_goes_on_with_its_numbers(comm, optimiser):
-    facets = ball(comm, cells=1)
+    facets = mesh.build(mesh.box, [10.0] * 3, cells=(1, 1, 1), comm=comm)
     few = Acquisition.pgse([0, 2000], directions=3, delta=2, Delta=4)
-    signals = simulate(Tissue(facets, diffusivity=1.5, permeability=truth(facets, {1: 0.02} if
-                       facets.comm.allreduce(int((facets.interface > 0).sum())) else None)),
-                       few, modes=20)
-    problem = problem_of(facets, signals, {"diffusivity": Unknown(2.0, 0.5, 3.5)}, modes=20)
+    signals = simulate(Tissue(facets, diffusivity=1.5, permeability=0.1), few, modes=20)
+    problem = InverseProblem(facets, signals, modes=20,
+                             unknown={"diffusivity": Unknown(2.0, 0.5, 3.5)})
 
     def run(iterations, memory=None):
         saver = Last()
