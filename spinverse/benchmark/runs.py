@@ -39,6 +39,7 @@ from ..mesh.data import MeshData
 from ..mesh.readers import write_npz
 from ..report import folder as run_folder
 from . import fine
+from .coverage import covered
 from .methods import Method
 from .processes import Outcome, spinverse
 from .targets import LEAKY, Target
@@ -49,14 +50,20 @@ DIFFUSIVITY = 2.0  # um^2/ms
 #: Of the targets' signals; the surface of a fine mesh leaves more than its modes do.
 TOLERANCES = {"grid": 1e-5, "fine": 1e-4}
 #: Sections of a run file. ``published``: 540 measurements of three sequences, b to 5000 s/mm^2;
-#: ``rich``: 2700 of five, b to 40,000 s/mm^2 (gradients up to 2.3 T/m).
+#: ``rich``: 2700 of five, b to 40,000 s/mm^2 (gradients up to 2.3 T/m); ``ogse``: 540, the shortest
+#: sequence of the published ones replaced by cosines of 100 Hz, b to 2000 s/mm^2.
 ACQUISITIONS = {
     "published": {"pgse": {
         "b_s_per_mm2": [0, 1000, 2000, 3000, 4000, 5000], "directions": 30,
         "delta_ms": [5, 10, 10], "Delta_ms": [6, 20, 60]}},
     "rich": {"pgse": {
         "b_s_per_mm2": [0, 1000, 2000, 3000, 4000, 5000, 10000, 20000, 40000], "directions": 60,
-        "delta_ms": [5, 5, 10, 10, 10], "Delta_ms": [6, 20, 20, 60, 120]}}}
+        "delta_ms": [5, 5, 10, 10, 10], "Delta_ms": [6, 20, 20, 60, 120]}},
+    "ogse": {"pgse": {
+        "b_s_per_mm2": [0, 1000, 2000, 3000, 4000, 5000], "directions": 30,
+        "delta_ms": [10, 10], "Delta_ms": [20, 60]},
+        "ogse": {"b_s_per_mm2": [0, 400, 800, 1200, 1600, 2000], "directions": 30,
+                 "delta_ms": 20, "Delta_ms": 25, "periods": 2, "kind": "cos"}}}
 BOUNDARIES = ("absorbing", "reflecting")
 TARGET_MESHES = ("grid", "fine")
 #: States of a run; those that end early are as in `Outcome.ended`, with "interrupted".
@@ -184,7 +191,7 @@ class Bench:
             "tissue": {"boundary": data.boundary,
                        "diffusivity_um2_per_ms": self._diffusivity(data),
                        "permeability": _permeability(data, self._truth(data).interface_tags)},
-            "acquisition": [ACQUISITIONS[data.acquisition]],
+            "acquisition": [{kind: keys} for kind, keys in ACQUISITIONS[data.acquisition].items()],
             "tolerance": TOLERANCES[data.target_mesh]}
         text = yaml.safe_dump(content, sort_keys=False)
         config, done = place / "simulate.yaml", place / "simulated"
@@ -303,6 +310,10 @@ class Bench:
         if LEAKY in truth.interface_tags:
             found |= patch(truth, facets, kappa, case.data)
         found["true_misfit"] = self.true_misfit(case)
+        summary = json.loads((place / "found" / run_folder.SUMMARY).read_text())
+        if summary.get("cells"):
+            found |= covered(truth, summary["cells"]["cells"], case.data.wall,
+                             case.data.boundary == "absorbing")
         run_folder.write_json(place / "metrics.json", found)
         return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -277,7 +277,7 @@ def is_each(name: str) -> bool:
     return name in KINDS and KINDS[name].each
 
 
-def labelled(theta: Theta) -> bool:
+def labelled(theta: Iterable[str]) -> bool:
     """Whether coefficients depend on the labels of mesh cells."""
     return any(name in KINDS and KINDS[name].labelled for name in theta)
 

@@ -14,7 +14,7 @@ import dolfinx
 import numpy as np
 from mpi4py import MPI
 
-from ...adjoint.blocks import EngineOperation
+from ...adjoint.blocks import EngineOperation, Operation
 from ...errors import InputError
 from ...problem import BlochTorrey
 from .. import parameters
@@ -97,8 +97,8 @@ class Numbers:
             changed |= [not np.array_equal(_entries(each), old)
                         for each, old in zip(known, before, strict=True)]
         self.put(self.start)
-        return [each for each, here in zip(known, self.comm.allreduce(changed, op=MPI.LOR),
-                                           strict=True) if here]
+        changed = self.comm.allreduce(changed.astype(int))
+        return [each for each, here in zip(known, changed, strict=True) if here]
 
     def pull_back(self, x: np.ndarray, gradients: list[np.ndarray]) -> np.ndarray:
         """Derivatives by the coordinates at x, from those by `coefficients`. Collective."""
@@ -167,8 +167,8 @@ class Both:
     """Two maps side by side: of the first ``count`` entries, the facets, and of the others."""
 
     count: int
-    facets: object
-    others: object
+    facets: Operation
+    others: Operation
 
     def value(self, x: np.ndarray) -> np.ndarray:
         return np.concatenate([self.facets.value(x[: self.count]),
@@ -185,7 +185,7 @@ class OfFacets:
     """A number from the first ``count`` entries: a prior that does not look at numbers."""
 
     count: int
-    operation: object
+    operation: Operation
 
     def value(self, x: np.ndarray) -> float:
         return self.operation.value(x[: self.count])
