@@ -19,7 +19,7 @@ from ..tissue import Permeability, Tissue
 from . import parameters
 from .ledger import State
 from .likelihood import NOISES, Likelihood
-from .parameters import Theta, Unknown
+from .parameters import Theta
 
 PERMEABILITIES = 0.01, 100.0  # um/ms, of facets, where nothing is said
 BOUNDARIES = ("reflecting", "absorbing")
