@@ -76,9 +76,9 @@ def test_taylor_of_facets_and_numbers(comm, engine, control):
 # ---- numbers are found --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("unknown, optimiser, within", [
-    ("diffusivity", GaussNewton(), 1e-2), ("rho", GaussNewton(), 1e-2), ("rho", TAO(), 0.1)])
-def test_a_number_is_found_beside_the_facets(unknown, optimiser, within):
+@pytest.mark.parametrize("unknown, optimiser, iterations", [
+    ("diffusivity", GaussNewton(), 12), ("rho", GaussNewton(), 12), ("rho", TAO(), 40)])  # quasi-Newton steps are many, and cheap
+def test_a_number_is_found_beside_the_facets(unknown, optimiser, iterations):
     facets, exact = ball(), {"diffusivity": 1.5, "rho": 0.03}
     start = {"diffusivity": Unknown(2.0, 0.5, 3.5), "rho": Unknown(0.02, 0.0, 0.1, "linear")}
     signals = simulate(Tissue(facets, diffusivity=1.5, permeability=truth(facets)), table(8),
@@ -89,9 +89,9 @@ def test_a_number_is_found_beside_the_facets(unknown, optimiser, within):
                          extra_terms=relaxing_membranes,
                          extra_coefficients={"rho": 0.02 if unknown == "rho" else 0.03})
     near = np.where(truth(facets).values < 1, 0.05, 100.0)
-    result = solve(problem, [Stage("s", optimiser=optimiser, iterations=12)],
+    result = solve(problem, [Stage("s", optimiser=optimiser, iterations=iterations)],
                    State(near, None, problem.start_of_unknown))
-    assert result.theta[unknown] == pytest.approx(exact[unknown], rel=within)
+    assert result.theta[unknown] == pytest.approx(exact[unknown], rel=1e-2)
     assert result.data_misfit < 1e-4 * result.history[0].data
 
 
