@@ -77,7 +77,7 @@ def test_taylor_of_facets_and_numbers(comm, engine, control):
 
 
 @pytest.mark.parametrize("unknown, optimiser, iterations", [
-    ("diffusivity", GaussNewton(), 12), ("rho", GaussNewton(), 12), ("rho", TAO(), 40)])  # quasi-Newton steps are many, and cheap
+    ("diffusivity", GaussNewton(), 12), ("rho", GaussNewton(), 12), ("rho", TAO(), 40)])
 def test_a_number_is_found_beside_the_facets(unknown, optimiser, iterations):
     facets, exact = ball(), {"diffusivity": 1.5, "rho": 0.03}
     start = {"diffusivity": Unknown(2.0, 0.5, 3.5), "rho": Unknown(0.02, 0.0, 0.1, "linear")}
