@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from ..tissue import Permeability, Tissue
 from . import parameters
 from .ledger import State
 from .likelihood import NOISES, Likelihood
-from .parameters import Theta, Unknown
+from .parameters import Theta
 
 PERMEABILITIES = 0.01, 100.0  # um/ms, of facets, where nothing is said
 BOUNDARIES = ("reflecting", "absorbing")
@@ -49,8 +50,8 @@ class InverseProblem:
         noise_model: "rician" (magnitudes of complex signals) or "gaussian".
         extra_terms, extra_coefficients, extra_breakpoints: a term of your own, as in `simulate`.
         unknown: `Unknown` numbers by name, or names alone (ranges are usual ones then), found by
-            the search for shapes: of `parameters.KINDS`, or among ``extra_coefficients``.
-            Stages of facets hold them at their present values.
+            the search for shapes and by stages of facets: of `parameters.KINDS`, or among
+            ``extra_coefficients``.
         engine: "matrix_formalism" or "time_stepping".
         modes: of the matrix formalism during stages of facets, made of responses of the start;
             "auto": a quarter of the number of cells. While walls are half closed everywhere, short
@@ -77,7 +78,7 @@ class InverseProblem:
     extra_terms: Callable | None = None
     extra_coefficients: Mapping | None = None
     extra_breakpoints: Sequence[float] = ()
-    unknown: Mapping[str, Unknown] | Sequence[str] = ()
+    unknown: Any = ()  # names, or `Unknown` by name, which it is once made
     engine: str = "matrix_formalism"
     modes: int | str = "auto"
     tolerance: float = 1e-5
