@@ -58,6 +58,11 @@ class Walls:
         """Of outer facets of label 0, um/ms."""
         return self.open if self.absorbing else 0.0
 
+    @property
+    def first(self) -> float:
+        """Of the wall between cell 1 and the outside, um/ms."""
+        return float(np.ravel(self.wall)[0])
+
     def of(self, first: np.ndarray, second: np.ndarray) -> np.ndarray | float:
         """Of walls between two labels, arrays of whole numbers, not both of them 0, um/ms."""
         if np.isscalar(self.wall):
