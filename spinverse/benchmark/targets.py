@@ -11,7 +11,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -31,6 +31,8 @@ from ..mesh.whole import WholeMesh
 
 SIDE, CUBES = 80.0 / 3.0, 4  # um, and along each side, as in the published benchmark
 PERIODIC_CUBES, ACROSS = 5, 0.4  # in periodic boxes; by how much of the side shapes are shifted
+LEAKY = 2  # tag of interface facets of a patch
+NODE = 7.0  # um, length of a node along its axon: a ring of facets on the grid
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +40,7 @@ class Target:
     """A mesh with its membrane: its ``interface_facets`` are the truth.
 
     ``shapes`` of the compartments, the first that holds a point has it; none if they are unknown.
+    Interface facets of tag `LEAKY`, if any, are a patch that leaks more.
     """
 
     name: str
@@ -72,10 +75,12 @@ def across(target: Target) -> Target:
 
     On a grid of cubes of six tetrahedra, which all steps of a cube take to itself. Compartments
     cross the faces; where shapes leave the box they come in again opposite. Its name ends in
-    "across". Meshes from files are as they are.
+    "across". Meshes from files are as they are. Raises InputError of one with a patch.
     """
     if not target.shapes:
         return target
+    if (target.data.interface_tags == LEAKY).any():
+        raise InputError(f"target {target.name}: has a patch, which is not there in a periodic box")
     planes = np.linspace(-SIDE / 2, SIDE / 2, PERIODIC_CUBES + 1)
     points, tets = kuhn(planes, planes, planes)
     whole = WholeMesh.of(glued(Mesh.from_data(MeshData(points, tets), MPI.COMM_SELF)))
@@ -210,14 +215,26 @@ OWN = (*FIXED, *(f"axon-{seed}" for seed in range(6)), *(f"two-cells-{seed}" for
        "touching-0", "nested-0", "blob-0")
 
 
+def node(seed: int) -> Target:
+    """The axon of this seed, with a ring in the middle that leaks."""
+    target = on_grid(f"node-{seed}", axon(seed))
+    data, (tube,) = target.data, target.shapes
+    axis = int(np.argmax(np.ptp(tube.path, axis=0)))
+    along = data.points[data.interface_facets].mean(axis=1)[:, axis]
+    tags = np.where(np.abs(along) < NODE / 2, LEAKY, 1)
+    return replace(target, data=replace(data, interface_tags=tags))
+
+
 def own(name: str) -> Target:
     """One of our own: ``sphere``, ``axon-3``, ...; or the InputError of an unknown name."""
     if name in FIXED:
         return on_grid(name, FIXED[name])
     match = re.fullmatch(r"([a-z-]+)-(\d{1,9})", name)
+    if match and match[1] == "node":
+        return node(int(match[2]))
     if match is None or match[1] not in SEEDED:
         raise InputError(f"target {name!r}: expected a file, a folder of files, own, "
-                         f"{', '.join(FIXED)}, or {', '.join(SEEDED)} with a seed as axon-0")
+                         f"{', '.join(FIXED)}, or {', '.join(SEEDED)}, node with a seed as axon-0")
     return on_grid(name, SEEDED[match[1]](int(match[2])))
 
 

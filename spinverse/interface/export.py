@@ -9,13 +9,13 @@ import meshio
 import numpy as np
 
 from ..atomic import replace
+from ..engines.shapes.walls import spread_cells
 from ..errors import InputError, on_root
 from ..inversion.uncertainty import Uncertainty
 from ..mesh.connected import connected_cells, sizes_of
 from ..mesh.distributed import Mesh
 from ..parallel.exchange import gather_chosen
 from ..parallel.npz import NpzReader, Rows, write_npz
-from .extraction import spread_cells
 from .surfaces import sorted_corners
 from .vtu import write_grid
 

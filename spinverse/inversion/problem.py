@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from ..tissue import Permeability, Tissue
 from . import parameters
 from .ledger import State
 from .likelihood import NOISES, Likelihood
-from .parameters import Theta, Unknown
+from .parameters import Theta
 
 PERMEABILITIES = 0.01, 100.0  # um/ms, of facets, where nothing is said
 BOUNDARIES = ("reflecting", "absorbing", "periodic")
@@ -51,8 +52,8 @@ class InverseProblem:
         noise_model: "rician" (magnitudes of complex signals) or "gaussian".
         extra_terms, extra_coefficients, extra_breakpoints: a term of your own, as in `simulate`.
         unknown: `Unknown` numbers by name, or names alone (ranges are usual ones then), found by
-            the search for shapes: of `parameters.KINDS`, or among ``extra_coefficients``.
-            Stages of facets hold them at their present values.
+            the search for shapes and by stages of facets: of `parameters.KINDS`, or among
+            ``extra_coefficients``.
         engine: "matrix_formalism" or "time_stepping".
         modes: of the matrix formalism during stages of facets, made of responses of the start;
             "auto": a quarter of the number of cells. While walls are half closed everywhere, short
@@ -79,7 +80,7 @@ class InverseProblem:
     extra_terms: Callable | None = None
     extra_coefficients: Mapping | None = None
     extra_breakpoints: Sequence[float] = ()
-    unknown: Mapping[str, Unknown] | Sequence[str] = ()
+    unknown: Any = ()  # names, or `Unknown` by name, which it is once made
     engine: str = "matrix_formalism"
     modes: int | str = "auto"
     tolerance: float = 1e-5
@@ -215,7 +216,9 @@ class InverseProblem:
 
 
 def check_amount(scale: np.ndarray, tissue: Tissue) -> None:
-    """|S(b = 0)| cannot exceed what was there, and is hardly a thousandth of it. Collective.
+    """|S(b = 0)| cannot exceed what was there, and some is hardly a thousandth of it. Collective.
+
+    The sequence that keeps most tells: through an absorbing boundary long ones lose nearly all.
 
     Args:
         scale: the measured |S(b = 0)|, ``(N,)``.
@@ -226,8 +229,8 @@ def check_amount(scale: np.ndarray, tissue: Tissue) -> None:
     """
     mesh, owned = tissue.mesh, slice(0, tissue.mesh.num_owned_cells)
     amount = mesh.comm.allreduce(float(tissue.density[owned] @ mesh.cell_volumes[owned]))
-    worst = scale[np.argmax(np.abs(np.log(scale / amount)))]
-    if not 1e-3 * amount <= worst <= 1.05 * amount:
-        raise InputError(f"signals: |S(b = 0)| is {worst:.4g}, but the mesh holds {amount:.4g} "
+    most = float(scale.max())
+    if not 1e-3 * amount <= most <= 1.05 * amount:
+        raise InputError(f"signals: |S(b = 0)| is {most:.4g}, but the mesh holds {amount:.4g} "
                          "um^3 times density; expected signals in these units, or "
                          "normalisation: own")

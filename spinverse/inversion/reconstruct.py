@@ -24,6 +24,7 @@ from .shapes.models import Models
 from .shapes.stage import Shapes
 from .stages import facets, preset
 from .verdict import Verdict, verdict
+from .wall_field import WallField, wall_field
 
 _log = logging.getLogger(__name__)
 
@@ -80,6 +81,12 @@ class Reconstruction:
         if self.labels is None:
             return None
         return cell_table(self.problem, self.labels, self.theta, level)
+
+    def wall_field(self) -> WallField | None:
+        """What the walls are like; None where they are uniform or not known. Collective."""
+        if self.labels is None:
+            return None
+        return wall_field(self.problem, self.permeability, self.labels, self.theta)
 
     def freedoms(self) -> list[Freedom]:
         """What would explain more of the data, the best first. Collective."""

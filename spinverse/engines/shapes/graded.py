@@ -60,7 +60,7 @@ class GradedModel:
                             cells)
         self._rim_cell = _sparse(np.ones((len(rim), 1)), whole.sides[rim, :1], cells)
         # between nodes on the facets: of one field, and of two that face each other
-        facets = blocks.exchange * walls.of(1, 0)
+        facets = blocks.exchange * walls.first
         at_walls = None if blocks.at_walls is None else blocks.at_walls[0]
         if at_walls is not None:
             facets = facets + at_walls
@@ -71,7 +71,7 @@ class GradedModel:
         more = [extra if extra is None else extra[rim, 0, :, 0]
                 for extra in (at_walls, blocks.at_open)]
         self._outflow = [kappa * out + (0.0 if extra is None else extra) for kappa, extra in zip(
-            (walls.of(1, 0), RIM * walls.outer), more, strict=True)]
+            (walls.first, RIM * walls.outer), more, strict=True)]
         self._rim = node[blocks.nodes[rim, 0]]
         self._decays = [blocks.decay_of(label) for label in (1, 0)]
         if blocks.at_open is not None:  # the nodes of the two sides are one

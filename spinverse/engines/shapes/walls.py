@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...mesh.distributed import Mesh
+from ...unknowns import with_ghosts
+
 
 def is_wall(labels: np.ndarray, sides: np.ndarray) -> np.ndarray:
     """Facets between cells of different labels, ``(Nf,)`` bool; beyond the mesh the label is 0.
@@ -16,6 +19,23 @@ def is_wall(labels: np.ndarray, sides: np.ndarray) -> np.ndarray:
     """
     first, second = sides.T
     return labels[first] != np.where(second >= 0, labels[second], 0)
+
+
+def between(mesh: Mesh, labels: np.ndarray, boundary_absorbing: bool) -> np.ndarray:
+    """The surfaces of a partition of the cells, ``(nf,)`` bool over owned facets. Collective.
+
+    ``labels (owned cells,)`` are 0 outside. Where the boundary absorbs, outer facets of cells that
+    are not outside belong to the surfaces.
+    """
+    first, second = spread_cells(mesh, labels)[mesh.facet_cells].T
+    return np.where(mesh.outer, boundary_absorbing & (first > 0), first != second)
+
+
+def spread_cells(mesh: Mesh, values: np.ndarray) -> np.ndarray:
+    """Values of owned cells, followed by those of the ghosts. Collective."""
+    index_map = mesh.domain.topology.index_map(mesh.domain.topology.dim)
+    values = np.asarray(values)
+    return with_ghosts(index_map, values.astype(float)).astype(values.dtype)
 
 
 @dataclass(frozen=True)
@@ -37,6 +57,11 @@ class Walls:
     def outer(self) -> float:
         """Of outer facets of label 0, um/ms."""
         return self.open if self.absorbing else 0.0
+
+    @property
+    def first(self) -> float:
+        """Of the wall between cell 1 and the outside, um/ms."""
+        return float(np.ravel(self.wall)[0])
 
     def of(self, first: np.ndarray, second: np.ndarray) -> np.ndarray | float:
         """Of walls between two labels, arrays of whole numbers, not both of them 0, um/ms."""

@@ -32,7 +32,7 @@ from .surrogate import Surrogate
 
 LEVEL = 0.9  # of the intervals
 SHARE = 0.5  # standard deviation of a move of a mesh cell before the signals are known
-STEP = 0.02  # of a coordinate, for slopes of the full model
+STEP = 0.02  # of a coordinate, for slopes
 SMALLEST, HALVINGS = 0.02, 6  # first step of a profile, at least; refinements of its end
 PART = 0.3  # of a combination of unit length, from which on a number is named
 MODES = 48  # among which is the one of exchange
@@ -162,7 +162,9 @@ class _Solution:
         self.theta = models.coordinates({**problem.start_of_unknown, **theta})
         self.active = np.flatnonzero(models.active(labels))
         cells, look = Cells(models.whole), models.all
-        residual = self._residual(self.theta)
+        residual = models.exact(labels, self.theta, look)
+        # the fast model from here on: its error hardly changes with theta
+        self.bias = residual - self._fast(self.theta)
         self.variance = max(problem.likelihood.floor, float(np.mean(residual**2))) + MODEL**2
         units = STEP * np.eye(len(self.theta))[self.active]
         slopes = [(self._residual(self.theta + e) - self._residual(self.theta - e)) / (2 * STEP)
@@ -185,7 +187,10 @@ class _Solution:
             self.size_slopes[..., k] = self._sizes(changed(labels, [move])) - here
 
     def _residual(self, theta: np.ndarray) -> np.ndarray:
-        return self.models.exact(self.labels, theta, self.models.all)
+        return self._fast(theta) + self.bias
+
+    def _fast(self, theta: np.ndarray) -> np.ndarray:
+        return self.models.residuals([self.labels], theta, self.models.all)[0]
 
     def _sizes(self, labels: np.ndarray) -> np.ndarray:
         """Volume (um^3) and surface (um^2) of every cell, ``(C, 2)``."""
@@ -210,7 +215,7 @@ class _Solution:
                "surface_to_volume": self._positive(S / V, dS / S - dV / V, "1/um"),
                "equivalent_diameter": self._positive((6 * V / np.pi) ** (1 / 3), dV / V / 3, "um"),
                "volume_fraction": self._positive(V / box, dV / V)}
-        wall, slope = self.problem.walls.of(1, 0), np.zeros(len(self.J))
+        wall, slope = self.problem.walls.first, np.zeros(len(self.J))
         for k, i in enumerate(self.active):
             name, cell = self.models.names[i], self.models.cell_of[i]
             if cell != label:

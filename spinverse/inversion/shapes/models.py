@@ -37,8 +37,9 @@ FULL_MODES = {True: 0.35, False: 0.46}  # by absorbing
 FEWEST_MODES = 96
 RESISTANCE, TRIALS, MOST = 2.0, (1.0, 3.0), 4.0  # of open facets; values that fit it; bound
 UNIT = 1.6e-4  # mean square change of signals by a share at the edge, where `Models.unit` is 1
-DESIGN = 11, 36  # points to begin with, for each unknown number, and at most
+DESIGN = 7, 28  # points to begin with, for each unknown number, and at most
 THETA_STEP = 0.1  # of a coordinate, for slopes by central differences
+FLAT = 1e-3  # of the curvature by an unknown number: keeps unknown ones apart
 
 
 class Models:
@@ -53,7 +54,8 @@ class Models:
 
     Attributes:
         whole: the mesh, on every rank.
-        names: of the unknown numbers, those that every cell has of its own once for each.
+        names, cell_of, start, bounds, precision, active, values, coordinates: of the unknown
+            numbers, see `parameters.Coordinates`.
         floor: mean variance of the noise of normalised magnitudes.
         unit: of misfits of graded shapes, see `measure_unit`.
         resistance: see `fit_resistance`.
@@ -62,11 +64,11 @@ class Models:
     def __init__(self, problem: InverseProblem, cells: int = 1):
         self.problem, self.comm, self._cells = problem, problem.comm, cells
         self.whole = WholeMesh.of(problem.mesh)
-        self.names = tuple(name for name in problem.unknown
-                           for _ in range(cells if parameters.is_each(name) else 1))
-        # of which cell each is: 1, 2, ..., or 0 for none
-        self.cell_of = np.array([k for name in problem.unknown for k in (
-            range(1, cells + 1) if parameters.is_each(name) else (0,))], dtype=int)
+        numbers = parameters.Coordinates(problem.unknown, cells)
+        self.names, self.cell_of, self.start = numbers.names, numbers.cell_of, numbers.start
+        self.bounds, self.precision = numbers.bounds, numbers.precision
+        self.active, self.values = numbers.active, numbers.values
+        self.coordinates = numbers.coordinates
         self.all = Look(problem.likelihood)
         self.floor = problem.likelihood.floor
         self.unit, self.resistance = 1.0, RESISTANCE
@@ -80,50 +82,6 @@ class Models:
         self._broken: dict[bytes, PartitionModel] = {}
 
     # ---- theta ----------------------------------------------------------------------------------
-
-    @cached_property
-    def start(self) -> np.ndarray:
-        """Coordinates of the unknown numbers at the start, ``(P,)``."""
-        return np.array([u.coordinate(u.start) for u in self._unknown])
-
-    @cached_property
-    def bounds(self) -> np.ndarray:
-        """Their ranges, ``(2, P)``."""
-        return np.array([u.range for u in self._unknown]).reshape(-1, 2).T
-
-    @cached_property
-    def precision(self) -> np.ndarray:
-        """Of their priors round the start, ``(P,)``."""
-        return np.array([u.precision for u in self._unknown])
-
-    @property
-    def _unknown(self) -> list[parameters.Unknown]:
-        return [self.problem.unknown[name] for name in self.names]
-
-    def active(self, labels: np.ndarray) -> np.ndarray:
-        """Which of them a hypothesis with these labels has, ``(P,)`` bool."""
-        return self.cell_of <= labels.max(initial=0)
-
-    def values(self, theta: np.ndarray, cells: int | None = None) -> dict:
-        """The unknown numbers at coordinates, by name; those of ``cells`` cells where each has one.
-        """
-        found: dict = {}
-        for name, unknown, cell, x in zip(self.names, self._unknown, self.cell_of, theta,
-                                          strict=True):
-            if not cell:
-                found[name] = unknown.value(x)
-            elif cells is None or cell <= max(cells, 1):
-                found[name] = (*found.get(name, ()), unknown.value(x))
-        return found
-
-    def coordinates(self, values: parameters.Theta) -> np.ndarray:
-        """Coordinates of unknown numbers by name; further cells have the value of the last one."""
-        def of(name, cell):
-            given = np.atleast_1d(values[name])
-            return given[min(max(cell, 1), len(given)) - 1]
-
-        return np.array([unknown.coordinate(of(name, cell)) for name, unknown, cell in zip(
-            self.names, self._unknown, self.cell_of, strict=True)])
 
     @cached_property
     def design(self) -> list[np.ndarray]:
@@ -197,6 +155,25 @@ class Models:
                                       look) for sign in (1, -1))
             found.append((up - down) / (2 * THETA_STEP))
         return np.array(found).reshape(len(found), len(look.measured))
+
+    def theta_step(self, labels: np.ndarray, theta: np.ndarray, slopes: np.ndarray,
+                   r: np.ndarray, longest: float) -> np.ndarray:
+        """Coordinates after a Gauss-Newton step, kept in their ranges, ``(P,)``.
+
+        Args:
+            labels: of the hypothesis, which tell which numbers are `active`.
+            theta: coordinates.
+            slopes: as of `slopes`.
+            r: residual, ``(N,)``.
+            longest: of all changes.
+        """
+        active, precision = self.active(labels), self.floor * self.precision
+        H, pull = slopes @ slopes.T, precision * (theta - self.start)
+        H = H + FLAT * np.diag(np.diag(H)) + np.diag(precision[active] + 1e-300)
+        step = np.zeros(len(theta))
+        step[active] = -np.linalg.solve(H, slopes @ r + pull[active])
+        step *= min(1.0, longest / max(np.abs(step).max(), 1e-300))
+        return np.clip(theta + step, *self.bounds)
 
     # ---- graded shapes --------------------------------------------------------------------------
 

@@ -120,5 +120,6 @@ class Shapes:
             found = SearchLedger(search, report, keep, ledger.due)
             ending = run(search, found, None if earlier is None else earlier.numbers,
                          self.schedule)
+            found.tune()
             ledger.evaluations += found.shapes
             return at(found.best.labels, found.best.theta), ending

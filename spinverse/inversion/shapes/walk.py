@@ -39,7 +39,6 @@ RELAXED = 1e-2  # of the mean curvature: keeps shares of moves apart when places
 # unknown numbers: Gauss-Newton steps before each step of a walk; the largest in the coordinate; and
 # below which there is nothing to gain
 TUNINGS, LONGEST, SHORTEST = 3, 0.5, 2e-5
-FLAT = 1e-3  # of the curvature by an unknown number: keeps unknown ones apart
 MADE_UP = 3.0  # rms residuals that unknown numbers may make up for, in the whitening
 ANSWER = 0.4  # of the coordinate: how far unknown numbers answer to a shape that is verified
 
@@ -128,7 +127,7 @@ class Walk:
         Args:
             places: what going there changes does not count.
         """
-        self._tune()
+        self.tune()
         floor = self.models.floor
         surrogate = self._surrogate = Surrogate(self.residuals, self.cells, self.here.labels,
                                                 self._surrogate)
@@ -183,12 +182,11 @@ class Walk:
 
     # ---- unknown numbers ------------------------------------------------------------------------
 
-    def _tune(self) -> None:
+    def tune(self) -> None:
         """Gauss-Newton steps of theta at the present shape, and the slopes there."""
         models, labels = self.models, self.here.labels
         if not models.names:
             return
-        active = models.active(labels)
         precision = models.floor * models.precision  # a prior counts as far as there is noise
 
         def loss(there):
@@ -197,13 +195,8 @@ class Walk:
 
         for _ in range(TUNINGS):
             self._measure_slopes(labels)
-            S, r = self._slopes, self.residuals([labels])[0]
-            H, pull = S @ S.T, precision * (self.theta - models.start)
-            H = H + FLAT * np.diag(np.diag(H)) + np.diag(precision[active] + 1e-300)
-            step = np.zeros(len(active))
-            step[active] = -np.linalg.solve(H, S @ r + pull[active])
-            step *= min(1.0, LONGEST / max(np.abs(step).max(), 1e-300))
-            theta = np.clip(self.theta + step, *models.bounds)
+            theta = models.theta_step(labels, self.theta, self._slopes,
+                                      self.residuals([labels])[0], LONGEST)
             if np.abs(theta - self.theta).max() < SHORTEST:
                 return
             before, at_best = self.here, self.here is self.best
