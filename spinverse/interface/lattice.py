@@ -30,7 +30,8 @@ class Lattice:
     """
 
     def __init__(self, corners: np.ndarray, outer: np.ndarray, triples: np.ndarray | None = None,
-                 comm: MPI.Comm = MPI.COMM_SELF, period: np.ndarray | Sequence[float] = (0.0, 0.0, 0.0)):
+                 comm: MPI.Comm = MPI.COMM_SELF,
+                 period: np.ndarray | Sequence[float] = (0.0, 0.0, 0.0)):
         self.comm, self.period = comm, np.asarray(period, dtype=float)
         corners = sorted_corners(corners)
         edges = np.linalg.norm(corners - corners[:, [1, 2, 0]], axis=2)
