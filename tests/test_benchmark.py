@@ -17,6 +17,7 @@ from mpi import GUARD, ROOT, as_python
 from spinverse import cli
 from spinverse.acquisition import Acquisition, Signals
 from spinverse.benchmark import fine, methods, processes, runs, table, targets
+from spinverse.benchmark.coverage import covered
 from spinverse.benchmark.runs import ACQUISITIONS, add_noise
 from spinverse.config import ReconstructConfig, SimulateConfig
 from spinverse.errors import InputError
@@ -350,6 +351,22 @@ def test_bad_methods(tmp_path, text, message):
     with pytest.raises(InputError) as error:
         methods.find([str(tmp_path / "method.yaml")])
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name, cells", [("sphere", 1), ("touching-0", 2)])
+def test_intervals_of_cells_hold_the_truth_or_not(name, cells):
+    truth = targets.own(name).data
+    volumes = np.abs(cell_volumes(truth.points, truth.cells))
+    tags = np.unique(truth.cell_tags)[1:]
+    assert len(tags) == cells
+    rows = [{"volume": v, "volume_low": 0.99 * v, "volume_high": 1.01 * v,
+             "surface_to_volume_low": 50.0, "surface_to_volume_high": None,
+             "permeability_low": 0.0, "permeability_high": 0.02}
+            for v in (volumes[truth.cell_tags == tag].sum() for tag in tags)]
+    assert covered(truth, rows, 0.01, True) == {
+        "covered_volume": 1.0, "covered_surface_to_volume": 0.0, "covered_permeability": 1.0}
+    assert covered(truth, rows, 0.03, True)["covered_permeability"] == 0.0
+    assert covered(truth, rows[1:], 0.01, True)["covered_volume"] is None
 
 
 def test_presets_are_methods():

@@ -77,7 +77,10 @@ class Reconstruction:
         return verdict(self.problem, self.data_misfit)
 
     def cell_table(self, level: float = LEVEL) -> CellTable | None:
-        """The cells in numbers, with intervals; None where there are no labels. Collective."""
+        """The cells in numbers, with intervals; None where there are no labels. Collective.
+
+        Walls are taken as uniform, as the search had them, also after a stage of walls.
+        """
         if self.labels is None:
             return None
         return cell_table(self.problem, self.labels, self.theta, level)

@@ -8,7 +8,7 @@ one that looks far from the solution too).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,7 +22,6 @@ from .hypothesis import whole_labels
 from .models import Models
 
 POINTS = 9  # of each range, spread evenly in its coordinate
-ANSWER = 0.4  # of the coordinates: how far unknown numbers answer
 FURTHER = 150  # ellipsoids that are tried as a further cell
 
 
@@ -65,14 +64,12 @@ def freedoms(problem: InverseProblem, labels: np.ndarray,
     there = here.coordinates(theta)
     full = here.exact(labels, there, here.all)
     bias = full - here.residual(here.partition(there), labels, here.all)
-
     slopes = here.slopes(labels, there, here.all)
 
-    def left(models: Models, x: np.ndarray, shape: np.ndarray = labels) -> float:
-        r = models.residual(models.partition(x), shape, models.all) + bias
-        if len(slopes):  # what is unknown already answers
-            r = r - np.clip(r @ np.linalg.pinv(slopes), -ANSWER, ANSWER) @ slopes
-        return float(np.mean(r**2))
+    def left(models: Models, x: np.ndarray, shapes: Sequence[np.ndarray] = (labels,)):
+        """Misfits of shapes after what is unknown already has answered."""
+        r = models.residuals(list(shapes), x, models.all) + bias
+        return np.mean(here.answered(r, slopes) ** 2, axis=1)
 
     found = []
     for name in parameters.additional(problem.unknown):
@@ -83,14 +80,14 @@ def freedoms(problem: InverseProblem, labels: np.ndarray,
         except InputError:  # what is known of it is no single number
             continue
         values = [unknown.value(x) for x in np.linspace(*unknown.range, POINTS)]
-        misfits = [left(models, models.coordinates({**theta, name: value})) for value in values]
+        misfits = [left(models, models.coordinates({**theta, name: value}))[0] for value in values]
         best = int(np.argmin(misfits))
-        found.append(Freedom(name, values[best], misfits[best]))
+        found.append(Freedom(name, values[best], float(misfits[best])))
     # labels of a periodic box say nothing of one that is not, and the other way round
     for other in BOUNDARIES[:2] if problem.boundary in BOUNDARIES[:2] else ():
         if other != problem.boundary:
             models = Models(replace(problem, boundary=other))
-            found.append(Freedom("boundary", other, left(models, there)))
+            found.append(Freedom("boundary", other, float(left(models, there)[0])))
     found.append(_further_cell(problem, labels, theta, left))
     before = float(np.mean(full**2))
     found = problem.comm.bcast([freedom for freedom in found if freedom.misfit < before])
@@ -98,7 +95,7 @@ def freedoms(problem: InverseProblem, labels: np.ndarray,
 
 
 def _further_cell(problem: InverseProblem, labels: np.ndarray, theta: parameters.Theta,
-                  left: Callable[..., float]) -> Freedom:
+                  left: Callable[..., np.ndarray]) -> Freedom:
     """The ellipsoid within one label that explains most as a cell of its own."""
     new = int(labels.max(initial=0)) + 1
     models = Models(problem, new)
@@ -110,11 +107,11 @@ def _further_cell(problem: InverseProblem, labels: np.ndarray, theta: parameters
         shape = cells.repaired(np.where(inside & (labels == host), new, labels).astype(np.int8))
         if shape.max() == new and cells.allowed(shape):
             shapes.append(shape)
-    misfits = models.shared(lambda shape: left(models, x, shape), shapes)
-    if not misfits:
+    if not shapes:
         return Freedom("further cell", "any size", np.inf)
+    misfits = left(models, x, shapes)
     best, whole = shapes[int(np.argmin(misfits))] == new, models.whole
     place = np.average(whole.centroids[best], axis=0, weights=whole.volumes[best])
     where = ", ".join(f"{value:.1f}" for value in place)
     return Freedom("further cell", f"{whole.volumes[best].sum():.0f} um^3 at ({where}) um",
-                   min(misfits))
+                   float(misfits.min()))

@@ -40,6 +40,7 @@ UNIT = 1.6e-4  # mean square change of signals by a share at the edge, where `Mo
 DESIGN = 7, 28  # points to begin with, for each unknown number, and at most
 THETA_STEP = 0.1  # of a coordinate, for slopes by central differences
 FLAT = 1e-3  # of the curvature by an unknown number: keeps unknown ones apart
+ANSWER = 0.4  # of the coordinate: how far unknown numbers answer to another shape or assumption
 
 
 class Models:
@@ -174,6 +175,13 @@ class Models:
         step[active] = -np.linalg.solve(H, slopes @ r + pull[active])
         step *= min(1.0, longest / max(np.abs(step).max(), 1e-300))
         return np.clip(theta + step, *self.bounds)
+
+    @staticmethod
+    def answered(r: np.ndarray, slopes: np.ndarray) -> np.ndarray:
+        """Residuals ``(..., N)`` after the best change of unknown numbers by at most `ANSWER`."""
+        if not len(slopes):
+            return r
+        return r - np.clip(r @ np.linalg.pinv(slopes), -ANSWER, ANSWER) @ slopes
 
     # ---- graded shapes --------------------------------------------------------------------------
 

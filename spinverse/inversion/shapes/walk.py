@@ -40,7 +40,6 @@ RELAXED = 1e-2  # of the mean curvature: keeps shares of moves apart when places
 # below which there is nothing to gain
 TUNINGS, LONGEST, SHORTEST = 3, 0.5, 2e-5
 MADE_UP = 3.0  # rms residuals that unknown numbers may make up for, in the whitening
-ANSWER = 0.4  # of the coordinate: how far unknown numbers answer to a shape that is verified
 
 Places = Callable[[np.ndarray], Sequence[Placement]]
 
@@ -228,10 +227,7 @@ class Walk:
 
     def _answered(self, r: np.ndarray) -> np.ndarray:
         """Residuals ``(n, N)`` after the best change of unknown numbers."""
-        if not len(self._slopes):
-            return r
-        change = np.clip(r @ np.linalg.pinv(self._slopes), -ANSWER, ANSWER)
-        return r - change @ self._slopes
+        return self.models.answered(r, self._slopes)
 
     # ---- other places ---------------------------------------------------------------------------
 
