@@ -44,6 +44,9 @@ from .targets import Target
 
 WALL, ELSEWHERE = 0.01, 100.0  # um/ms: 1e-5 and 0.1 m/s, as published
 DIFFUSIVITY = 2.0  # um^2/ms
+NO_T2 = (float("inf"), float("inf"))  # ms, inside and outside
+UNITS = ("um^3", "arbitrary")
+FACTOR = 0.37  # of arbitrary units over um^3: nothing that a method could guess
 #: Of the targets' signals; the surface of a fine mesh leaves more than its modes do.
 TOLERANCES = {"grid": 1e-5, "fine": 1e-4}
 #: Sections of a run file. ``published``: 540 measurements of three sequences, b to 5000 s/mm^2;
@@ -66,7 +69,9 @@ class Data:
     """What signals are of, with an acquisition of `ACQUISITIONS`.
 
     ``target_mesh`` "grid": on the mesh of the reconstruction; "fine": on one of the true shape.
-    ``wall``: permeability, um/ms; ``inside`` and ``outside``: diffusivities, um^2/ms.
+    ``wall``: permeability, um/ms; ``inside`` and ``outside``: diffusivities, um^2/ms; ``T2``: ms,
+    inside and outside; ``density``: inside over outside; ``echo_time``: ms, of each sequence or of
+    all, None for the end of its pulses; ``units``: "um^3", or "arbitrary".
     """
 
     target: str
@@ -76,12 +81,17 @@ class Data:
     wall: float = WALL
     inside: float = DIFFUSIVITY
     outside: float = DIFFUSIVITY
+    T2: tuple[float, float] = NO_T2
+    density: float = 1.0
+    echo_time: tuple[float, ...] | None = None
+    units: str = "um^3"
 
     @property
     def normalisation(self) -> str:
         """What predictions are divided by, as in a run file."""
         # the rougher surface of the grid leaves less at b = 0 after leaks
-        return "measured" if self.target_mesh == "grid" else "own"
+        return "auto" if self.units != "um^3" else (
+            "measured" if self.target_mesh == "grid" else "own")
 
     @property
     def on_grid(self) -> Data:
@@ -96,6 +106,14 @@ class Data:
             end += f"-wall{self.wall:g}"
         if (self.inside, self.outside) != (DIFFUSIVITY, DIFFUSIVITY):
             end += f"-D{self.inside:g}in{self.outside:g}"
+        if self.T2 != NO_T2:
+            end += f"-T2-{self.T2[0]:g}in{self.T2[1]:g}"
+        if self.density != 1:
+            end += f"-density{self.density:g}"
+        if self.echo_time is not None:
+            end += "-TE" + "-".join(f"{time:g}" for time in self.echo_time)
+        if self.units != "um^3":
+            end += f"-{self.units}"
         return f"{self.boundary}-{self.acquisition}{end}"
 
     def known(self, unknown: Sequence[str]) -> dict:
@@ -105,6 +123,8 @@ class Data:
             found["wall_permeability_um_per_ms"] = self.wall
         if not {"diffusivity", "diffusivity_outside"} & set(unknown):
             found["diffusivity_um2_per_ms"] = self.outside
+        if self.T2 != NO_T2 and not {"T2", "T2_outside"} & set(unknown):
+            found["T2_ms"] = self.T2[1]
         return found
 
 
@@ -177,9 +197,12 @@ class Bench:
         content = {
             "mesh": {"file": os.path.relpath(mesh, place)},
             "tissue": {"boundary": data.boundary,
-                       "diffusivity_um2_per_ms": self._diffusivity(data),
+                       "diffusivity_um2_per_ms": self._by_tag(data, data.inside, data.outside),
+                       **({"T2_ms": self._by_tag(data, *data.T2)} if data.T2 != NO_T2 else {}),
+                       **({"density": self._by_tag(data, data.density, 1.0)}
+                          if data.density != 1 else {}),
                        "permeability": _permeability(data)},
-            "acquisition": [ACQUISITIONS[data.acquisition]],
+            "acquisition": acquisition_of(data),
             "tolerance": TOLERANCES[data.target_mesh]}
         text = yaml.safe_dump(content, sort_keys=False)
         config, done = place / "simulate.yaml", place / "simulated"
@@ -195,12 +218,12 @@ class Bench:
             raise SolverError(f"signals of {data.target} ({data.setting}): {why}; "
                               f"{place / 'log.txt'} has more")
 
-    def _diffusivity(self, data: Data) -> float | dict:
-        if data.inside == data.outside:
-            return data.outside
+    def _by_tag(self, data: Data, inside: float, outside: float) -> float | dict:
+        if inside == outside:
+            return outside
         name = "fine.npz" if data.target_mesh == "fine" else "truth.npz"
         tags = np.unique(readers.read(self.target_folder(data.target) / name).cell_tags).tolist()
-        return {tag: data.outside if tag == min(tags) else data.inside for tag in tags}
+        return {tag: outside if tag == min(tags) else inside for tag in tags}
 
     def write_signals(self, case: Case) -> Path:
         """The signals of a case with their noise, written unless they are there."""
@@ -210,6 +233,8 @@ class Bench:
             clean = read_signals(place / "simulated" / "signals.npz")
             name = f"{case.data.target}/{case.data.setting}"
             noisy = add_noise(clean, case.snr, case.seed, name)
+            if case.data.units != "um^3":
+                noisy = replace(noisy, values=FACTOR * noisy.values, unit="")
             run_folder.replace(path, lambda temporary: write_signals(temporary, noisy))
         return path
 
@@ -301,7 +326,8 @@ class Bench:
         on_grid = read_signals(
             self.signals_folder(case.data.on_grid) / "simulated" / "signals.npz")
         by = on_grid if case.data.normalisation == "own" else measured
-        predicted = on_grid.magnitude / by.reference
+        factor = FACTOR if case.data.units != "um^3" else 1.0
+        predicted = factor * on_grid.magnitude / by.reference
         return float(np.mean((measured.normalised - predicted) ** 2))
 
     def state(self, place: Path) -> dict:
@@ -318,8 +344,23 @@ class Bench:
 def case_of(state: dict) -> Case:
     """The case of a ``run.json``."""
     saved = dict(state["case"])
-    return Case(Data(**saved["data"]), float(saved["snr"]), int(saved["seed"]), saved["method"],
+    data = {key: tuple(value) if isinstance(value, list) else value
+            for key, value in saved["data"].items()}
+    return Case(Data(**data), float(saved["snr"]), int(saved["seed"]), saved["method"],
                 tuple(saved.get("unknown", ())))
+
+
+def acquisition_of(data: Data) -> list[dict]:
+    """Section ``acquisition`` of a simulation."""
+    section = ACQUISITIONS[data.acquisition]
+    if data.echo_time is None:
+        return [section]
+    pulses = section["pgse"]
+    times = zip(pulses["delta_ms"], pulses["Delta_ms"], strict=True)
+    echoes = data.echo_time if len(data.echo_time) > 1 else data.echo_time * len(
+        pulses["delta_ms"])
+    return [{"pgse": {**pulses, "delta_ms": delta, "Delta_ms": Delta, "echo_time_ms": echo}}
+            for (delta, Delta), echo in zip(times, echoes, strict=True)]
 
 
 def _write_mesh(path: Path, data: MeshData) -> None:

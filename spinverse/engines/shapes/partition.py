@@ -86,10 +86,8 @@ class PartitionModel:
         """What some walls contribute, ``(n, 2, p, 2, p)``."""
         first, second = self.sides[facets].T
         first, second = labels[first], np.where(second >= 0, labels[second], 0)
-        found = np.reshape(self.walls.of(first, second), (-1, 1, 1, 1, 1)) * self._exchange[facets]
-        if self.blocks.at_walls is None:
-            return found
-        return found + self.blocks.terms_between(first, second, facets)
+        return self.blocks.between(self.walls.of(first, second), self._exchange, first, second,
+                                   facets)
 
     def _unknowns(self, labels: np.ndarray) -> np.ndarray:
         """Number of the unknown of each value in each cell, ``(Nt n,)``."""
@@ -101,7 +99,7 @@ class PartitionModel:
         return connected_components(graph, directed=False)[1]
 
     def _block(self, labels, label, number, wall):
-        blocks, nodes = self.blocks, self.blocks.nodes
+        blocks, nodes, rho = self.blocks, self.blocks.nodes, self.blocks.density_of(label)
         cells = np.flatnonzero(labels == label)
         used, local = np.unique(number[self._values[cells]], return_inverse=True)
         local, n = local.reshape(len(cells), -1), len(used)
@@ -110,7 +108,7 @@ class PartitionModel:
         entries = (local[:, :, None] * n + local[:, None, :]).ravel()
 
         def assembled(values):
-            return np.bincount(entries, values.ravel(), n * n).reshape(n, n)
+            return rho * np.bincount(entries, values.ravel(), n * n).reshape(n, n)
 
         def add(matrix, where, values):
             where = place[number[where]]
@@ -125,11 +123,11 @@ class PartitionModel:
         if label:
             add(A, nodes[rim, 0], self._between(labels, rim)[:, 0, :, 0])
         elif self._rim[rim].any():
-            add(A, nodes[rim, 0], self._rim[rim])
+            add(A, nodes[rim, 0], rho * self._rim[rim])
         if blocks.at_open is not None:
             tied = self._inner[(labels[self.sides[self._inner]] == label).all(axis=1)]
             m = 2 * nodes.shape[2]
-            add(A, nodes[tied].reshape(-1, m), blocks.at_open[tied].reshape(-1, m, m))
+            add(A, nodes[tied].reshape(-1, m), rho * blocks.at_open[tied].reshape(-1, m, m))
         K = n
         if self.modes is not None:
             K = min(n, max(self.modes[1], int(KEPT * n)) if label else self.modes[0])

@@ -58,10 +58,11 @@ class Models:
     def __init__(self, problem: InverseProblem, cells: int = 1):
         self.problem, self.comm, self._cells = problem, problem.comm, cells
         self.whole = WholeMesh.of(problem.mesh)
-        self.names = tuple(name for name in problem.unknown
+        self._numbers = parameters.of_theta(problem.unknown)
+        self.names = tuple(name for name in self._numbers
                            for _ in range(cells if parameters.is_each(name) else 1))
         # of which cell each is: 1, 2, ..., or 0 for none
-        self.cell_of = np.array([k for name in problem.unknown for k in (
+        self.cell_of = np.array([k for name in self._numbers for k in (
             range(1, cells + 1) if parameters.is_each(name) else (0,))], dtype=int)
         self.all = Look(problem.likelihood)
         self.floor = problem.likelihood.floor
@@ -93,7 +94,7 @@ class Models:
 
     @property
     def _unknown(self) -> list[parameters.Unknown]:
-        return [self.problem.unknown[name] for name in self.names]
+        return [self._numbers[name] for name in self.names]
 
     def active(self, labels: np.ndarray) -> np.ndarray:
         """Which of them a hypothesis with these labels has, ``(P,)`` bool."""
@@ -128,7 +129,7 @@ class Models:
         """
         if not self.names:
             return [self.start]
-        (low, high), unknown = self.bounds, list(self.problem.unknown)
+        (low, high), unknown = self.bounds, list(self._numbers)
         number = min(DESIGN[0] * len(unknown), DESIGN[1])
         points = qmc.Halton(len(unknown), scramble=False).random(number + 1)[1:]
         points = points[:, [unknown.index(name) for name in self.names]]
@@ -221,13 +222,17 @@ class Models:
 
     def exact(self, labels: np.ndarray, theta: np.ndarray, look: Look) -> np.ndarray:
         """Residual of the full model, as `reconstruct` ends with, ``(N,)``."""
+        return look.likelihood.residual(self.signals(labels, theta, look))
+
+    def signals(self, labels: np.ndarray, theta: np.ndarray, look: Look) -> np.ndarray:
+        """Of the full model, um^3 times density, ``(N,)`` complex."""
         kappa = self.permeability(labels, theta)
         if id(look) not in self._engines:
             number = int(FULL_MODES[self.problem.absorbing] * len(self.whole.cells))
             number = min(max(FEWEST_MODES, number), self._forward.num_unknowns)
             self._engines[id(look)] = look, MatrixFormalism(
                 self._forward, look.likelihood.acquisition, number)
-        return look.likelihood.residual(self._engines[id(look)][1].signals(kappa))
+        return self._engines[id(look)][1].signals(kappa)
 
     def fit_resistance(self, labels: np.ndarray, theta: np.ndarray, look: Look) -> None:
         """Fit how much of open facets' resistance cells take over, to the full model at a shape.
