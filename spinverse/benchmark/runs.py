@@ -344,7 +344,7 @@ class Bench:
 def case_of(state: dict) -> Case:
     """The case of a ``run.json``."""
     saved = dict(state["case"])
-    data = {key: tuple(value) if isinstance(value, list) else value
+    data = {key: tuple(map(float, value)) if isinstance(value, list) else value
             for key, value in saved["data"].items()}
     return Case(Data(**data), float(saved["snr"]), int(saved["seed"]), saved["method"],
                 tuple(saved.get("unknown", ())))
