@@ -402,6 +402,47 @@ def test_the_table_of_cells_tells_what_the_data_do(coarse):
 
 
 @pytest.mark.mpi
+def test_the_table_of_cells_has_scale_density_and_noise(coarse):
+    """Signals in a unit that nobody knows, at two echo times; intervals hold what is true."""
+    whole = WholeMesh.of(coarse)
+    labels = ball(whole, 7)
+    mine = labels[whole.owned_cells].astype(np.int32)
+    table = Acquisition.pgse([0, 1000, 2000], 12, [10, 10], [20, 60], echo_time=[40, 90])
+    made = problem_of(coarse, labels, "reflecting", table=table, wall=0.05)
+    numbers = ["wall_permeability", "density_ratio", "T2_inside", "T2_outside"]
+    theta = {"wall_permeability": 0.05, "density_ratio": 0.7, "T2_inside": 40.0,
+             "T2_outside": 80.0}
+    truth = replace(made, unknown=numbers, wall_permeability=None)
+    models = Models(truth)
+    kappa = models.permeability(labels, models.coordinates(theta))
+    clean = truth.final_engine(truth.forward(kappa, theta, mine)).signals()
+    signals = replace(made.signals, values=clean)
+    e = np.random.default_rng(4).normal(size=(2, len(signals))) * signals.reference / 50
+    noisy = replace(signals, values=0.37 * np.abs(clean + e[0] + 1j * e[1]), unit="")
+    problem = InverseProblem(coarse, noisy, unknown=[*numbers, "scale", "noise"])
+    assert problem.likelihood.sigma == pytest.approx(0.02, rel=0.5)
+    assert problem.likelihood.factor(np.abs(clean)) == pytest.approx(0.37, rel=0.02)
+    told = cell_table(problem, mine, theta)
+    scale, noise = told.others["scale"], told.others["noise"]
+    assert scale.low < 0.37 < scale.high < 0.6 and noise.low < 0.02 < noise.high < 0.03
+    ratio = told.rows[0]["density_ratio"]
+    assert ratio.low < 0.7 < ratio.high < 2 or np.isinf(ratio.high)
+    assert len(set(coarse.comm.allgather(tuple(told.describe())))) == 1
+
+
+def test_a_search_lowers_noise_that_it_does_not_find(coarse):
+    """Data without noise, and noise that is said to be at least 1 %: solved all the same."""
+    labels = ball(WholeMesh.of(coarse), 7)
+    problem = problem_of(coarse, labels, unknown={"noise": Unknown(0.01, 0.0, 0.5, "linear")})
+    assert problem.likelihood.sigma == 0.01  # three directions tell nothing
+    ledger = Ledger()
+    result = solve(problem, [Shapes(cells=1, ellipsoids=60)], problem.state(1.0), ledger)
+    np.testing.assert_array_equal(result.labels, labels[WholeMesh.of(coarse).owned_cells])
+    assert result.theta["noise"] == 0.0 and result.data_misfit < 1e-7
+    assert result.problem.likelihood.sigma == 0.0
+
+
+@pytest.mark.mpi
 def test_the_assumption_that_is_wrong_is_named(coarse):
     """Signals of D 1.2 that are taken for those of 2.0."""
     labels = ball(WholeMesh.of(coarse), 7)

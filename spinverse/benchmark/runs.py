@@ -24,6 +24,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -51,7 +52,7 @@ FACTOR = 0.37  # of arbitrary units over um^3: nothing that a method could guess
 TOLERANCES = {"grid": 1e-5, "fine": 1e-4}
 #: Sections of a run file. ``published``: 540 measurements of three sequences, b to 5000 s/mm^2;
 #: ``rich``: 2700 of five, b to 40,000 s/mm^2 (gradients up to 2.3 T/m).
-ACQUISITIONS = {
+ACQUISITIONS: dict[str, dict[str, Any]] = {
     "published": {"pgse": {
         "b_s_per_mm2": [0, 1000, 2000, 3000, 4000, 5000], "directions": 30,
         "delta_ms": [5, 10, 10], "Delta_ms": [6, 20, 60]}},
@@ -344,8 +345,8 @@ class Bench:
 def case_of(state: dict) -> Case:
     """The case of a ``run.json``."""
     saved = dict(state["case"])
-    data = {key: tuple(map(float, value)) if isinstance(value, list) else value
-            for key, value in saved["data"].items()}
+    data: dict[str, Any] = {key: tuple(map(float, value)) if isinstance(value, list) else value
+                            for key, value in saved["data"].items()}
     return Case(Data(**data), float(saved["snr"]), int(saved["seed"]), saved["method"],
                 tuple(saved.get("unknown", ())))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from ..tissue import Permeability, Tissue
 from . import parameters
 from .ledger import State
 from .likelihood import NOISES, Likelihood, Scale
-from .parameters import NOISE, RATIO, SCALE, Theta, Unknown
+from .parameters import NOISE, RATIO, SCALE, Theta
 
 PERMEABILITIES = 0.01, 100.0  # um/ms, of facets, where nothing is said
 BOUNDARIES = ("reflecting", "absorbing")
@@ -76,12 +77,12 @@ class InverseProblem:
     permeability_range: tuple[float, float] | None = None
     wall_permeability: float | None = None
     normalisation: str = "auto"
-    noise: float | str | None = None
+    noise: Any = None
     noise_model: str = "rician"
     extra_terms: Callable | None = None
     extra_coefficients: Mapping | None = None
     extra_breakpoints: Sequence[float] = ()
-    unknown: Mapping[str, Unknown] | Sequence[str] = ()
+    unknown: Any = ()  # Unknown numbers by name, once made
     sigma: float | None = None
     engine: str = "matrix_formalism"
     modes: int | str = "auto"
@@ -195,7 +196,7 @@ class InverseProblem:
 
     def with_noise_of(self, theta: Theta) -> InverseProblem:
         """With the noise that a search has found, where it was unknown."""
-        sigma = theta.get(NOISE, self.sigma)
+        sigma: Any = theta.get(NOISE, self.sigma)
         return self if sigma == self.sigma else replace(self, sigma=sigma)
 
     # ---- the forward problem --------------------------------------------------------------------

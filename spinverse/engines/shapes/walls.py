@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -38,8 +39,8 @@ class Walls:
         """Of outer facets of label 0, um/ms."""
         return self.open if self.absorbing else 0.0
 
-    def of(self, first: np.ndarray, second: np.ndarray) -> np.ndarray | float:
-        """Of walls between two labels, arrays of whole numbers, not both of them 0, um/ms."""
+    def of(self, first: np.ndarray | int, second: np.ndarray | int) -> Any:
+        """Of walls between two labels, whole numbers, not both of them 0, um/ms, likewise."""
         if np.isscalar(self.wall):
             return self.wall
         logs = np.r_[0.0, np.log(self.wall)]

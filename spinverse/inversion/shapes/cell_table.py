@@ -266,7 +266,7 @@ class _Solution:
         alone = self.variance / np.sum(likelihood.expected(full) ** 2)
         factor = float(likelihood.factor(np.abs(full)))
         width = np.exp(self.z * np.sqrt(slope @ self.covariance @ slope + alone))
-        return Figure(factor, factor / width, factor * width)
+        return Figure(factor, float(factor / width), float(factor * width))
 
     def _noise(self) -> Figure:
         """Its deviation, of |S(b = 0)|, with the interval of a chi-square.

@@ -11,7 +11,6 @@ from ...engines.shapes import blocks
 from ...errors import InputError
 from ..facets.memory import Memory
 from ..ledger import Ledger, State
-from ..likelihood import NEGLIGIBLE
 from ..parameters import NOISE
 from ..problem import InverseProblem
 from .ledger import SearchLedger
@@ -21,7 +20,6 @@ from .settings import Settings
 
 LARGEST = 4000  # mesh cells: the fast models are dense
 MOST_CELLS = 2  # the schedule has strategies for so many
-LOWER = 0.5  # of its variance, below which noise that is unknown is less than was thought
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,7 @@ class Shapes:
             while True:
                 found = SearchLedger(search, report, keep, ledger.due)
                 ending = run(search, found, numbers, self.schedule)
-                sigma = _lower_noise(search, found)
+                sigma = found.lower_noise()
                 if sigma is None:
                     break
                 # what explained data of more noise is where the search goes on
@@ -136,18 +134,3 @@ class Shapes:
                                                      "bests": np.zeros(0)}
             ledger.evaluations += found.shapes
             return at(found.best.labels, found.best.theta), ending
-
-
-def _lower_noise(search: Search, ledger: SearchLedger) -> float | None:
-    """The noise that the best shape leaves, where it is unknown and far less than was thought."""
-    problem, best = search.models.problem, ledger.best
-    likelihood = problem.likelihood
-    if NOISE not in problem.unknown or not likelihood.sigma or best is None:
-        return None
-    freedom = max(len(likelihood) - np.count_nonzero(search.models.active(best.labels)), 1)
-    share = best.misfit * len(likelihood) / freedom / likelihood.floor
-    low = problem.unknown[NOISE].low
-    if share >= LOWER or likelihood.sigma <= low:
-        return None
-    sigma = max(likelihood.sigma * float(np.sqrt(share)), low)
-    return sigma if sigma >= max(NEGLIGIBLE, low) else 0.0
