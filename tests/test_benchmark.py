@@ -188,9 +188,11 @@ def test_noise_is_rician_and_reproducible():
 
 @pytest.mark.parametrize("name", list(ACQUISITIONS))
 def test_acquisitions_are_sections_of_a_run_file(name):
-    content = {"mesh": {"file": "grid.npz"}, "acquisition": ACQUISITIONS[name]}
-    section, = SimulateConfig.model_validate(content, context={"folder": "."}).acquisition
-    assert len(section.table()) == {"published": 540, "rich": 2700}[name]
+    parts = [{kind: keys} for kind, keys in ACQUISITIONS[name].items()]
+    content = {"mesh": {"file": "grid.npz"}, "acquisition": parts}
+    sections = SimulateConfig.model_validate(content, context={"folder": "."}).acquisition
+    assert sum(len(section.table()) for section in sections) == {
+        "published": 540, "rich": 2700, "ogse": 540}[name]
 
 
 # ---- the whole ------------------------------------------------------------------------------

@@ -457,6 +457,20 @@ def test_the_assumption_that_is_wrong_is_named(coarse):
     assert all(best.misfit < other.misfit for other in others)
 
 
+@pytest.mark.mpi
+def test_a_cell_that_is_missing_is_named(coarse):
+    """Signals of two cells, the larger of which was found."""
+    whole = WholeMesh.of(coarse)
+    both = ball(whole, 7.5, (-3, -3, -3))
+    both[(ball(whole, 6.5, (6, 6, 6)) > 0) & (both == 0)] = 2
+    problem = problem_of(coarse, both, directions=6)
+    mine = np.where(both == 1, both, 0)[whole.owned_cells].astype(np.int32)
+    models = Models(problem)
+    before = np.mean(models.exact(both * (both == 1), models.start, models.all) ** 2)
+    best, *_ = freedoms(problem, mine, {})
+    assert best.name == "further cell" and best.misfit < 0.5 * before
+
+
 # ---- annealing, steps, level sets ---------------------------------------------------------------
 
 def test_annealing_finds_the_set_that_explains_a_residual():

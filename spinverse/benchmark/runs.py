@@ -39,6 +39,7 @@ from ..mesh.data import MeshData
 from ..mesh.readers import write_npz
 from ..report import folder as run_folder
 from . import fine
+from .coverage import covered
 from .methods import Method
 from .processes import Outcome, spinverse
 from .targets import Target
@@ -51,14 +52,20 @@ FACTOR = 0.37  # of arbitrary units over um^3: nothing that a method could guess
 #: Of the targets' signals; the surface of a fine mesh leaves more than its modes do.
 TOLERANCES = {"grid": 1e-5, "fine": 1e-4}
 #: Sections of a run file. ``published``: 540 measurements of three sequences, b to 5000 s/mm^2;
-#: ``rich``: 2700 of five, b to 40,000 s/mm^2 (gradients up to 2.3 T/m).
+#: ``rich``: 2700 of five, b to 40,000 s/mm^2 (gradients up to 2.3 T/m); ``ogse``: 540, the shortest
+#: sequence of the published ones replaced by cosines of 100 Hz, b to 2000 s/mm^2.
 ACQUISITIONS: dict[str, dict[str, Any]] = {
     "published": {"pgse": {
         "b_s_per_mm2": [0, 1000, 2000, 3000, 4000, 5000], "directions": 30,
         "delta_ms": [5, 10, 10], "Delta_ms": [6, 20, 60]}},
     "rich": {"pgse": {
         "b_s_per_mm2": [0, 1000, 2000, 3000, 4000, 5000, 10000, 20000, 40000], "directions": 60,
-        "delta_ms": [5, 5, 10, 10, 10], "Delta_ms": [6, 20, 20, 60, 120]}}}
+        "delta_ms": [5, 5, 10, 10, 10], "Delta_ms": [6, 20, 20, 60, 120]}},
+    "ogse": {"pgse": {
+        "b_s_per_mm2": [0, 1000, 2000, 3000, 4000, 5000], "directions": 30,
+        "delta_ms": [10, 10], "Delta_ms": [20, 60]},
+        "ogse": {"b_s_per_mm2": [0, 400, 800, 1200, 1600, 2000], "directions": 30,
+                 "delta_ms": 20, "Delta_ms": 25, "periods": 2, "kind": "cos"}}}
 BOUNDARIES = ("absorbing", "reflecting")
 TARGET_MESHES = ("grid", "fine")
 #: States of a run; those that end early are as in `Outcome.ended`, with "interrupted".
@@ -318,6 +325,10 @@ class Bench:
             surface = true.points[true.interface_facets]
         found = compare(truth, facets, membrane, kappa, case.data.boundary, surface)
         found["true_misfit"] = self.true_misfit(case)
+        summary = json.loads((place / "found" / run_folder.SUMMARY).read_text())
+        if summary.get("cells"):
+            found |= covered(truth, summary["cells"]["cells"], case.data.wall,
+                             case.data.boundary == "absorbing")
         run_folder.write_json(place / "metrics.json", found)
         return found
 
@@ -353,15 +364,20 @@ def case_of(state: dict) -> Case:
 
 def acquisition_of(data: Data) -> list[dict]:
     """Section ``acquisition`` of a simulation."""
-    section = ACQUISITIONS[data.acquisition]
+    kinds = ACQUISITIONS[data.acquisition]
     if data.echo_time is None:
-        return [section]
-    pulses = section["pgse"]
-    times = zip(pulses["delta_ms"], pulses["Delta_ms"], strict=True)
-    echoes = data.echo_time if len(data.echo_time) > 1 else data.echo_time * len(
-        pulses["delta_ms"])
-    return [{"pgse": {**pulses, "delta_ms": delta, "Delta_ms": Delta, "echo_time_ms": echo}}
-            for (delta, Delta), echo in zip(times, echoes, strict=True)]
+        return [{kind: keys} for kind, keys in kinds.items()]
+    each = sequences(data.acquisition)
+    echoes = data.echo_time if len(data.echo_time) > 1 else data.echo_time * len(each)
+    return [{kind: {**kinds[kind], "delta_ms": delta, "Delta_ms": Delta, "echo_time_ms": echo}}
+            for (kind, delta, Delta), echo in zip(each, echoes, strict=True)]
+
+
+def sequences(acquisition: str) -> list[tuple[str, float, float]]:
+    """Kind, delta and Delta (ms) of each sequence of one of `ACQUISITIONS`."""
+    return [(kind, float(delta), float(Delta)) for kind, keys in ACQUISITIONS[acquisition].items()
+            for delta, Delta in zip(*(np.atleast_1d(keys[name]) for name in (
+                "delta_ms", "Delta_ms")), strict=True)]
 
 
 def _write_mesh(path: Path, data: MeshData) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..report import folder as run_folder
+from .coverage import QUANTITIES
 from .runs import DONE, Bench, case_of
 
 CSV, MEANS, MARKDOWN = "table.csv", "means.csv", "table.md"
@@ -26,7 +27,8 @@ METRICS = {
     "bad_percent": "bad_edges_percent", "bad_inside_percent": "bad_edges_inside_percent",
     "true_bad_inside_percent": "true_bad_edges_inside_percent",
     "adjusted_rand": "adjusted_rand_index", "found": "found", "true": "true",
-    "aligned_shift": "aligned_shift", "aligned_reflected": "aligned_reflected"}
+    "aligned_shift": "aligned_shift", "aligned_reflected": "aligned_reflected",
+    **{f"covered_{name}": f"covered_{name}" for name in QUANTITIES}}
 COLUMNS = (*CASE, "misfit", "numbers", *METRICS, "seconds", "cpu_seconds", "peak_mb", "message")
 _AVERAGED = (*(name for name in METRICS if name not in (
     "true_bad_inside_percent", "found", "true", "aligned_shift", "aligned_reflected")),
@@ -49,7 +51,9 @@ _SHOWN = (
     ("Chamfer", "chamfer", ".2f"), ("uncentred", "chamfer_uncentred", ".2f"),
     ("open %", "open_percent", ".1f"), ("branch %", "branch_percent", ".1f"),
     ("bad %", "bad_percent", ".1f"), ("bad inside %", "bad_inside_percent", ".1f"),
-    ("ARI", "adjusted_rand", ".3f"), ("s", "seconds", ".0f"), ("CPU s", "cpu_seconds", ".0f"),
+    ("ARI", "adjusted_rand", ".3f"), ("V in", "covered_volume", ".2f"),
+    ("S/V in", "covered_surface_to_volume", ".2f"), ("kappa in", "covered_permeability", ".2f"),
+    ("s", "seconds", ".0f"), ("CPU s", "cpu_seconds", ".0f"),
     ("MiB", "peak_mb", ".0f"), ("status", "status", ""))
 _LEGEND = """\
 Misfit: mean square of normalised magnitudes over all measurements; true misfit: that of the true
@@ -57,7 +61,9 @@ cells on the grid, which noise and a finer target mesh leave. Precision to IoU: 
 aligned: after the best shift of the grid and point reflection, which magnitudes cannot
 see; best: at the best cut of the permeability. Chamfer: um^2, both surfaces centred, and not.
 Edges of the interface: degree 1, above 2, not 2, and not 2 among those off the outer boundary.
-ARI: adjusted Rand index of the cells' partition. s: of the clock, in a process of its own.
+ARI: adjusted Rand index of the cells' partition. V, S/V, kappa in: the share of cells whose
+interval (90 %) of volume, surface to volume, permeability of the wall holds the truth.
+s: of the clock, in a process of its own.
 """
 
 

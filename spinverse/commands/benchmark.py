@@ -100,7 +100,7 @@ def run(arguments, comm: MPI.Comm) -> None:
                 raise InputError(f"--{option.replace('_', '-')} {value:g}: expected a positive "
                                  "number")
     echoes = arguments.echo_time
-    number = len(runs.ACQUISITIONS[arguments.acquisition]["pgse"]["delta_ms"])
+    number = len(runs.sequences(arguments.acquisition))
     if echoes is not None and len(echoes) not in (1, number):
         raise InputError(f"--echo-time: {len(echoes)} numbers, expected one, or {number}: one for "
                          "each sequence")

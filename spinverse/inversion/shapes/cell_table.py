@@ -32,7 +32,7 @@ from .surrogate import Surrogate
 
 LEVEL = 0.9  # of the intervals
 SHARE = 0.5  # standard deviation of a move of a mesh cell before the signals are known
-STEP = 0.02  # of a coordinate, for slopes of the full model
+STEP = 0.02  # of a coordinate, for slopes
 SMALLEST, HALVINGS = 0.02, 6  # first step of a profile, at least; refinements of its end
 PART = 0.3  # of a combination of unit length, from which on a number is named
 MODES = 48  # among which is the one of exchange
@@ -162,7 +162,9 @@ class _Solution:
         self.theta = models.coordinates({**problem.start_of_unknown, **theta})
         self.active = np.flatnonzero(models.active(labels))
         cells, look = Cells(models.whole), models.all
-        residual = self._residual(self.theta)
+        residual = models.exact(labels, self.theta, look)
+        # the fast model from here on: its error hardly changes with theta
+        self.bias = residual - self._fast(self.theta)
         self.misfit = float(np.mean(residual**2))
         self.variance = max(problem.likelihood.floor, self.misfit) + MODEL**2
         units = STEP * np.eye(len(self.theta))[self.active]
@@ -187,7 +189,10 @@ class _Solution:
             self.size_slopes[..., k] = self._sizes(shape) - here
 
     def _residual(self, theta: np.ndarray) -> np.ndarray:
-        return self.models.exact(self.labels, theta, self.models.all)
+        return self._fast(theta) + self.bias
+
+    def _fast(self, theta: np.ndarray) -> np.ndarray:
+        return self.models.residuals([self.labels], theta, self.models.all)[0]
 
     def _sizes(self, labels: np.ndarray) -> np.ndarray:
         """Volume (um^3) and surface (um^2) of every cell, ``(C, 2)``."""
@@ -250,15 +255,15 @@ class _Solution:
         """The factor of all signals, which answers to unknown numbers and to the shape."""
         models, look = self.models, self.models.all
         likelihood, sweeps = look.likelihood, look.sweeps(PARTITION_STEP)
-        model = models.partition(self.theta)
 
-        def log_of(signals):
-            return np.log(likelihood.factor(np.abs(signals)))
+        def log_of(theta, shapes):
+            model = models.partition(theta)
+            return models.shared(lambda shape: np.log(likelihood.factor(
+                np.abs(model.signals(shape, sweeps)))), shapes)
 
-        here, *moved = models.shared(lambda shape: log_of(model.signals(shape, sweeps)),
-                                     [self.labels, *self.moved])
+        here, *moved = log_of(self.theta, [self.labels, *self.moved])
         full = models.signals(self.labels, self.theta, look)
-        steps = [[log_of(models.signals(self.labels, self.theta + sign * STEP * unit, look))
+        steps = [[log_of(self.theta + sign * STEP * unit, [self.labels])[0]
                   for sign in (1, -1)] for unit in np.eye(len(self.theta))[self.active]]
         slope = np.array([*((up - down) / (2 * STEP) for up, down in steps),
                           *(there - here for there in moved)])

@@ -1,12 +1,14 @@
 """Which freedom would explain data that a solution does not: a test of what was taken as known.
 
 Each number is moved alone, over its usual range, at the shape that was found; the outer boundary is
-changed to the other one. What that leaves of the misfit tells which assumption to doubt first (a
-score test, Rao 1948, but one that looks far from the solution too).
+changed to the other one; random ellipsoids are tried as a further cell. Unknown numbers answer.
+What that leaves of the misfit tells which assumption to doubt first (a score test, Rao 1948, but
+one that looks far from the solution too).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,10 +16,14 @@ import numpy as np
 from ...errors import InputError
 from .. import parameters
 from ..problem import BOUNDARIES, InverseProblem
+from .cells import Cells
+from .ellipsoids import ellipsoid_labels, random_ellipsoids
 from .hypothesis import whole_labels
 from .models import Models
 
 POINTS = 9  # of each range, spread evenly in its coordinate
+ANSWER = 0.4  # of the coordinates: how far unknown numbers answer
+FURTHER = 150  # ellipsoids that are tried as a further cell
 
 
 @dataclass(frozen=True)
@@ -25,8 +31,8 @@ class Freedom:
     """What an assumption costs.
 
     Attributes:
-        name: of a number, or "boundary".
-        value: that explains most.
+        name: of a number, "boundary", or "further cell".
+        value: that explains most; of a further cell its volume and its place.
         misfit: that it would leave.
     """
 
@@ -50,8 +56,8 @@ def freedoms(problem: InverseProblem, labels: np.ndarray,
         theta: values that were found (`Reconstruction.theta`).
 
     Returns:
-        One for each number that was taken as known, and for the boundary, as far as they leave
-        less than the solution does.
+        One for each number that was taken as known, for the boundary, and for a further cell, as
+        far as they leave less than the solution does.
     """
     labels = whole_labels(problem.mesh, labels)
     theta = {**problem.start_of_unknown, **theta}
@@ -60,9 +66,13 @@ def freedoms(problem: InverseProblem, labels: np.ndarray,
     full = here.exact(labels, there, here.all)
     bias = full - here.residual(here.partition(there), labels, here.all)
 
-    def left(models: Models, x: np.ndarray) -> float:
-        r = models.residual(models.partition(x), labels, models.all)
-        return float(np.mean((r + bias) ** 2))
+    slopes = here.slopes(labels, there, here.all)
+
+    def left(models: Models, x: np.ndarray, shape: np.ndarray = labels) -> float:
+        r = models.residual(models.partition(x), shape, models.all) + bias
+        if len(slopes):  # what is unknown already answers
+            r = r - np.clip(r @ np.linalg.pinv(slopes), -ANSWER, ANSWER) @ slopes
+        return float(np.mean(r**2))
 
     found = []
     for name in parameters.additional(problem.unknown):
@@ -78,6 +88,30 @@ def freedoms(problem: InverseProblem, labels: np.ndarray,
         found.append(Freedom(name, values[best], misfits[best]))
     other = next(kind for kind in BOUNDARIES if kind != problem.boundary)
     found.append(Freedom("boundary", other, left(Models(replace(problem, boundary=other)), there)))
+    found.append(_further_cell(problem, labels, theta, left))
     before = float(np.mean(full**2))
     found = problem.comm.bcast([freedom for freedom in found if freedom.misfit < before])
     return sorted(found, key=lambda freedom: freedom.misfit)
+
+
+def _further_cell(problem: InverseProblem, labels: np.ndarray, theta: parameters.Theta,
+                  left: Callable[..., float]) -> Freedom:
+    """The ellipsoid within one label that explains most as a cell of its own."""
+    new = int(labels.max(initial=0)) + 1
+    models = Models(problem, new)
+    cells, x = Cells(models.whole), models.coordinates(theta)
+    rng, shapes = np.random.default_rng(0), []
+    for _ in range(FURTHER):
+        inside = ellipsoid_labels(cells, random_ellipsoids(cells, 1, rng)) == 1
+        host = np.bincount(labels[inside]).argmax() if inside.any() else 0
+        shape = cells.repaired(np.where(inside & (labels == host), new, labels).astype(np.int8))
+        if shape.max() == new and cells.allowed(shape):
+            shapes.append(shape)
+    misfits = models.shared(lambda shape: left(models, x, shape), shapes)
+    if not misfits:
+        return Freedom("further cell", "any size", np.inf)
+    best, whole = shapes[int(np.argmin(misfits))] == new, models.whole
+    place = np.average(whole.centroids[best], axis=0, weights=whole.volumes[best])
+    where = ", ".join(f"{value:.1f}" for value in place)
+    return Freedom("further cell", f"{whole.volumes[best].sum():.0f} um^3 at ({where}) um",
+                   min(misfits))

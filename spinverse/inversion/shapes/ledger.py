@@ -174,6 +174,16 @@ class SearchLedger:
         residual = models.exact(there.labels, there.theta, models.all)
         return Hypothesis(there.labels, there.theta, float(np.mean(residual**2)), walk.seed[:4])
 
+    def tune(self) -> None:
+        """Gauss-Newton steps of the unknown numbers at the best shape, by all measurements."""
+        search, best = self.search, self.best
+        if not search.models.names:
+            return
+        walk = Walk(search.models, search.cells, search.models.all, best.origin)
+        walk.begin(best.labels, best.theta)
+        walk.tune()
+        self.best = walk.best
+
     def calibrate(self, hypothesis: Hypothesis) -> None:
         """Fit what the models cannot know, once there is a shape that is about right."""
         if not self._fitted:

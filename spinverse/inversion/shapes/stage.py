@@ -132,5 +132,6 @@ class Shapes:
                 search = Search(replace(problem, sigma=sigma), settings)
                 numbers = found.state(found.part) | {"within": np.array(True),
                                                      "bests": np.zeros(0)}
+            found.tune()
             ledger.evaluations += found.shapes
             return at(found.best.labels, found.best.theta), ending

@@ -128,7 +128,7 @@ class Walk:
         Args:
             places: what going there changes does not count.
         """
-        self._tune()
+        self.tune()
         floor = self.models.floor
         surrogate = self._surrogate = Surrogate(self.residuals, self.cells, self.here.labels,
                                                 self._surrogate)
@@ -183,7 +183,7 @@ class Walk:
 
     # ---- unknown numbers ------------------------------------------------------------------------
 
-    def _tune(self) -> None:
+    def tune(self) -> None:
         """Gauss-Newton steps of theta at the present shape, and the slopes there."""
         models, labels = self.models, self.here.labels
         if not models.names:
