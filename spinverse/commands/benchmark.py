@@ -100,10 +100,11 @@ def run(arguments, comm: MPI.Comm) -> None:
                 raise InputError(f"--{option.replace('_', '-')} {value:g}: expected a positive "
                                  "number")
     echoes = arguments.echo_time
-    number = len(runs.sequences(arguments.acquisition))
-    if echoes is not None and len(echoes) not in (1, number):
-        raise InputError(f"--echo-time: {len(echoes)} numbers, expected one, or {number}: one for "
-                         "each sequence")
+    if echoes is not None and len(echoes) > 1:
+        number = len(runs.sequences(arguments.acquisition))
+        if len(echoes) != number:
+            raise InputError(f"--echo-time: {len(echoes)} numbers, expected one, or {number}: one "
+                             "for each sequence")
     if len(arguments.diffusivity) > 2:
         raise InputError(f"--diffusivity: {len(arguments.diffusivity)} numbers, expected one, or "
                          "two: inside and outside")
