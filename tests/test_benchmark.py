@@ -200,8 +200,8 @@ def test_acquisitions_are_sections_of_a_run_file(name):
 def test_settings_of_signals():
     """Echo times of each sequence, T2, density and units have folders of their own."""
     plain = runs.Data("ball", "absorbing")
-    data = runs.Data("ball", "absorbing", T2=(40.0, 80.0), density=0.7, echo_time=(20.0, 45.0, 90.0),
-                     units="arbitrary")
+    data = runs.Data("ball", "absorbing", T2=(40.0, 80.0), density=0.7,
+                     echo_time=(20.0, 45.0, 90.0), units="arbitrary")
     assert data.setting == "absorbing-published-T2-40in80-density0.7-TE20-45-90-arbitrary"
     assert data.normalisation == "auto" and plain.normalisation == "measured"
     assert data.known(["T2_inside"])["T2_ms"] == 80 and "T2_ms" not in data.known(["T2_outside"])
