@@ -36,10 +36,11 @@ POOL = 400  # sets of moves that are looked through for them
 PATIENCE, PATIENCE_NOISY = 6, 4  # iterations without a gain
 GAIN, GAIN_NOISY = 0.4, 0.1  # shares of the misfit, of the noise: what is a gain
 RELAXED = 1e-2  # of the mean curvature: keeps shares of moves apart when places are surveyed
-# unknown numbers: Gauss-Newton steps before each step of a walk; the largest in the coordinate; and
-# below which there is nothing to gain
-TUNINGS, LONGEST, SHORTEST = 3, 0.5, 2e-5
-FLAT = 1e-3  # of the curvature by an unknown number: keeps unknown ones apart
+# unknown numbers: Gauss-Newton steps before each step of a walk, or while each halves the misfit;
+# the largest in the coordinate; and below which there is nothing to gain
+TUNINGS, FAST, LONGEST, SHORTEST = 3, 12, 0.5, 2e-5
+# of the curvature by an unknown number: keeps unknown ones apart; less after a step that gained
+FLAT, LOOSER = 1e-3, 10.0
 MADE_UP = 3.0  # rms residuals that unknown numbers may make up for, in the whitening
 ANSWER = 0.4  # of the coordinate: how far unknown numbers answer to a shape that is verified
 
@@ -73,6 +74,7 @@ class Walk:
         self._slopes = np.zeros((0, len(look.measured)))
         self._visited: set[bytes] = set()
         self._surrogate: Surrogate | None = None
+        self._flat = FLAT
         self.shapes = 0
 
     # ---- what partitions leave of the data ------------------------------------------------------
@@ -195,11 +197,14 @@ class Walk:
             away = there.theta - models.start
             return there.misfit + precision @ away**2 / len(self.look.measured)
 
-        for _ in range(TUNINGS):
+        for turn in range(1, FAST + 1):
             self._measure_slopes(labels)
             S, r = self._slopes, self.residuals([labels])[0]
             H, pull = S @ S.T, precision * (self.theta - models.start)
-            H = H + FLAT * np.diag(np.diag(H)) + np.diag(precision[active] + 1e-300)
+            # what the misfit, taken for noise, tells less of than the range does stays: damping
+            # that vanishes with the misfit (Yamashita and Fukushima, Computing Suppl. 15, 2001)
+            told = 12 * self.here.misfit / np.ptp(models.bounds[:, active], axis=0) ** 2
+            H = H + np.diag(self._flat * np.diag(H) + precision[active] + told + 1e-300)
             step = np.zeros(len(active))
             step[active] = -np.linalg.solve(H, S @ r + pull[active])
             step *= min(1.0, LONGEST / max(np.abs(step).max(), 1e-300))
@@ -214,9 +219,13 @@ class Walk:
                 self.theta, self._known, self._exact = known
                 self.here = self._centred(labels)
                 self.best = self.here if at_best else self.best
+                self._flat = min(LOOSER * self._flat, FLAT)
                 return
+            self._flat /= LOOSER
             if at_best or self.here.misfit < self.best.misfit:
                 self.best = self.here
+            if turn >= TUNINGS and self.here.misfit > before.misfit / 2:
+                break
         self._measure_slopes(labels)
 
     def _at(self, theta: np.ndarray) -> None:
