@@ -166,8 +166,9 @@ class BlochTorrey:
     @cached_property
     def prolongation(self) -> PETSc.Mat | None:
         """P from the tied space to the broken scalar one; None when nothing is tied. Collective."""
+        faces = () if self.mesh.glued else self.periodic
         return self.tie(self.tissue.permeability.tied,
-                        [self.traces.periodic_pairs(axis) for axis in self.periodic])
+                        [self.traces.periodic_pairs(axis) for axis in faces])
 
     @cached_property
     def unknowns(self) -> Unknowns:

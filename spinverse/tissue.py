@@ -116,6 +116,7 @@ class Tissue:
             there, and their permeability is not looked at, so membranes belong inside the box
             (half a layer at both ends of a stack). Faces match on the grids of
             `spinverse.mesh.box`, `slabs`, `intervals`, and with ``periodic=True`` on gmsh's.
+            On a mesh whose faces are `spinverse.glued` facets there are as all others.
 
     Raises:
         InputError: naming the field, the value and what was expected.
@@ -135,7 +136,10 @@ class Tissue:
         if not isinstance(mesh, Mesh):
             raise InputError(f"mesh: a {type(mesh).__name__}, expected a spinverse.Mesh "
                              "(spinverse.mesh.build or read)")
-        axes = periodic_axes(mesh, self.periodic)
+        axes = periodic_axes(mesh, self.periodic or mesh.glued)
+        if mesh.glued and mesh.glued != "".join(AXES[axis] for axis in axes):
+            raise InputError(f"periodic: {self.periodic!r} on a mesh that is glued along "
+                             f"{mesh.glued}, expected the same")
         object.__setattr__(self, "periodic", "".join(AXES[axis] for axis in axes))
         _ = self.periodic_facets
         if self.interface not in ("equilibrium", "plain"):
@@ -171,7 +175,7 @@ class Tissue:
     @cached_property
     def periodic_facets(self) -> np.ndarray:
         """Owned facets on periodic faces, ``(nf,)`` bool: no outer boundary. Collective."""
-        return check_faces(self.mesh, self.periodic_axes)
+        return check_faces(self.mesh, () if self.mesh.glued else self.periodic_axes)
 
     @property
     def balanced(self) -> bool:

@@ -33,15 +33,16 @@ class FacetTraces:
         self.mesh, self.space = mesh, space
         dim = mesh.dim
         self._cells = mesh.facet_cells
-        geometry_nodes = mesh.domain.geometry.dofmaps[0]
-        facet_nodes = np.sort(dolfinx.mesh.entities_to_geometry(
-            mesh.domain, dim - 1, mesh.facet_entities).reshape(-1, dim), axis=1)
-        # position of the facet's nodes within each side's cell: (nf, 2, d)
+        # vertices, not nodes of the geometry: of a glued box the two sides have other nodes
+        topology = mesh.domain.topology
+        cell_vertices = topology.connectivity(dim, 0).array.reshape(-1, dim + 1)
+        facet_vertices = np.sort(topology.connectivity(dim - 1, 0).array.reshape(-1, dim)[
+            mesh.facet_entities], axis=1)
+        # position of the facet's vertices within each side's cell: (nf, 2, d)
         sides = np.maximum(self._cells, 0)
         self._corner = np.empty((len(sides), 2, dim), dtype=np.int64)
         for side in range(2):
-            nodes = geometry_nodes[sides[:, side]] if len(sides) else np.empty((0, dim + 1), int)
-            match = nodes[:, None, :] == facet_nodes[:, :, None]
+            match = cell_vertices[sides[:, side], None, :] == facet_vertices[:, :, None]
             self._corner[:, side] = match.argmax(axis=2)
 
     def jump_matrix(self, factors: np.ndarray | None = None) -> scipy.sparse.csr_matrix:

@@ -170,7 +170,7 @@ def test_wrong_stages(wrong, message):
 
 @pytest.mark.parametrize("wrong, message", [
     ({"stages": "fastest"},
-     "stages: 'fastest', expected one of default, fast, facets, published or a list"),
+     "stages: 'fastest', expected one of default, fast, walls, facets, published or a list"),
     ({"boundary": "open"}, "boundary: 'open', expected one of reflecting, absorbing"),
     ({"permeability_range": (1.0, 0.1)}, "permeability_range: .* expected 0 < low < high"),
     ({"permeability_range": (0.0, 1.0)}, "permeability_range: .* expected 0 < low < high"),

@@ -14,7 +14,7 @@ from spinverse.inversion.facets.facet_graph import FacetGraph
 from spinverse.inversion.facets.priors import PRIORS, Binarisation, Continuity, Manifold
 from spinverse.mesh import Ball
 
-NAMES = ("continuity", "manifold", "binarisation")
+NAMES = ("continuity", "manifold", "binarisation", "smoothness")
 
 
 def grid(comm):
@@ -68,6 +68,9 @@ def brute_force(name, facets, included, z, gate_at=None, delta=5.0) -> float:
     for members in around.values():
         for i, j in combinations(members, 2):
             d = abs(z[i] - z[j])
+            if name == "smoothness":
+                terms.append(np.sqrt(d**2 + 0.05**2) - 0.05)
+                continue
             huber = 0.5 * d**2 if d <= delta else delta * (d - 0.5 * delta)
             terms.append(huber * (1 - abs(q[i] - q[j])))
     return float(np.mean(terms))
@@ -158,7 +161,7 @@ def test_gradient_is_that_of_central_differences(name):
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("name", ["manifold", "binarisation"])
+@pytest.mark.parametrize("name", ["manifold", "binarisation", "smoothness"])
 def test_taylor(comm, name):
     _, included, graph, z = setting(comm)
     prior = PRIORS[name](graph)
@@ -167,6 +170,19 @@ def test_taylor(comm, name):
     rest = [abs(prior.value(z + h * along) - prior.value(z) - h * slope)
             for h in (1e-2, 5e-3, 2.5e-3)]
     assert min(np.log2(np.array(rest[:-1]) / np.array(rest[1:]))) > 1.9
+
+
+@pytest.mark.mpi
+def test_squares_of_smoothness_have_its_derivative(comm):
+    facets, included, graph, z = setting(comm)
+    prior = PRIORS["smoothness"](graph)
+    r, J = prior.squares(z)
+    assert J.shape == (graph.num_pairs, facets.num_owned_facets)
+    np.testing.assert_allclose(2 * r @ J, prior.pull_back(z, 1.0), atol=1e-14)
+    # the square lies above, and touches here
+    moved = z + 0.1 * np.cos(3 * z)
+    square = np.sum((r + comm.allreduce(J @ (moved - z))) ** 2) - np.sum(r**2)
+    assert square >= prior.value(moved) - prior.value(z)
 
 
 def test_huber_is_linear_beyond_delta():

@@ -50,7 +50,8 @@ def taylor_rate(reduced_functional, field, direction=None, steps: int = 4,
 
 def _direction(field):
     if isinstance(field, FacetField):
-        return field._like(np.sin(field.mesh.facet_vertices @ np.array([1.3, 2.1, 0.7]) + 0.3))
+        facets = np.sin(field.mesh.facet_vertices @ np.array([1.3, 2.1, 0.7]) + 0.3)
+        return field._like(np.r_[facets, np.sin(1.0 + np.arange(len(field) - len(facets)))])
     return field._like(np.sin(1.0 + 1.3 * np.arange(len(field))))
 
 

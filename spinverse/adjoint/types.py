@@ -82,7 +82,10 @@ class Spread(_Array):
 
 
 class FacetField(Spread):
-    """Values on owned facets, ``(nf,)``: a control, a permeability, or a derivative by either."""
+    """Values on owned facets: a control, a permeability, or a derivative by either.
+
+    ``(nf,)``; on rank 0 numbers that go with them may follow, ``(nf + P,)``.
+    """
 
     def __init__(self, mesh: Mesh, values: np.ndarray):
         self.mesh = mesh
@@ -94,7 +97,7 @@ class FacetField(Spread):
     @property
     def function(self):
         """As a DG0 function on the facet submesh."""
-        return self.mesh.facet_function(self.values)
+        return self.mesh.facet_function(self.values[: self.mesh.num_owned_facets])
 
 
 class SignalVector(_Array):

@@ -35,6 +35,7 @@ from ..errors import InputError, SolverError
 from ..interface.metrics import compare
 from ..inversion.verdict import NOT_EXPLAINED
 from ..mesh import readers
+from ..mesh.checks import find_facets
 from ..mesh.data import MeshData
 from ..mesh.readers import write_npz
 from ..report import folder as run_folder
@@ -42,9 +43,10 @@ from . import fine
 from .coverage import covered
 from .methods import Method
 from .processes import Outcome, spinverse
-from .targets import Target
+from .targets import LEAKY, Target
 
 WALL, ELSEWHERE = 0.01, 100.0  # um/ms: 1e-5 and 0.1 m/s, as published
+PATCH = 1.0  # um/ms, of a patch of the wall that leaks
 DIFFUSIVITY = 2.0  # um^2/ms
 NO_T2 = (float("inf"), float("inf"))  # ms, inside and outside
 UNITS = ("um^3", "arbitrary")
@@ -66,7 +68,8 @@ ACQUISITIONS: dict[str, dict[str, Any]] = {
         "delta_ms": [10, 10], "Delta_ms": [20, 60]},
         "ogse": {"b_s_per_mm2": [0, 400, 800, 1200, 1600, 2000], "directions": 30,
                  "delta_ms": 20, "Delta_ms": 25, "periods": 2, "kind": "cos"}}}
-BOUNDARIES = ("absorbing", "reflecting")
+PERIODIC_MODES = 300  # of signals of the grid of periodic boxes
+BOUNDARIES = ("absorbing", "reflecting", "periodic")
 TARGET_MESHES = ("grid", "fine")
 #: States of a run; those that end early are as in `Outcome.ended`, with "interrupted".
 DONE, FAILED, LIMIT, RUNNING = "ok", "failed", "time limit", "running"
@@ -194,6 +197,9 @@ class Bench:
         else:
             _write_mesh(place / "grid.npz", MeshData(target.data.points, target.data.cells))
             _write_mesh(place / "truth.npz", target.data)
+        if with_fine and LEAKY in target.data.interface_tags:
+            raise InputError(f"target {target.name}: a leaky patch has facets of the grid, "
+                             "expected target mesh grid")
         if with_fine and not (place / "fine.npz").is_file():
             _write_mesh(place / "fine.npz", fine.mesh(target))
 
@@ -209,9 +215,12 @@ class Bench:
                        **({"T2_ms": self._by_tag(data, *data.T2)} if data.T2 != NO_T2 else {}),
                        **({"density": self._by_tag(data, data.density, 1.0)}
                           if data.density != 1 else {}),
-                       "permeability": _permeability(data)},
+                       "permeability": _permeability(data, self._truth(data).interface_tags)},
             "acquisition": acquisition_of(data),
             "tolerance": TOLERANCES[data.target_mesh]}
+        if data.boundary == "periodic":
+            # as reconstructions have it; modes for about 1e-4, which take a tenth of the time
+            content |= {"degree": 1, "modes": PERIODIC_MODES}
         text = yaml.safe_dump(content, sort_keys=False)
         config, done = place / "simulate.yaml", place / "simulated"
         same = config.is_file() and config.read_text() == text
@@ -229,9 +238,13 @@ class Bench:
     def _by_tag(self, data: Data, inside: float, outside: float) -> float | dict:
         if inside == outside:
             return outside
-        name = "fine.npz" if data.target_mesh == "fine" else "truth.npz"
-        tags = np.unique(readers.read(self.target_folder(data.target) / name).cell_tags).tolist()
+        tags = np.unique(self._truth(data).cell_tags).tolist()
         return {tag: outside if tag == min(tags) else inside for tag in tags}
+
+    def _truth(self, data: Data) -> MeshData:
+        """The mesh that signals are of."""
+        name = "fine.npz" if data.target_mesh == "fine" else "truth.npz"
+        return readers.read(self.target_folder(data.target) / name)
 
     def write_signals(self, case: Case) -> Path:
         """The signals of a case with their noise, written unless they are there."""
@@ -324,6 +337,8 @@ class Bench:
             true = readers.read(home / "fine.npz")
             surface = true.points[true.interface_facets]
         found = compare(truth, facets, membrane, kappa, case.data.boundary, surface)
+        if LEAKY in truth.interface_tags:
+            found |= patch(truth, facets, kappa, case.data)
         found["true_misfit"] = self.true_misfit(case)
         summary = json.loads((place / "found" / run_folder.SUMMARY).read_text())
         if summary.get("cells"):
@@ -384,11 +399,40 @@ def _write_mesh(path: Path, data: MeshData) -> None:
     run_folder.replace(path, lambda temporary: write_npz(temporary, data))
 
 
-def _permeability(data: Data) -> dict:
-    """Section ``permeability`` of a simulation."""
+def patch(truth: MeshData, facets: np.ndarray, kappa: np.ndarray, data: Data) -> dict:
+    """How well the leaky part of a wall was found.
+
+    Args:
+        truth: whose interface facets of tag `LEAKY` leak.
+        facets: ``(n, 3)`` vertex triples, every facet once.
+        kappa: ``(n,)`` um/ms that were found.
+        data: with the permeability of the rest.
+
+    Returns:
+        ``patch_f1`` of the true wall's facets above the geometric mean of both permeabilities;
+        ``patch_leaky`` and ``patch_rest``, the geometric mean over the area of what was found on
+        either, um/ms.
+    """
+    known = np.sort(facets, axis=1)
+    order = np.lexsort(known.T[::-1])
+    mine = order[find_facets(known[order], truth.interface_facets)]
+    positive = kappa[mine] > 0  # outer facets of a box that reflects are closed
+    mine, tags = mine[positive], truth.interface_tags[positive]
+    x, values = truth.points[facets[mine]], kappa[mine]
+    area = np.linalg.norm(np.cross(x[:, 1] - x[:, 0], x[:, 2] - x[:, 0]), axis=1)
+    leaks, found = tags == LEAKY, values > np.sqrt(data.wall * PATCH)
+    means = [float(np.exp(np.average(np.log(values[part]), weights=area[part])))
+             for part in (leaks, ~leaks)]
+    return {"patch_f1": 2 * int((leaks & found).sum()) / int(leaks.sum() + found.sum()),
+            "patch_leaky": means[0], "patch_rest": means[1]}
+
+
+def _permeability(data: Data, tags: np.ndarray) -> dict:
+    """Section ``permeability`` of a simulation; ``tags`` of the interface facets."""
     # between the cells of a fine mesh there is nothing; those of the grid have 0.1 m/s
     elsewhere = ELSEWHERE if data.target_mesh == "grid" else float("inf")
-    found = {"membrane_um_per_ms": data.wall, "elsewhere_um_per_ms": elsewhere}
+    walls: dict | float = {1: data.wall, LEAKY: PATCH} if LEAKY in tags else data.wall
+    found = {"membrane_um_per_ms": walls, "elsewhere_um_per_ms": elsewhere}
     return found | ({"outer_um_per_ms": ELSEWHERE} if data.boundary == "absorbing" else {})
 
 

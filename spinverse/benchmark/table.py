@@ -19,6 +19,7 @@ CASE = ("target", "target_mesh", "acquisition", "boundary", "wall", "inside", "o
         "density", "echo_time", "units", "snr", "method", "unknown", "seed", "status")
 #: Column to name in metrics.json.
 METRICS = {
+    "patch_f1": "patch_f1", "patch_leaky": "patch_leaky", "patch_rest": "patch_rest",
     "true_misfit": "true_misfit",
     **{name: name for name in (
         "precision", "recall", "f1", "iou", "aligned_precision", "aligned_recall", "aligned_f1",

@@ -11,21 +11,28 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from mpi4py import MPI
 
 from ..errors import InputError
+from ..glued import glued
 from ..mesh import readers
 from ..mesh.checks import RepairWarning, facets_of
 from ..mesh.connected import cell_regions
 from ..mesh.data import MeshData
-from ..mesh.grids import bcc
+from ..mesh.distributed import Mesh
+from ..mesh.grids import bcc, kuhn
 from ..mesh.shapes import Ball, BentTube, Cylinder, Torus
+from ..mesh.whole import WholeMesh
 
 SIDE, CUBES = 80.0 / 3.0, 4  # um, and along each side, as in the published benchmark
+PERIODIC_CUBES, ACROSS = 5, 0.4  # in periodic boxes; by how much of the side shapes are shifted
+LEAKY = 2  # tag of interface facets of a patch
+NODE = 7.0  # um, length of a node along its axon: a ring of facets on the grid
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +40,7 @@ class Target:
     """A mesh with its membrane: its ``interface_facets`` are the truth.
 
     ``shapes`` of the compartments, the first that holds a point has it; none if they are unknown.
+    Interface facets of tag `LEAKY`, if any, are a patch that leaks more.
     """
 
     name: str
@@ -62,20 +70,52 @@ def on_grid(name: str, shapes: Sequence) -> Target:
     return Target(name, data, tuple(shapes))
 
 
+def across(target: Target) -> Target:
+    """One of our own in a periodic box, shifted by 0.4 of the side along x and y.
+
+    On a grid of cubes of six tetrahedra, which all steps of a cube take to itself. Compartments
+    cross the faces; where shapes leave the box they come in again opposite. Its name ends in
+    "across". Meshes from files are as they are. Raises InputError of one with a patch.
+    """
+    if not target.shapes:
+        return target
+    if (target.data.interface_tags == LEAKY).any():
+        raise InputError(f"target {target.name}: has a patch, which is not there in a periodic box")
+    planes = np.linspace(-SIDE / 2, SIDE / 2, PERIODIC_CUBES + 1)
+    points, tets = kuhn(planes, planes, planes)
+    whole = WholeMesh.of(glued(Mesh.from_data(MeshData(points, tets), MPI.COMM_SELF)))
+    images = SIDE * (np.stack(np.meshgrid(*[(-1, 0, 1)] * 3), axis=-1).reshape(-1, 3)
+                     - ACROSS * np.array([1, 1, 0]))
+    name = f"{target.name}-across"
+    tags = _compartments(name, len(tets), whole.sides, (
+        np.any([shape.contains(whole.centroids + image) for image in images], axis=0)
+        for shape in target.shapes), f"centroid of the {len(tets)} cells, expected at least one")
+    first, second = tags[whole.sides].T
+    data = MeshData(points, tets, tags, whole.facets[first != second], name=name).check()
+    return Target(name, data, target.shapes)
+
+
 def labelled(name: str, points: np.ndarray, tets: np.ndarray, insides: Iterable[np.ndarray],
              what: str) -> MeshData:
     """A mesh with the largest part of each ``(Nt,)`` bool as a compartment; the first counts."""
     facets, pairs = facets_of(tets, name)
-    tags = np.zeros(len(tets), np.int32)
+    tags = _compartments(name, len(tets), pairs, insides, what)
+    sides = np.where(pairs < 0, 0, tags[pairs])
+    walls = facets[sides[:, 0] != sides[:, 1]]
+    return MeshData(points, tets, tags, walls, name=name).check()
+
+
+def _compartments(name: str, cells: int, pairs: np.ndarray, insides: Iterable[np.ndarray],
+                  what: str) -> np.ndarray:
+    """Tags 1, 2, ... of the largest part of each compartment, ``(Nt,)``; 0 outside."""
+    tags = np.zeros(cells, np.int32)
     for number, inside in enumerate(insides, 1):
         inside = inside & (tags == 0)
         if not inside.any():
             raise InputError(f"target {name}: compartment {number} holds no {what}")
-        label = cell_regions(len(tets), pairs, ~inside[pairs].all(axis=1))
+        label = cell_regions(cells, pairs, ~inside[pairs].all(axis=1))
         tags[inside & (label == np.bincount(label[inside]).argmax())] = number
-    sides = np.where(pairs < 0, 0, tags[pairs])
-    walls = facets[sides[:, 0] != sides[:, 1]]
-    return MeshData(points, tets, tags, walls, name=name).check()
+    return tags
 
 
 @dataclass(frozen=True)
@@ -175,14 +215,26 @@ OWN = (*FIXED, *(f"axon-{seed}" for seed in range(6)), *(f"two-cells-{seed}" for
        "touching-0", "nested-0", "blob-0")
 
 
+def node(seed: int) -> Target:
+    """The axon of this seed, with a ring in the middle that leaks."""
+    target = on_grid(f"node-{seed}", axon(seed))
+    data, (tube,) = target.data, target.shapes
+    axis = int(np.argmax(np.ptp(tube.path, axis=0)))
+    along = data.points[data.interface_facets].mean(axis=1)[:, axis]
+    tags = np.where(np.abs(along) < NODE / 2, LEAKY, 1)
+    return replace(target, data=replace(data, interface_tags=tags))
+
+
 def own(name: str) -> Target:
     """One of our own: ``sphere``, ``axon-3``, ...; or the InputError of an unknown name."""
     if name in FIXED:
         return on_grid(name, FIXED[name])
     match = re.fullmatch(r"([a-z-]+)-(\d{1,9})", name)
+    if match and match[1] == "node":
+        return node(int(match[2]))
     if match is None or match[1] not in SEEDED:
         raise InputError(f"target {name!r}: expected a file, a folder of files, own, "
-                         f"{', '.join(FIXED)}, or {', '.join(SEEDED)} with a seed as axon-0")
+                         f"{', '.join(FIXED)}, or {', '.join(SEEDED)}, node with a seed as axon-0")
     return on_grid(name, SEEDED[match[1]](int(match[2])))
 
 

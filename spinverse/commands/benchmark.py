@@ -117,17 +117,22 @@ def run(arguments, comm: MPI.Comm) -> None:
     else:
         chosen, known = targets.find(arguments.targets), methods.find(arguments.methods)
         inside, outside = arguments.diffusivity[0], arguments.diffusivity[-1]
+        made = {boundary: [targets.across(target) if boundary == "periodic" else target
+                           for target in chosen]
+                for boundary in dict.fromkeys(arguments.boundary)}
+        if "periodic" in made and arguments.target_mesh == "fine":
+            raise InputError("--target-mesh fine: with --boundary periodic, expected grid")
         data = [Data(target.name, boundary, arguments.acquisition, arguments.target_mesh, wall,
                      inside, outside, tuple(arguments.T2), arguments.density,
                      None if echoes is None else tuple(echoes), arguments.units)
-                for target in chosen for boundary in dict.fromkeys(arguments.boundary)
+                for boundary, found in made.items() for target in found
                 for wall in dict.fromkeys(arguments.wall)]
         cases = [(Case(item, snr, seed, method.name, tuple(arguments.unknown)), method)
                  for snr, seed, method, item in itertools.product(
                      dict.fromkeys(arguments.snr), dict.fromkeys(arguments.seed), known, data)]
         _check_folder(out)
         with _alone(out):
-            for target in chosen:
+            for target in {t.name: t for found in made.values() for t in found}.values():
                 bench.write_target(target, arguments.target_mesh == "fine")
             rows = _run(bench, screen, arguments, jobs, data, cases)
     if not screen.quiet and rows:

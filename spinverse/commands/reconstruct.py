@@ -54,7 +54,7 @@ def run(arguments, comm: MPI.Comm) -> int:
         signals = _read_signals(run, comm, arguments.config)
         with shared.named(str(arguments.config)):
             stored = out / shared.MESH if arguments.resume else None
-            mesh, made = shared.make_mesh(run.mesh, comm, stored)
+            mesh, made = shared.make_mesh(run.mesh, comm, stored, run.tissue.boundary)
             if mesh.dim != 3:
                 raise InputError(f"mesh: {mesh.name} has dimension {mesh.dim}, expected "
                                  "tetrahedra: membranes are found as surfaces")
@@ -214,6 +214,7 @@ def _write_results(arguments, run, comm, screen, clock, inputs, signals, result,
         known = uncertainty(result.problem, result.permeability, result.theta, result.labels,
                             misfit=result.data_misfit)
         table = result.cell_table() if result.labels is not None else None
+        walls = result.wall_field()
         freedoms = result.freedoms() if verdict.explained is False else []
         determined = terminal.count(mesh, known.determined & found)
     with clock("write results"):
@@ -256,6 +257,7 @@ def _write_results(arguments, run, comm, screen, clock, inputs, signals, result,
                 "evaluations": result.evaluations, "stage_endings": result.endings,
                 "unknown": dict(result.theta),
                 "cells": None if table is None else table.summary(),
+                "walls": None if walls is None else asdict(walls),
                 "freedoms": [asdict(freedom) for freedom in freedoms],
                 "interface": {**rule, "facets": number}, "metrics": figures,
                 "uncertainty": {"sigma": known.sigma, "determined": determined,
@@ -267,6 +269,7 @@ def _write_results(arguments, run, comm, screen, clock, inputs, signals, result,
                *(f"stage {name}: {why}" for name, why in result.endings.items()),
                *(f"most would be explained by {freedom}" for freedom in freedoms[:1]),
                *([] if table is None else table.describe()),
+               *([] if walls is None else [str(walls)]),
                *terminal.describe_result(rule, number, figures))
     picture = out / "figures" / "interface.png"
     screen.say(*[f"picture in {picture}"] * picture.is_file(), f"results in {out}")

@@ -16,6 +16,7 @@ from ..acquisition import Acquisition
 from ..acquisition.description import unit_warnings
 from ..config import plausible
 from ..errors import InputError, on_root, one_line
+from ..glued import glued
 from ..inversion.clock import Clock
 from ..mesh import Mesh, MeshData, readers, write_npz
 from ..report import folder
@@ -64,13 +65,23 @@ def permeability(tissue: config.TissueSection, mesh: Mesh) -> Permeability:
         raise InputError(said.replace("elsewhere alone", "elsewhere_m_per_s alone")) from None
 
 
-def make_mesh(section: config.MeshSection, comm: MPI.Comm,
-              stored: Path | None = None) -> tuple[Mesh, MeshData | None]:
-    """The mesh of a run file, distributed, and what rank 0 made if it is of no file. Collective."""
+def make_mesh(section: config.MeshSection, comm: MPI.Comm, stored: Path | None = None,
+              boundary: str = "reflecting") -> tuple[Mesh, MeshData | None]:
+    """The mesh of a run file, distributed, and what rank 0 made if it is of no file. Collective.
+
+    With its faces glued where the boundary is "periodic".
+    """
     # not every mesher makes the same mesh of a surface twice: that of an earlier part is taken
     kept = stored is not None and section.surface is not None and stored.is_file()
     data = on_root(comm, readers.read, stored) if kept else on_root(comm, section.make)
-    return Mesh.from_data(data, comm), data if section.file is None else None
+    mesh, made = Mesh.from_data(data, comm), data if section.file is None else None
+    if boundary != "periodic":
+        return mesh, made
+    try:
+        return glued(mesh), made
+    except InputError as error:
+        hint = "; mesh.periodic: true makes it so" if section.could_be_periodic else ""
+        raise InputError(f"{error}{hint}") from None
 
 
 def write_mesh(run_folder: Path, data: MeshData | None) -> None:

@@ -44,7 +44,7 @@ def run(arguments, comm: MPI.Comm) -> None:
         with shared.named(str(name)):
             extra = run.extra_arguments(comm)
             acquisition = shared.everywhere(comm, config.read_table, run.acquisition)
-            mesh, made = shared.make_mesh(run.mesh, comm)
+            mesh, made = shared.make_mesh(run.mesh, comm, boundary=run.tissue.boundary)
         with shared.named(f"{name}: tissue"):
             tissue = _tissue(run, mesh)
         with shared.named(f"{name}: quantities"):

@@ -80,6 +80,7 @@ class StageSection(Section):
     restart_um_per_ms: Positive | None = Stage.restart
     skip_below: Number = Stage.skip_below
     patience: Whole = Stage.patience
+    facets: str = Stage.facets
 
     @model_validator(mode="after")
     def _one_kind(self):

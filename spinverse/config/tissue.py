@@ -50,7 +50,7 @@ class KnownTissue(Section):
     diffusivity_um2_per_ms: TensorPerCell = 2.0
     T2_ms: PerCell = math.inf
     density: PerCell = 1.0
-    boundary: Literal["reflecting", "absorbing"] = "reflecting"
+    boundary: Literal["reflecting", "absorbing", "periodic"] = "reflecting"
     interface: Literal["equilibrium", "plain"] = "equilibrium"
 
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import dolfinx
 import meshio
 import numpy as np
 
 from ..atomic import replace
+from ..engines.shapes.walls import spread_cells
 from ..errors import InputError, on_root
 from ..inversion.uncertainty import Uncertainty
 from ..mesh.connected import connected_cells, sizes_of
 from ..mesh.distributed import Mesh
 from ..parallel.exchange import gather_chosen
 from ..parallel.npz import NpzReader, Rows, write_npz
-from .extraction import spread_cells
 from .surfaces import sorted_corners
 from .vtu import write_grid
 
@@ -70,8 +69,7 @@ def write_vtu(path: str | Path, mesh: Mesh, fields: Mapping[str, np.ndarray],
     Raises:
         InputError: on every rank: an array of another length, or of no numbers.
     """
-    nodes = dolfinx.mesh.entities_to_geometry(mesh.domain, mesh.dim - 1, mesh.facet_entities)
-    corners = np.sort(mesh.input_nodes[nodes].reshape(-1, mesh.dim), axis=1)
+    corners = np.sort(mesh.input_nodes[mesh.facet_nodes], axis=1)
     data = _collected(mesh, "facet", dict(fields) | _known(uncertainty))
     write_grid(mesh.comm, Path(path), _points(mesh), mesh.facet_slabs.collect(corners), data, {})
 

@@ -12,12 +12,12 @@ import numpy as np
 from mpi4py import MPI
 
 from ..engines.basis.eigenmodes import eigenmodes
+from ..engines.shapes.walls import between
 from ..errors import InputError
 from ..mesh.distributed import Mesh
 from ..parallel.exchange import reduced
 from ..problem import BlochTorrey
 from ..tissue import Tissue
-from ..unknowns import with_ghosts
 from .metrics import MEMBRANE_CUT
 
 # Decades of permeability that `automatic_cut` tells apart (um/ms), and bins in each.
@@ -125,7 +125,7 @@ def compartments(tissue: Tissue, boundary_absorbing: bool,
     """
     if not max_compartments >= 1:
         raise InputError(f"max_compartments: {max_compartments!r}, expected at least 1")
-    if tissue.periodic:
+    if tissue.periodic and not tissue.mesh.glued:
         raise InputError(f"tissue: periodic along {', '.join(tissue.periodic)}, expected one that "
                          "is not periodic to extract an interface from")
     mesh = tissue.mesh
@@ -141,23 +141,6 @@ def compartments(tissue: Tissue, boundary_absorbing: bool,
     labels, volumes = _by_volume(mesh, labels)
     return Compartments(labels, between(mesh, labels, boundary_absorbing), rates[chosen],
                         retained, volumes)
-
-
-def between(mesh: Mesh, labels: np.ndarray, boundary_absorbing: bool) -> np.ndarray:
-    """The surfaces of a partition of the cells, ``(nf,)`` bool over owned facets. Collective.
-
-    ``labels (owned cells,)`` are 0 outside. Where the boundary absorbs, outer facets of cells that
-    are not outside belong to the surfaces.
-    """
-    first, second = spread_cells(mesh, labels)[mesh.facet_cells].T
-    return np.where(mesh.outer, boundary_absorbing & (first > 0), first != second)
-
-
-def spread_cells(mesh: Mesh, values: np.ndarray) -> np.ndarray:
-    """Values of owned cells, followed by those of the ghosts. Collective."""
-    index_map = mesh.domain.topology.index_map(mesh.domain.topology.dim)
-    values = np.asarray(values)
-    return with_ghosts(index_map, values.astype(float)).astype(values.dtype)
 
 
 def _slow(rates: np.ndarray, share: np.ndarray, absorbing: bool) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import product
 
@@ -25,11 +26,13 @@ class Lattice:
     they are in order). ``tolerance`` is how far a moved vertex or facet may be from one of the
     grid; ``points (nv, 3)`` and ``centroids (nf, 3)`` are of this rank, ``low``, ``high`` and
     ``centre`` of the box around the grid; all in um. ``num_facets``, ``num_outer``: of all ranks.
+    ``period``, um: axes along which what leaves the box comes in again opposite; 0 for none.
     """
 
     def __init__(self, corners: np.ndarray, outer: np.ndarray, triples: np.ndarray | None = None,
-                 comm: MPI.Comm = MPI.COMM_SELF):
-        self.comm = comm
+                 comm: MPI.Comm = MPI.COMM_SELF,
+                 period: np.ndarray | Sequence[float] = (0.0, 0.0, 0.0)):
+        self.comm, self.period = comm, np.asarray(period, dtype=float)
         corners = sorted_corners(corners)
         edges = np.linalg.norm(corners - corners[:, [1, 2, 0]], axis=2)
         self.tolerance = _EXACT * comm.allreduce(float(edges.min(initial=np.inf)), op=MPI.MIN)
@@ -68,13 +71,17 @@ class Lattice:
 
     def moved(self, points: np.ndarray, sign: int, shift: np.ndarray) -> np.ndarray:
         """``points (n, 3)`` under the map x -> shift + sign (x - centre) + centre."""
-        return self.centre + shift + sign * (points - self.centre)
+        moved = self.centre + shift + sign * (points - self.centre)
+        # what lies on a face is on the lower one
+        corner, period = self.low - self.tolerance, np.where(self.period > 0, self.period, 1.0)
+        return moved - self.period * np.floor((moved - corner) / period)
 
     def keeps(self, sign: int, shift: np.ndarray) -> bool:
         """Whether the map takes vertices to vertices wherever they stay within the bounds."""
         points, margin = self.moved(self.points, sign, shift), self.tolerance
         # strictly: on the faces of the bounding box a grid may lack vertices, as at its corners
-        within = ((points > self.low + margin) & (points < self.high - margin)).all(axis=1)
+        within = ((self.period > 0) | (points > self.low + margin)
+                  & (points < self.high - margin)).all(axis=1)
         points = points[within]
         if not self.comm.allreduce(len(points)):
             return False

@@ -6,17 +6,18 @@ Every rank counts what it owns; only the found and the true surface go from rank
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 
 from ..errors import InputError, on_root
+from ..glued import glued
 from ..mesh.checks import facets_of, find_facets
 from ..mesh.connected import cell_regions, connected_cells
 from ..mesh.data import MeshData
-from ..mesh.distributed import Mesh
+from ..mesh.distributed import Mesh, representative
 from ..parallel.exchange import Route, gather_chosen, summed
 from .alignment import align, best_f1
 from .lattice import Lattice
@@ -24,7 +25,7 @@ from .ranking import ranking
 from .surfaces import among, chamfer, edge_defects, edges_of, percent, ratio, surface_points
 
 MEMBRANE_CUT = 1.0  # um/ms; 1e-3 um/us in the published code
-BOUNDARIES = ("reflecting", "absorbing")
+BOUNDARIES = ("reflecting", "absorbing", "periodic")
 
 
 def metrics(mesh: Mesh, found: np.ndarray, permeability: np.ndarray, included: np.ndarray,
@@ -41,7 +42,8 @@ def metrics(mesh: Mesh, found: np.ndarray, permeability: np.ndarray, included: n
         found: ``(nf,)`` bool, owned facets that are taken for membrane.
         permeability: ``(nf,)`` um/ms.
         included: ``(nf,)`` bool, facets that were unknown.
-        boundary: "absorbing" or "reflecting".
+        boundary: "absorbing", "reflecting" or "periodic": then the mesh is one whose faces are
+            glued, and shifts go round.
 
     Returns:
         The same on every rank; plain numbers, ``None`` where a figure is undefined:
@@ -76,10 +78,14 @@ def metrics(mesh: Mesh, found: np.ndarray, permeability: np.ndarray, included: n
     wrong = next((text for text in mesh.comm.allgather(wrong) if text), None)
     if wrong:
         raise InputError(wrong)
+    # glued facets share their edges once vertices that are one are one
+    triples = np.sort(representative(mesh.same, mesh.input_nodes[mesh.facet_nodes]), axis=1)
+    period = np.ptp(mesh.bounds, axis=0) * np.isin(list("xyz"), list(mesh.glued))
     return _compare(_Facets(
-        mesh.comm, mesh.facet_vertices, mesh.facet_corners, np.asarray(found, bool),
-        np.asarray(permeability, float), np.asarray(included, bool), mesh.interface > 0,
-        mesh.outer, lambda walls: connected_cells(mesh, ~walls)[: mesh.num_owned_cells]),
+        mesh.comm, triples if mesh.glued else mesh.facet_vertices, mesh.facet_corners,
+        np.asarray(found, bool), np.asarray(permeability, float), np.asarray(included, bool),
+        mesh.interface > 0, mesh.outer,
+        lambda walls: connected_cells(mesh, ~walls)[: mesh.num_owned_cells], period),
         boundary == "absorbing")
 
 
@@ -92,7 +98,8 @@ def compare(data: MeshData, facets: np.ndarray, found: np.ndarray, permeability:
         facets: ``(n, 3)`` vertex triples in the numbering of ``data``, every facet once.
         found: ``(n,)`` bool.
         permeability: ``(n,)`` um/ms.
-        boundary: "absorbing": all facets were unknown; "reflecting": the interior ones.
+        boundary: "absorbing": all facets were unknown; "reflecting": the interior ones;
+            "periodic": of two opposite facets on the faces the file has one.
         surface: ``(m, 3, 3)`` um, triangles of the true surface where it is known better than
             by the facets of the grid; the Chamfer distances are then taken to it.
 
@@ -101,6 +108,16 @@ def compare(data: MeshData, facets: np.ndarray, found: np.ndarray, permeability:
     """
     if boundary not in BOUNDARIES:
         raise InputError(f"boundary: {boundary!r}, expected one of {', '.join(BOUNDARIES)}")
+    if boundary == "periodic":
+        mesh = glued(Mesh.from_data(data, MPI.COMM_SELF))
+        place = mesh.find_facets(np.asarray(facets, np.int64))
+        if not np.array_equal(np.sort(place), np.arange(mesh.num_facets)):
+            raise InputError(f"facets: {len(place)} vertex triples that are not the "
+                             f"{mesh.num_facets} facets of mesh '{data.name}' with its faces "
+                             "glued, expected every facet once")
+        order = np.argsort(place)
+        return metrics(mesh, np.asarray(found, bool)[order], np.asarray(permeability)[order],
+                       np.ones(len(order), bool), boundary)
     known, pairs = facets_of(data.cells, data.name)
     triples = np.sort(np.asarray(facets, dtype=np.int64).reshape(-1, 3), axis=1)
     order = np.lexsort(triples.T[::-1])
@@ -160,6 +177,7 @@ class _Facets:
     true: np.ndarray
     outer: np.ndarray
     regions: Callable[[np.ndarray], np.ndarray]  # of walls: sets of the owned cells; collective
+    period: np.ndarray = field(default_factory=lambda: np.zeros(3))  # um, 0 for none
 
     def count(self, *chosen: np.ndarray) -> list[int]:
         """How many facets there are of each kind, over all ranks."""
@@ -182,7 +200,7 @@ def _compare(facets: _Facets, absorbing: bool, true_surface: np.ndarray | None =
         "precision": ratio(tp, tp + fp), "recall": ratio(tp, tp + fn),
         "f1": ratio(2 * tp, 2 * tp + fp + fn), "iou": ratio(tp, tp + fp + fn),
         **ranking(facets.kappa[interior], true[interior], comm)}
-    lattice = Lattice(facets.corners, facets.outer, facets.triples, comm)
+    lattice = Lattice(facets.corners, facets.outer, facets.triples, comm, facets.period)
     truth = true & facets.included
     best = align(lattice, found & surface, truth)
     result |= {"aligned_precision": best.precision, "aligned_recall": best.recall,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -155,6 +156,76 @@ def _put(function, labels, value, where) -> None:
     function.x.array[at] = np.where(where, chosen, function.x.array[at])
 
 
+@dataclass(frozen=True, eq=False)
+class Coordinates:
+    """Unknown numbers as one vector of coordinates.
+
+    Args:
+        unknown: by name.
+        cells: at most so many cells, each of which has numbers of its own.
+    """
+
+    unknown: Mapping[str, Unknown]
+    cells: int = 1
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Of the unknown numbers, those that every cell has of its own once for each."""
+        return tuple(name for name in self.unknown
+                     for _ in range(self.cells if is_each(name) else 1))
+
+    @cached_property
+    def cell_of(self) -> np.ndarray:
+        """Of which cell each is, ``(P,)``: 1, 2, ..., or 0 for none."""
+        return np.array([k for name in self.unknown for k in (
+            range(1, self.cells + 1) if is_each(name) else (0,))], dtype=int)
+
+    @cached_property
+    def start(self) -> np.ndarray:
+        """Coordinates of the unknown numbers at the start, ``(P,)``."""
+        return np.array([u.coordinate(u.start) for u in self.each])
+
+    @cached_property
+    def bounds(self) -> np.ndarray:
+        """Their ranges, ``(2, P)``."""
+        return np.array([u.range for u in self.each]).reshape(-1, 2).T
+
+    @cached_property
+    def precision(self) -> np.ndarray:
+        """Of their priors round the start, ``(P,)``."""
+        return np.array([u.precision for u in self.each])
+
+    @property
+    def each(self) -> list[Unknown]:
+        """What is said of each."""
+        return [self.unknown[name] for name in self.names]
+
+    def active(self, labels: np.ndarray) -> np.ndarray:
+        """Which of them a hypothesis with these labels has, ``(P,)`` bool."""
+        return self.cell_of <= labels.max(initial=0)
+
+    def values(self, theta: np.ndarray, cells: int | None = None) -> dict:
+        """The unknown numbers at coordinates, by name; those of ``cells`` cells where each has one.
+        """
+        found: dict = {}
+        for name, unknown, cell, x in zip(self.names, self.each, self.cell_of, theta,
+                                          strict=True):
+            if not cell:
+                found[name] = unknown.value(x)
+            elif cells is None or cell <= max(cells, 1):
+                found[name] = (*found.get(name, ()), unknown.value(x))
+        return found
+
+    def coordinates(self, values: Theta) -> np.ndarray:
+        """Coordinates of unknown numbers by name; further cells have the value of the last one."""
+        def of(name, cell):
+            given = np.atleast_1d(values[name])
+            return given[min(max(cell, 1), len(given)) - 1]
+
+        return np.array([unknown.coordinate(of(name, cell)) for name, unknown, cell in zip(
+            self.names, self.each, self.cell_of, strict=True)])
+
+
 _D, _T = Unknown(1.5, 0.2, 3.5), Unknown(60.0, 5.0, 1000.0)
 RATIO, SCALE, NOISE = "density_ratio", "scale", "noise"
 #: By name. A new one is a function above and a line here.
@@ -233,7 +304,7 @@ def is_each(name: str) -> bool:
     return name in KINDS and KINDS[name].each
 
 
-def labelled(theta: Theta) -> bool:
+def labelled(theta: Iterable[str]) -> bool:
     """Whether coefficients depend on the labels of mesh cells."""
     return any(name in KINDS and KINDS[name].labelled for name in theta)
 

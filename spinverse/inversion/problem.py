@@ -12,6 +12,7 @@ import numpy as np
 from ..acquisition import Acquisition, Signals
 from ..engines.shapes.walls import Walls
 from ..errors import InputError
+from ..glued import glued
 from ..mesh.distributed import Mesh
 from ..problem import BlochTorrey
 from ..simulate import ENGINES, make_engine
@@ -22,7 +23,7 @@ from .likelihood import NOISES, Likelihood, Scale
 from .parameters import NOISE, RATIO, SCALE, Theta
 
 PERMEABILITIES = 0.01, 100.0  # um/ms, of facets, where nothing is said
-BOUNDARIES = ("reflecting", "absorbing")
+BOUNDARIES = ("reflecting", "absorbing", "periodic")
 NORMALISATIONS = ("auto", "measured", "own")
 FEWEST_MODES, CELLS_PER_MODE = 96, 4  # in stages: enough for gradients, see docs/performance.md
 
@@ -34,9 +35,10 @@ class InverseProblem:
     Args:
         mesh: the mesh; what it knows of a true membrane is not looked at.
         signals: the measurements; magnitudes normalised by |S(b = 0)| of the same sequence count.
-        diffusivity, T2, density, interface: as in `Tissue`; they are known. Periodic tissues
-            cannot be reconstructed.
-        boundary: "absorbing": outer facets are unknown too; "reflecting": they are closed.
+        diffusivity, T2, density, interface: as in `Tissue`; they are known.
+        boundary: "absorbing": outer facets are unknown too; "reflecting": they are closed;
+            "periodic": opposite faces of the box are one (`spinverse.glued`), and `mesh` becomes
+            the mesh of the torus, whose facets there are as all others.
         permeability_range: smallest and largest permeability of facets, um/ms; (0.01, 100) if
             None. In a search all facets that are no walls have the last.
         wall_permeability: of walls in a search, um/ms, where it is known. None: unknown, or the
@@ -53,8 +55,8 @@ class InverseProblem:
         noise_model: "rician" (magnitudes of complex signals) or "gaussian".
         extra_terms, extra_coefficients, extra_breakpoints: a term of your own, as in `simulate`.
         unknown: `Unknown` numbers by name, or names alone (ranges are usual ones then), found by
-            the search for shapes: of `parameters.KINDS`, or among ``extra_coefficients``.
-            Stages of facets hold them at their present values.
+            the search for shapes and by stages of facets: of `parameters.KINDS`, or among
+            ``extra_coefficients``. Stages of facets hold the density ratio.
         sigma: of noise that is unknown, as a search has found it; None: not yet.
         engine: "matrix_formalism" or "time_stepping".
         modes: of the matrix formalism during stages of facets, made of responses of the start;
@@ -82,7 +84,7 @@ class InverseProblem:
     extra_terms: Callable | None = None
     extra_coefficients: Mapping | None = None
     extra_breakpoints: Sequence[float] = ()
-    unknown: Any = ()  # Unknown numbers by name, once made
+    unknown: Any = ()  # names, or `Unknown` by name, which it is once made
     sigma: float | None = None
     engine: str = "matrix_formalism"
     modes: int | str = "auto"
@@ -95,6 +97,11 @@ class InverseProblem:
             if getattr(self, name) not in known:
                 raise InputError(f"{name}: {getattr(self, name)!r}, expected one of "
                                  f"{', '.join(known)}")
+        if self.boundary == "periodic" and self.mesh.glued != "xyz":
+            object.__setattr__(self, "mesh", glued(self.mesh))
+        if self.mesh.glued and self.boundary != "periodic":
+            raise InputError(f"boundary: {self.boundary!r} on a mesh whose faces are glued, "
+                             "expected periodic")
         unknown = parameters.checked(
             self.unknown, {"diffusivity": self.diffusivity, "T2": self.T2, RATIO: self.density},
             self.extra_coefficients or {})
@@ -144,6 +151,10 @@ class InverseProblem:
     @property
     def absorbing(self) -> bool:
         return self.boundary == "absorbing"
+
+    @property
+    def periodic(self) -> bool:
+        return self.boundary == "periodic"
 
     @property
     def own(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import InputError
-from .facets.stage import Adam, Stage
+from .facets.stage import Adam, GaussNewton, Stage
 from .shapes.stage import Shapes
 
 
@@ -44,7 +44,20 @@ def published() -> list[Stage | Shapes]:
                   priors={"continuity": 2.0, "manifold": (1.0, 2.0)})]
 
 
-PRESETS = {"default": default, "fast": fast, "facets": facets, "published": published}
+def walls() -> list[Stage | Shapes]:
+    """The search for shapes, then walls that differ from place to place if they must.
+
+    From a smooth wall to one that the data alone tell, each only where the one before does not
+    explain the data: 1e-6 is the error of the model, and without noise the last one goes further.
+    """
+    def stage(name, smoothness, skip_below):
+        return Stage(name, iterations=20, facets="walls", optimiser=GaussNewton(),
+                     priors={"smoothness": smoothness}, skip_below=skip_below)
+    return [Shapes(), stage("walls", 1e-2, 1e-6), stage("walls, less smooth", 1e-5, 1e-10)]
+
+
+PRESETS = {"default": default, "fast": fast, "walls": walls, "facets": facets,
+           "published": published}
 
 
 def preset(name: str) -> list[Stage | Shapes]:

@@ -43,13 +43,17 @@ class Mesh:
         input_cells: ``(nc,)`` index of each of these cells in the input.
         input_nodes: ``(nv,)`` index of each vertex on this rank among those that cells use.
         name: for messages and reports.
+        glued: axes whose opposite faces are one (`spinverse.glued`), "" for none.
+        same: ``(n, 2)`` nodes on such faces, ascending, and the one that stands for each.
     """
 
     def __init__(self, domain: dolfinx.mesh.Mesh, cell_tags: np.ndarray,
                  interface_triples: np.ndarray, interface_tags: np.ndarray,
-                 input_vertices: np.ndarray, name: str = "mesh"):
+                 input_vertices: np.ndarray, name: str = "mesh", glued: str = "",
+                 same: np.ndarray | None = None):
         """Collective. Of a dolfinx mesh, and the rest as for `from_slabs`."""
-        self.domain, self.name = domain, name
+        self.domain, self.name, self.glued = domain, name, glued
+        self.same = np.empty((0, 2), np.int64) if same is None else same
         topology = domain.topology
         dim = topology.dim
         edges = ((dim - 1, 1), (1, 0)) if dim == 3 else ()  # of facets
@@ -61,11 +65,10 @@ class Mesh:
         self.facet_space = dolfinx.fem.functionspace(self.facets, ("DG", 0))
 
         comm, geometry = domain.comm, domain.geometry
-        nodes = dolfinx.mesh.entities_to_geometry(domain, dim - 1, self.facet_entities)
         self.input_nodes = np.asarray(geometry.input_global_indices, dtype=np.int64)
-        vertices = Ranges(comm, geometry.index_map().size_global).fetch(
+        self.input_vertices = Ranges(comm, geometry.index_map().size_global).fetch(
             self.input_nodes, input_vertices)
-        self.facet_vertices = np.sort(vertices[nodes].reshape(-1, dim), axis=1)
+        self.facet_vertices = np.sort(self.input_vertices[self.facet_nodes], axis=1)
         self.outer = np.isin(self.facet_entities, dolfinx.mesh.exterior_facet_indices(topology))
         self.input_cells = np.asarray(topology.original_cell_index, dtype=np.int64)
         self.cell_tags = Ranges(comm, self.num_cells).fetch(
@@ -102,11 +105,7 @@ class Mesh:
             interface_triples, interface_tags: rows of the known membrane, on any rank.
         """
         dim = cells.shape[1] - 1
-        kind = {1: "interval", 2: "triangle", 3: "tetrahedron"}[dim]
-        element = basix.ufl.element("Lagrange", kind, 1, shape=(dim,))
-        partitioner = dolfinx.mesh.create_cell_partitioner(GhostMode.shared_facet, 2)
-        domain = dolfinx.mesh.create_mesh(
-            comm, cells, element, np.ascontiguousarray(points[:, :dim]), partitioner=partitioner)
+        domain = create_domain(comm, cells, points[:, :dim])
         return cls(domain, cell_tags, interface_triples, interface_tags, input_vertices, name)
 
     @property
@@ -156,10 +155,36 @@ class Mesh:
         return np.sqrt(np.maximum(np.linalg.det(gram), 0.0)) / factorial(self.dim - 1)
 
     @cached_property
+    def facet_nodes(self) -> np.ndarray:
+        """Nodes of the geometry at the corners of each owned facet, ``(nf, d)``.
+
+        Of a facet where faces are glued those on the lower face.
+        """
+        nodes = dolfinx.mesh.entities_to_geometry(
+            self.domain, self.dim - 1, self.facet_entities).reshape(-1, self.dim)
+        if not self.glued:
+            return nodes
+        place = np.searchsorted(self.same[:, 0], self.input_nodes).clip(max=len(self.same) - 1)
+        on_face = self.same[place, 0] == self.input_nodes
+        facets = np.flatnonzero(on_face[nodes].all(axis=1))
+        links = self.domain.topology.connectivity(self.dim, self.dim - 1).array.reshape(-1, 4)
+        x, cells = self.domain.geometry.x, self.domain.geometry.dofmaps[0]
+        found = []
+        for side in self.facet_cells[facets].T:
+            # facet i of a tetrahedron is opposite of its vertex i
+            opposite = (links[side] == self.facet_entities[facets, None]).argmax(axis=1)
+            kept = np.arange(4) != opposite[:, None]
+            found.append(cells[side][kept].reshape(-1, 3))
+        # alike but for a period: the sum of the coordinates tells the lower one
+        height = [x[corners].sum(axis=(1, 2)) for corners in found]
+        lower = np.where((height[0] <= height[1])[:, None], *found)
+        nodes[facets] = lower
+        return nodes
+
+    @cached_property
     def facet_corners(self) -> np.ndarray:
         """Corner coordinates of each owned facet, ``(nf, d, 3)``, um."""
-        nodes = dolfinx.mesh.entities_to_geometry(self.domain, self.dim - 1, self.facet_entities)
-        return self.domain.geometry.x[nodes].reshape(-1, self.dim, 3)
+        return self.domain.geometry.x[self.facet_nodes]
 
     @cached_property
     def cell_volumes(self) -> np.ndarray:
@@ -250,8 +275,7 @@ class Mesh:
             InputError: on every rank: another suffix, or no such folder.
         """
         path = on_all(self.comm, target, path, ".npz")
-        nodes = dolfinx.mesh.entities_to_geometry(self.domain, self.dim - 1, self.facet_entities)
-        facets = self.facet_slabs.collect(np.sort(self.input_nodes[nodes], axis=1))
+        facets = self.facet_slabs.collect(np.sort(self.input_nodes[self.facet_nodes], axis=1))
         tags = self.facet_slabs.collect(self.interface)
         owned, cells = self.domain.geometry.index_map().size_local, self.num_owned_cells
         write_npz(self.comm, path, {
@@ -272,3 +296,24 @@ class Mesh:
             return f"{words}, on {self.comm.size} ranks"
         return "\n".join([words, *tags_in_words(self.domain.geometry.x, self.cell_volumes,
                           self.cell_tags, self.interface[self.interface != 0])])
+
+
+def create_domain(comm: MPI.Comm, cells: np.ndarray, points: np.ndarray) -> dolfinx.mesh.Mesh:
+    """A dolfinx mesh with ghosts on the other side of every owned facet. Collective.
+
+    Of this rank's even range (`Ranges`) of ``cells (m, d + 1)`` and ``points (n, d or 3)`` um.
+    """
+    dim = cells.shape[1] - 1
+    kind = {1: "interval", 2: "triangle", 3: "tetrahedron"}[dim]
+    element = basix.ufl.element("Lagrange", kind, 1, shape=(dim,))
+    partitioner = dolfinx.mesh.create_cell_partitioner(GhostMode.shared_facet, 2)
+    return dolfinx.mesh.create_mesh(comm, cells, element, np.ascontiguousarray(points[:, :dim]),
+                                    partitioner=partitioner)
+
+
+def representative(same: np.ndarray, nodes: np.ndarray) -> np.ndarray:
+    """The node that stands for each of ``nodes``, from pairs as `Mesh.same`."""
+    if not len(same):
+        return nodes
+    place = np.searchsorted(same[:, 0], nodes).clip(max=len(same) - 1)
+    return np.where(same[place, 0] == nodes, same[place, 1], nodes)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-import dolfinx
 import numpy as np
 
 from .checks import cell_volumes, facets_of, find_facets
-from .distributed import Mesh
+from .distributed import Mesh, representative
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +22,8 @@ class WholeMesh:
         sides: ``(Nf, 2)`` cells on the two sides, the lower first; -1 for the outside.
         owned: ``(nf,)`` which of the facets each facet owned by this rank is.
         owned_cells: ``(owned cells,)`` which of the cells each cell owned by this rank is.
+        period: ``(3,)`` um, of axes whose faces are glued; 0 for the others. A glued facet is on
+            the lower face, and its cells on both.
     """
 
     points: np.ndarray
@@ -31,6 +32,7 @@ class WholeMesh:
     sides: np.ndarray
     owned: np.ndarray
     owned_cells: np.ndarray
+    period: np.ndarray
 
     @classmethod
     def of(cls, mesh: Mesh) -> WholeMesh:
@@ -44,9 +46,11 @@ class WholeMesh:
         for _, _, where, x in parts:
             points[where] = x
         facets, sides = facets_of(cells)
-        mine = dolfinx.mesh.entities_to_geometry(mesh.domain, mesh.dim - 1, mesh.facet_entities)
-        owned = find_facets(facets, vertices[mine].reshape(-1, mesh.dim))
-        return cls(points, cells, facets, sides, owned, mesh.input_cells[:count])
+        if mesh.glued:
+            facets, sides = _glued(points, facets, sides, mesh.same)
+        owned = find_facets(facets, vertices[mesh.facet_nodes])
+        period = np.ptp(points, axis=0) * np.isin(list("xyz"), list(mesh.glued))
+        return cls(points, cells, facets, sides, owned, mesh.input_cells[:count], period)
 
     @cached_property
     def outer(self) -> np.ndarray:
@@ -88,6 +92,32 @@ class WholeMesh:
             result[b].append(a)
         return result
 
+    @property
+    def periodic(self) -> bool:
+        """Whether all faces are glued: the mesh has no outside."""
+        return bool(self.period.all())
+
+    def wrapped(self, steps: np.ndarray) -> np.ndarray:
+        """Differences of points, ``(..., 3)`` um, each by the shortest way round."""
+        return steps - self.period * np.round(steps / np.where(self.period > 0, self.period, 1.0))
+
     def facet_values(self, values: np.ndarray) -> np.ndarray:
         """Values of this rank's facets from values of all, ``(nf,)``."""
         return np.asarray(values)[self.owned]
+
+
+def _glued(points: np.ndarray, facets: np.ndarray, sides: np.ndarray,
+           same: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Facets and sides once outer facets that are one are one."""
+    outer = np.flatnonzero(sides[:, 1] < 0)
+    _, which = np.unique(np.sort(representative(same, facets[outer]), axis=1), axis=0,
+                         return_inverse=True)
+    height = points[facets[outer]].sum(axis=(1, 2))
+    order = np.lexsort((height, which.ravel()))  # the lower of two first
+    outer, which = outer[order], which.ravel()[order]
+    upper = np.flatnonzero(which[1:] == which[:-1]) + 1
+    sides = sides.copy()
+    sides[outer[upper - 1], 1] = sides[outer[upper], 0]
+    kept = np.ones(len(facets), bool)
+    kept[outer[upper]] = False
+    return facets[kept], np.where(sides[:, 1:] < 0, sides, np.sort(sides, axis=1))[kept]

@@ -18,7 +18,7 @@ from ..acquisition import Acquisition
 from ..acquisition.io import read_acquisition, read_signals
 from ..errors import InputError, one_line
 from ..mesh import MeshData, readers
-from ..mesh.checks import cell_volumes, facets_of
+from ..mesh.checks import cell_volumes, facets_of, find_facets
 from ..mesh.connected import cell_regions
 from . import folder
 
@@ -258,6 +258,10 @@ class _Reader:
         if data is None or data.dim != 3:
             return self._surface_only(known, prior), True
         triples, pairs = facets_of(data.cells, data.name)
+        if at(self.summary, "config", "tissue", "boundary") == "periodic":
+            # of opposite faces the file has the facets of one
+            place = find_facets(data.input_vertices[triples], facets)
+            triples, pairs = triples[place], pairs[place]
         if not np.array_equal(facets, data.input_vertices[triples]):
             text = f"{len(facets)} facets in {file.name} that are not those of mesh {data.name}"
             if given:

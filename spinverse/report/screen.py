@@ -228,7 +228,7 @@ def describe_facets(problem: InverseProblem, stages: Sequence[Stage | Shapes],
     lines = []
     if any(isinstance(stage, Shapes) for stage in stages):
         if "wall_permeability" not in problem.unknown:
-            wall = describe_permeability(problem.walls.of(1, 0))
+            wall = describe_permeability(problem.walls.first)
             lines.append(f"permeability of walls: {wall}, taken as known")
         lines.append(f"other facets: {high}")
     if any(isinstance(stage, Stage) for stage in stages):

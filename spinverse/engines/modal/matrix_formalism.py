@@ -182,9 +182,7 @@ class MatrixFormalism:
         Returns:
             ``(nf,)``, zero on tied facets; after ``signals(..., remember=True)``.
         """
-        if has(self.problem.extra_form, self.problem.kappa):  # terms on membranes change with it
-            return self.gradients(adjoint, [self.problem.kappa])[0]
-        return self._contract([operators[0] for operators in self._by_operator(adjoint)])
+        return self.gradients(adjoint, [self.problem.kappa])[0]
 
     def gradient_of(self, coefficient, adjoint: np.ndarray) -> np.ndarray:
         """Derivative of J with respect to one coefficient; see `gradients`. Collective."""
@@ -197,10 +195,18 @@ class MatrixFormalism:
             InputError: a coefficient that the weak form does not contain, or the diffusivity on a
                 periodic box.
         """
-        derivatives = [self._derivatives(coefficient) for coefficient in coefficients]
-        add_up(self._derivatives, derivatives, self._taped,
-               self._by_operator(adjoint, not self.problem.periodic))
-        return [derivative.result() for derivative in derivatives]
+        problem = self.problem
+        # by facets alone, unless terms on membranes change with the permeability too
+        facets = [c is problem.kappa and not has(problem.extra_form, c) for c in coefficients]
+        others = [None if alone else self._derivatives(coefficient)
+                  for coefficient, alone in zip(coefficients, facets, strict=True)]
+        operators = self._by_operator(adjoint, not (
+            problem.periodic or problem.extra_blocks is None or all(facets)))
+        if not all(facets):
+            add_up(self._derivatives, [each for each in others if each is not None],
+                   self._taped, operators)
+        return [self._contract([each[0] for each in operators]) if other is None
+                else other.result() for other in others]
 
     @phase("propagation back")
     def _by_operator(self, adjoint: np.ndarray, turning: bool = False) -> list[np.ndarray]:

@@ -26,10 +26,13 @@ from ...errors import InputError
 from ...extra_terms import Unsuitable, cell_function, has
 from ...mesh.whole import WholeMesh
 from ...problem import BlochTorrey
+from .drift import DriftSweeps
+from .propagation import Sweeps
 from .walls import Walls
 
 _ZERO = 1e-12  # of the largest entry: what an assembly leaves where nothing is
 _OPEN = 1e12  # um/ms, in terms of the user's that depend on the permeability: no membrane
+_PAIRS = (0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2)  # of axes
 _LEAST = 0.2  # of the diffusivity, that open facets of finite permeability leave of it
 
 
@@ -43,6 +46,10 @@ class Blocks:
         decay: ``(C, Nt, n, n)`` diffusion, relaxation and extra terms, of mesh cells with the label
             0, 1, ...; those of the last row have all further labels.
         position: ``(3, Nt, n, n)`` um, from the centre of the box.
+        drift: ``(C, 3, Nt, n, n)`` um/ms, `forms.drift` where the box is periodic, else None.
+        square: ``(C, 6, Nt, n, n)`` um^2/ms, `forms.drift_squared` of the axes xx, yy, zz, xy, xz,
+            yz.
+        fastest: largest diffusivity, um^2/ms.
         nodes: ``(Nf, 2, p)`` values at the same nodes on the two sides: n times the cell, plus the
             place in the cell. The second side of an outer facet stands for nothing.
         exchange: ``(Nf, 2, p, 2, p)`` between them: `forms.exchange`, `forms.outflow` of 1 um/ms.
@@ -62,6 +69,24 @@ class Blocks:
     at_walls: np.ndarray | None = None
     at_open: np.ndarray | None = None
     density: np.ndarray = field(default_factory=lambda: np.ones(1))
+    drift: np.ndarray | None = None
+    square: np.ndarray | None = None
+    fastest: float = 0.0
+
+    @property
+    def kind(self) -> type:
+        """Of the sweeps that models of these take."""
+        return Sweeps if self.drift is None else DriftSweeps
+
+    @property
+    def drift_of_two(self) -> list[np.ndarray]:
+        """Of the inside and the outside, ``(3, Nt, n, n)`` each."""
+        return [self.drift[min(label, len(self.drift) - 1)] for label in (1, 0)]
+
+    @property
+    def square_of_two(self) -> list[np.ndarray]:
+        """Of the inside and the outside, ``(6, Nt, n, n)`` each."""
+        return [self.square[min(label, len(self.square) - 1)] for label in (1, 0)]
 
     def decay_of(self, label: int) -> np.ndarray:
         """Of mesh cells with this label, ``(Nt, n, n)``."""
@@ -104,8 +129,12 @@ def check(problem: BlochTorrey) -> None:
     where = "shape search"
     if problem.mesh.dim != 3:
         raise InputError(f"{where}: mesh of dimension {problem.mesh.dim}, expected tetrahedra")
-    if problem.periodic:
-        raise InputError(f"{where}: periodic tissue, expected a reflecting or absorbing boundary")
+    if problem.periodic and not problem.mesh.glued == "xyz":
+        raise InputError(f"{where}: tissue periodic along {problem.tissue.periodic} or tied there, "
+                         "expected a mesh glued along xyz, or one that is not periodic")
+    if problem.periodic and has(problem.extra_form, problem.g):
+        raise InputError(f"{where}: extra_terms depend on the gradient in a periodic box, expected "
+                         "terms that decay")
     if not problem.tissue.balanced and np.ptp(_reduced(problem, problem.tissue.density)) > 0:
         raise InputError(f"{where}: several densities with interface 'plain', expected "
                          "'equilibrium' (a uniform start is at rest then)")
@@ -178,7 +207,7 @@ class Assembly:
         """
         problem = self.problem
         inside, around = self._parts
-        decays, densities = [], []
+        decays, densities, drifts, squares, fastest = [], [], [], [], 0.0
         for label in labelled:
             label()
             densities.append(self._density())
@@ -187,8 +216,14 @@ class Assembly:
                 self._slow(resistance / walls.open)
             decay = self._inside(self._decay[int(np.isfinite(walls.open))])
             decays.append(decay if inside is None else decay + self._inside(inside, 0))
+            if problem.periodic:
+                D = self._diffusivity(np.isfinite(walls.open))
+                fastest = max(fastest, float(np.linalg.eigvalsh(D)[:, -1].max()))
+                squares.append([D[:, j, k, None, None] * mass for j, k in _PAIRS])
+                drifts.append([self._inside(form)
+                               for form in self._drift[int(np.isfinite(walls.open))]])
         at_walls = at_open = None
-        if inside is not None:
+        if inside is not None and not problem.periodic:
             position = position + self._turned(inside)
         if around is not None:
             if has(problem.extra_form, problem.kappa):
@@ -197,8 +232,9 @@ class Assembly:
             else:
                 at_open = self._terms_at(1.0)
                 at_walls = at_open[None]
+        driven = (np.array(drifts), np.array(squares), fastest) if drifts else ()
         return Blocks(self.whole, mass, np.array(decays), position, self._nodes, exchange,
-                      at_walls, at_open, np.array(densities))
+                      at_walls, at_open, np.array(densities), *driven)
 
     def _density(self) -> float:
         """At present, the same everywhere, over the known one."""
@@ -229,6 +265,25 @@ class Assembly:
             forms.diffusion(m, v, replace(c, D=D)) + forms.relaxation(m, v, c))
             for D in (c.D, self._slowed))
         return plain, slowed
+
+    @cached_property
+    def _drift(self) -> tuple[list[dolfinx.fem.Form], ...]:
+        """`forms.drift` of the axes, with the diffusivities of `_decay`."""
+        m, v, c = self.problem.scalar_arguments
+        return tuple([self.problem.compile(forms.drift(m, v, replace(c, D=D), axis))
+                      for axis in range(3)] for D in (c.D, self._slowed))
+
+    def _diffusivity(self, slowed: bool) -> np.ndarray:
+        """Of all cells, as it is or as open facets leave it, ``(Nt, 3, 3)`` um^2/ms."""
+        D = self._slowed if slowed else self.problem.coefficients.D
+        shape = (3, 3) if D.function_space.dofmap.bs > 1 else ()
+        values = D.x.array.reshape(-1, *shape)[D.function_space.dofmap.list.ravel()]
+        if not shape:
+            values = values[:, None, None] * np.eye(3)
+        mesh = self.problem.mesh
+        result = np.zeros((len(self.whole.cells), 3, 3))
+        result[mesh.input_cells[: mesh.num_owned_cells]] = values[: mesh.num_owned_cells]
+        return mesh.comm.allreduce(result) if mesh.comm.size > 1 else result
 
     def _terms_at(self, permeability: float) -> np.ndarray:
         """The user's terms on facets, all of which have this permeability."""

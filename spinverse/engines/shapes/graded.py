@@ -14,7 +14,7 @@ single precision; signals do not.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -24,6 +24,7 @@ from scipy.sparse.csgraph import connected_components
 
 from ..basis.spectrum import decay_rates
 from .blocks import Blocks
+from .drift import DriftAdjoint, DriftSweeps, DriftSystem
 from .propagation import Basis, Run, Sweep, Sweeps, received, signals
 from .walls import Walls
 
@@ -61,7 +62,7 @@ class GradedModel:
         # between nodes on the facets: of one field, and of two that face each other
         self._density = blocks.density_of(np.array([1, 0]))  # inside and outside
         a, b = self._density
-        facets = blocks.exchange * walls.of(1, 0) * 2 * a * b / (a + b)
+        facets = blocks.exchange * walls.first * 2 * a * b / (a + b)
         at_walls = None if blocks.at_walls is None else blocks.at_walls[0]
         if at_walls is not None:  # where densities differ, terms of the user's are about right
             facets = facets + np.sqrt(a * b) * at_walls
@@ -72,7 +73,7 @@ class GradedModel:
         more = [extra if extra is None else extra[rim, 0, :, 0]
                 for extra in (at_walls, blocks.at_open)]
         self._outflow = [kappa * out + (0.0 if extra is None else extra) for kappa, extra in zip(
-            (walls.of(1, 0), RIM * walls.outer), more, strict=True)]
+            (walls.first, RIM * walls.outer), more, strict=True)]
         self._rim = node[blocks.nodes[rim, 0]]
         self._decays = [blocks.decay_of(label) for label in (1, 0)]
         if blocks.at_open is not None:  # the nodes of the two sides are one
@@ -83,36 +84,24 @@ class GradedModel:
             for decay in self._decays:
                 np.add.at(decay, (c, where[:, :, None] % n, where[:, None, :] % n), values)
 
+    @property
+    def kind(self) -> type:
+        """Of the sweeps that it takes."""
+        return self.blocks.kind
+
     def basis(self, c: np.ndarray, dtype=float) -> tuple[Basis, np.ndarray]:
         """The modes at shares ``(Nt,)``, and their values at the nodes, ``(2 Nv, K)``.
 
         The inside comes first.
         """
         blocks, nv = self.blocks, self.num_nodes
-        A, M = np.zeros((2 * nv, 2 * nv)), np.zeros((2 * nv, 2 * nv))
+        A, M = self._operators(c)
         X = np.zeros((3, 2 * nv, 2 * nv))
-        fields = slice(0, nv), slice(nv, 2 * nv)
-
-        def put(where, values, weight):
-            index = (where[:, :, None] * nv + where[:, None, :]).ravel()
-            return np.bincount(index, (values * weight[:, None, None]).ravel(),
-                               nv * nv).reshape(nv, nv)
-
-        for here, share, rho, decay, outflow in zip(
-                fields, (c, 1 - c), self._density, self._decays, self._outflow, strict=True):
-            A[here, here] = put(self.node, decay, rho * (FLOOR + (1 - FLOOR) * share))
-            A[here, here] += put(self._rim, outflow, rho * (self._rim_cell @ share))
+        for here, share, rho in zip((slice(0, nv), slice(nv, 2 * nv)), (c, 1 - c), self._density,
+                                    strict=True):
             weight = rho * (self.mass_floor + (1 - self.mass_floor) * share)
-            M[here, here] = put(self.node, blocks.mass, weight)
             for axis in range(3):
-                X[axis, here, here] = put(self.node, blocks.position[axis], weight)
-        walls = (self.jump @ c) ** 2
-        inside, outside = fields
-        own, other = (put(self._facet, F, walls) for F in (self._own, self._other))
-        A[inside, inside] += own
-        A[outside, outside] += own
-        A[inside, outside] += other
-        A[outside, inside] += other.T
+                X[axis, here, here] = self._put(self.node, blocks.position[axis], weight)
         K = min(self.modes, len(A))
         some = {"subset_by_index": [0, K - 1]} if K < len(A) else {}
         rates, modes = scipy.linalg.eigh(A, M, check_finite=False, **some)
@@ -120,11 +109,58 @@ class GradedModel:
         return Basis(decay_rates(rates), modes.T @ M.sum(axis=1), np.eye(K), [positions],
                      dtype), modes
 
-    def signals(self, c: np.ndarray, sweeps: Sweeps) -> np.ndarray:
+    def _put(self, where: np.ndarray, values: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        nv = self.num_nodes
+        index = (where[:, :, None] * nv + where[:, None, :]).ravel()
+        return np.bincount(index, (values * weight[:, None, None]).ravel(),
+                           nv * nv).reshape(nv, nv)
+
+    def _operators(self, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Decay and mass between the nodes, ``(2 Nv, 2 Nv)``."""
+        blocks, nv, put = self.blocks, self.num_nodes, self._put
+        A, M = np.zeros((2 * nv, 2 * nv)), np.zeros((2 * nv, 2 * nv))
+        fields = slice(0, nv), slice(nv, 2 * nv)
+        for here, share, rho, decay, outflow in zip(
+                fields, (c, 1 - c), self._density, self._decays, self._outflow, strict=True):
+            A[here, here] = put(self.node, decay, rho * (FLOOR + (1 - FLOOR) * share))
+            A[here, here] += put(self._rim, outflow, rho * (self._rim_cell @ share))
+            weight = rho * (self.mass_floor + (1 - self.mass_floor) * share)
+            M[here, here] = put(self.node, blocks.mass, weight)
+        walls = (self.jump @ c) ** 2
+        inside, outside = fields
+        own, other = (put(self._facet, F, walls) for F in (self._own, self._other))
+        A[inside, inside] += own
+        A[outside, outside] += own
+        A[inside, outside] += other
+        A[outside, inside] += other.T
+        return A, M
+
+    def system(self, c: np.ndarray) -> DriftSystem:
+        """The operators of a periodic box at shares ``(Nt,)``; nodes as of `basis`."""
+        A, M = self._operators(c)
+        n, half = len(A), self.num_nodes
+        fields = [(here * half + self.node, self._density[here] * (FLOOR + (1 - FLOOR) * share))
+                  for here, share in enumerate((c, 1 - c))]
+        where = np.concatenate([node for node, _ in fields])
+        rows, columns = (np.broadcast_to(a, (*where.shape, where.shape[1])).ravel()
+                         for a in (where[:, :, None], where[:, None, :]))
+
+        def sparse(of_two, axis):
+            values = np.concatenate([share[:, None, None] * values[axis] for (_, share), values
+                                     in zip(fields, of_two, strict=True)])
+            return scipy.sparse.csr_matrix((values.ravel(), (rows, columns)), shape=(n, n))
+
+        blocks = self.blocks
+        return DriftSystem(A, M, [sparse(blocks.drift_of_two, j) for j in range(3)],
+                           [sparse(blocks.square_of_two, j) for j in range(6)], blocks.fastest)
+
+    def signals(self, c: np.ndarray, sweeps: Sweeps | DriftSweeps) -> np.ndarray:
         """``(N,)`` complex, for shares ``(Nt,)``."""
+        if isinstance(sweeps, DriftSweeps):
+            return self.system(c).signals(sweeps)
         return signals(sweeps, self.basis(c)[0])
 
-    def jacobian(self, c: np.ndarray, sweeps: Sweeps,
+    def jacobian(self, c: np.ndarray, sweeps: Sweeps | DriftSweeps,
                  mine: Callable[[int], bool] = lambda k: True) -> tuple[np.ndarray, np.ndarray]:
         """Signals ``(N,)``, and derivatives of their magnitudes by the shares, ``(N, Nt)``.
 
@@ -133,6 +169,8 @@ class GradedModel:
             sweeps: the measurements.
             mine: says whether to do the k-th part of the work; rows of others stay zero.
         """
+        if isinstance(sweeps, DriftSweeps):
+            return self._drifting(c, sweeps, mine)
         basis, modes = self.basis(c)
         S, J = np.zeros(sweeps.number, complex), np.zeros((sweeps.number, len(c)))
         for k, sweep in enumerate(sweeps.parts):
@@ -143,6 +181,25 @@ class GradedModel:
             sweep = Sweep((), 0, np.arange(len(time)), np.zeros(len(time)), time)
             values, slopes = _Adjoint(self, c, basis, modes, sweep).result()
             S[sweeps.still], J[sweeps.still] = values[which], slopes[which]
+        return S, J
+
+    def _drifting(self, c: np.ndarray, sweeps: DriftSweeps,
+                  mine: Callable[[int], bool]) -> tuple[np.ndarray, np.ndarray]:
+        """`jacobian` of a periodic box; a part of the work is one direction of a waveform."""
+        S, J = np.zeros(sweeps.number, complex), np.zeros((sweeps.number, len(c)))
+        directions = sweeps.directions if len(sweeps.directions) else np.eye(3)[:1]
+        bases = self.system(c).bases(directions)
+        work = [(which, rows, strength, sweep.pieces, sweep.fold) for sweep in sweeps.parts
+                for which, rows, strength in zip(sweep.which, sweep.rows, sweep.strength,
+                                                 strict=True)]
+        for time in np.unique(sweeps.echo_time):
+            rows = sweeps.still[sweeps.echo_time == time]
+            work.append((0, rows, np.zeros(1), ((float(time), 0.0),), 0))
+        for k, (which, rows, strength, pieces, fold) in enumerate(work):
+            if mine(k):
+                S[rows], J[rows] = DriftAdjoint(
+                    self, c, bases.of(np.array([which])), directions[which], pieces, fold,
+                    strength).result()
         return S, J
 
     @cached_property
@@ -174,8 +231,10 @@ class GradedModel:
         return (1 - self.mass_floor) * total.T
 
     def contract(self, c: np.ndarray, P: np.ndarray, U: np.ndarray, slope: np.ndarray,
-                 weight: np.ndarray, m: int, position: np.ndarray | None = None,
-                 strength: np.ndarray | None = None) -> np.ndarray:
+                 weight: np.ndarray, m: int, position: Sequence[np.ndarray] | None = None,
+                 strength: np.ndarray | None = None,
+                 square: Sequence[np.ndarray] | None = None,
+                 strength_squared: np.ndarray | None = None) -> np.ndarray:
         """-sum of weights Re p . ((dA + i g dX) u + dM u'), ``(m, Nt)``.
 
         Args:
@@ -183,18 +242,23 @@ class GradedModel:
             P, U, slope: p, u and u' at the nodes, ``(2 Nv, n m)`` complex, single precision.
             weight: ``(n m,)`` of the times.
             m: number of measurements, which come one after the other at each time.
-            position: ``(Nt, n, n)`` along the gradient, times 1 - `mass_floor`; None at rest.
-            strength: ``(n m,)`` g.
+            position: inside and outside, ``(Nt, n, n)`` along the gradient, times what their
+                weights change with a share; None at rest. In a periodic box the drift.
+            strength: ``(n m,)`` g, or Q.
+            square, strength_squared: what Q^2 multiplies there, likewise, and Q^2.
         """
         single = np.float32
         *decays, mass, own, rest = self._single
         parts = [np.split(x, 2) for x in (P, U, slope)]
         total = np.zeros((len(c), P.shape[1]), single)
-        for sign, decay, p, u, du in zip(self._signs, decays, *parts, strict=True):
+        for k, (sign, decay, p, u, du) in enumerate(zip(self._signs, decays, *parts, strict=True)):
             there = u[self.node]
             right = _times(decay, there) + _times(mass, du[self.node])
             if position is not None:
-                right += _times(position, there) * (1j * strength).astype(right.dtype)
+                right += _times(position[k].astype(single), there) * (1j * strength).astype(
+                    right.dtype)
+            if square is not None:
+                right += _times(square[k].astype(single), there) * strength_squared.astype(single)
             total -= single(sign) * np.einsum("tnc,tnc->tc", p[self.node], right).real
         (p, q), (u, v) = ([x[self._facet] for x in part] for part in parts[:2])
         f = np.einsum("fmc,fmc->fc", p - q, _times(own, u - v)).real
@@ -295,7 +359,7 @@ class _Adjoint:
         along = (1 - self.model.mass_floor) * np.tensordot(
             run.direction, self.model.blocks.position, axes=1)
         self.total = self.total + self.model.contract(
-            self.c, P, U, slope, np.concatenate(weight), len(g), along.astype(np.float32),
+            self.c, P, U, slope, np.concatenate(weight), len(g), [along, along],
             np.concatenate(strength))
         return basis.decay(h[0] / 2) * (frame.R @ y)
 

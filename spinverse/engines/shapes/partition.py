@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import numpy as np
 import scipy.linalg
-from scipy.sparse import coo_matrix
+from scipy.sparse import coo_matrix, csr_matrix
 from scipy.sparse.csgraph import connected_components
 
 from ..basis.spectrum import decay_rates
 from .blocks import Blocks
+from .drift import DriftSweeps, DriftSystem
 from .propagation import Basis, Sweeps, signals
 from .walls import Walls, is_wall
 
@@ -43,14 +44,79 @@ class PartitionModel:
         if blocks.at_open is not None:
             self._rim = self._rim + blocks.at_open[:, 0, :, 0]
 
-    def signals(self, labels: np.ndarray, sweeps: Sweeps) -> np.ndarray:
+    @property
+    def kind(self) -> type:
+        """Of the sweeps that it takes."""
+        return self.blocks.kind
+
+    def signals(self, labels: np.ndarray, sweeps: Sweeps | DriftSweeps) -> np.ndarray:
         """``(N,)`` complex.
 
         Args:
             labels: ``(Nt,)`` whole numbers from 0.
             sweeps: the measurements.
         """
+        if isinstance(sweeps, DriftSweeps):
+            return self.system(labels).signals(sweeps)
         return signals(sweeps, self.basis(labels))
+
+    def system(self, labels: np.ndarray) -> DriftSystem:
+        """The operators of a periodic box."""
+        blocks, nodes = self.blocks, self.blocks.nodes
+        number = self._unknowns(labels)
+        local, n = number[self._values], int(number.max()) + 1
+        which = np.minimum(labels, len(blocks.decay) - 1)
+        every = np.arange(len(labels))
+        entries = (local[:, :, None] * n + local[:, None, :]).ravel()
+
+        def dense(values):
+            return np.bincount(entries, values.ravel(), n * n).reshape(n, n)
+
+        rows, columns = entries // n, entries % n
+        rho = blocks.density_of(labels)[:, None, None]
+        A, m = dense(rho * blocks.decay[which, every]), 2 * nodes.shape[2]
+        wall = is_wall(labels, self.sides)
+        parts = [(np.flatnonzero(wall), self._between(labels, np.flatnonzero(wall)))]
+        if blocks.at_open is not None:
+            of = rho[self.sides[~wall, 0], :, :, None, None]
+            parts.append((np.flatnonzero(~wall), of * blocks.at_open[~wall]))
+        for facets, values in parts:
+            where = number[nodes[facets]].reshape(-1, m)
+            A += np.bincount((where[:, :, None] * n + where[:, None, :]).ravel(), values.ravel(),
+                             n * n).reshape(n, n)
+        N, C = ([csr_matrix(((rho * values[which, j, every]).ravel(), (rows, columns)),
+                            shape=(n, n)) for j in range(values.shape[1])]
+                for values in (blocks.drift, blocks.square))
+        return DriftSystem(A, dense(rho * blocks.mass), N, C, blocks.fastest)
+
+    def broken(self, labels: np.ndarray) -> DriftSystem:
+        """The operators of a periodic box in the broken space, where no facet is tied: sparse."""
+        blocks, m = self.blocks, 2 * self.blocks.nodes.shape[2]
+        which, every = np.minimum(labels, len(blocks.decay) - 1), np.arange(len(labels))
+        size = self._values.size
+
+        def assembled(*parts):
+            entries = [(values.ravel(), np.repeat(where, where.shape[1], axis=1).ravel(),
+                        np.tile(where, where.shape[1]).ravel()) for where, values in parts]
+            values, rows, columns = map(np.concatenate, zip(*entries, strict=True))
+            return csr_matrix((values, (rows, columns)), shape=(size, size))
+
+        rho = blocks.density_of(labels)[:, None, None]
+
+        def inside(values):
+            return assembled((self._values, rho * values))
+
+        wall = is_wall(labels, self.sides)
+        of = rho[self.sides[:, 0], :, :, None, None]
+        exchange = of * self.walls.open * self._exchange
+        exchange[wall] = self._between(labels, np.flatnonzero(wall))
+        if blocks.at_open is not None:
+            exchange[~wall] += (of * blocks.at_open)[~wall]
+        A = assembled((self._values, rho * blocks.decay[which, every]),
+                      (blocks.nodes.reshape(-1, m), exchange.reshape(-1, m, m)))
+        N, C = ([inside(values[which, j, every]) for j in range(values.shape[1])]
+                for values in (blocks.drift, blocks.square))
+        return DriftSystem(A, inside(blocks.mass), N, C, blocks.fastest)
 
     def basis(self, labels: np.ndarray) -> Basis:
         """The modes of all labels, coupled."""

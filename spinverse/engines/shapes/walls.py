@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+
+from ...mesh.distributed import Mesh
+from ...unknowns import with_ghosts
 
 
 def is_wall(labels: np.ndarray, sides: np.ndarray) -> np.ndarray:
@@ -17,6 +19,23 @@ def is_wall(labels: np.ndarray, sides: np.ndarray) -> np.ndarray:
     """
     first, second = sides.T
     return labels[first] != np.where(second >= 0, labels[second], 0)
+
+
+def between(mesh: Mesh, labels: np.ndarray, boundary_absorbing: bool) -> np.ndarray:
+    """The surfaces of a partition of the cells, ``(nf,)`` bool over owned facets. Collective.
+
+    ``labels (owned cells,)`` are 0 outside. Where the boundary absorbs, outer facets of cells that
+    are not outside belong to the surfaces.
+    """
+    first, second = spread_cells(mesh, labels)[mesh.facet_cells].T
+    return np.where(mesh.outer, boundary_absorbing & (first > 0), first != second)
+
+
+def spread_cells(mesh: Mesh, values: np.ndarray) -> np.ndarray:
+    """Values of owned cells, followed by those of the ghosts. Collective."""
+    index_map = mesh.domain.topology.index_map(mesh.domain.topology.dim)
+    values = np.asarray(values)
+    return with_ghosts(index_map, values.astype(float)).astype(values.dtype)
 
 
 @dataclass(frozen=True)
@@ -39,8 +58,13 @@ class Walls:
         """Of outer facets of label 0, um/ms."""
         return self.open if self.absorbing else 0.0
 
-    def of(self, first: np.ndarray | int, second: np.ndarray | int) -> Any:
-        """Of walls between two labels, whole numbers, not both of them 0, um/ms, likewise."""
+    @property
+    def first(self) -> float:
+        """Of the wall between cell 1 and the outside, um/ms."""
+        return float(np.ravel(self.wall)[0])
+
+    def of(self, first: np.ndarray, second: np.ndarray) -> np.ndarray | float:
+        """Of walls between two labels, arrays of whole numbers, not both of them 0, um/ms."""
         if np.isscalar(self.wall):
             return self.wall
         logs = np.r_[0.0, np.log(self.wall)]

@@ -24,7 +24,7 @@ class LogPermeability:
     @property
     def bounds(self) -> tuple[float, float]:
         """Lower and upper bound of the control."""
-        return float(np.log10(self.minimum)), float(np.log10(self.maximum))
+        return np.log10(self.minimum), np.log10(self.maximum)
 
     def value(self, control: np.ndarray) -> np.ndarray:
         """log10 kappa."""

@@ -23,6 +23,7 @@ class FacetGraph:
         edge, facet: ``(n,)`` incidences: local edge number and position among local values.
         degree: ``(ne,)`` facets around each owned edge (edges without any are left out).
         pairs: ``(np, 2)`` positions of facets that share an owned edge.
+        ids: ``(n,)`` numbers in the whole mesh of the facets that have local values.
         num_edges, num_pairs: of the whole mesh.
     """
 
@@ -51,6 +52,7 @@ class FacetGraph:
         self.facet = np.where(
             elsewhere, mesh.num_owned_facets + np.searchsorted(ghosts, table[:, 1]),
             table[:, 1] - first)
+        self.ids = np.concatenate([np.arange(first, last), ghosts])
         self.degree = np.bincount(self.edge, minlength=len(edges))
         self.pairs = _pairs(self.edge, self.facet, self.degree)
         self.num_edges = comm.allreduce(len(edges))

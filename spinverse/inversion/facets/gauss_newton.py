@@ -23,6 +23,7 @@ from .optimise import Run, StopStage, norm
 
 _PROBES = 8  # random signs that estimate the diagonal of the priors' Hessian
 _PROBE_STEP = 1e-4  # of log10 kappa
+_LEAST_UNIT = 1e-6  # of damping, for numbers that change nothing, in that of facets
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class GaussNewton:
     For the end of a reconstruction: far from the solution it moves too many facets at once.
 
     Attributes:
-        damping: at first, in units of the largest diagonal entry of the Gauss-Newton matrix.
+        damping: at first, in units of the Gauss-Newton matrix: of its largest diagonal entry of
+            facets, and of its own one for each number.
         least_damping: never less than this, in the same units.
         tries: steps that are refused, the damping growing, before the stage ends.
         longest_step: largest change of any facet's control in one iteration.
@@ -54,6 +56,7 @@ class GaussNewton:
                              "expected engine matrix_formalism or another optimiser")
         functional, earlier = run.functional, run.earlier
         comm, (low, high) = run.start.mesh.comm, run.bounds
+        facets = slice(0, run.start.mesh.num_owned_facets)
         control, damping, idle = run.start._ad_copy(), Damping(
             self.damping, self.least_damping), 0
         if earlier is not None:
@@ -85,7 +88,11 @@ class GaussNewton:
                     report(0, length, 0.0)
                 if length <= self.tolerance:
                     return control, "gradient small enough"
-                unit = comm.allreduce(float(model.diagonal.max(initial=0.0)), op=MPI.MAX)
+                # a number moves all signals, a facet few: each kind has its unit of damping
+                diagonal = model.diagonal
+                largest = comm.allreduce(float(diagonal[facets].max(initial=0.0)), op=MPI.MAX)
+                unit = np.maximum(diagonal, _LEAST_UNIT * largest)
+                unit[facets] = largest
                 lower = np.clip(low - control.values, -self.longest_step, 0.0)
                 upper = np.clip(high - control.values, 0.0, self.longest_step)
                 # bound now: both change from one iteration to the next
@@ -107,12 +114,12 @@ class GaussNewton:
         return control, "iteration limit"
 
 
-def _steps(comm: MPI.Comm, model: Linearised, unit: float, lower: np.ndarray,
+def _steps(comm: MPI.Comm, model: Linearised, unit: np.ndarray, lower: np.ndarray,
            upper: np.ndarray):
     """Steps by damping, as `damped_step` wants them; one that cannot be made promises nothing."""
     def step(mu: float) -> tuple[np.ndarray, float]:
         try:
-            return bounded_step(comm, model, np.full(len(lower), mu * unit), lower, upper)
+            return bounded_step(comm, model, mu * unit, lower, upper)
         except SolverError:
             return np.zeros(len(lower)), 0.0
 
@@ -124,7 +131,8 @@ class Linearised:
     """The loss around a control.
 
     Attributes:
-        residual: ``(N,)`` r, the same on every rank.
+        residual: ``(N,)`` r, of the measurements and of priors that are sums of squares, the same
+            on every rank.
         jacobian: ``(N, nf)`` dr/dv over the owned facets.
         prior_gradient: ``(nf,)`` of P.
         prior_curvature: ``(nf,)`` diagonal of the Hessian of P, not negative.
@@ -155,12 +163,15 @@ class Linearisation:
         control_type: from control to log10 kappa, facet by facet: with ``value`` and ``pull_back``.
         from_log: `FromLog`, to the permeability.
         weight: what the misfit is multiplied by in the loss.
-        priors: terms of the loss in log10 kappa, with ``pull_back``.
+        priors: terms of the loss in log10 kappa, with ``pull_back``; those with ``squares`` are
+            residuals too.
+        numbers: `Numbers` that follow the facets in controls; None for none.
     """
 
     def __init__(self, engine, likelihood: Likelihood, control_type, from_log,
-                 weight: float = 1.0, priors=()):
+                 weight: float = 1.0, priors=(), numbers=None):
         self.engine, self.likelihood, self.priors = engine, likelihood, list(priors)
+        self.numbers = numbers
         self.control_type, self.from_log = control_type, from_log
         self._root = np.sqrt(weight * likelihood.weights / likelihood.weights.sum())
 
@@ -171,21 +182,35 @@ class Linearisation:
             SolverError: the eigenproblem failed.
         """
         z = self.control_type.value(control)
-        signals, slopes = signal_jacobian(self.engine, self.from_log.value(z))
+        signals, slopes = self._slopes(self.from_log.value(z))
         residual = self._root * self.likelihood.residual(signals)
         slopes = self._root[:, None] * self.likelihood.slope(signals, slopes)
         jacobian = self.control_type.pull_back(control, self.from_log.pull_back(z, slopes))
         gradient, curvature = np.zeros_like(z), np.zeros_like(z)
-        if self.priors:
+        others = []
+        for prior in self.priors:
+            rows = getattr(prior, "squares", lambda z: None)(z)
+            if rows is None:
+                others.append(prior)
+                continue
+            residual = np.r_[residual, rows[0]]
+            jacobian = np.vstack([jacobian, self.control_type.pull_back(control, rows[1])])
+        if others:
             slope = self.control_type.pull_back(control, np.ones_like(z))
-            gradient = slope * self._prior_gradient(z)
-            curvature = slope**2 * self._prior_curvature(z)
+            gradient = slope * _gradient(others, z)
+            curvature = slope**2 * self._curvature(others, z)
         return Linearised(residual, jacobian, gradient, curvature)
 
-    def _prior_gradient(self, z: np.ndarray) -> np.ndarray:
-        return sum(prior.pull_back(z, 1.0) for prior in self.priors)
+    def _slopes(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Signals, and derivatives of their magnitudes by permeabilities and numbers."""
+        if self.numbers is None or not len(self.numbers):
+            return signal_jacobian(self.engine, values)
+        x = self.numbers.of(values)
+        self.numbers.put(x)
+        signals, slopes = signal_jacobian(self.engine, values[: self.numbers.facets])
+        return signals, self.numbers.joined(slopes, self.numbers.slopes(self.engine, x))
 
-    def _prior_curvature(self, z: np.ndarray) -> np.ndarray:
+    def _curvature(self, priors: list, z: np.ndarray) -> np.ndarray:
         """Diagonal of the priors' Hessian from its products with random signs (Bekas, Kokiopoulou
         and Saad 2007); what is negative is left out."""
         triples = self.engine.problem.mesh.facet_vertices
@@ -194,9 +219,14 @@ class Linearisation:
             # signs that a facet has at any number of ranks
             signs = np.where(np.sin(triples @ (12.9898, 78.233, 37.719)[: triples.shape[1]]
                                     * (probe + 1)) > 0, 1.0, -1.0)
+            signs = np.r_[signs, np.ones(len(z) - len(signs))]
             step = _PROBE_STEP * signs
-            total += signs * (self._prior_gradient(z + step) - self._prior_gradient(z - step))
+            total += signs * (_gradient(priors, z + step) - _gradient(priors, z - step))
         return np.maximum(total / (2 * _PROBE_STEP * _PROBES), 0.0)
+
+
+def _gradient(priors: list, z: np.ndarray) -> np.ndarray:
+    return sum(prior.pull_back(z, 1.0) for prior in priors)
 
 
 @dataclass(frozen=True, eq=False)

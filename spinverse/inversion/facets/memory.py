@@ -21,7 +21,8 @@ class Memory:
         optimiser: which one, with its settings; another one cannot go on with it.
         iteration: number of the last iteration that was reported.
         numbers: arrays that are the same on every rank.
-        facets: arrays whose last axis runs over the owned facets. ``control`` is always there.
+        facets: arrays whose last axis runs over the owned facets, and on rank 0 over the numbers
+            that go with them (`FacetField`). ``control`` is always there.
     """
 
     optimiser: str
@@ -33,15 +34,18 @@ class Memory:
         """As plain arrays, facets in the order of their vertex triples. Collective.
 
         Returns:
-            ``optimiser``, ``iteration`` and ``numbers/NAME`` as they are; and of ``triples``
-            ``(n, d)`` and ``facets/NAME``, with the facets along the first axis, the rows of this
-            rank's slab. `scattered` reads it at any number of ranks.
+            ``optimiser``, ``iteration`` and ``numbers/NAME`` as they are, and ``beside/NAME``, the
+            numbers that go with facets; and of ``triples`` ``(n, d)`` and ``facets/NAME``, with the
+            facets along the first axis, the rows of this rank's slab. `scattered` reads it at any
+            number of ranks.
         """
-        slabs = mesh.facet_slabs
+        slabs, count = mesh.facet_slabs, mesh.num_owned_facets
         return {"triples": slabs.keys, "optimiser": np.array(self.optimiser),
                 "iteration": np.array(self.iteration),
                 **{f"numbers/{name}": np.asarray(a) for name, a in self.numbers.items()},
-                **{f"facets/{name}": slabs.collect(np.moveaxis(a, -1, 0))
+                **{f"beside/{name}": mesh.comm.bcast(a[..., count:])
+                   for name, a in self.facets.items()},
+                **{f"facets/{name}": slabs.collect(np.moveaxis(a[..., :count], -1, 0))
                    for name, a in self.facets.items()}}
 
     @classmethod
@@ -68,6 +72,10 @@ class Memory:
         facets = {name.removeprefix("facets/"): np.ascontiguousarray(
                       np.moveaxis(rows.values(a), 0, -1))
                   for name, a in saved.items() if name.startswith("facets/")}
+        if mesh.comm.rank == 0:
+            for name, a in facets.items():
+                beside = saved.get(f"beside/{name}", np.zeros((*a.shape[:-1], 0)))
+                facets[name] = np.concatenate([a, beside], axis=-1)
         return cls(optimiser, iteration, numbers, facets)
 
 

@@ -9,19 +9,25 @@ from petsc4py import PETSc
 from pyadjoint import Control, Tape, continue_annotation, pause_annotation, set_working_tape
 
 from ...acquisition import Acquisition
-from ...adjoint import FacetField, mapped, scalar, simulated_signals
+from ...adjoint import FacetField, SignalVector, mapped, scalar
+from ...adjoint.blocks import apply
+from ...engines.shapes.walls import between
 from ...errors import InputError
 from ..ledger import Ledger, State
+from ..parameters import KINDS
 from ..problem import InverseProblem
+from ..verdict import ERRORS
 from .adam import Adam
-from .controls import CONTROLS, FromLog
+from .controls import CONTROLS, FromLog, LogPermeability
 from .facet_graph import FacetGraph
 from .gauss_newton import GaussNewton, Linearisation
 from .memory import Keeper
+from .numbers import Both, NumberPrior, Numbers, OfFacets, SignalsOfBoth
 from .optimise import BacktrackingFunctional, StopStage, minimise
 from .priors import PRIORS
 from .tao import TAO
 
+FACETS = ("all", "walls")
 _GAIN = 0.99  # of the loss `Stage.patience` iterations before: what is above is no gain
 
 
@@ -45,6 +51,9 @@ class Stage:
             if it fits this stage's measurements better than the one before it.
         skip_below: leave a stage that restarts out when the present one fits better than this.
         patience: a TAO stage ends when the loss has not fallen by 1 % over so many iterations.
+        facets: "all", or "walls": those between the labels of a search, within the range of
+            unknown wall permeabilities, while the others stay as they are. Such a stage is left
+            out where the present permeabilities explain the data: up to noise, or `skip_below`.
     """
 
     name: str
@@ -61,6 +70,7 @@ class Stage:
     restart: float | None = None
     skip_below: float = 0.0
     patience: int = 20
+    facets: str = "all"
 
     def __post_init__(self):
         if self.control not in CONTROLS:
@@ -70,6 +80,12 @@ class Stage:
             if name not in PRIORS:
                 raise InputError(f"stage {self.name!r}: prior {name!r}, "
                                  f"expected one of {', '.join(PRIORS)}")
+        if self.facets not in FACETS:
+            raise InputError(f"stage {self.name!r}: facets {self.facets!r}, "
+                             f"expected one of {', '.join(FACETS)}")
+        if self.facets == "walls" and self.restart is not None:
+            raise InputError(f"stage {self.name!r}: restart {self.restart:g} with facets walls, "
+                             "expected no restart")
         if self.every < 1:
             raise InputError(f"stage {self.name!r}: every {self.every}, expected at least 1")
         if self.iterations < 1:
@@ -136,6 +152,18 @@ class Stage:
         return _Running(self, problem, state, ledger).result()
 
 
+def _looked_for(stage: Stage, problem: InverseProblem,
+                state: State) -> tuple[np.ndarray, tuple[float, float]]:
+    """Owned facets that a stage looks for, ``(nf,)`` bool, and their range, um/ms. Collective."""
+    if stage.facets == "all":
+        return problem.unknown_facets, problem.permeability_range
+    if state.labels is None:
+        raise InputError(f"stage {stage.name!r}: facets walls, and no labels of cells; expected a "
+                         "search for shapes before it")
+    wall = problem.unknown.get("wall_permeability", KINDS["wall_permeability"].usual)
+    return between(problem.mesh, state.labels, problem.absorbing), (wall.low, wall.high)
+
+
 def sequence_ranks(acquisition: Acquisition) -> np.ndarray:
     """Rank of each waveform by diffusion time, 0 the longest."""
     times = np.array([waveform.diffusion_time for waveform in acquisition.waveforms])
@@ -149,31 +177,45 @@ class _Running:
 
     def __init__(self, stage: Stage, problem: InverseProblem, state: State, ledger: Ledger):
         self.stage, self.problem, self.state, self.ledger = stage, problem, state, ledger
-        mesh, unknown, rows = problem.mesh, problem.unknown_facets, stage.rows(problem.acquisition)
-        self.control_type = CONTROLS[stage.control](*problem.permeability_range)
-        self.from_log = FromLog(unknown, np.zeros(len(unknown)))
+        mesh, rows = problem.mesh, stage.rows(problem.acquisition)
+        self.unknown, limits = _looked_for(stage, problem, state)
         self.origin = state.permeability if stage.restart is None else problem.permeability(
             stage.restart).values
         with ledger.clock("set-up"):
-            graph = FacetGraph(mesh, unknown) if stage.priors else None
+            graph = FacetGraph(mesh, self.unknown) if stage.priors else None
             self.forward = problem.forward(self.origin, state.theta, state.labels)
+            self.numbers = Numbers(problem, self.forward, state)
             self.solver = _Timed(problem.stage_engine(
                 self.forward, problem.acquisition.select(rows)), ledger)
+        count, low_high = mesh.num_owned_facets, self.numbers.coordinates.bounds
+        self.of_facets = CONTROLS[stage.control](*limits)
+        # coordinates of numbers stand where log10 of a permeability does
+        self.of_numbers = CONTROLS[stage.control](*10.0 ** low_high[:, : self.numbers.own])
+        self.control_type = Both(count, self.of_facets, self.of_numbers)
+        others = state.permeability if stage.facets == "walls" else np.zeros(count)
+        self.from_log = Both(count, FromLog(self.unknown, others), LogPermeability())
         weights = stage.row_weights(problem.acquisition)[rows]
         self.likelihood = problem.likelihood.select(rows).weighted(weights)
         self.data = _Weighted("data", self.likelihood, stage.misfit_weight)
         first = stage.prior_weights(0)
-        self.priors = [_Weighted(name, PRIORS[name](graph), first[name])
+        self.priors = [_Weighted(name, OfFacets(count, PRIORS[name](graph)), first[name])
                        for name in stage.priors]
+        self.beliefs = []  # of numbers
+        if self.numbers.coordinates.precision.any() and self.likelihood.floor:
+            variance = self.likelihood.floor / len(self.likelihood)
+            self.beliefs = [_Weighted(NumberPrior.name, NumberPrior(self.numbers, variance),
+                                      stage.misfit_weight)]
 
     def result(self) -> tuple[State, str]:
         stage, ledger = self.stage, self.ledger
         control, functional = self._taped()
         before = np.inf  # misfit of what a restart has to beat
-        if stage.restart is not None:
+        if stage.restart is not None or stage.facets == "walls":
             functional(self._control(self.state.permeability))
-            before = self.data.last
-            if before <= stage.skip_below:
+            before, limit = self.data.last, stage.skip_below
+            if stage.facets == "walls" and self.likelihood.sigma:
+                limit = self.likelihood.explained(ERRORS)
+            if before <= limit:
                 return self.state, f"left out: data misfit {before:.1e} already"
         self.keeper = Keeper(ledger.earlier(self.problem.mesh))
         if self.keeper.earlier is not None:
@@ -182,16 +224,21 @@ class _Running:
         if isinstance(stage.optimiser, GaussNewton) and self.problem.engine == "matrix_formalism":
             linearise = ledger.clock("jacobian")(Linearisation(
                 self.solver.engine, self.likelihood, self.control_type, self.from_log,
-                stage.misfit_weight, self.priors))
+                stage.misfit_weight, self.priors + self.beliefs, self.numbers))
+        facets = np.ones(self.problem.mesh.num_owned_facets)
+        bounds = tuple(np.r_[of_facets * facets, np.broadcast_to(of_numbers, self.numbers.own)]
+                       for of_facets, of_numbers in zip(self.of_facets.bounds,
+                                                        self.of_numbers.bounds, strict=True))
         control, ending = minimise(stage.optimiser, stage.name, stage.iterations, functional,
-                                   control, self.control_type.bounds, self._monitor, self.keeper,
-                                   linearise)
+                                   control, bounds, self._monitor, self.keeper, linearise)
         reached = float(functional(control))
         ledger.evaluations += self.solver.calls
         if stage.restart is not None and np.isfinite(reached) and self.data.last >= before:
             return self.state, f"{ending}; fits worse ({self.data.last:.1e}), dropped"
         # where the last solve failed, the stage's own last good point stands
-        return replace(self.state, permeability=self._permeability(control.values)), ending
+        permeability = self.from_log.value(self.control_type.value(control.values))[: len(facets)]
+        self.numbers.put(self.numbers.of(self.control_type.value(control.values)))
+        return replace(self.state, permeability=permeability, theta=self.numbers.theta), ending
 
     def _taped(self) -> tuple[FacetField, BacktrackingFunctional]:
         """The control, and the loss as a function of it."""
@@ -200,20 +247,19 @@ class _Running:
         try:
             control = self._control(self.origin)
             z = mapped(control, self.control_type)
-            predicted = simulated_signals(mapped(z, self.from_log), self.solver)
+            predicted = apply(SignalsOfBoth(self.solver, self.numbers),
+                              mapped(z, self.from_log), SignalVector)
             loss = scalar(predicted, self.data)
-            for prior in self.priors:
+            for prior in self.priors + self.beliefs:
                 loss = loss + scalar(z, prior)
         finally:
             pause_annotation()
         return control, BacktrackingFunctional(loss, Control(control))
 
     def _control(self, permeability: np.ndarray) -> FacetField:
-        values = np.where(self.problem.unknown_facets, self.control_type.control(permeability), 0.0)
-        return FacetField(self.problem.mesh, values)
-
-    def _permeability(self, control: np.ndarray) -> np.ndarray:
-        return self.from_log.value(self.control_type.value(control))
+        facets = np.where(self.unknown, self.of_facets.control(permeability), 0.0)
+        numbers = self.of_numbers.control(10.0 ** self.numbers.start[: self.numbers.own])
+        return FacetField(self.problem.mesh, np.r_[facets, numbers])
 
     def _ramp(self, iteration: int) -> None:
         # a quasi-Newton memory needs one function: ramps move with Adam only
@@ -225,8 +271,8 @@ class _Running:
     def _monitor(self, iteration: int, loss: float, gradient: float, step: float) -> None:
         stage = self.stage
         self.ledger.report(stage.name, iteration, loss, self.data.last,
-                           priors={p.name: p.last for p in self.priors}, gradient=gradient,
-                           step=step)
+                           priors={p.name: p.last for p in self.priors + self.beliefs},
+                           gradient=gradient, step=step)
         self._ramp(iteration + 1)
         losses = self.keeper.losses
         if (not isinstance(stage.optimiser, Adam) and len(losses) > stage.patience
@@ -238,7 +284,7 @@ class _Running:
         # the state before it
         kappa = self.forward.kappa.x.array[: self.problem.mesh.num_owned_facets].copy()
         state = self.state if stage.restart is not None else replace(
-            self.state, permeability=kappa)
+            self.state, permeability=kappa, theta=self.numbers.theta)
         self.ledger.keep(iteration, state, self.keeper.memory)
 
 
@@ -255,6 +301,10 @@ class _Weighted:
     def pull_back(self, x, adjoint):
         return self.operation.pull_back(x, self.weight * adjoint)
 
+    def squares(self, x):
+        found = getattr(self.operation, "squares", lambda x: None)(x)
+        return found and tuple(np.sqrt(self.weight) * part for part in found)
+
 
 class _Timed:
     """An engine whose two halves are timed."""
@@ -270,3 +320,7 @@ class _Timed:
     def gradient(self, adjoint):
         with self.clock("gradient"):
             return self.engine.gradient(adjoint)
+
+    def gradients(self, adjoint, coefficients):
+        with self.clock("gradient"):
+            return self.engine.gradients(adjoint, coefficients)

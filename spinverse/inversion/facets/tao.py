@@ -88,7 +88,9 @@ def _tao(run: Run, optimiser: TAO) -> tuple[FacetField, str]:
 
 
 def _tao_solver(run: Run, optimiser: TAO, start: FacetField) -> TAOSolver:
-    limits = [tuple(b if np.isfinite(b) else None for b in run.bounds)]
+    # pyadjoint has None for no bound
+    limits = [tuple(None if np.isinf(b).all() else start._like(np.broadcast_to(b, len(start)))
+                    for b in run.bounds)]
     problem = MinimizationProblem(run.functional, bounds=limits)
     parameters = {"tao_type": optimiser.type, "tao_max_it": run.iterations,
                   "tao_gatol": 1e-9, "tao_grtol": 0.0, "tao_gttol": 0.0, **optimiser.options}

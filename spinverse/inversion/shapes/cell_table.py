@@ -217,7 +217,7 @@ class _Solution:
                "surface_to_volume": self._positive(S / V, dS / S - dV / V, "1/um"),
                "equivalent_diameter": self._positive((6 * V / np.pi) ** (1 / 3), dV / V / 3, "um"),
                "volume_fraction": self._positive(V / box, dV / V)}
-        wall, slope = self.problem.walls.of(1, 0), np.zeros(len(self.J))
+        wall, slope = self.problem.walls.first, np.zeros(len(self.J))
         for k, i in enumerate(self.active):
             name, cell = self.models.names[i], self.models.cell_of[i]
             if cell != label:

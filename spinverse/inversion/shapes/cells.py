@@ -6,6 +6,7 @@ compartments are connected and of some size, and whose outside has no sealed poc
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 
 import numpy as np
@@ -13,6 +14,7 @@ from scipy.spatial import cKDTree
 
 from ...mesh.whole import WholeMesh
 
+EXACT = 1e-6  # of the size of a mesh cell: maps this near are exact
 SMALLEST = 4  # mesh cells of a compartment: fewer make no closed surface of their own
 
 
@@ -46,19 +48,23 @@ class Cells:
             inside = labels == label
             if np.count_nonzero(inside) < SMALLEST or len(self.pieces(inside)) != 1:
                 return False
-        outside = self.pieces(labels == 0)
-        return bool(labels.any()) and all(self.at_rim[part].any() for part in outside)
+        return bool(labels.any()) and not any(self._pockets(labels))
+
+    def _pockets(self, labels: np.ndarray) -> Iterator[list[int]]:
+        """Parts of the outside that nothing connects with the rim, or the largest without one."""
+        for k, part in enumerate(self.pieces(labels == 0)):
+            if k > 0 if self.whole.periodic else not self.at_rim[part].any():
+                yield part
 
     def repaired(self, labels: np.ndarray) -> np.ndarray:
         """The largest part of each compartment, pockets filled by what is around them."""
         result = np.zeros_like(labels)
         for label in np.unique(labels[labels > 0]):
             result[self.pieces(labels == label)[0]] = label
-        for part in self.pieces(result == 0):
-            if not self.at_rim[part].any():
-                around = [result[other] for cell in part for other in self.neighbours[cell]
-                          if result[other]]
-                result[part] = np.bincount(around).argmax()
+        for part in self._pockets(result):
+            around = [result[other] for cell in part for other in self.neighbours[cell]
+                      if result[other]]
+            result[part] = np.bincount(around).argmax()
         return result
 
     def parted(self, labels: np.ndarray, number: int) -> np.ndarray:
@@ -87,19 +93,44 @@ class Cells:
         (sign, step in um, ``(Nt,)`` the cell that each cell comes from, -1 where none). On
         lattices these are the lattice's; elsewhere shapes move to the nearest cells.
         """
+        return [found[:3] for found in self._maps]
+
+    @cached_property
+    def _maps(self) -> list[tuple[int, np.ndarray, np.ndarray, float]]:
+        """`maps`, and how far the furthest cell is from where it should be, um."""
         whole = self.whole
         x = whole.centroids - whole.centre
-        tree, size = cKDTree(x), np.mean(whole.volumes) ** (1 / 3)
+        period = whole.period if whole.periodic else None
+        half = 0.5 * whole.period  # a tree of a periodic box begins at its corner
+        tree, size = cKDTree(x + half, boxsize=period), np.mean(whole.volumes) ** (1 / 3)
         middle = np.linalg.norm(whole.points - whole.centre, axis=1).argmin()
+        steps = whole.points - whole.points[middle]
+        if whole.periodic:  # vertices of opposite faces are one
+            steps = whole.wrapped(steps + EXACT * size) - EXACT * size
+            _, first = np.unique(np.round(steps / (EXACT * size)), axis=0, return_index=True)
+            steps = steps[np.sort(first)]
         result = []
-        for step in whole.points - whole.points[middle]:
+        for step in steps:
             for sign in (1, -1):
-                distance, source = tree.query(sign * (x - step))
-                result.append((sign, step, np.where(distance < 0.5 * size, source, -1)))
+                asked = sign * (x - step) + half
+                distance, source = tree.query(np.mod(asked, period) if whole.periodic else asked)
+                result.append((sign, step, np.where(distance < 0.5 * size, source, -1),
+                               float(distance.max())))
         return result
 
+    @cached_property
+    def symmetric(self) -> bool:
+        """Whether all `maps` take a periodic mesh to itself: signals see none of them then."""
+        size = np.mean(self.whole.volumes) ** (1 / 3)
+        return self.whole.periodic and all(far < EXACT * size for *_, far in self._maps)
+
     def translations(self) -> list[np.ndarray]:
-        """Where cells come from in steps of up to 0.6 of the box, ``(Nt,)`` each."""
+        """Where cells come from in steps of up to 0.6 of the box, ``(Nt,)`` each.
+
+        None where they are symmetries.
+        """
+        if self.symmetric:
+            return []
         box = np.ptp(self.whole.points, axis=0).max()
         return [source for sign, step, source in self.maps
                 if sign > 0 and 0 < np.linalg.norm(step) < 0.6 * box]

@@ -26,7 +26,8 @@ GENERATIONS = 45  # of the evolution, for each ellipsoid
 MUTATION = np.repeat([2.0, 0.2, 0.4], 3)
 # size of mutations at first, its factors after a success and a failure, and its bounds
 SIZE, LARGER, SMALLER, SIZES = 0.5, 1.5, 0.93, (0.1, 1.5)
-ELSEWHERE = 3  # every third generation tries other unknown numbers
+# how often an evolution stops for unknown numbers; Gauss-Newton steps then; the longest
+PAUSES, STEPS, LONGEST = 3, 2, 1.5
 MUTATED = 0.6  # share of several ellipsoids that a mutation changes
 
 
@@ -37,7 +38,7 @@ def ellipsoid_labels(cells: Cells, ellipsoids: np.ndarray) -> np.ndarray:
     """
     whole = cells.whole
     x = whole.centroids - whole.centre
-    distance = np.array([(((x - e[:3]) @ Rotation.from_rotvec(e[6:]).as_matrix()
+    distance = np.array([((whole.wrapped(x - e[:3]) @ Rotation.from_rotvec(e[6:]).as_matrix()
                            / np.exp(e[3:6])) ** 2).sum(axis=1) for e in ellipsoids])
     nearest, volume = distance.argmin(axis=0), np.exp(ellipsoids[:, 3:6].sum(axis=1))
     for k in range(1, len(ellipsoids)):
@@ -84,53 +85,79 @@ def starts(models: Models, cells: Cells, look: Look, number: int, tried: int, ke
         tried: random ones.
         keep: so many of them go through an evolution of (1 + 1) and are returned.
         seed: of all that is random.
-        thetas: of unknown numbers, dealt out to the random ones; the evolution changes them.
+        thetas: of unknown numbers, dealt out to the random ones; Gauss-Newton steps change them.
     """
     fast = [models.partition(theta) for theta in thetas]
 
-    def of(labels, k):
-        misfit = float(np.mean(models.residual(fast[k], labels, look) ** 2))
-        return Hypothesis(labels, thetas[k], misfit, seed)
+    def misfit(labels, model):
+        return float(np.mean(models.residual(model, labels, look) ** 2))
 
     def one(k):
         drawn = _drawn(cells, number, np.random.default_rng((*seed, number, k)))
+        if drawn is None:
+            return None
+        labels, ellipsoids = drawn
         which = k % len(thetas)
-        return None if drawn is None else (of(drawn[0], which), drawn[1], which)
+        return Hypothesis(labels, thetas[which], misfit(labels, fast[which]), seed), ellipsoids
 
     found = [s for s in models.shared(one, range(tried)) if s is not None]
     chosen: list[tuple] = []
     for start in sorted(found, key=lambda s: s[0].misfit):
         if all(overlap(start[0].labels, other.labels) < DISTINCT for other, *_ in chosen):
-            chosen.append(start)
+            chosen.append((*start, SIZE))
         if len(chosen) == keep:
             break
+    pauses = PAUSES if models.names else 1
 
     def evolved(item):
-        k, (best, ellipsoids, which) = item
-        rng = np.random.default_rng((*seed, number, tried + k))
-        size = SIZE
-        for generation in range(GENERATIONS * number):
-            if len(fast) > 1 and generation % ELSEWHERE == 0:
-                other = int(rng.integers(len(fast)))
-                new = of(best.labels, other)
-                best, which = (new, other) if new.misfit < best.misfit else (best, which)
-                continue
+        seed_of, (best, ellipsoids, size), model = item
+        rng = np.random.default_rng((*seed, number, seed_of))
+        for _ in range(GENERATIONS * number // pauses):
             step = size * MUTATION * rng.normal(size=ellipsoids.shape)
             if number > 1:  # now one, now the other, now both
                 step *= (rng.random(number) < MUTATED)[:, None]
             labels = _allowed(cells, ellipsoids + step)
             if labels is None:
                 continue
-            new = of(labels, which)
+            new = replace(best, labels=labels, misfit=misfit(labels, model))
             if new.misfit < best.misfit:
                 best, ellipsoids = new, ellipsoids + step
                 size = min(LARGER * size, SIZES[1])
             else:
                 size = max(SMALLER * size, SIZES[0])
-        return best
+        return best, ellipsoids, size
 
-    evolved_ones = models.shared(evolved, list(enumerate(chosen)))
-    return sorted((replace(h, origin=seed) for h in evolved_ones), key=lambda h: h.misfit)
+    for pause in range(pauses):
+        chosen = [(_tuned(models, best, look), *rest) for best, *rest in chosen]
+        streams = range(tried + pause * keep, tried + (pause + 1) * keep)
+        chosen = models.shared(evolved, [
+            (stream, start, models.partition(start[0].theta))
+            for stream, start in zip(streams, chosen, strict=False)])
+    return sorted((_tuned(models, best, look) for best, *_ in chosen), key=lambda h: h.misfit)
+
+
+def cost(models: Models, number: int, tried: int, keep: int) -> int:
+    """Shapes that `starts` looks at."""
+    each = GENERATIONS * number
+    if models.names:
+        each += (PAUSES + 1) * STEPS * (2 * int(models.active(np.array([number])).sum()) + 1)
+    return tried + keep * each
+
+
+def _tuned(models: Models, start: Hypothesis, look: Look) -> Hypothesis:
+    """After Gauss-Newton steps of the unknown numbers. Collective."""
+    if not models.names:
+        return start
+    r = models.residuals([start.labels], start.theta, look)[0]
+    for _ in range(STEPS):
+        slopes = models.slopes(start.labels, start.theta, look)
+        theta = models.theta_step(start.labels, start.theta, slopes, r, LONGEST)
+        r = models.residuals([start.labels], theta, look)[0]
+        misfit = float(np.mean(r**2))
+        if misfit >= start.misfit:
+            break
+        start = replace(start, theta=theta, misfit=misfit)
+    return start
 
 
 def examples(models: Models, cells: Cells, number: int, seed: tuple) -> np.ndarray:

@@ -86,8 +86,11 @@ def freedoms(problem: InverseProblem, labels: np.ndarray,
         misfits = [left(models, models.coordinates({**theta, name: value})) for value in values]
         best = int(np.argmin(misfits))
         found.append(Freedom(name, values[best], misfits[best]))
-    other = next(kind for kind in BOUNDARIES if kind != problem.boundary)
-    found.append(Freedom("boundary", other, left(Models(replace(problem, boundary=other)), there)))
+    # labels of a periodic box say nothing of one that is not, and the other way round
+    for other in BOUNDARIES[:2] if problem.boundary in BOUNDARIES[:2] else ():
+        if other != problem.boundary:
+            models = Models(replace(problem, boundary=other))
+            found.append(Freedom("boundary", other, left(models, there)))
     found.append(_further_cell(problem, labels, theta, left))
     before = float(np.mean(full**2))
     found = problem.comm.bcast([freedom for freedom in found if freedom.misfit < before])

@@ -98,7 +98,7 @@ class Graded:
     def _signals(self, c):
         # one eigenproblem, nothing to deal out
         return self.models.comm.bcast(
-            self.look.predicted(self.model.signals(c, self.look.sweeps(STEP))))
+            self.look.predicted(self.model.signals(c, self.look.sweeps(STEP, self.model.kind))))
 
     def _jacobian(self, c):
         if self._last[0] is None or not np.array_equal(self._last[0], c):

@@ -35,6 +35,8 @@ class Levels:
 
     def __init__(self, models: Models, degree: int):
         whole = models.whole
+        # where the box is periodic shapes begin in its middle, and places do not matter
+        self.spread = 0.0 if whole.periodic else SPREAD
         self.half = 0.5 * (whole.points.max(axis=0) - whole.points.min(axis=0))
         self.powers = [e for e in product(range(degree + 1), repeat=3) if sum(e) <= degree]
         self.volumes = whole.volumes
@@ -84,7 +86,7 @@ def random_ellipsoid(levels: Levels, rng: np.random.Generator, width: float) -> 
     volume = np.exp(rng.uniform(np.log(SMALL * box), np.log(LARGE * box)))
     axes, _ = np.linalg.qr(rng.normal(size=(3, 3)))
     long, flat = np.exp(rng.uniform(0, np.log(LONG))), np.exp(FLAT * rng.normal())
-    centre = rng.uniform(-SPREAD, SPREAD, 3) * levels.half
+    centre = rng.uniform(-levels.spread, levels.spread, 3) * levels.half
     x = (levels.centroids - centre) @ axes / np.array([flat, 1 / flat, long])
     r2 = (x**2).sum(axis=1)
     low, high = 1.0, 2.3 * levels.half.max()
@@ -104,7 +106,7 @@ def screen(models: Models, theta: np.ndarray, look: Look, number: int, keep: int
     def one(k):
         a = random_ellipsoid(levels, np.random.default_rng((*seed, k)), width)
         c = levels.shares(a, width)[0]
-        r = look.predicted(model.signals(c, look.sweeps(STEP))) - look.measured
+        r = look.predicted(model.signals(c, look.sweeps(STEP, model.kind))) - look.measured
         return float(np.mean(r**2)), a, c
 
     found = sorted(models.shared(one, range(number)), key=lambda item: item[0])
@@ -122,7 +124,7 @@ def fit(models: Models, theta: np.ndarray, levels: Levels, a: np.ndarray, look: 
         iterations: int) -> tuple[np.ndarray, np.ndarray, float]:
     """Levenberg-Marquardt on the coefficients: they, the shares, the misfit."""
     model, damping = models.graded(theta, MODES), Damping(DAMPING)
-    sweeps = look.sweeps(STEP)
+    sweeps = look.sweeps(STEP, model.kind)
 
     def around(a):
         c, slope = levels.shares(a, width)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -33,12 +34,12 @@ class Look:
         """Of the rows that are propagated."""
         return self.likelihood
 
-    def sweeps(self, longest: float) -> Sweeps:
-        """What is propagated, in steps of at most ``longest`` ms."""
+    def sweeps(self, longest: float, kind: Any = Sweeps):
+        """What is propagated, in steps of at most ``longest`` ms, of the kind of the model."""
         known = self._sweeps
-        if longest not in known:
-            known[longest] = Sweeps.of(self.computed.acquisition, longest)
-        return known[longest]
+        if (longest, kind) not in known:
+            known[longest, kind] = kind.of(self.computed.acquisition, longest)
+        return known[longest, kind]
 
     @cached_property
     def _sweeps(self) -> dict:

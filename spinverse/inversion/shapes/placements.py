@@ -49,7 +49,7 @@ class Placements:
     """Places that `Cells.maps` take compartments to."""
 
     def __init__(self, cells: Cells):
-        self.whole, self.sides = cells.whole, cells.sides
+        self.whole, self.sides, self.symmetric = cells.whole, cells.sides, cells.symmetric
         self.box = np.ptp(self.whole.points, axis=0).max()
         self.maps = [(sign, source) for sign, _, source in cells.maps]
         self.shifts = [source for sign, step, source in cells.maps
@@ -89,7 +89,12 @@ class Placements:
                 for _, label, host, source, back in found.values()]
 
     def together(self, labels: np.ndarray) -> list[Placement]:
-        """Translations of all compartments; a little of them may leave the mesh."""
+        """Translations of all compartments; a little of them may leave the mesh.
+
+        None where they are symmetries.
+        """
+        if self.symmetric:
+            return []
         inside = labels > 0
         least, host = KEPT * inside.sum(), self._host(labels, 1)
         return [Placement(1, host, source, source) for sign, source in self.maps

@@ -17,7 +17,7 @@ from .anneal import anneal
 from .cells import Cells, changed
 from .hypothesis import Hypothesis
 from .look import Look
-from .models import Models
+from .models import FLAT, Models
 from .placements import Placement
 from .surrogate import Surrogate
 
@@ -39,8 +39,7 @@ RELAXED = 1e-2  # of the mean curvature: keeps shares of moves apart when places
 # unknown numbers: Gauss-Newton steps before each step of a walk, or while each halves the misfit;
 # the largest in the coordinate; and below which there is nothing to gain
 TUNINGS, FAST, LONGEST, SHORTEST = 3, 12, 0.5, 2e-5
-# of the curvature by an unknown number: keeps unknown ones apart; less after a step that gained
-FLAT, LOOSER = 1e-3, 10.0
+LOOSER = 10.0  # by how much steps are damped less after one that gained
 MADE_UP = 3.0  # rms residuals that unknown numbers may make up for, in the whitening
 ANSWER = 0.4  # of the coordinate: how far unknown numbers answer to a shape that is verified
 
@@ -190,7 +189,6 @@ class Walk:
         models, labels = self.models, self.here.labels
         if not models.names:
             return
-        active = models.active(labels)
         precision = models.floor * models.precision  # a prior counts as far as there is noise
 
         def loss(there):
@@ -199,16 +197,8 @@ class Walk:
 
         for turn in range(1, FAST + 1):
             self._measure_slopes(labels)
-            S, r = self._slopes, self.residuals([labels])[0]
-            H, pull = S @ S.T, precision * (self.theta - models.start)
-            # what the misfit, taken for noise, tells less of than the range does stays: damping
-            # that vanishes with the misfit (Yamashita and Fukushima, Computing Suppl. 15, 2001)
-            told = 12 * self.here.misfit / np.ptp(models.bounds[:, active], axis=0) ** 2
-            H = H + np.diag(self._flat * np.diag(H) + precision[active] + told + 1e-300)
-            step = np.zeros(len(active))
-            step[active] = -np.linalg.solve(H, S @ r + pull[active])
-            step *= min(1.0, LONGEST / max(np.abs(step).max(), 1e-300))
-            theta = np.clip(self.theta + step, *models.bounds)
+            theta = models.theta_step(labels, self.theta, self._slopes,
+                                      self.residuals([labels])[0], LONGEST, self._flat)
             if np.abs(theta - self.theta).max() < SHORTEST:
                 return
             before, at_best = self.here, self.here is self.best

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..ellipsoids import GENERATIONS, starts
+from ..ellipsoids import cost, starts
 from ..graded import blurred
 from ..hypothesis import Hypothesis
 from ..ledger import SearchLedger
@@ -23,7 +23,7 @@ def one_cell(search: Search, hypotheses: Sequence[Hypothesis], ledger: SearchLed
     tried = max(s.ellipsoids, PER_THETA * len(thetas) if len(thetas) > 1 else 0)
     found = starts(search.models, search.cells, search.first, 1, tried, s.candidates,
                    ledger.stream(turn), thetas)
-    ledger.spend(tried + s.candidates * GENERATIONS)
+    ledger.spend(cost(search.models, 1, tried, s.candidates))
     if not found:
         return []
     ledger.report("1 ellipsoid", found[0].misfit)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..ellipsoids import GENERATIONS, starts
+from ..ellipsoids import cost, starts
 from ..hypothesis import Hypothesis
 from ..ledger import SearchLedger
 from ..search import Search
@@ -36,7 +36,7 @@ def pairs(search: Search, theta: np.ndarray, ledger: SearchLedger, number: int, 
     """The best distinct pairs of ellipsoids. Collective."""
     found = starts(search.models, search.cells, search.first, 2, tried, keep,
                    ledger.stream(number), [theta])
-    ledger.spend(tried + 2 * keep * GENERATIONS)
+    ledger.spend(cost(search.models, 2, tried, keep))
     if found:
         ledger.report("2 ellipsoids", found[0].misfit)
     return found

@@ -85,7 +85,7 @@ def begin(search: Search, start: Hypothesis, ledger: SearchLedger, seed: tuple,
     scout.begin(scout.here.labels, nearby=True)
     best = ranked(scout, s.places + 1, search.placements.of)
     ledger.count(scout)
-    for _, there in best[: s.places]:
+    for _, there in best[: s.places] or [(0.0, scout.here.labels)]:
         yield scout.fork(there)
 
 
