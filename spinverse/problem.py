@@ -37,6 +37,8 @@ class BlochTorrey:
         extra_coefficients: what ``extra_terms`` finds as ``coefficients[name]``: numbers, values
             by cell tag or by cell, or UFL coefficients (see `spinverse.extra_terms`).
         extra_breakpoints: times in ms at which ``extra_terms`` jump: steps end there.
+        densities: whether densities may come to differ later (`density_has_changed`); those of the
+            tissue are at rest across membranes then.
 
     Raises:
         InputError: an argument that makes no sense; terms that are not linear in m and in v.
@@ -44,7 +46,7 @@ class BlochTorrey:
 
     def __init__(self, tissue: Tissue, degree: int = 1,
                  extra_terms: Callable | None = None, extra_coefficients: Mapping | None = None,
-                 extra_breakpoints: Sequence[float] = ()):
+                 extra_breakpoints: Sequence[float] = (), densities: bool = False):
         if not (isinstance(degree, int) and degree >= 1):
             raise InputError(f"degree: {degree!r}, expected a whole number of at least 1")
         if extra_terms is None and extra_coefficients:
@@ -63,7 +65,7 @@ class BlochTorrey:
         self.t = dolfinx.fem.Constant(domain, 0.0)
         self.echo_sign = dolfinx.fem.Constant(domain, 1.0)
         centre = dolfinx.fem.Constant(domain, self.mesh.centre[: self.mesh.dim])
-        self._balanced = tissue.balanced
+        self._balanced = tissue.balanced or densities
         self.coefficients = forms.Coefficients(
             D=extra.cell_function(domain, tissue.diffusivity, "D"),
             R2=extra.cell_function(domain, 1.0 / tissue.T2, "R2"),
@@ -98,6 +100,18 @@ class BlochTorrey:
     def set_permeability(self, values: np.ndarray) -> None:
         """New permeability of the owned facets, ``(nf,)`` um/ms; tied facets stay tied."""
         self.kappa.x.array[: self.mesh.num_owned_facets] = np.where(self.tied, 0.0, values)
+
+    @property
+    def density(self) -> np.ndarray:
+        """At present, of the cells of this rank."""
+        rho = self.coefficients.rho
+        return (self.tissue.density if rho is None else
+                rho.x.array[rho.function_space.dofmap.list.ravel()])
+
+    def density_has_changed(self) -> None:
+        """Forget what was made of the coefficient ``rho`` before; nothing may be tied."""
+        for name in ("scale", "initial", "magnetisation_at_start", "jump_matrix", "free_jumps"):
+            self.__dict__.pop(name, None)
 
     def compile(self, form: ufl.Form) -> dolfinx.fem.Form:
         """The form, ready to assemble, with the facet submesh's entity map.
@@ -144,7 +158,7 @@ class BlochTorrey:
         if not self._balanced:
             return self.traces.jump_matrix()
         cells = self.mesh.facet_cells
-        rho = self.tissue.density[cells]  # outer facets have no other side
+        rho = self.density[cells]  # outer facets have no other side
         other = np.where(cells[:, 1:] < 0, rho[:, :1], rho[:, ::-1])
         rho = np.where(cells < 0, rho[:, :1], rho)
         return self.traces.jump_matrix(np.sqrt(2 * other / (rho + other)))
@@ -293,13 +307,13 @@ class BlochTorrey:
     @cached_property
     def scale(self) -> np.ndarray:
         """Magnetisation over unknown at the owned broken dofs: see `spinverse.forms`."""
-        density = self.tissue.density
+        density = self.density
         return self._by_cell(np.sqrt(density) if self._balanced else np.ones_like(density))
 
     @cached_property
     def initial(self) -> np.ndarray:
         """The unknown at the start at the owned broken dofs: density over `scale`."""
-        return self._by_cell(self.tissue.density) / self.scale
+        return self.scale if self._balanced else self._by_cell(self.tissue.density)
 
     @cached_property
     def magnetisation_at_start(self) -> float:

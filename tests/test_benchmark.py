@@ -198,6 +198,20 @@ def test_acquisitions_are_sections_of_a_run_file(name):
 
 # ---- the whole ------------------------------------------------------------------------------
 
+def test_settings_of_signals():
+    """Echo times of each sequence, T2, density and units have folders of their own."""
+    plain = runs.Data("ball", "absorbing")
+    data = runs.Data("ball", "absorbing", T2=(40.0, 80.0), density=0.7,
+                     echo_time=(20.0, 45.0, 90.0), units="arbitrary")
+    assert data.setting == "absorbing-published-T2-40in80-density0.7-TE20-45-90-arbitrary"
+    assert data.normalisation == "auto" and plain.normalisation == "measured"
+    assert data.known(["T2_inside"])["T2_ms"] == 80 and "T2_ms" not in data.known(["T2_outside"])
+    assert [part["pgse"]["echo_time_ms"] for part in runs.acquisition_of(data)] == [20, 45, 90]
+    assert runs.acquisition_of(plain) == [runs.ACQUISITIONS["published"]]
+    case = runs.Case(data, np.inf, 0, "cheap")
+    assert runs.case_of({"case": json.loads(json.dumps(dataclasses.asdict(case)))}) == case
+
+
 def test_from_targets_to_a_table(place, capsys):
     ask = ["--targets", place / "ball.npz", "--methods", place / "cheap.yaml",
            "--snr", "inf", "50"]
@@ -329,6 +343,9 @@ def test_the_time_limit_ends_a_process(tmp_path, monkeypatch):
     (["--jobs", "0"], "--jobs 0: expected at least 1"),
     (["--time-limit", "0"], "--time-limit 0: expected a positive time"),
     (["--seed", "-1"], "--seed -1: expected 0 or above"),
+    (["--echo-time", "20", "30"], "--echo-time: 2 numbers, expected one, or 3: one for each"),
+    (["--density", "0"], "--density 0: expected a positive number"),
+    (["--T2", "40", "-1"], "--T2 -1: expected a positive number"),
     (["--boundary", "open"], "--boundary: invalid choice: 'open'"),
     (["--collect"], "holds no benchmark, expected one for --collect"),
 ])

@@ -110,6 +110,76 @@ def test_blocks_add_up_to_the_assembled_operator(comm, case):
     np.testing.assert_allclose(np.ones(size) @ M @ np.ones(size), problem.magnetisation_at_start)
 
 
+@pytest.mark.mpi
+@pytest.mark.parametrize("terms", [{}, TERMS], ids=["water", "terms"])
+def test_blocks_of_unknown_densities_add_up_to_the_operator_of_the_tissue(comm, terms):
+    """Those of one density, times what `Blocks` says of labels, are those of a tissue of several.
+
+    Two cells that touch each other and the outer boundary.
+    """
+    mesh = grid(comm)
+    whole = WholeMesh.of(mesh)
+    x = whole.centroids - whole.centre
+    labels = np.where(x[:, 0] < -3, 0, np.where(x[:, 1] < 0, 1, 2))
+    ratio, rho = np.array([1.0, 0.6, 1.7]), 0.8
+    walls = Walls((WALL, 0.03), OPEN, True)
+    kappa = walls.permeability(labels, whole.sides)
+    known = Tissue(mesh, density=rho, permeability=Permeability(mesh, whole.facet_values(kappa)))
+    uniform = BlochTorrey(known, **terms, densities=True)
+
+    def put(label):
+        uniform.coefficients.rho.x.array[:] = rho * ratio[label]
+
+    blocks = Assembly(uniform, whole).blocks(
+        walls, 0.0, [lambda label=label: put(label) for label in range(3)])
+    np.testing.assert_allclose(blocks.density, ratio)
+    problem = BlochTorrey(Tissue(mesh, density=rho * ratio[labels],
+                                 permeability=known.permeability), **terms)
+    wanted = Assembly(problem, whole).blocks(walls, 0.0)
+    first, second = whole.sides.T
+    pair = labels[first], np.where(second >= 0, labels[second], 0)
+    there = np.flatnonzero(is_wall(labels, whole.sides))
+    found = blocks.between(walls.of(*(side[there] for side in pair)), blocks.exchange,
+                           *(side[there] for side in pair), there)
+    expected = kappa[there, None, None, None, None] * wanted.exchange[there]
+    if terms:  # of the cell of the larger label, the last one that the assembly knows
+        expected = expected + wanted.at_walls[np.maximum(*pair)[there] - 1, there]
+    outer = whole.outer[there]
+    np.testing.assert_allclose(found[~outer], expected[~outer], atol=1e-12)
+    np.testing.assert_allclose(found[outer][:, 0, :, 0], expected[outer][:, 0, :, 0], atol=1e-12)
+    of = blocks.density_of(labels)[:, None, None]
+    np.testing.assert_allclose(of * blocks.decay[0], wanted.decay[0], atol=1e-12)
+    np.testing.assert_allclose(of * blocks.mass, wanted.mass, atol=1e-12)
+    np.testing.assert_allclose(of * blocks.position, wanted.position, atol=1e-10)
+    sweeps = Sweeps.of(TABLES["pgse"], 0.5)
+    signals = [PartitionModel(made, walls, None).signals(labels, sweeps) for made in (
+        blocks, wanted)]
+    np.testing.assert_allclose(*signals, rtol=1e-4)  # single precision
+
+
+def test_graded_shapes_of_an_unknown_density():
+    """A sharp one is a partition, and the derivative is that of differences."""
+    mesh = grid()
+    whole = WholeMesh.of(mesh)
+    problem = BlochTorrey(Tissue(mesh, permeability=1.0), densities=True)
+
+    def put(value):
+        problem.coefficients.rho.x.array[:] = value
+
+    walls, sweeps = Walls(2.0, OPEN, False), Sweeps.of(TABLES["late echo"], 0.1)
+    blocks = Assembly(problem, whole).blocks(walls, 2.0, [lambda: put(1.0), lambda: put(0.6)])
+    labels = ball(whole, 6)
+    model = GradedModel(blocks, walls, 10_000)
+    sharp = PartitionModel(blocks, walls, None).signals(labels, sweeps)
+    assert np.abs(model.signals(labels.astype(float), sweeps) - sharp).max() < (
+        3e-3 * whole.volumes.sum())
+    rng = np.random.default_rng(0)
+    c, v = 0.1 + 0.7 * labels + 0.05 * rng.random(len(labels)), rng.normal(size=len(labels))
+    up, down = (np.abs(model.signals(c + sign * 1e-4 * v, sweeps)) for sign in (1, -1))
+    slope = (up - down) / 2e-4
+    assert np.linalg.norm(model.jacobian(c, sweeps)[1] @ v - slope) < 5e-3 * np.linalg.norm(slope)
+
+
 def test_open_facets_slow_cells_down():
     """To first order in their resistance, and never to nothing."""
     mesh = grid()

@@ -146,11 +146,46 @@ def test_fast_models_of_a_periodic_box(comm, values):
     assert np.abs(error).max() < 1e-3 * np.abs(expected[0])
 
 
-def test_derivatives_of_graded_shapes():
+def blocks_of_density(mesh, walls, inside):
+    """Blocks of a density that is not known beforehand, over 1 outside."""
+    problem = BlochTorrey(Tissue(mesh), densities=True)
+
+    def put(value):
+        problem.coefficients.rho.x.array[:] = value
+
+    return Assembly(problem, WholeMesh.of(mesh)).blocks(
+        walls, 0.0, [lambda: put(1.0), lambda: put(inside)])
+
+
+def test_an_unknown_density_in_a_periodic_box():
+    """Signals of all models against the engine for a tissue of that density."""
+    mesh = glued(box())
+    whole = WholeMesh.of(mesh)
+    labels, sweeps = labels_of(whole, STEPS[1]), DriftSweeps.of(table(), 0.5)
+    for walls in (Walls(WALL, np.inf, False), Walls(WALL, OPEN, False)):
+        problem = BlochTorrey(tissue_of(mesh, whole, labels, walls,
+                                        density=np.array([1.0, 0.6])[labels]))
+        blocks = blocks_of_density(mesh, walls, 0.6)
+        model = PartitionModel(blocks, walls, None)
+        if np.isinf(walls.open):
+            expected = MatrixFormalism(problem, table(), problem.num_unknowns).signals()
+            graded = GradedModel(blocks, walls).signals(labels.astype(float), sweeps)
+            for found in (model.signals(labels, sweeps), graded):
+                assert np.abs(found - expected).max() < 1e-3 * np.abs(expected[0])
+        else:
+            wanted = PartitionModel(Assembly(problem, whole).blocks(walls, 0.0), walls, None)
+            found, same = (each.broken(labels) for each in (model, wanted))
+            assert np.abs(found.decay - same.decay).max() < 1e-11 * np.abs(same.decay).max()
+            for name in ("drifts", "squares"):
+                for a, b in zip(getattr(found, name), getattr(same, name), strict=True):
+                    assert np.abs(a - b).max() < 1e-12
+
+
+@pytest.mark.parametrize("inside", [1.0, 0.6])
+def test_derivatives_of_graded_shapes(inside):
     mesh = glued(box())
     walls = Walls(WALL, np.inf, False)
-    model = GradedModel(Assembly(BlochTorrey(Tissue(mesh)), WholeMesh.of(mesh)).blocks(walls),
-                        walls)
+    model = GradedModel(blocks_of_density(mesh, walls, inside), walls)
     sweeps = DriftSweeps.of(table(1), 0.1)
     c = np.random.default_rng(2).uniform(0.2, 0.8, mesh.num_cells)
     d, h = np.sin(np.arange(len(c))), 1e-2

@@ -422,6 +422,16 @@ def test_unknown_numbers_of_the_tissue(tmp_path):
     found = read(tmp_path, plain + "unknown: {T2: usual, diffusivity: {start: 2, low: 1, high: 3, "
                  "deviation: 0.1}}\n")
     assert found.unknowns["diffusivity"].deviation == 0.1 and found.unknowns["T2"].start == 60
+    found = read(tmp_path, plain + "unknown: [scale, noise, density_ratio]\n")
+    assert screen.describe_unknown(found.unknowns) == [
+        "unknown scale: one factor of all signals, the one that fits best",
+        "unknown noise: estimated before the search, less where a solution leaves less",
+        "unknown density_ratio of each cell: 0.2 to 5, start 1 (log scale)"]
+    noisy = plain.replace("signals: {", "signals: {noise: 0.02, ")
+    assert noisy != plain and read(tmp_path, plain.replace("signals: {", "signals: {"
+                                                           "noise: unknown, "))
+    with pytest.raises(InputError, match="unknown.noise: signals.noise is there as well"):
+        read(tmp_path, noisy + "unknown: [noise]\n")
     for text, message in (
             ("tissue: {T2_ms: 40}\nunknown: [T2]", "unknown.T2: tissue.T2_ms is there as well"),
             ("tissue: {wall_permeability_um_per_ms: 1, wall_permeability_m_per_s: 1}",

@@ -20,9 +20,17 @@ from spinverse import (
     Tissue,
     Unknown,
 )
+from spinverse.engines.modal.matrix_formalism import MatrixFormalism
 from spinverse.inversion import Ledger, Saver, Shapes, State
 from spinverse.inversion.levenberg import Dense, bounded_minimum
-from spinverse.inversion.likelihood import Likelihood, repeated_noise, rician_mean, rician_slope
+from spinverse.inversion.likelihood import (
+    Likelihood,
+    Scale,
+    repeated_noise,
+    rician_mean,
+    rician_slope,
+    smooth_noise,
+)
 from spinverse.inversion.reconstruct import solve, stages_for
 from spinverse.inversion.shapes import schedule
 from spinverse.inversion.shapes.anneal import anneal
@@ -142,15 +150,63 @@ def test_noise_leaves_less_where_signals_are_small(level, bias):
     np.testing.assert_array_equal(gaussian.expected(noisy), noisy / gaussian.scale)
 
 
-@pytest.mark.parametrize("own", [True, False])
-def test_slope_of_the_residual(own):
+@pytest.mark.parametrize(("own", "unit"), [
+    (True, None), (False, None), (False, Scale()), (False, Scale(start=0.7, deviation=0.1)),
+    (False, Scale(0.1, 0.2))])
+def test_slope_of_the_residual(own, unit):
     a, rng = acquisition(), np.random.default_rng(0)
-    likelihood = Likelihood.of(spinverse.Signals(a, rng.uniform(0.3, 1.2, len(a))), own, 0.03)
+    likelihood = Likelihood.of(spinverse.Signals(a, rng.uniform(0.3, 1.2, len(a))), own, 0.03,
+                               unit=unit)
     S = rng.uniform(0.3, 1.2, len(a)) * np.exp(1j * rng.normal(size=len(a)))
     d = rng.normal(size=len(a))
     moved = [likelihood.residual(S * (1 + h * d / np.abs(S))) for h in (1e-6, -1e-6)]
     np.testing.assert_allclose(likelihood.slope(S, d[:, None])[:, 0], (moved[0] - moved[1]) / 2e-6,
                                rtol=1e-5, atol=1e-9)
+    pulled = likelihood.pull_back(S, 1.0)
+    values = [likelihood.value(S * (1 + h * d / np.abs(S))) for h in (1e-6, -1e-6)]
+    assert np.real(np.vdot(pulled, S / np.abs(S) * d)) == pytest.approx(
+        (values[0] - values[1]) / 2e-6, rel=1e-5)
+
+
+def test_one_factor_of_all_signals():
+    """It is found, within its range, and drawn to its prior as far as there is noise."""
+    a, rng = acquisition(), np.random.default_rng(1)
+    S = np.exp(-a.b / 4000) * rng.uniform(0.5, 1, len(a))
+    signals = spinverse.Signals(a, 0.37 * S)
+    exact = Likelihood.of(signals, sigma=0.0, unit=Scale())
+    assert exact.factor(S) == pytest.approx(0.37) and exact.value(S + 0j) < 1e-25
+    assert Likelihood.of(signals, sigma=0.0, unit=Scale(0.5, 2)).factor(S) == 0.5
+    drawn = Likelihood.of(signals, sigma=0.1, rician=False, unit=Scale(start=1, deviation=0.01))
+    assert 0.37 < drawn.factor(S) < 1.0
+    told = Likelihood.of(signals, sigma=1e-6, rician=False, unit=Scale(start=1, deviation=0.01))
+    assert told.factor(S) == pytest.approx(0.37, rel=1e-6)
+
+
+def test_noise_from_smooth_fits(coarse):
+    """Without repeated measurements: of the right size, and next to none where there is none."""
+    a = Acquisition.pgse(np.arange(0, 3001, 1000), 30, [10, 10], [20, 60])
+    tensor = np.array([1.3, 1.0, 0.8])
+    clean = 1000 * np.exp(-a.b / 1000 * (a.directions**2 @ tensor))
+    sigma, freedom = smooth_noise(spinverse.Signals(a, clean))
+    assert sigma < 1e-3 and freedom >= 60
+    rng = np.random.default_rng(0)
+    e = 30 * rng.normal(size=(2, len(a)))
+    e[:, a.b == 0] = 0.0  # averaged ones
+    noisy = spinverse.Signals(a, np.abs(clean + e[0] + 1j * e[1]))
+    problem = InverseProblem(coarse, noisy, noise="unknown")
+    found = problem.likelihood
+    assert found.sigma == pytest.approx(0.03, rel=3 / np.sqrt(2 * freedom))
+    assert found.freedom == freedom and "smooth fits" in found.describe() and found.judges
+    narrow = {"noise": Unknown(0.05, 0.04, 0.1)}
+    assert InverseProblem(coarse, noisy, unknown=narrow).likelihood.sigma == 0.04
+    prior = {"noise": Unknown(0.05, 0.001, 0.2, deviation=0.02)}
+    assert found.sigma < InverseProblem(coarse, noisy, unknown=prior).likelihood.sigma < 0.05
+    # a search that finds less says so
+    less = problem.with_noise_of({"noise": 0.01})
+    assert less.likelihood.sigma == 0.01 and less.first_likelihood.sigma == found.sigma
+    few = Acquisition.pgse([0, 1000], 3, 10, 20)
+    guess = InverseProblem(coarse, spinverse.Signals(few, np.exp(-few.b / 2000)), noise="unknown")
+    assert guess.likelihood.sigma == 0.02 and not guess.likelihood.judges
 
 
 def test_scores():
@@ -260,7 +316,7 @@ def on_membranes(m, v, t, c):
 WHOLE = {"diffusivity": Unknown(1.8, 1.0, 3.0, "linear"), "T2": Unknown(80.0, 20.0, 500.0)}
 PARTS = {"diffusivity_inside": Unknown(1.8, 1.0, 3.0, "linear"),
          "diffusivity_outside": Unknown(1.5, 1.0, 3.0), "T2_inside": Unknown(80.0, 20.0, 500.0),
-         "T2_outside": Unknown(60.0, 20.0, 500.0)}
+         "T2_outside": Unknown(60.0, 20.0, 500.0), "density_ratio": Unknown(1.3, 0.5, 2.0)}
 
 
 @pytest.mark.mpi
@@ -278,7 +334,7 @@ def test_slopes_by_unknown_numbers(coarse, wall, more):
     assert values["wall_permeability"] == pytest.approx((wall,))
     np.testing.assert_allclose(models.coordinates(values), models.start)
     active = models.active(labels)
-    assert np.count_nonzero(~active) == (3 if more is PARTS else 1)
+    assert np.count_nonzero(~active) == (4 if more is PARTS else 1)
     slopes = models.slopes(labels, models.start, models.all)
     for unit, slope in zip(np.eye(len(active))[active], slopes, strict=True):
         up, down = (models.exact(labels, models.start + sign * 0.1 * unit, models.all)
@@ -289,13 +345,17 @@ def test_slopes_by_unknown_numbers(coarse, wall, more):
 
 @pytest.mark.mpi
 def test_numbers_inside_and_outside_are_those_of_the_cells(coarse):
-    """The discrete problem of a hypothesis is that of a tissue with these values by cell."""
+    """The discrete problem of a hypothesis is that of a tissue with these values by cell.
+
+    Also where it was made for other values.
+    """
     whole = WholeMesh.of(coarse)
     labels = ball(whole, 9, (0, 0, 0))
     labels[(labels > 0) & (whole.centroids[:, 0] > whole.centre[0])] = 2
     problem = problem_of(coarse, labels, unknown=[*PARTS, "wall_permeability"])
     theta = {"wall_permeability": (0.02, 0.08), "diffusivity_inside": (1.0, 1.4),
-             "diffusivity_outside": 2.4, "T2_inside": (30.0, 50.0), "T2_outside": 90.0}
+             "diffusivity_outside": 2.4, "T2_inside": (30.0, 50.0), "T2_outside": 90.0,
+             "density_ratio": (0.7, 1.6)}
     models, owned = Models(problem, 2), whole.owned_cells
     kappa = models.permeability(labels, models.coordinates(theta))
     pairs = labels[whole.sides[whole.owned]]
@@ -304,8 +364,16 @@ def test_numbers_inside_and_outside_are_those_of_the_cells(coarse):
         there = (np.sort(pairs, axis=1) == pair).all(axis=1)
         np.testing.assert_allclose(kappa[there], value)
     made = problem.forward(kappa, theta, labels[owned].astype(np.int32))
-    D, T2 = np.array([2.4, 1.0, 1.4])[labels], np.array([90.0, 30.0, 50.0])[labels]
-    same = BlochTorrey(Tissue(coarse, D, T2, permeability=Permeability(coarse, kappa)))
+    D, T2, rho = (np.array(values)[labels] for values in (
+        [2.4, 1.0, 1.4], [90.0, 30.0, 50.0], [1.0, 0.7, 1.6]))
+    same = BlochTorrey(Tissue(coarse, D, T2, rho, Permeability(coarse, kappa)))
+    np.testing.assert_allclose(made.initial, same.initial)
+    np.testing.assert_allclose(made.jump_matrix.toarray(), same.jump_matrix.toarray())
+    engine = MatrixFormalism(same, problem.acquisition, 300)
+    for values in ({**theta, "density_ratio": 1.0}, theta):
+        found = models.signals(labels, models.coordinates(values), models.all)
+    wanted = engine.signals()
+    assert np.abs(found - wanted).max() < 1e-3 * np.abs(wanted).max()
     for found, wanted in zip(made.decay_matrix().getValuesCSR(),
                              same.decay_matrix().getValuesCSR(), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-12)
@@ -331,6 +399,47 @@ def test_the_table_of_cells_tells_what_the_data_do(coarse):
     bound = told[1e-4].rows[0]["permeability"]
     assert bound.low == 0 and bound.high < 0.05 and str(bound).startswith("at most")
     assert len(set(coarse.comm.allgather(tuple(told[0.05].describe())))) == 1
+
+
+@pytest.mark.mpi
+def test_the_table_of_cells_has_scale_density_and_noise(coarse):
+    """Signals in a unit that nobody knows, at two echo times; intervals hold what is true."""
+    whole = WholeMesh.of(coarse)
+    labels = ball(whole, 7)
+    mine = labels[whole.owned_cells].astype(np.int32)
+    table = Acquisition.pgse([0, 1000, 2000], 12, [10, 10], [20, 60], echo_time=[40, 90])
+    made = problem_of(coarse, labels, "reflecting", table=table, wall=0.05)
+    numbers = ["wall_permeability", "density_ratio", "T2_inside", "T2_outside"]
+    theta = {"wall_permeability": 0.05, "density_ratio": 0.7, "T2_inside": 40.0,
+             "T2_outside": 80.0}
+    truth = replace(made, unknown=numbers, wall_permeability=None)
+    models = Models(truth)
+    kappa = models.permeability(labels, models.coordinates(theta))
+    clean = truth.final_engine(truth.forward(kappa, theta, mine)).signals()
+    signals = replace(made.signals, values=clean)
+    e = np.random.default_rng(4).normal(size=(2, len(signals))) * signals.reference / 50
+    noisy = replace(signals, values=0.37 * np.abs(clean + e[0] + 1j * e[1]), unit="")
+    problem = InverseProblem(coarse, noisy, unknown=[*numbers, "scale", "noise"])
+    assert problem.likelihood.sigma == pytest.approx(0.02, rel=0.5)
+    assert problem.likelihood.factor(np.abs(clean)) == pytest.approx(0.37, rel=0.02)
+    told = cell_table(problem, mine, theta)
+    scale, noise = told.others["scale"], told.others["noise"]
+    assert scale.low < 0.37 < scale.high < 0.6 and noise.low < 0.02 < noise.high < 0.03
+    ratio = told.rows[0]["density_ratio"]
+    assert ratio.low < 0.7 < ratio.high  # wide: T2 and density are hard to tell apart
+    assert len(set(coarse.comm.allgather(tuple(told.describe())))) == 1
+
+
+def test_a_search_lowers_noise_that_it_does_not_find(coarse):
+    """Data without noise, and noise that is said to be at least 1 %: solved all the same."""
+    labels = ball(WholeMesh.of(coarse), 7)
+    problem = problem_of(coarse, labels, unknown={"noise": Unknown(0.01, 0.0, 0.5, "linear")})
+    assert problem.likelihood.sigma == 0.01  # three directions tell nothing
+    ledger = Ledger()
+    result = solve(problem, [Shapes(cells=1, ellipsoids=60)], problem.state(1.0), ledger)
+    np.testing.assert_array_equal(result.labels, labels[WholeMesh.of(coarse).owned_cells])
+    assert result.theta["noise"] == 0.0 and result.data_misfit < 1e-7
+    assert result.problem.likelihood.sigma == 0.0
 
 
 @pytest.mark.mpi
@@ -723,6 +832,12 @@ def test_wrong_settings(wrong, message):
 
 @pytest.mark.parametrize(("known", "message"), [
     ({"noise": -0.1}, "noise: -0.1, expected a standard deviation"),
+    ({"noise": "loud"}, "noise: 'loud', expected a standard deviation"),
+    ({"noise": 0.1, "unknown": ["noise"]}, "noise: 0.1 is said, and it is among the unknown"),
+    ({"unknown": ["scale"], "normalisation": "measured"}, "'measured', and scale is among the"),
+    ({"unknown": ["density_ratio"], "interface": "plain"}, "'plain', and density_ratio is among"),
+    ({"unknown": ["density_ratio"], "density": {1: 0.7}},
+     "unknown: density_ratio: its known value is no single number"),
     ({"noise_model": "poisson"}, "noise_model: 'poisson', expected one of rician, gaussian"),
     ({"unknown": {"rho": Unknown(1, 0.1, 2)}}, "unknown: 'rho', expected one of wall_permeability"),
     ({"unknown": {"T2": 40.0}}, "unknown: T2: 40.0, expected Unknown"),

@@ -24,6 +24,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -47,12 +48,15 @@ from .targets import LEAKY, Target
 WALL, ELSEWHERE = 0.01, 100.0  # um/ms: 1e-5 and 0.1 m/s, as published
 PATCH = 1.0  # um/ms, of a patch of the wall that leaks
 DIFFUSIVITY = 2.0  # um^2/ms
+NO_T2 = (float("inf"), float("inf"))  # ms, inside and outside
+UNITS = ("um^3", "arbitrary")
+FACTOR = 0.37  # of arbitrary units over um^3: nothing that a method could guess
 #: Of the targets' signals; the surface of a fine mesh leaves more than its modes do.
 TOLERANCES = {"grid": 1e-5, "fine": 1e-4}
 #: Sections of a run file. ``published``: 540 measurements of three sequences, b to 5000 s/mm^2;
 #: ``rich``: 2700 of five, b to 40,000 s/mm^2 (gradients up to 2.3 T/m); ``ogse``: 540, the shortest
 #: sequence of the published ones replaced by cosines of 100 Hz, b to 2000 s/mm^2.
-ACQUISITIONS = {
+ACQUISITIONS: dict[str, dict[str, Any]] = {
     "published": {"pgse": {
         "b_s_per_mm2": [0, 1000, 2000, 3000, 4000, 5000], "directions": 30,
         "delta_ms": [5, 10, 10], "Delta_ms": [6, 20, 60]}},
@@ -76,7 +80,9 @@ class Data:
     """What signals are of, with an acquisition of `ACQUISITIONS`.
 
     ``target_mesh`` "grid": on the mesh of the reconstruction; "fine": on one of the true shape.
-    ``wall``: permeability, um/ms; ``inside`` and ``outside``: diffusivities, um^2/ms.
+    ``wall``: permeability, um/ms; ``inside`` and ``outside``: diffusivities, um^2/ms; ``T2``: ms,
+    inside and outside; ``density``: inside over outside; ``echo_time``: ms, of each sequence or of
+    all, None for the end of its pulses; ``units``: "um^3", or "arbitrary".
     """
 
     target: str
@@ -86,12 +92,17 @@ class Data:
     wall: float = WALL
     inside: float = DIFFUSIVITY
     outside: float = DIFFUSIVITY
+    T2: tuple[float, float] = NO_T2
+    density: float = 1.0
+    echo_time: tuple[float, ...] | None = None
+    units: str = "um^3"
 
     @property
     def normalisation(self) -> str:
         """What predictions are divided by, as in a run file."""
         # the rougher surface of the grid leaves less at b = 0 after leaks
-        return "measured" if self.target_mesh == "grid" else "own"
+        return "auto" if self.units != "um^3" else (
+            "measured" if self.target_mesh == "grid" else "own")
 
     @property
     def on_grid(self) -> Data:
@@ -106,6 +117,14 @@ class Data:
             end += f"-wall{self.wall:g}"
         if (self.inside, self.outside) != (DIFFUSIVITY, DIFFUSIVITY):
             end += f"-D{self.inside:g}in{self.outside:g}"
+        if self.T2 != NO_T2:
+            end += f"-T2-{self.T2[0]:g}in{self.T2[1]:g}"
+        if self.density != 1:
+            end += f"-density{self.density:g}"
+        if self.echo_time is not None:
+            end += "-TE" + "-".join(f"{time:g}" for time in self.echo_time)
+        if self.units != "um^3":
+            end += f"-{self.units}"
         return f"{self.boundary}-{self.acquisition}{end}"
 
     def known(self, unknown: Sequence[str]) -> dict:
@@ -115,6 +134,8 @@ class Data:
             found["wall_permeability_um_per_ms"] = self.wall
         if not {"diffusivity", "diffusivity_outside"} & set(unknown):
             found["diffusivity_um2_per_ms"] = self.outside
+        if self.T2 != NO_T2 and not {"T2", "T2_outside"} & set(unknown):
+            found["T2_ms"] = self.T2[1]
         return found
 
 
@@ -190,9 +211,12 @@ class Bench:
         content = {
             "mesh": {"file": os.path.relpath(mesh, place)},
             "tissue": {"boundary": data.boundary,
-                       "diffusivity_um2_per_ms": self._diffusivity(data),
+                       "diffusivity_um2_per_ms": self._by_tag(data, data.inside, data.outside),
+                       **({"T2_ms": self._by_tag(data, *data.T2)} if data.T2 != NO_T2 else {}),
+                       **({"density": self._by_tag(data, data.density, 1.0)}
+                          if data.density != 1 else {}),
                        "permeability": _permeability(data, self._truth(data).interface_tags)},
-            "acquisition": [{kind: keys} for kind, keys in ACQUISITIONS[data.acquisition].items()],
+            "acquisition": acquisition_of(data),
             "tolerance": TOLERANCES[data.target_mesh]}
         if data.boundary == "periodic":
             # as reconstructions have it; modes for about 1e-4, which take a tenth of the time
@@ -211,11 +235,11 @@ class Bench:
             raise SolverError(f"signals of {data.target} ({data.setting}): {why}; "
                               f"{place / 'log.txt'} has more")
 
-    def _diffusivity(self, data: Data) -> float | dict:
-        if data.inside == data.outside:
-            return data.outside
+    def _by_tag(self, data: Data, inside: float, outside: float) -> float | dict:
+        if inside == outside:
+            return outside
         tags = np.unique(self._truth(data).cell_tags).tolist()
-        return {tag: data.outside if tag == min(tags) else data.inside for tag in tags}
+        return {tag: outside if tag == min(tags) else inside for tag in tags}
 
     def _truth(self, data: Data) -> MeshData:
         """The mesh that signals are of."""
@@ -230,6 +254,8 @@ class Bench:
             clean = read_signals(place / "simulated" / "signals.npz")
             name = f"{case.data.target}/{case.data.setting}"
             noisy = add_noise(clean, case.snr, case.seed, name)
+            if case.data.units != "um^3":
+                noisy = replace(noisy, values=FACTOR * noisy.values, unit="")
             run_folder.replace(path, lambda temporary: write_signals(temporary, noisy))
         return path
 
@@ -327,7 +353,8 @@ class Bench:
         on_grid = read_signals(
             self.signals_folder(case.data.on_grid) / "simulated" / "signals.npz")
         by = on_grid if case.data.normalisation == "own" else measured
-        predicted = on_grid.magnitude / by.reference
+        factor = FACTOR if case.data.units != "um^3" else 1.0
+        predicted = factor * on_grid.magnitude / by.reference
         return float(np.mean((measured.normalised - predicted) ** 2))
 
     def state(self, place: Path) -> dict:
@@ -344,8 +371,28 @@ class Bench:
 def case_of(state: dict) -> Case:
     """The case of a ``run.json``."""
     saved = dict(state["case"])
-    return Case(Data(**saved["data"]), float(saved["snr"]), int(saved["seed"]), saved["method"],
+    data: dict[str, Any] = {key: tuple(map(float, value)) if isinstance(value, list) else value
+                            for key, value in saved["data"].items()}
+    return Case(Data(**data), float(saved["snr"]), int(saved["seed"]), saved["method"],
                 tuple(saved.get("unknown", ())))
+
+
+def acquisition_of(data: Data) -> list[dict]:
+    """Section ``acquisition`` of a simulation."""
+    kinds = ACQUISITIONS[data.acquisition]
+    if data.echo_time is None:
+        return [{kind: keys} for kind, keys in kinds.items()]
+    each = sequences(data.acquisition)
+    echoes = data.echo_time if len(data.echo_time) > 1 else data.echo_time * len(each)
+    return [{kind: {**kinds[kind], "delta_ms": delta, "Delta_ms": Delta, "echo_time_ms": echo}}
+            for (kind, delta, Delta), echo in zip(each, echoes, strict=True)]
+
+
+def sequences(acquisition: str) -> list[tuple[str, float, float]]:
+    """Kind, delta and Delta (ms) of each sequence of one of `ACQUISITIONS`."""
+    return [(kind, float(delta), float(Delta)) for kind, keys in ACQUISITIONS[acquisition].items()
+            for delta, Delta in zip(*(np.atleast_1d(keys[name]) for name in (
+                "delta_ms", "Delta_ms")), strict=True)]
 
 
 def _write_mesh(path: Path, data: MeshData) -> None:

@@ -15,8 +15,8 @@ from .coverage import QUANTITIES
 from .runs import DONE, Bench, case_of
 
 CSV, MEANS, MARKDOWN = "table.csv", "means.csv", "table.md"
-CASE = ("target", "target_mesh", "acquisition", "boundary", "wall", "inside", "outside", "snr",
-        "method", "unknown", "seed", "status")
+CASE = ("target", "target_mesh", "acquisition", "boundary", "wall", "inside", "outside", "T2",
+        "density", "echo_time", "units", "snr", "method", "unknown", "seed", "status")
 #: Column to name in metrics.json.
 METRICS = {
     "patch_f1": "patch_f1", "patch_leaky": "patch_leaky", "patch_rest": "patch_rest",
@@ -34,14 +34,15 @@ COLUMNS = (*CASE, "misfit", "numbers", *METRICS, "seconds", "cpu_seconds", "peak
 _AVERAGED = (*(name for name in METRICS if name not in (
     "true_bad_inside_percent", "found", "true", "aligned_shift", "aligned_reflected")),
     "seconds", "cpu_seconds", "peak_mb")
-_GROUP = ("method", "target_mesh", "acquisition", "boundary", "wall", "inside", "outside",
-          "unknown", "snr")
+_GROUP = ("method", "target_mesh", "acquisition", "boundary", "wall", "inside", "outside", "T2",
+          "density", "echo_time", "units", "unknown", "snr")
 
 # What markdown shows: head, column, format.
 _SHOWN = (
     ("target", "target", ""), ("mesh", "target_mesh", ""), ("acquisition", "acquisition", ""),
     ("boundary", "boundary", ""), ("wall", "wall", "g"), ("D inside", "inside", "g"),
-    ("D outside", "outside", "g"), ("SNR", "snr", "g"), ("method", "method", ""),
+    ("D outside", "outside", "g"), ("T2", "T2", ""), ("density", "density", "g"),
+    ("TE", "echo_time", ""), ("units", "units", ""), ("SNR", "snr", "g"), ("method", "method", ""),
     ("unknown", "unknown", ""), ("seed", "seed", "d"), ("misfit", "misfit", ".1e"),
     ("numbers", "numbers", ""),
     ("true misfit", "true_misfit", ".1e"), ("precision", "precision", ".3f"),
@@ -74,7 +75,9 @@ def row_of(bench: Bench, place: Path) -> dict | None:
         return None
     case = case_of(state)
     row = dict.fromkeys(COLUMNS)
-    row |= {**asdict(case.data), "snr": case.snr, "method": case.method, "seed": case.seed,
+    data = {name: " ".join(f"{part:g}" for part in value) if isinstance(value, tuple) else value
+            for name, value in asdict(case.data).items()}
+    row |= {**data, "snr": case.snr, "method": case.method, "seed": case.seed,
             "status": state["status"], "unknown": ", ".join(case.unknown),
             "message": "" if state["status"] == DONE else state["message"],
             **{name: state[name] for name in ("seconds", "cpu_seconds", "peak_mb")}}
@@ -149,7 +152,8 @@ def markdown(rows: Sequence[dict]) -> str:
 def _aligned(columns: Sequence[tuple[str, str, str]], rows: Sequence[dict]) -> str:
     """A markdown table; columns that say the same everywhere stand above it."""
     common = [c for c in columns if c[1] in (
-        "target_mesh", "acquisition", "wall", "inside", "outside", "unknown", "numbers", "seed",
+        "target_mesh", "acquisition", "wall", "inside", "outside", "T2", "density", "echo_time",
+        "units", "unknown", "numbers", "seed",
         "status") and len(rows) and len({row[c[1]] for row in rows}) == 1]
     shown = [c for c in columns if c not in common]
     cells = [[head for head, *_ in shown]]

@@ -57,6 +57,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         default=[runs.DIFFUSIVITY],
                         help="of the targets, um^2/ms: one, or inside and outside (default "
                         f"{runs.DIFFUSIVITY:g})")
+    parser.add_argument("--T2", nargs=2, type=float, metavar=("IN", "OUT"), default=runs.NO_T2,
+                        help="of the targets, ms (default: none)")
+    parser.add_argument("--density", type=float, metavar="RATIO", default=1.0,
+                        help="of the targets, inside over outside (default 1)")
+    parser.add_argument("--echo-time", nargs="+", type=float, metavar="TE",
+                        help="ms, of all sequences or of each (default: the end of its pulses)")
+    parser.add_argument("--units", choices=runs.UNITS, default="um^3",
+                        help="of the signals; arbitrary: times a factor that methods are not told "
+                        "(default um^3)")
     parser.add_argument("--unknown", nargs="+", choices=tuple(KINDS), metavar="NAME", default=[],
                         help="numbers that methods are not told: " + ", ".join(KINDS))
     parser.add_argument("--jobs", type=int, metavar="N",
@@ -84,10 +93,18 @@ def run(arguments, comm: MPI.Comm) -> None:
     for seed in arguments.seed:
         if seed < 0:
             raise InputError(f"--seed {seed}: expected 0 or above")
-    for option in ("wall", "diffusivity"):
-        for value in getattr(arguments, option):
-            if not 0 < value < float("inf"):
-                raise InputError(f"--{option} {value:g}: expected a positive number")
+    for option in ("wall", "diffusivity", "T2", "density", "echo_time"):
+        given, none = getattr(arguments, option), option == "T2"
+        for value in given if isinstance(given, list | tuple) else [given] * (given is not None):
+            if not (0 < value < float("inf") or none and value == float("inf")):
+                raise InputError(f"--{option.replace('_', '-')} {value:g}: expected a positive "
+                                 "number")
+    echoes = arguments.echo_time
+    if echoes is not None and len(echoes) > 1:
+        number = len(runs.sequences(arguments.acquisition))
+        if len(echoes) != number:
+            raise InputError(f"--echo-time: {len(echoes)} numbers, expected one, or {number}: one "
+                             "for each sequence")
     if len(arguments.diffusivity) > 2:
         raise InputError(f"--diffusivity: {len(arguments.diffusivity)} numbers, expected one, or "
                          "two: inside and outside")
@@ -106,7 +123,8 @@ def run(arguments, comm: MPI.Comm) -> None:
         if "periodic" in made and arguments.target_mesh == "fine":
             raise InputError("--target-mesh fine: with --boundary periodic, expected grid")
         data = [Data(target.name, boundary, arguments.acquisition, arguments.target_mesh, wall,
-                     inside, outside)
+                     inside, outside, tuple(arguments.T2), arguments.density,
+                     None if echoes is None else tuple(echoes), arguments.units)
                 for boundary, found in made.items() for target in found
                 for wall in dict.fromkeys(arguments.wall)]
         cases = [(Case(item, snr, seed, method.name, tuple(arguments.unknown)), method)

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from .. import __version__
 from ..errors import InputError
 from ..inversion import Shapes, Stage, Unknown
-from ..inversion.parameters import KINDS
+from ..inversion.parameters import KINDS, NOISE
 from ..inversion.stages import PRESETS, preset
 from .acquisition import Acquisitions
 from .arguments import nearest
@@ -29,7 +29,7 @@ class SignalsSection(Section):
     file: FilePath
     voxel: Annotated[list[int], Field(min_length=3, max_length=3)] | None = None
     normalisation: Literal["auto", "measured", "own"] = "auto"
-    noise: Annotated[Number, Field(ge=0)] | None = None
+    noise: Annotated[Number, Field(ge=0)] | Literal["unknown"] | None = None
     noise_model: Literal["rician", "gaussian"] = "rician"
 
 
@@ -127,6 +127,9 @@ class ReconstructConfig(Run):
             if name not in {**own, **KINDS}:
                 raise InputError(f"unknown.{name}: no coefficient of extra_terms, "
                                  + nearest(name, [*own, *KINDS]))
+            if name == NOISE and isinstance(self.signals.noise, float):
+                raise InputError("unknown.noise: signals.noise is there as well, expected what is "
+                                 "known, or what is unknown")
             if self.unknown[name] is None and name in own:
                 raise InputError(f"unknown.{name}: usual, expected {{start, low, high}} of a "
                                  "coefficient of extra_terms")

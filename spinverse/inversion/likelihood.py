@@ -14,9 +14,32 @@ import numpy as np
 from scipy.special import ive
 
 from ..acquisition import Acquisition, Signals
+from ..quantities.hardi import shells_of, spherical_harmonics
+from .parameters import Unknown
 
 NOISES = ("rician", "gaussian")
+GIVEN, GUESS = "given", "a guess to begin with"
 _LEAST_NOISE = 1e-7  # of normalised magnitudes: repetitions that differ by less are rounded
+# of noise that is not known: its square is a misfit below which shapes are right anyway
+NEGLIGIBLE = 3e-4
+# directions of a shell for each coefficient of a smooth fit, at least; its highest order;
+# degrees of freedom that are enough (a deviation to 9 %)
+_PER_COEFFICIENT, _ORDER, _ENOUGH = 2, 8, 60
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What is known of the unit of signals over um^3 times density, one for all rows.
+
+    Attributes:
+        low, high: range.
+        start, deviation: of a normal prior, of which the deviation is relative; None for none.
+    """
+
+    low: float = 0.0
+    high: float = np.inf
+    start: float = 1.0
+    deviation: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +54,8 @@ class Likelihood:
             say nothing of the amount of magnetisation.
         sigma: standard deviation of the noise of normalised magnitudes; 0 for none.
         freedom: degrees of freedom that sigma was found with, inf where it was given.
+        origin: where sigma is from, in words.
+        unit: where one `factor` of all predicted signals is fitted, what is known of it.
         rician: whether magnitudes of complex noise were measured; else the noise is Gaussian.
         weights: ``(N,)``, not negative; of `value`, where their sum is divided out. Ones if None.
         acquisition: of the measurements; `select` needs it.
@@ -44,6 +69,8 @@ class Likelihood:
     rician: bool = True
     weights: np.ndarray = None
     acquisition: Acquisition = None
+    origin: str = GIVEN
+    unit: Scale | None = None
 
     def __post_init__(self):
         if self.weights is None:
@@ -51,22 +78,45 @@ class Likelihood:
 
     @classmethod
     def of(cls, signals: Signals, own: bool = False, sigma: float | None = None,
-           rician: bool = True) -> Likelihood:
+           rician: bool = True, unit: Scale | None = None) -> Likelihood:
         """Of all rows.
 
         Args:
             signals: the measurements.
             own: divide predicted signals by their own |S(b = 0)|.
             sigma: of the noise; None: from measurements that were repeated, 0 if none were.
-            rician: see `Likelihood`.
+            rician, unit: see `Likelihood`.
 
         Raises:
             InputError: a sequence without b = 0.
         """
         table = signals.acquisition
         found, freedom = repeated_noise(signals) if sigma is None else (sigma, np.inf)
+        origin = GIVEN if np.isinf(freedom) else f"from {freedom:.0f} repeated measurements"
         return cls(signals.normalised, signals.reference, references(table) if own else None,
-                   found, freedom, rician, acquisition=table)
+                   found, freedom, rician, acquisition=table, origin=origin, unit=unit)
+
+    def estimated(self, signals: Signals, unknown: Unknown) -> Likelihood:
+        """With noise that is not known, estimated without a model where repetitions tell nothing.
+
+        Args:
+            signals: the measurements.
+            unknown: its range, its prior, and what it begins with where nothing can be estimated.
+        """
+        sigma, freedom, origin = self.sigma, self.freedom, self.origin
+        if not sigma:
+            sigma, freedom = smooth_noise(signals)
+            origin = f"from smooth fits of directions, {freedom:.0f} degrees of freedom"
+        if not freedom:
+            sigma, freedom, origin = unknown.start, np.inf, GUESS
+        elif unknown.relative_deviation is not None and sigma:
+            # the logarithm of an estimate has the variance 1 / (2 freedom)
+            share = 2 * freedom / (2 * freedom + unknown.relative_deviation**-2)
+            sigma = float(sigma**share * unknown.start ** (1 - share))
+        sigma = float(np.clip(sigma, unknown.low, unknown.high))
+        if sigma < max(NEGLIGIBLE, unknown.low):
+            sigma, freedom = 0.0, np.inf
+        return replace(self, sigma=sigma, freedom=freedom, origin=origin)
 
     def __len__(self) -> int:
         return len(self.measured)
@@ -97,13 +147,48 @@ class Likelihood:
         """Derivatives of `residual` from those of the magnitudes, ``(N, n)``."""
         magnitude = np.abs(signals)
         scale = self._scale(magnitude)
-        result = slopes / scale[:, None]
+        result = slopes / scale[..., None]
         if self.references is not None:
             result -= (magnitude / scale**2)[:, None] * (self.references @ slopes)
+        if self.unit is not None:
+            result += np.outer(magnitude / self.scale, self._factor_slope(magnitude) @ slopes)
         return self._lift(magnitude / scale)[:, None] * result
 
     def _scale(self, magnitude: np.ndarray) -> np.ndarray:
+        if self.unit is not None:
+            return self.scale / self.factor(magnitude)[..., None]
         return self.scale if self.references is None else magnitude @ self.references.T
+
+    # ---- one unit of all signals ----------------------------------------------------------------
+
+    def factor(self, magnitude: np.ndarray) -> np.ndarray:
+        """That which fits magnitudes ``(..., N)`` in um^3 to the measured ones best, ``(...)``.
+
+        By weighted least squares, from measurements without the mean of their noise, s^2 = m^2 -
+        sigma^2 (Gudbjartsson and Patz), so that it is linear.
+        """
+        top, bottom = self._normal(magnitude)
+        return np.clip(top / bottom, self.unit.low, self.unit.high)
+
+    def _factor_slope(self, magnitude: np.ndarray) -> np.ndarray:
+        """Of `factor` by the magnitudes, ``(N,)``."""
+        top, bottom = self._normal(magnitude)
+        factor, p = top / bottom, magnitude / self.scale
+        if not self.unit.low < factor < self.unit.high:
+            return np.zeros(len(self))
+        return self.weights / self.scale * (self._unlifted - 2 * factor * p) / bottom
+
+    def _normal(self, magnitude: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        unit, p = self.unit, magnitude / self.scale
+        prior = 0.0 if unit.deviation is None else (self.sigma / (unit.deviation * unit.start))**2
+        return (p @ (self.weights * self._unlifted) + prior * unit.start,
+                p**2 @ self.weights + prior)
+
+    @cached_property
+    def _unlifted(self) -> np.ndarray:
+        if not self.rician:
+            return self.measured
+        return np.sqrt(np.maximum(self.measured**2 - self.sigma**2, 0.0))
 
     def _lifted(self, signal: np.ndarray) -> np.ndarray:
         return rician_mean(signal, self.sigma) if self.rician else signal
@@ -126,6 +211,8 @@ class Likelihood:
                  * self._lift(magnitude / scale) / scale)
         if self.references is not None:
             slope = slope - self.references.T @ (slope * magnitude / scale)
+        if self.unit is not None:
+            slope = slope + (slope * scale / self.scale @ magnitude) * self._factor_slope(magnitude)
         return adjoint * slope * phase
 
     # ---- noise ----------------------------------------------------------------------------------
@@ -151,15 +238,22 @@ class Likelihood:
         """
         return self.floor * (1 + errors * np.sqrt(2 / self.freedom + 2 / len(self)))
 
+    @property
+    def judges(self) -> bool:
+        """Whether the noise is known well enough to say that data are not explained."""
+        return self.origin != GUESS and (self.sigma > 0 or self.origin != GIVEN)
+
     def describe(self) -> str:
         """One line for people."""
-        own = "arbitrary units" if self.references is not None else "um^3"
+        own = ("arbitrary units, with one factor for all" if self.unit is not None else
+               "arbitrary units" if self.references is not None else "um^3")
         if not self.sigma:
-            return f"signals in {own}, noise: none is known"
+            less = "none is known" if self.origin == GIVEN else (
+                f"unknown, less than {NEGLIGIBLE:g} of |S(b = 0)| ({self.origin})")
+            return f"signals in {own}, noise: {less}"
         kind = "Rician" if self.rician else "Gaussian"
-        origin = "given" if np.isinf(self.freedom) else (
-            f"from {self.freedom:.0f} repeated measurements")
-        return f"signals in {own}, noise: {kind}, sigma {self.sigma:.3g} of |S(b = 0)| ({origin})"
+        return (f"signals in {own}, noise: {kind}, sigma {self.sigma:.3g} of |S(b = 0)| "
+                f"({self.origin})")
 
 
 def references(acquisition: Acquisition) -> np.ndarray:
@@ -204,3 +298,27 @@ def repeated_noise(signals: Signals) -> tuple[float, float]:
     freedom = int((count - 1).sum())
     sigma = float(np.sqrt(((measured - mean[which]) ** 2).sum() / freedom)) if freedom else 0.0
     return (sigma, float(freedom)) if sigma > _LEAST_NOISE else (0.0, np.inf)
+
+
+def smooth_noise(signals: Signals) -> tuple[float, float]:
+    """Standard deviation of normalised magnitudes from what smooth fits of their directions leave.
+
+    Harmonics of even order are fitted to each shell. Shells of low b count first, until there are
+    enough degrees of freedom: they are smoothest, and far above the noise. What is not smooth adds
+    to the deviation, so it is rather too large.
+
+    Returns:
+        It, and its degrees of freedom; 0 and 0 where no shell has directions enough.
+    """
+    table, measured, squares, freedom = signals.acquisition, signals.normalised, 0.0, 0
+    for _, rows in sorted(shells_of(signals), key=lambda shell: table.b[shell[1]].mean()):
+        order = max(L for L in range(0, _ORDER + 1, 2) if L == 0 or
+                    _PER_COEFFICIENT * (L + 1) * (L + 2) // 2 <= len(rows))
+        if not order:  # an isotropic fit leaves the shape of the cells
+            continue
+        fit = np.linalg.qr(spherical_harmonics(table.directions[rows], order))[0]
+        left = measured[rows] - fit @ (fit.T @ measured[rows])
+        squares, freedom = squares + float(left @ left), freedom + left.size - fit.shape[1]
+        if freedom >= _ENOUGH:
+            break
+    return (float(np.sqrt(squares / freedom)) if freedom else 0.0), float(freedom)

@@ -65,6 +65,13 @@ class Unknown:
         width = 1.0 if self.scale == "log" else self.high - self.low
         return (width / self.deviation) ** 2
 
+    @property
+    def relative_deviation(self) -> float | None:
+        """Of the prior, as a share of the start."""
+        if self.deviation is None or self.scale == "log":
+            return self.deviation
+        return self.deviation / self.start
+
     def coordinate(self, value: float) -> float:
         """Where steps are taken: the logarithm, or the share of the range."""
         if self.scale == "log":
@@ -84,14 +91,15 @@ class Kind:
 
     Attributes:
         put: sets it: from the discrete problem, the permeabilities of walls, labels of the mesh
-            cells of this rank (or one label of all) and the value to these permeabilities.
+            cells of this rank (or one label of all) and the value to these permeabilities. None:
+            the equation does not have it, `likelihood` finds it.
         usual: start and range where none are said; None: they must be.
         each: every cell has a value of its own.
         labelled: coefficients of a mesh cell depend on its label.
         unit: of the value.
     """
 
-    put: Callable[[BlochTorrey, Walls, np.ndarray | int, float | Sequence[float]], Walls]
+    put: Callable[[BlochTorrey, Walls, np.ndarray | int, float | Sequence[float]], Walls] | None
     usual: Unknown | None = None
     each: bool = False
     labelled: bool = False
@@ -129,6 +137,13 @@ def _T2_inside(forward, walls, labels, value):
 
 def _T2_outside(forward, walls, labels, value):
     _put(forward.coefficients.R2, labels, 1.0 / value, np.asarray(labels) == 0)
+    return walls
+
+
+def _density_ratio(forward, walls, labels, value):
+    rho = forward.coefficients.rho  # the known one at this point, which is uniform
+    _put(rho, labels, np.asarray(value) * rho.x.array[0] if len(rho.x.array) else value,
+         np.asarray(labels) > 0)
     return walls
 
 
@@ -212,6 +227,7 @@ class Coordinates:
 
 
 _D, _T = Unknown(1.5, 0.2, 3.5), Unknown(60.0, 5.0, 1000.0)
+RATIO, SCALE, NOISE = "density_ratio", "scale", "noise"
 #: By name. A new one is a function above and a line here.
 KINDS = {
     "wall_permeability": Kind(_wall_permeability, Unknown(0.01, 1e-5, 1.0), each=True,
@@ -221,7 +237,12 @@ KINDS = {
     "diffusivity_outside": Kind(_diffusivity_outside, _D, False, True, "um^2/ms"),
     "T2": Kind(_T2, _T, unit="ms"),
     "T2_inside": Kind(_T2_inside, _T, True, True, "ms"),
-    "T2_outside": Kind(_T2_outside, _T, False, True, "ms")}
+    "T2_outside": Kind(_T2_outside, _T, False, True, "ms"),
+    # of each cell, over that outside, which is the known one
+    RATIO: Kind(_density_ratio, Unknown(1.0, 0.2, 5.0), True, True),
+    # of signals in arbitrary units, over um^3 times density; and the noise, of |S(b = 0)|
+    SCALE: Kind(None, Unknown(1.0, 0.0, 1e30, "linear")),
+    NOISE: Kind(None, Unknown(0.02, 0.0, 0.5, "linear"))}
 
 
 def checked(unknown: Mapping[str, Unknown] | Sequence[str], known: Mapping[str, object],
@@ -230,7 +251,7 @@ def checked(unknown: Mapping[str, Unknown] | Sequence[str], known: Mapping[str, 
 
     Args:
         unknown: by name, or names alone.
-        known: what the problem says of diffusivity and T2.
+        known: what the problem says of diffusivity, T2 and, as `RATIO`, of the density.
         coefficients: of the user's terms.
 
     Raises:
@@ -263,8 +284,14 @@ def checked(unknown: Mapping[str, Unknown] | Sequence[str], known: Mapping[str, 
 def additional(unknown: Sequence[str]) -> list[str]:
     """Numbers that could be unknown as well."""
     whole = {_whole(name) for name in unknown}
-    return [name for name, kind in KINDS.items() if kind.usual is not None
+    return [name for name, kind in KINDS.items() if kind.usual is not None and kind.put is not None
             and not {name, _whole(name)} & set(unknown) and name not in whole]
+
+
+def of_theta(unknown: Mapping[str, Unknown]) -> dict[str, Unknown]:
+    """Those that a search steps through; the likelihood finds the others."""
+    return {name: value for name, value in unknown.items()
+            if name not in KINDS or KINDS[name].put is not None}
 
 
 def _whole(name: str) -> str:
@@ -288,22 +315,26 @@ def apply(theta: Theta, forward: BlochTorrey, walls: Walls,
 
     Args:
         theta: values by name.
-        forward: the problem; its diffusivity and T2 become those of its tissue first.
+        forward: the problem; its diffusivity, T2 and density become those of its tissue first.
         walls: permeabilities of walls.
         labels: of the owned mesh cells, or one of all.
     """
     c, tissue = forward.coefficients, forward.tissue
     touched = [(function, known) for function, known, start in (
-        (c.D, tissue.diffusivity, "diffusivity"), (c.R2, 1.0 / tissue.T2, "T2"))
+        (c.D, tissue.diffusivity, "diffusivity"), (c.R2, 1.0 / tissue.T2, "T2"),
+        (c.rho, tissue.density, "density"))
         if any(name.startswith(start) for name in theta)]
     for function, known in touched:
         at = function.function_space.dofmap.list.ravel()
         function.x.array.reshape(len(at), -1)[at] = np.reshape(known, (len(at), -1))
     for name, value in theta.items():
         if name in KINDS:
-            walls = KINDS[name].put(forward, walls, labels, value)
+            put = KINDS[name].put
+            walls = walls if put is None else put(forward, walls, labels, value)
         else:
             forward.coefficients[name].value = value
     for function, _ in touched:
         function.x.scatter_forward()
+    if RATIO in theta:
+        forward.density_has_changed()
     return walls

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,8 +19,8 @@ from ..simulate import ENGINES, make_engine
 from ..tissue import Permeability, Tissue
 from . import parameters
 from .ledger import State
-from .likelihood import NOISES, Likelihood
-from .parameters import Theta
+from .likelihood import NOISES, Likelihood, Scale
+from .parameters import NOISE, RATIO, SCALE, Theta
 
 PERMEABILITIES = 0.01, 100.0  # um/ms, of facets, where nothing is said
 BOUNDARIES = ("reflecting", "absorbing", "periodic")
@@ -46,14 +46,18 @@ class InverseProblem:
         normalisation: what a predicted |S| is divided by: "measured", the measured |S(b = 0)| of
             the same sequence, when signals are in um^3 times density as `simulate` gives them;
             "own", the predicted one, when they are in arbitrary units; "auto": "measured" if the
-            signals say that they come from a simulation (`Signals.unit`), else "own".
+            signals say that they come from a simulation (`Signals.unit`), else "own". Where
+            "scale" is among the unknown numbers, signals are in arbitrary units with one factor
+            for all of them, which keeps what T2 does between sequences.
         noise: standard deviation of the normalised magnitudes; None: from measurements that were
-            repeated (as b = 0 usually is), else 0.
+            repeated (as b = 0 usually is), else 0; "unknown" as "noise" among the unknown numbers:
+            from these, or from smooth fits of the directions, and less where a search finds less.
         noise_model: "rician" (magnitudes of complex signals) or "gaussian".
         extra_terms, extra_coefficients, extra_breakpoints: a term of your own, as in `simulate`.
         unknown: `Unknown` numbers by name, or names alone (ranges are usual ones then), found by
             the search for shapes and by stages of facets: of `parameters.KINDS`, or among
-            ``extra_coefficients``.
+            ``extra_coefficients``. Stages of facets hold the density ratio.
+        sigma: of noise that is unknown, as a search has found it; None: not yet.
         engine: "matrix_formalism" or "time_stepping".
         modes: of the matrix formalism during stages of facets, made of responses of the start;
             "auto": a quarter of the number of cells. While walls are half closed everywhere, short
@@ -75,12 +79,13 @@ class InverseProblem:
     permeability_range: tuple[float, float] | None = None
     wall_permeability: float | None = None
     normalisation: str = "auto"
-    noise: float | None = None
+    noise: Any = None
     noise_model: str = "rician"
     extra_terms: Callable | None = None
     extra_coefficients: Mapping | None = None
     extra_breakpoints: Sequence[float] = ()
     unknown: Any = ()  # names, or `Unknown` by name, which it is once made
+    sigma: float | None = None
     engine: str = "matrix_formalism"
     modes: int | str = "auto"
     tolerance: float = 1e-5
@@ -98,8 +103,23 @@ class InverseProblem:
             raise InputError(f"boundary: {self.boundary!r} on a mesh whose faces are glued, "
                              "expected periodic")
         unknown = parameters.checked(
-            self.unknown, {"diffusivity": self.diffusivity, "T2": self.T2},
+            self.unknown, {"diffusivity": self.diffusivity, "T2": self.T2, RATIO: self.density},
             self.extra_coefficients or {})
+        if self.noise == "unknown":
+            unknown.setdefault(NOISE, parameters.KINDS[NOISE].usual)
+        elif self.noise is not None and NOISE in unknown:
+            raise InputError(f"noise: {self.noise!r} is said, and it is among the unknown numbers; "
+                             "expected one of them")
+        elif not (self.noise is None or isinstance(self.noise, int | float)
+                  and 0 <= self.noise < np.inf):
+            raise InputError(f"noise: {self.noise!r}, expected a standard deviation of normalised "
+                             "magnitudes, 'unknown', or None")
+        if SCALE in unknown and self.normalisation != "auto":
+            raise InputError(f"normalisation: {self.normalisation!r}, and scale is among the "
+                             "unknown numbers; expected 'auto' with it")
+        if RATIO in unknown and self.interface != "equilibrium":
+            raise InputError(f"interface: {self.interface!r}, and density_ratio is among the "
+                             "unknown numbers; expected 'equilibrium' with it")
         wall = self.wall_permeability
         if wall is not None and not 0 < wall < np.inf:
             raise InputError(f"wall_permeability: {wall!r}, expected a positive number, um/ms")
@@ -114,11 +134,9 @@ class InverseProblem:
         if not 0 < low < high < np.inf:
             raise InputError(f"permeability_range: {self.permeability_range}, "
                              "expected 0 < low < high, um/ms")
-        if self.noise is not None and not 0 <= self.noise < np.inf:
-            raise InputError(f"noise: {self.noise!r}, expected a standard deviation of normalised "
-                             "magnitudes, or None")
-        if not self.own:
-            check_amount(self.likelihood.scale, self.tissue)
+        if not self.own and self.unit is None:
+            densest = max(1.0, unknown[RATIO].high) if RATIO in unknown else 1.0
+            check_amount(self.likelihood.scale, self.tissue, densest)
 
     # ---- what is known --------------------------------------------------------------------------
 
@@ -142,12 +160,29 @@ class InverseProblem:
     def own(self) -> bool:
         """Whether predicted signals are normalised by themselves."""
         return self.normalisation == "own" or (
-            self.normalisation == "auto" and not self.signals.unit)
+            self.normalisation == "auto" and not self.signals.unit and self.unit is None)
+
+    @property
+    def unit(self) -> Scale | None:
+        """What is known of the factor of signals in arbitrary units; None where none is fitted."""
+        given = self.unknown.get(SCALE)
+        return None if given is None else Scale(given.low, given.high, given.start,
+                                                given.relative_deviation)
 
     @cached_property
     def likelihood(self) -> Likelihood:
         """Of all measurements."""
-        return Likelihood.of(self.signals, self.own, self.noise, self.noise_model == "rician")
+        if self.sigma is None:
+            return self.first_likelihood
+        return replace(self.first_likelihood, sigma=self.sigma, origin="what the search leaves")
+
+    @cached_property
+    def first_likelihood(self) -> Likelihood:
+        """With the noise as it is known before a search."""
+        unknown = self.unknown.get(NOISE)
+        made = Likelihood.of(self.signals, self.own, None if unknown else self.noise,
+                             self.noise_model == "rician", self.unit)
+        return made if unknown is None else made.estimated(self.signals, unknown)
 
     @property
     def walls(self) -> Walls:
@@ -163,11 +198,17 @@ class InverseProblem:
     @cached_property
     def start_of_unknown(self) -> dict[str, float]:
         """Starts of the unknown numbers, by name."""
-        return {name: unknown.start for name, unknown in self.unknown.items()}
+        return {name: unknown.start for name, unknown in
+                parameters.of_theta(self.unknown).items()}
 
     def state(self, permeability) -> State:
         """To start from: a permeability, um/ms, a number or ``(nf,)``, and starts of theta."""
         return State(self.permeability(permeability).values, None, self.start_of_unknown)
+
+    def with_noise_of(self, theta: Theta) -> InverseProblem:
+        """With the noise that a search has found, where it was unknown."""
+        sigma: Any = theta.get(NOISE, self.sigma)
+        return self if sigma == self.sigma else replace(self, sigma=sigma)
 
     # ---- the forward problem --------------------------------------------------------------------
 
@@ -197,7 +238,7 @@ class InverseProblem:
         made = BlochTorrey(self.tissue.with_permeability(permeability),
                            extra_terms=self.extra_terms,
                            extra_coefficients={**own, **{k: theta[k] for k in theta if k in own}},
-                           extra_breakpoints=self.extra_breakpoints)
+                           extra_breakpoints=self.extra_breakpoints, densities=RATIO in theta)
         parameters.apply(theta, made, self.walls, 0 if labels is None else labels)
         return made
 
@@ -215,7 +256,7 @@ class InverseProblem:
                            self.time_step)
 
 
-def check_amount(scale: np.ndarray, tissue: Tissue) -> None:
+def check_amount(scale: np.ndarray, tissue: Tissue, densest: float = 1.0) -> None:
     """|S(b = 0)| cannot exceed what was there, and some is hardly a thousandth of it. Collective.
 
     The sequence that keeps most tells: through an absorbing boundary long ones lose nearly all.
@@ -223,6 +264,7 @@ def check_amount(scale: np.ndarray, tissue: Tissue) -> None:
     Args:
         scale: the measured |S(b = 0)|, ``(N,)``.
         tissue: with the density; its permeability does not matter.
+        densest: of what there may be, over this density.
 
     Raises:
         InputError: the signals are in other units.
@@ -230,7 +272,7 @@ def check_amount(scale: np.ndarray, tissue: Tissue) -> None:
     mesh, owned = tissue.mesh, slice(0, tissue.mesh.num_owned_cells)
     amount = mesh.comm.allreduce(float(tissue.density[owned] @ mesh.cell_volumes[owned]))
     most = float(scale.max())
-    if not 1e-3 * amount <= most <= 1.05 * amount:
+    if not 1e-3 * amount <= most <= 1.05 * densest * amount:
         raise InputError(f"signals: |S(b = 0)| is {most:.4g}, but the mesh holds {amount:.4g} "
                          "um^3 times density; expected signals in these units, or "
                          "normalisation: own")

@@ -15,7 +15,7 @@ from ..problem import BlochTorrey
 from ..tissue import Tissue
 from .facets.stage import Stage
 from .ledger import Ledger, Progress, State
-from .parameters import Theta
+from .parameters import NOISE, SCALE, Theta
 from .problem import InverseProblem
 from .shapes.cell_table import LEVEL, CellTable, cell_table
 from .shapes.freedoms import Freedom, freedoms
@@ -130,21 +130,28 @@ def solve(problem: InverseProblem, stages: Sequence[Stage | Shapes], state: Stat
         InputError: a stage that does not fit the problem; SolverError: a solver failed.
     """
     ledger = Ledger() if ledger is None else ledger
+    problem = problem.with_noise_of(state.theta)
     for stage in stages:
         stage.check(problem)
     for stage in stages:
         state, ending = stage.run(problem, state, ledger)
         ledger.end(stage.name, ending, state)
+        problem = problem.with_noise_of(state.theta)
     with ledger.clock("final signals"):
         forward = problem.forward(state.permeability, state.theta, state.labels)
         values, modes = _final_signals(problem, state, forward)
         predicted = Signals(problem.acquisition, values, unit=problem.signals.unit)
-    residual = problem.likelihood.residual(predicted.values)
+    likelihood, theta = problem.likelihood, dict(state.theta)
+    residual = likelihood.residual(predicted.values)
+    if problem.unit is not None:
+        theta[SCALE] = float(likelihood.factor(predicted.magnitude))
+    if NOISE in problem.unknown:
+        theta[NOISE] = likelihood.sigma
     ledger.clock.seconds["total"] = ledger.seconds
     return Reconstruction(
         problem, state.permeability, forward.tissue, predicted, float(np.mean(residual**2)),
-        state.labels, state.theta, ledger.history, ledger.endings, ledger.clock.seconds,
-        modes, ledger.evaluations)
+        state.labels, theta, ledger.history, ledger.endings, ledger.clock.seconds, modes,
+        ledger.evaluations)
 
 
 def _final_signals(problem: InverseProblem, state: State,

@@ -43,11 +43,13 @@ def verdict(problem: InverseProblem, misfit: float) -> Verdict:
         problem: with the measurements.
         misfit: mean square residual (`Reconstruction.data_misfit`).
     """
-    likelihood = problem.likelihood
-    judged = likelihood.sigma > 0 or bool(problem.signals.unit)
+    # noise that is the residual of the solution itself explains everything
+    likelihood = problem.first_likelihood
+    judged = likelihood.judges or bool(problem.signals.unit)
     limit = likelihood.explained(ERRORS) + MODEL**2 if judged else NO_DATA**2
     if not misfit <= limit:
-        known = [name.replace("_", " ") for name in KINDS if name not in problem.unknown]
+        known = [name.replace("_", " ") for name, kind in KINDS.items()
+                 if kind.put is not None and name not in problem.unknown]
         known += [f"{problem.boundary} boundary", "number of cells"]
         return Verdict(False, misfit, limit, (
             f"the data are NOT explained: misfit {misfit:.3g}, explained up to {limit:.3g} "

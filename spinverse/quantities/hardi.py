@@ -73,7 +73,7 @@ def fit_hardi(signals: Signals, order: int | None = None, regularisation: float 
     if not regularisation >= 0:
         raise InputError(f"regularisation: {regularisation!r}, expected 0 or more")
     table = signals.acquisition
-    shells = _shells(signals)
+    shells = shells_of(signals)
     if not shells:
         raise InputError("signals: no row with b > 0 of a waveform with a fixed direction, "
                          "expected at least one shell")
@@ -132,7 +132,7 @@ def spherical_harmonics(directions, order: int) -> np.ndarray:
     return np.column_stack(columns)
 
 
-def _shells(signals: Signals) -> list[tuple[int, np.ndarray]]:
+def shells_of(signals: Signals) -> list[tuple[int, np.ndarray]]:
     """(waveform, rows) of each shell, b ascending: b-values within 1 % of their neighbour's."""
     table, shells = signals.acquisition, []
     for w, waveform in enumerate(table.waveforms):

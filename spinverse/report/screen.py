@@ -18,7 +18,7 @@ from .._stack import load_stack
 from ..config import ExtraTermsSection, KnownTissue, PermeabilitySection
 from ..errors import one_line
 from ..inversion import TAO, InverseProblem, Progress, Shapes, Stage
-from ..inversion.parameters import KINDS, Unknown
+from ..inversion.parameters import KINDS, NOISE, SCALE, Unknown
 from ..mesh import Mesh
 from ..units import describe_diffusivity, describe_permeability
 from .mesh_facts import UNITS
@@ -208,7 +208,11 @@ def describe_unknown(unknown: Mapping[str, Unknown]) -> list[str]:
     """Numbers that are found with the membranes, a line each."""
     def one(name: str, value: Unknown) -> str:
         kind = KINDS.get(name)
-        unit = f" {kind.unit}" if kind else ""
+        found = {SCALE: "one factor of all signals, the one that fits best",
+                 NOISE: "estimated before the search, less where a solution leaves less"}
+        if name in found and value == KINDS[name].usual:
+            return f"unknown {name}: {found[name]}"
+        unit = f" {kind.unit}" if kind and kind.unit else ""
         each = " of each cell" if kind and kind.each else ""
         prior = "" if value.deviation is None else f", prior deviation {value.deviation:g}"
         return (f"unknown {name}{each}: {value.low:g} to {value.high:g}{unit}, start "

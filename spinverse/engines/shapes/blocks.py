@@ -6,13 +6,14 @@ two cells. Facets are told apart by colours: no cell has two facets of one colou
 assembly with the facets of one colour alone holds the matrix of each of them in a place of its own.
 
 All matrices are for the unknown v with m = rho v, rho the density: v is continuous across open
-facets and 1 at the start, so that loads of ones excite and receive.
+facets and 1 at the start, so that loads of ones excite and receive. Where the density of a label is
+not the known one, its matrices are that many times those of the known one (`Blocks.density`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import dolfinx
@@ -55,6 +56,8 @@ class Blocks:
         at_walls: ``(C, Nf, 2, p, 2, p)`` the user's terms on facets that are walls of the cell 1,
             2, ...; the last row is of all further ones; None without.
         at_open: ``(Nf, 2, p, 2, p)`` on others.
+        density: ``(C,)`` of mesh cells with the label 0, 1, ..., over the known one that all
+            matrices are for; the last row is of all further labels.
     """
 
     whole: WholeMesh
@@ -65,6 +68,7 @@ class Blocks:
     exchange: np.ndarray
     at_walls: np.ndarray | None = None
     at_open: np.ndarray | None = None
+    density: np.ndarray = field(default_factory=lambda: np.ones(1))
     drift: np.ndarray | None = None
     square: np.ndarray | None = None
     fastest: float = 0.0
@@ -88,11 +92,32 @@ class Blocks:
         """Of mesh cells with this label, ``(Nt, n, n)``."""
         return self.decay[min(label, len(self.decay) - 1)]
 
-    def terms_between(self, first: np.ndarray, second: np.ndarray,
-                      facets: np.ndarray) -> np.ndarray:
-        """The user's terms on walls between two labels, ``(n, 2, p, 2, p)``."""
-        cell = np.maximum(first, second).clip(1, len(self.at_walls))
-        return self.at_walls[cell - 1, facets]
+    def density_of(self, label: np.ndarray | int) -> np.ndarray:
+        """Of mesh cells with these labels, over the known one."""
+        return self.density[np.minimum(label, len(self.density) - 1)]
+
+    def between(self, kappa: np.ndarray | float, exchange: np.ndarray, first: np.ndarray,
+                second: np.ndarray, facets: np.ndarray) -> np.ndarray:
+        """What walls between two labels contribute, ``(n, 2, p, 2, p)``.
+
+        What crosses a membrane is kappa 2 rho+ rho- / (rho+ + rho-) [v], see `forms.jump`.
+
+        Args:
+            kappa: of each wall, um/ms.
+            exchange: as the attribute, of all facets.
+            first, second: labels of the two sides, ``(n,)``; 0 beyond the mesh.
+            facets: numbers of the walls, ``(n,)``.
+        """
+        rho = self.density_of(np.stack([first, second], axis=-1))
+        outer = self.whole.outer[facets]  # nothing is beyond
+        rho[outer, 1] = rho[outer, 0]
+        found = np.reshape(kappa * 2 * rho[:, 0] * rho[:, 1] / rho.sum(axis=1),
+                           (-1, 1, 1, 1, 1)) * exchange[facets]
+        if self.at_walls is None:
+            return found
+        cell, root = np.maximum(first, second).clip(1, len(self.at_walls)), np.sqrt(rho)
+        return found + (root[:, :, None, None, None] * root[:, None, None, :, None]
+                        * self.at_walls[cell - 1, facets])
 
 
 def check(problem: BlochTorrey) -> None:
@@ -181,11 +206,12 @@ class Assembly:
                 all over the mesh.
         """
         problem = self.problem
-        mass, position, exchange = self._fixed
         inside, around = self._parts
-        decays, drifts, squares, fastest = [], [], [], 0.0
+        decays, densities, drifts, squares, fastest = [], [], [], [], 0.0
         for label in labelled:
             label()
+            densities.append(self._density())
+            mass, position, exchange = self._fixed
             if np.isfinite(walls.open):
                 self._slow(resistance / walls.open)
             decay = self._inside(self._decay[int(np.isfinite(walls.open))])
@@ -208,7 +234,14 @@ class Assembly:
                 at_walls = at_open[None]
         driven = (np.array(drifts), np.array(squares), fastest) if drifts else ()
         return Blocks(self.whole, mass, np.array(decays), position, self._nodes, exchange,
-                      at_walls, at_open, *driven)
+                      at_walls, at_open, np.array(densities), *driven)
+
+    def _density(self) -> float:
+        """At present, the same everywhere, over the known one."""
+        problem = self.problem
+        if problem.tissue.balanced:  # the known one differs from cell to cell
+            return 1.0
+        return float(_reduced(problem, problem.density / problem.tissue.density)[1])
 
     @cached_property
     def _fixed(self) -> tuple:

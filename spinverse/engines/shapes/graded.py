@@ -60,10 +60,12 @@ class GradedModel:
                             cells)
         self._rim_cell = _sparse(np.ones((len(rim), 1)), whole.sides[rim, :1], cells)
         # between nodes on the facets: of one field, and of two that face each other
-        facets = blocks.exchange * walls.first
+        self._density = blocks.density_of(np.array([1, 0]))  # inside and outside
+        a, b = self._density
+        facets = blocks.exchange * walls.first * 2 * a * b / (a + b)
         at_walls = None if blocks.at_walls is None else blocks.at_walls[0]
-        if at_walls is not None:
-            facets = facets + at_walls
+        if at_walls is not None:  # where densities differ, terms of the user's are about right
+            facets = facets + np.sqrt(a * b) * at_walls
         self._own = 0.5 * (facets[inner, 0, :, 0] + facets[inner, 1, :, 1])
         self._other = 0.5 * (facets[inner, 0, :, 1] + facets[inner, 1, :, 0])
         self._facet = node[blocks.nodes[inner, 0]]
@@ -95,8 +97,9 @@ class GradedModel:
         blocks, nv = self.blocks, self.num_nodes
         A, M = self._operators(c)
         X = np.zeros((3, 2 * nv, 2 * nv))
-        for here, share in ((slice(0, nv), c), (slice(nv, 2 * nv), 1 - c)):
-            weight = self.mass_floor + (1 - self.mass_floor) * share
+        for here, share, rho in zip((slice(0, nv), slice(nv, 2 * nv)), (c, 1 - c), self._density,
+                                    strict=True):
+            weight = rho * (self.mass_floor + (1 - self.mass_floor) * share)
             for axis in range(3):
                 X[axis, here, here] = self._put(self.node, blocks.position[axis], weight)
         K = min(self.modes, len(A))
@@ -117,11 +120,11 @@ class GradedModel:
         blocks, nv, put = self.blocks, self.num_nodes, self._put
         A, M = np.zeros((2 * nv, 2 * nv)), np.zeros((2 * nv, 2 * nv))
         fields = slice(0, nv), slice(nv, 2 * nv)
-        for here, share, decay, outflow in zip(fields, (c, 1 - c), self._decays, self._outflow,
-                                               strict=True):
-            A[here, here] = put(self.node, decay, FLOOR + (1 - FLOOR) * share)
-            A[here, here] += put(self._rim, outflow, self._rim_cell @ share)
-            weight = self.mass_floor + (1 - self.mass_floor) * share
+        for here, share, rho, decay, outflow in zip(
+                fields, (c, 1 - c), self._density, self._decays, self._outflow, strict=True):
+            A[here, here] = put(self.node, decay, rho * (FLOOR + (1 - FLOOR) * share))
+            A[here, here] += put(self._rim, outflow, rho * (self._rim_cell @ share))
+            weight = rho * (self.mass_floor + (1 - self.mass_floor) * share)
             M[here, here] = put(self.node, blocks.mass, weight)
         walls = (self.jump @ c) ** 2
         inside, outside = fields
@@ -136,7 +139,7 @@ class GradedModel:
         """The operators of a periodic box at shares ``(Nt,)``; nodes as of `basis`."""
         A, M = self._operators(c)
         n, half = len(A), self.num_nodes
-        fields = [(here * half + self.node, FLOOR + (1 - FLOOR) * share)
+        fields = [(here * half + self.node, self._density[here] * (FLOOR + (1 - FLOOR) * share))
                   for here, share in enumerate((c, 1 - c))]
         where = np.concatenate([node for node, _ in fields])
         rows, columns = (np.broadcast_to(a, (*where.shape, where.shape[1])).ravel()
@@ -212,12 +215,17 @@ class GradedModel:
         return (*(a.astype(np.float32) for a in scaled),
                 rest.astype(np.float32) if self.blocks.at_walls is not None else None)
 
+    @property
+    def _signs(self) -> np.ndarray:
+        """Of what the fields change with a share: the outside loses what the inside gains."""
+        return self._density * [1, -1]
+
     # ---- derivatives of the operators by the shares ------------------------------------------
 
     def mass_term(self, p: np.ndarray, u: np.ndarray) -> np.ndarray:
         """Re p . dM u for values at the nodes ``(2 Nv, m)``, ``(m, Nt)``."""
         total = np.zeros((len(self.node), p.shape[1]))
-        for sign, a, b in zip((1, -1), *(np.split(x, 2) for x in (p, u)), strict=True):
+        for sign, a, b in zip(self._signs, *(np.split(x, 2) for x in (p, u)), strict=True):
             right = _times(self.blocks.mass, b[self.node])
             total += sign * np.einsum("tnc,tnc->tc", a[self.node], right).real
         return (1 - self.mass_floor) * total.T
@@ -243,7 +251,7 @@ class GradedModel:
         *decays, mass, own, rest = self._single
         parts = [np.split(x, 2) for x in (P, U, slope)]
         total = np.zeros((len(c), P.shape[1]), single)
-        for k, (sign, decay, p, u, du) in enumerate(zip((1, -1), decays, *parts, strict=True)):
+        for k, (sign, decay, p, u, du) in enumerate(zip(self._signs, decays, *parts, strict=True)):
             there = u[self.node]
             right = _times(decay, there) + _times(mass, du[self.node])
             if position is not None:
@@ -258,7 +266,7 @@ class GradedModel:
             f += np.einsum("fmc,fmc->fc", p, _times(rest, v)).real
             f += np.einsum("fmc,fmc->fc", q, _times(rest.transpose(0, 2, 1), u)).real
         total -= self.jump.T @ ((2 * (self.jump @ c))[:, None].astype(single) * f)
-        for sign, outflow, p, u in zip((1, -1), self._outflow, *parts[:2], strict=True):
+        for sign, outflow, p, u in zip(self._signs, self._outflow, *parts[:2], strict=True):
             if np.any(outflow):
                 f = (p[self._rim] * _times(outflow.astype(single), u[self._rim])).real.sum(axis=1)
                 total -= self._rim_cell.T @ (single(sign) * f)

@@ -73,18 +73,21 @@ class PartitionModel:
             return np.bincount(entries, values.ravel(), n * n).reshape(n, n)
 
         rows, columns = entries // n, entries % n
-        A, m = dense(blocks.decay[which, every]), 2 * nodes.shape[2]
+        rho = blocks.density_of(labels)[:, None, None]
+        A, m = dense(rho * blocks.decay[which, every]), 2 * nodes.shape[2]
         wall = is_wall(labels, self.sides)
         parts = [(np.flatnonzero(wall), self._between(labels, np.flatnonzero(wall)))]
         if blocks.at_open is not None:
-            parts.append((np.flatnonzero(~wall), blocks.at_open[~wall]))
+            of = rho[self.sides[~wall, 0], :, :, None, None]
+            parts.append((np.flatnonzero(~wall), of * blocks.at_open[~wall]))
         for facets, values in parts:
             where = number[nodes[facets]].reshape(-1, m)
             A += np.bincount((where[:, :, None] * n + where[:, None, :]).ravel(), values.ravel(),
                              n * n).reshape(n, n)
-        N, C = ([csr_matrix((values[which, j, every].ravel(), (rows, columns)), shape=(n, n))
-                 for j in range(values.shape[1])] for values in (blocks.drift, blocks.square))
-        return DriftSystem(A, dense(blocks.mass), N, C, blocks.fastest)
+        N, C = ([csr_matrix(((rho * values[which, j, every]).ravel(), (rows, columns)),
+                            shape=(n, n)) for j in range(values.shape[1])]
+                for values in (blocks.drift, blocks.square))
+        return DriftSystem(A, dense(rho * blocks.mass), N, C, blocks.fastest)
 
     def broken(self, labels: np.ndarray) -> DriftSystem:
         """The operators of a periodic box in the broken space, where no facet is tied: sparse."""
@@ -98,15 +101,18 @@ class PartitionModel:
             values, rows, columns = map(np.concatenate, zip(*entries, strict=True))
             return csr_matrix((values, (rows, columns)), shape=(size, size))
 
+        rho = blocks.density_of(labels)[:, None, None]
+
         def inside(values):
-            return assembled((self._values, values))
+            return assembled((self._values, rho * values))
 
         wall = is_wall(labels, self.sides)
-        exchange = self.walls.open * self._exchange
+        of = rho[self.sides[:, 0], :, :, None, None]
+        exchange = of * self.walls.open * self._exchange
         exchange[wall] = self._between(labels, np.flatnonzero(wall))
         if blocks.at_open is not None:
-            exchange[~wall] += blocks.at_open[~wall]
-        A = assembled((self._values, blocks.decay[which, every]),
+            exchange[~wall] += (of * blocks.at_open)[~wall]
+        A = assembled((self._values, rho * blocks.decay[which, every]),
                       (blocks.nodes.reshape(-1, m), exchange.reshape(-1, m, m)))
         N, C = ([inside(values[which, j, every]) for j in range(values.shape[1])]
                 for values in (blocks.drift, blocks.square))
@@ -146,10 +152,8 @@ class PartitionModel:
         """What some walls contribute, ``(n, 2, p, 2, p)``."""
         first, second = self.sides[facets].T
         first, second = labels[first], np.where(second >= 0, labels[second], 0)
-        found = np.reshape(self.walls.of(first, second), (-1, 1, 1, 1, 1)) * self._exchange[facets]
-        if self.blocks.at_walls is None:
-            return found
-        return found + self.blocks.terms_between(first, second, facets)
+        return self.blocks.between(self.walls.of(first, second), self._exchange, first, second,
+                                   facets)
 
     def _unknowns(self, labels: np.ndarray) -> np.ndarray:
         """Number of the unknown of each value in each cell, ``(Nt n,)``."""
@@ -161,7 +165,7 @@ class PartitionModel:
         return connected_components(graph, directed=False)[1]
 
     def _block(self, labels, label, number, wall):
-        blocks, nodes = self.blocks, self.blocks.nodes
+        blocks, nodes, rho = self.blocks, self.blocks.nodes, self.blocks.density_of(label)
         cells = np.flatnonzero(labels == label)
         used, local = np.unique(number[self._values[cells]], return_inverse=True)
         local, n = local.reshape(len(cells), -1), len(used)
@@ -170,7 +174,7 @@ class PartitionModel:
         entries = (local[:, :, None] * n + local[:, None, :]).ravel()
 
         def assembled(values):
-            return np.bincount(entries, values.ravel(), n * n).reshape(n, n)
+            return rho * np.bincount(entries, values.ravel(), n * n).reshape(n, n)
 
         def add(matrix, where, values):
             where = place[number[where]]
@@ -185,11 +189,11 @@ class PartitionModel:
         if label:
             add(A, nodes[rim, 0], self._between(labels, rim)[:, 0, :, 0])
         elif self._rim[rim].any():
-            add(A, nodes[rim, 0], self._rim[rim])
+            add(A, nodes[rim, 0], rho * self._rim[rim])
         if blocks.at_open is not None:
             tied = self._inner[(labels[self.sides[self._inner]] == label).all(axis=1)]
             m = 2 * nodes.shape[2]
-            add(A, nodes[tied].reshape(-1, m), blocks.at_open[tied].reshape(-1, m, m))
+            add(A, nodes[tied].reshape(-1, m), rho * blocks.at_open[tied].reshape(-1, m, m))
         K = n
         if self.modes is not None:
             K = min(n, max(self.modes[1], int(KEPT * n)) if label else self.modes[0])

@@ -26,7 +26,9 @@ _SIGNAL_STEP = 1e-3  # for differences of signals: above the rounding of eigenpr
 
 
 class Numbers:
-    """The unknown numbers of a stage of facets; `wall_permeability` is what facets have.
+    """The unknown numbers of a stage of facets, which hold `parameters.RATIO`.
+
+    `wall_permeability` is what facets have.
 
     Args:
         problem: whose ``unknown`` they are.
@@ -40,7 +42,8 @@ class Numbers:
     def __init__(self, problem: InverseProblem, forward: BlochTorrey, state: State):
         self.problem, self.forward, self.comm = problem, forward, problem.comm
         self.facets = problem.mesh.num_owned_facets
-        unknown = {k: u for k, u in problem.unknown.items() if k != "wall_permeability"}
+        unknown = {k: u for k, u in parameters.of_theta(problem.unknown).items()
+                   if k not in ("wall_permeability", parameters.RATIO)}
         if state.labels is None and parameters.labelled(unknown):
             name = next(name for name in unknown if parameters.labelled([name]))
             raise InputError(f"unknown: {name} in a stage of facets, which do not tell inside from "

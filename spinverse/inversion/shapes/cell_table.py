@@ -17,17 +17,17 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import norm
+from scipy.stats import chi2, norm
 
 from ...engines.basis.eigenmodes import eigenmodes
 from ...engines.shapes.walls import is_wall
 from ...units import permeability_from_internal
 from .. import parameters
 from ..problem import InverseProblem
-from ..verdict import MODEL
+from ..verdict import ERRORS, MODEL
 from .cells import Cells, changed
 from .hypothesis import whole_labels
-from .models import Models
+from .models import PARTITION_STEP, Models
 from .surrogate import Surrogate
 
 LEVEL = 0.9  # of the intervals
@@ -165,7 +165,8 @@ class _Solution:
         residual = models.exact(labels, self.theta, look)
         # the fast model from here on: its error hardly changes with theta
         self.bias = residual - self._fast(self.theta)
-        self.variance = max(problem.likelihood.floor, float(np.mean(residual**2))) + MODEL**2
+        self.misfit = float(np.mean(residual**2))
+        self.variance = max(problem.likelihood.floor, self.misfit) + MODEL**2
         units = STEP * np.eye(len(self.theta))[self.active]
         slopes = [(self._residual(self.theta + e) - self._residual(self.theta - e)) / (2 * STEP)
                   for e in units]
@@ -179,12 +180,13 @@ class _Solution:
                                np.full(len(effects), SHARE**-2)]
         self.covariance = np.linalg.inv(self.J @ self.J.T / self.variance
                                         + np.diag(self.precision))
+        self.moved = [changed(labels, [move]) for move in moves.moves[: moves.number]]
         # of volume and surface of every cell by all of it
         here = self._sizes(labels)
         self.sizes = here
         self.size_slopes = np.zeros((*here.shape, len(self.J)))
-        for k, move in enumerate(moves.moves[: moves.number], len(self.active)):
-            self.size_slopes[..., k] = self._sizes(changed(labels, [move])) - here
+        for k, shape in enumerate(self.moved, len(self.active)):
+            self.size_slopes[..., k] = self._sizes(shape) - here
 
     def _residual(self, theta: np.ndarray) -> np.ndarray:
         return self._fast(theta) + self.bias
@@ -241,8 +243,55 @@ class _Solution:
 
     def others(self) -> dict[str, Figure]:
         """Unknown numbers that no cell has of its own."""
-        return {self.models.names[i]: self._unknown(k) for k, i in enumerate(self.active)
-                if not self.models.cell_of[i]}
+        found = {self.models.names[i]: self._unknown(k) for k, i in enumerate(self.active)
+                 if not self.models.cell_of[i]}
+        if self.problem.unit is not None:
+            found[parameters.SCALE] = self._scale()
+        if parameters.NOISE in self.problem.unknown:
+            found[parameters.NOISE] = self._noise()
+        return found
+
+    def _scale(self) -> Figure:
+        """The factor of all signals, which answers to unknown numbers and to the shape."""
+        models, look = self.models, self.models.all
+        likelihood, sweeps = look.likelihood, look.sweeps(PARTITION_STEP)
+
+        def log_of(theta, shapes):
+            model = models.partition(theta)
+            return models.shared(lambda shape: np.log(likelihood.factor(
+                np.abs(model.signals(shape, sweeps)))), shapes)
+
+        here, *moved = log_of(self.theta, [self.labels, *self.moved])
+        full = models.signals(self.labels, self.theta, look)
+        steps = [[log_of(self.theta + sign * STEP * unit, [self.labels])[0]
+                  for sign in (1, -1)] for unit in np.eye(len(self.theta))[self.active]]
+        slope = np.array([*((up - down) / (2 * STEP) for up, down in steps),
+                          *(there - here for there in moved)])
+        # what it is known to where all else is
+        alone = self.variance / np.sum(likelihood.expected(full) ** 2)
+        factor = float(likelihood.factor(np.abs(full)))
+        width = np.exp(self.z * np.sqrt(slope @ self.covariance @ slope + alone))
+        return Figure(factor, float(factor / width), float(factor * width))
+
+    def _noise(self) -> Figure:
+        """Its deviation, of |S(b = 0)|, with the interval of a chi-square.
+
+        Of what the solution leaves, less the freedoms that it has taken; where that is more than
+        what noise can be, of the estimate before the search.
+        """
+        first, now = self.problem.first_likelihood, self.problem.likelihood
+        sigma, freedom = first.sigma, first.freedom
+        if self.misfit <= first.explained(ERRORS) + MODEL**2 or not first.judges:
+            taken = np.sum(self.covariance * (self.J @ self.J.T)) / self.variance
+            freedom = max(len(now) - float(taken), 1.0)
+            each = now.floor / now.sigma**2 if now.sigma else 1.0  # of sigma^2, in magnitudes
+            sigma = float(np.sqrt(self.misfit * len(now) / freedom / each))
+        if np.isinf(freedom):
+            return Figure(sigma, sigma, sigma)
+        tail = float(norm.sf(self.z))
+        low, high = (sigma * float(np.sqrt(freedom / chi2.ppf(p, freedom)))
+                     for p in (1 - tail, tail))
+        return Figure(sigma, low, high)
 
     @property
     def _names(self) -> list[str]:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from ..likelihood import NEGLIGIBLE
+from ..parameters import NOISE
 from .hypothesis import Hypothesis
 from .score import Score
 from .search import Search
@@ -17,6 +19,7 @@ REFLECTING, STEP = 2.5, 30
 # parts that a search of noisy data has at least, if no second start confirms its find; parts
 # without a likelier shape (by LIKELIER units of log-likelihood) that end it
 SURE, FRUITLESS, LIKELIER = 3, 2, 1.0
+LOWER = 0.5  # of its variance, below which noise that is unknown is less than was thought
 
 Report = Callable[[str, float], None]
 
@@ -80,12 +83,15 @@ class SearchLedger:
 
     def over(self) -> bool:
         """Whether to stop in the middle of a part."""
-        return self.solved() or (self.best is not None and self.left() <= 0)
+        return (self.solved() or self.lower_noise() is not None
+                or (self.best is not None and self.left() <= 0))
 
     def verdict(self) -> str:
         """Why to end after a part; "" to go on."""
         if self.best is None:
             return ""
+        if self.lower_noise() is not None:
+            return "the noise is less than was thought"
         score, bests = self.score, self._bests
         explained = score.explains(self.best.misfit)
         fruitless = (score.near(self.best.misfit) and len(bests) > FRUITLESS
@@ -94,6 +100,20 @@ class SearchLedger:
             return ""
         return ("the data are explained" if explained else
                 "no likelier shape any more" if fruitless else "as many shapes as it may look at")
+
+    def lower_noise(self) -> float | None:
+        """What the best shape leaves, where noise is unknown and far less than was thought."""
+        problem, best = self.search.models.problem, self.best
+        likelihood = problem.likelihood
+        if NOISE not in problem.unknown or not likelihood.sigma or best is None:
+            return None
+        freedom = max(len(likelihood) - int(self.search.models.active(best.labels).sum()), 1)
+        share = best.misfit * len(likelihood) / (freedom * likelihood.floor)
+        low = problem.unknown[NOISE].low
+        if share >= LOWER or likelihood.sigma <= low:
+            return None
+        sigma = max(likelihood.sigma * float(np.sqrt(share)), low)
+        return sigma if sigma >= max(NEGLIGIBLE, low) else 0.0
 
     def gap(self) -> bool:
         """Whether the best shape is far from what noise explains."""

@@ -65,7 +65,7 @@ class Models:
     def __init__(self, problem: InverseProblem, cells: int = 1):
         self.problem, self.comm, self._cells = problem, problem.comm, cells
         self.whole = WholeMesh.of(problem.mesh)
-        numbers = parameters.Coordinates(problem.unknown, cells)
+        numbers = parameters.Coordinates(parameters.of_theta(problem.unknown), cells)
         self.names, self.cell_of, self.start = numbers.names, numbers.cell_of, numbers.start
         self.bounds, self.precision = numbers.bounds, numbers.precision
         self.active, self.values = numbers.active, numbers.values
@@ -92,7 +92,7 @@ class Models:
         """
         if not self.names:
             return [self.start]
-        (low, high), unknown = self.bounds, list(self.problem.unknown)
+        (low, high), unknown = self.bounds, list(dict.fromkeys(self.names))
         number = min(DESIGN[0] * len(unknown), DESIGN[1])
         points = qmc.Halton(len(unknown), scramble=False).random(number + 1)[1:]
         points = points[:, [unknown.index(name) for name in self.names]]
@@ -158,7 +158,7 @@ class Models:
         return np.array(found).reshape(len(found), len(look.measured))
 
     def theta_step(self, labels: np.ndarray, theta: np.ndarray, slopes: np.ndarray,
-                   r: np.ndarray, longest: float) -> np.ndarray:
+                   r: np.ndarray, longest: float, flat: float = FLAT) -> np.ndarray:
         """Coordinates after a Gauss-Newton step, kept in their ranges, ``(P,)``.
 
         Args:
@@ -167,10 +167,14 @@ class Models:
             slopes: as of `slopes`.
             r: residual, ``(N,)``.
             longest: of all changes.
+            flat: damping, of the curvature by each.
         """
         active, precision = self.active(labels), self.floor * self.precision
         H, pull = slopes @ slopes.T, precision * (theta - self.start)
-        H = H + FLAT * np.diag(np.diag(H)) + np.diag(precision[active] + 1e-300)
+        # what the misfit, taken for noise, tells less of than the range does stays: damping that
+        # vanishes with the misfit (Yamashita and Fukushima, Computing Suppl. 15, 239, 2001)
+        told = 12 * np.mean(r**2) / np.ptp(self.bounds[:, active], axis=0) ** 2
+        H = H + np.diag(flat * np.diag(H) + precision[active] + told + 1e-300)
         step = np.zeros(len(theta))
         step[active] = -np.linalg.solve(H, slopes @ r + pull[active])
         step *= min(1.0, longest / max(np.abs(step).max(), 1e-300))
@@ -214,16 +218,19 @@ class Models:
 
     def exact(self, labels: np.ndarray, theta: np.ndarray, look: Look) -> np.ndarray:
         """Residual of the full model, as `reconstruct` ends with, ``(N,)``."""
+        return look.likelihood.residual(self.signals(labels, theta, look))
+
+    def signals(self, labels: np.ndarray, theta: np.ndarray, look: Look) -> np.ndarray:
+        """Of the full model, um^3 times density, ``(N,)`` complex."""
         if self.problem.periodic:
-            return look.likelihood.residual(
-                self.signals_in_box(labels, theta, look.likelihood.acquisition))
+            return self.signals_in_box(labels, theta, look.likelihood.acquisition)
         kappa = self.permeability(labels, theta)
         if id(look) not in self._engines:
             number = int(FULL_MODES[self.problem.absorbing] * len(self.whole.cells))
             number = min(max(FEWEST_MODES, number), self._forward.num_unknowns)
             self._engines[id(look)] = look, MatrixFormalism(
                 self._forward, look.likelihood.acquisition, number)
-        return look.likelihood.residual(self._engines[id(look)][1].signals(kappa))
+        return self._engines[id(look)][1].signals(kappa)
 
     def signals_in_box(self, labels: np.ndarray, theta: np.ndarray,
                        table: Acquisition) -> np.ndarray:

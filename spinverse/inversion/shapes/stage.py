@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from ...engines.shapes import blocks
 from ...errors import InputError
 from ..facets.memory import Memory
 from ..ledger import Ledger, State
+from ..parameters import NOISE
 from ..problem import InverseProblem
 from .ledger import SearchLedger
 from .schedule import ONE, TWO, Strategy, run
@@ -101,25 +102,36 @@ class Shapes:
             done += 1
             ledger.report(self.name, done, misfit, misfit, phase=phase)
 
+        settings = Settings(
+            cells=self.cells, ellipsoids=self.ellipsoids, candidates=self.candidates,
+            rounds=self.rounds, budget=self.budget, target=self.stop_at, seed=self.seed)
+        numbers = None if earlier is None else earlier.numbers
         with ledger.clock("shapes"):
-            search = Search(problem, Settings(
-                cells=self.cells, ellipsoids=self.ellipsoids, candidates=self.candidates,
-                rounds=self.rounds, budget=self.budget, target=self.stop_at, seed=self.seed))
-            models = search.models
+            search = Search(problem, settings)
 
             def at(labels: np.ndarray, theta: np.ndarray) -> State:
+                models = search.models
+                values = models.values(theta, int(labels.max(initial=0)))
+                if NOISE in problem.unknown:
+                    values[NOISE] = models.problem.likelihood.sigma
                 return State(models.permeability(labels, theta),
-                             labels[models.whole.owned_cells].astype(np.int32),
-                             models.values(theta, int(labels.max(initial=0))))
+                             labels[models.whole.owned_cells].astype(np.int32), values)
 
             def keep(kept: dict) -> None:
                 there = at(kept["labels"], kept["theta"])
                 ledger.keep(done, there, lambda: Memory(
                     "Shapes", done, kept, {"control": there.permeability}))
 
-            found = SearchLedger(search, report, keep, ledger.due)
-            ending = run(search, found, None if earlier is None else earlier.numbers,
-                         self.schedule)
+            while True:
+                found = SearchLedger(search, report, keep, ledger.due)
+                ending = run(search, found, numbers, self.schedule)
+                sigma = found.lower_noise()
+                if sigma is None:
+                    break
+                # what explained data of more noise is where the search goes on
+                search = Search(replace(problem, sigma=sigma), settings)
+                numbers = found.state(found.part) | {"within": np.array(True),
+                                                     "bests": np.zeros(0)}
             found.tune()
             ledger.evaluations += found.shapes
             return at(found.best.labels, found.best.theta), ending

@@ -17,7 +17,7 @@ from .anneal import anneal
 from .cells import Cells, changed
 from .hypothesis import Hypothesis
 from .look import Look
-from .models import Models
+from .models import FLAT, Models
 from .placements import Placement
 from .surrogate import Surrogate
 
@@ -36,9 +36,10 @@ POOL = 400  # sets of moves that are looked through for them
 PATIENCE, PATIENCE_NOISY = 6, 4  # iterations without a gain
 GAIN, GAIN_NOISY = 0.4, 0.1  # shares of the misfit, of the noise: what is a gain
 RELAXED = 1e-2  # of the mean curvature: keeps shares of moves apart when places are surveyed
-# unknown numbers: Gauss-Newton steps before each step of a walk; the largest in the coordinate; and
-# below which there is nothing to gain
-TUNINGS, LONGEST, SHORTEST = 3, 0.5, 2e-5
+# unknown numbers: Gauss-Newton steps before each step of a walk, or while each halves the misfit;
+# the largest in the coordinate; and below which there is nothing to gain
+TUNINGS, FAST, LONGEST, SHORTEST = 3, 12, 0.5, 2e-5
+LOOSER = 10.0  # by how much steps are damped less after one that gained
 MADE_UP = 3.0  # rms residuals that unknown numbers may make up for, in the whitening
 
 Places = Callable[[np.ndarray], Sequence[Placement]]
@@ -71,6 +72,7 @@ class Walk:
         self._slopes = np.zeros((0, len(look.measured)))
         self._visited: set[bytes] = set()
         self._surrogate: Surrogate | None = None
+        self._flat = FLAT
         self.shapes = 0
 
     # ---- what partitions leave of the data ------------------------------------------------------
@@ -192,10 +194,10 @@ class Walk:
             away = there.theta - models.start
             return there.misfit + precision @ away**2 / len(self.look.measured)
 
-        for _ in range(TUNINGS):
+        for turn in range(1, FAST + 1):
             self._measure_slopes(labels)
             theta = models.theta_step(labels, self.theta, self._slopes,
-                                      self.residuals([labels])[0], LONGEST)
+                                      self.residuals([labels])[0], LONGEST, self._flat)
             if np.abs(theta - self.theta).max() < SHORTEST:
                 return
             before, at_best = self.here, self.here is self.best
@@ -206,9 +208,13 @@ class Walk:
                 self.theta, self._known, self._exact = known
                 self.here = self._centred(labels)
                 self.best = self.here if at_best else self.best
+                self._flat = min(LOOSER * self._flat, FLAT)
                 return
+            self._flat /= LOOSER
             if at_best or self.here.misfit < self.best.misfit:
                 self.best = self.here
+            if turn >= TUNINGS and self.here.misfit > before.misfit / 2:
+                break
         self._measure_slopes(labels)
 
     def _at(self, theta: np.ndarray) -> None:
