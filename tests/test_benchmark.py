@@ -355,7 +355,7 @@ def test_bad_methods(tmp_path, text, message):
 def test_presets_are_methods():
     default, published = methods.find(["default", "published"])
     assert default.keys == {"stages": "default"}
-    content = published.run_file("grid.npz", "signals.npz", "absorbing")
+    content = published.run_file("grid.npz", "signals.npz", {"boundary": "absorbing"})
     assert content["interface"] == {"rule": "threshold", "cut_um_per_ms": 1.0}
     run = ReconstructConfig.model_validate(content, context={"folder": "."})
     assert run.stages == "published" and run.tissue.boundary == "absorbing"
@@ -384,7 +384,7 @@ def test_seeds_reach_searches(tmp_path):
     own, default, facets = methods.find([str(tmp_path / "own.yaml"), "default", "published"])
 
     def stages(method, seed):
-        content = method.run_file("grid.npz", "signals.npz", "absorbing", seed=seed)
+        content = method.run_file("grid.npz", "signals.npz", {"boundary": "absorbing"}, seed=seed)
         return ReconstructConfig.model_validate(content, context={"folder": "."}).stage_list()
 
     assert stages(own, 2)[0].seed == 5 and stages(own, 2)[1] == stages(own, 0)[1]

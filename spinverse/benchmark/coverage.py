@@ -24,7 +24,8 @@ def covered(truth: MeshData, found: Sequence[dict], wall: float, absorbing: bool
         absorbing: whether walls on the outer boundary count.
 
     Returns:
-        ``covered_volume`` and so on; None where the number of cells is wrong.
+        ``covered_volume`` and so on; None where the number of cells is wrong, and
+        where the truth has no tags (published meshes).
     """
     tags = np.unique(truth.cell_tags)[1:]
     triples, sides = facets_of(truth.cells, truth.name)
