@@ -248,13 +248,13 @@ class BlochTorrey:
     @cached_property
     def local_mass(self) -> scipy.sparse.csr_matrix:
         """(m, v) between owned broken dofs: block diagonal by cell, no other rank needed."""
-        return self._local(forms.mass(*self.scalar_arguments))
+        return self.assembled(forms.mass(*self.scalar_arguments))
 
     @cached_property
     def local_positions(self) -> list[scipy.sparse.csr_matrix]:
         """(x_j m, v) for each axis j between owned broken dofs, um."""
         m, v, c = self.scalar_arguments
-        return [self._local(forms.position(m, v, c, j)) for j in range(self.mesh.dim)]
+        return [self.assembled(forms.position(m, v, c, j)) for j in range(self.mesh.dim)]
 
     @cached_property
     def mass_of_unknowns(self) -> scipy.sparse.csr_matrix:
@@ -294,14 +294,14 @@ class BlochTorrey:
     def local_drifts(self) -> dict[int, scipy.sparse.csr_matrix]:
         """`forms.drift` for each periodic axis between owned broken dofs."""
         m, v, c = self.scalar_arguments
-        return {j: self._local(forms.drift(m, v, c, j)) for j in self.periodic}
+        return {j: self.assembled(forms.drift(m, v, c, j)) for j in self.periodic}
 
     @cached_property
     def local_squares(self) -> dict[tuple[int, int], scipy.sparse.csr_matrix]:
         """`forms.drift_squared` for the pairs j <= k of periodic axes where it is not zero."""
         m, v, c = self.scalar_arguments
         tensor = bool(ufl.shape(c.D))
-        return {(j, k): self._local(forms.drift_squared(m, v, c, j, k))
+        return {(j, k): self.assembled(forms.drift_squared(m, v, c, j, k))
                 for j in self.periodic for k in self.periodic if j == k or (tensor and j < k)}
 
     @cached_property
@@ -326,7 +326,8 @@ class BlochTorrey:
         result[dofs.list] = np.asarray(values)[:, None]
         return result[: dofs.index_map.size_local]
 
-    def _local(self, form: ufl.Form) -> scipy.sparse.csr_matrix:
+    def assembled(self, form: ufl.Form) -> scipy.sparse.csr_matrix:
+        """A form inside cells between owned broken dofs: no other rank is needed."""
         matrix = dolfinx.fem.assemble_matrix(self.compile(form))
         matrix.scatter_reverse()
         owned = self.space.dofmap.index_map.size_local

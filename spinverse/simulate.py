@@ -15,12 +15,13 @@ from .engines.march.time_stepping import TimeStepping
 from .engines.modal.matrix_formalism import MatrixFormalism
 from .engines.modal.mesh_error import LARGE
 from .engines.modal.mesh_error import mesh_error as error_of_mesh
+from .engines.shapes.directions import DirectionBases
 from .errors import InputError
 from .extra_terms import Unsuitable
 from .problem import BlochTorrey
 from .tissue import Tissue
 
-ENGINES = ("matrix_formalism", "time_stepping")
+ENGINES = ("matrix_formalism", "time_stepping", "direction_bases")  # the last has no derivatives
 RESOLVED = 0.3  # Q h, rad: an error of about 1e-2 of P1
 _TIMES = 401  # at which Q is looked at for its largest value
 
@@ -30,7 +31,7 @@ _log = logging.getLogger(__name__)
 def make_engine(problem: BlochTorrey, acquisition: Acquisition, engine: str = "auto",
                 modes: int | str = "auto", tolerance: float = 1e-4,
                 time_step: float | str = "auto",
-                functions: str = "modes") -> MatrixFormalism | TimeStepping:
+                functions: str = "modes") -> MatrixFormalism | TimeStepping | DirectionBases:
     """The engine of a name; see `simulate` and `MatrixFormalism` for the arguments. Collective.
 
     With "auto" the log says (level warning) why the matrix formalism cannot take extra terms.
@@ -52,6 +53,8 @@ def make_engine(problem: BlochTorrey, acquisition: Acquisition, engine: str = "a
         return MatrixFormalism(problem, acquisition, modes, tolerance, functions=functions)
     if engine == "time_stepping":
         return TimeStepping(problem, acquisition, time_step, tolerance=tolerance)
+    if engine == "direction_bases":
+        return DirectionBases(problem, acquisition)
     raise InputError(f"engine: {engine!r}, expected one of {', '.join(ENGINES)}, auto")
 
 
@@ -66,7 +69,8 @@ def simulate(tissue: Tissue, acquisition: Acquisition, engine: str = "auto",
         tissue: what the spins live in.
         acquisition: the measurements.
         engine: "matrix_formalism" (all measurements from one eigenproblem), "time_stepping", or
-            "auto": the first one, unless it cannot take ``extra_terms``.
+            "auto": the first one, unless it cannot take ``extra_terms``. "direction_bases" is
+            faster in boxes that are periodic along all axes, for waveforms of one direction.
         degree: polynomial degree within a cell; "auto" for 1, or 2 where 1 does not resolve the
             phase along periodic axes (`degree_for`).
         modes: of the matrix formalism: a number, or "auto" for as many as ``tolerance`` needs.
@@ -103,8 +107,8 @@ def simulate(tissue: Tissue, acquisition: Acquisition, engine: str = "auto",
     return signals
 
 
-def signals_of(engine: MatrixFormalism | TimeStepping, acquisition: Acquisition,
-               mesh_error: bool = True) -> Signals:
+def signals_of(engine: MatrixFormalism | TimeStepping | DirectionBases,
+               acquisition: Acquisition, mesh_error: bool = True) -> Signals:
     """Signals of an engine for ``acquisition.with_unweighted()``. Collective.
 
     With the error of the mesh, if it is wanted and the engine has modes.

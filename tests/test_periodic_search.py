@@ -7,13 +7,21 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from spinverse import Acquisition, BlochTorrey, InputError, InverseProblem, Permeability, Tissue
+from spinverse import (
+    Acquisition,
+    BlochTorrey,
+    InputError,
+    InverseProblem,
+    Permeability,
+    Tissue,
+    simulate,
+)
 from spinverse.acquisition import Signals
-from spinverse.acquisition.signals import UM3
 from spinverse.benchmark.targets import SIDE, across, own
 from spinverse.engines.modal.matrix_formalism import MatrixFormalism
 from spinverse.engines.shapes.blocks import Assembly
-from spinverse.engines.shapes.drift import LINKS, DriftSweeps
+from spinverse.engines.shapes.directions import DirectionBases
+from spinverse.engines.shapes.drift import AXIS_PAIRS, DriftSweeps
 from spinverse.engines.shapes.graded import GradedModel
 from spinverse.engines.shapes.partition import PartitionModel
 from spinverse.engines.shapes.walls import Walls
@@ -116,34 +124,43 @@ def own_on_face():
 @pytest.mark.parametrize("values", [{}, {"diffusivity": np.diag([2.0, 1.5, 1.0]),
                                          "T2": 50.0}])
 def test_fast_models_of_a_periodic_box(comm, values):
-    """Operators entry by entry; signals of both models against the engine."""
+    """Blocks entry by entry; signals of both models, and of the engine, against all modes."""
     mesh = glued(box(comm))
     whole = WholeMesh.of(mesh)
-    labels, walls = labels_of(whole, STEPS[1]), Walls(WALL, OPEN, False)
-    problem = BlochTorrey(tissue_of(mesh, whole, labels, walls, **values))
-    assembly = Assembly(problem, whole)
-    system = PartitionModel(assembly.blocks(walls, 0.0), walls, None).broken(labels)
-    place = np.empty(problem.space.dofmap.index_map.size_local
-                     + problem.space.dofmap.index_map.num_ghosts, int)
-    place[problem.space.dofmap.list] = 4 * mesh.input_cells[:, None] + np.arange(4)
-    place = place[: problem.space.dofmap.index_map.size_local]
-    for axis, form in problem.local_drifts.items():
-        assert np.abs(system.drifts[axis][place][:, place] - form).max() < 1e-12
-    if comm.size == 1:
-        ai, aj, av = problem.decay_matrix().getValuesCSR()
-        A = np.zeros((len(place), len(place)))
-        A[np.repeat(np.arange(len(place)), np.diff(ai)), aj] = av
-        assert np.abs(system.decay[place][:, place].toarray() - A).max() < 1e-11 * np.abs(A).max()
-    tied = Walls(WALL, np.inf, False)
+    labels, tied = labels_of(whole, STEPS[1]), Walls(WALL, np.inf, False)
     problem = BlochTorrey(tissue_of(mesh, whole, labels, tied, **values))
+    blocks = Assembly(problem, whole).blocks(tied)
+    dofs, owned = problem.space.dofmap.list, mesh.num_owned_cells
+    for axis, form in problem.local_drifts.items():
+        for cell in range(0, owned, 20):
+            here = form[dofs[cell]][:, dofs[cell]].toarray()
+            assert np.abs(blocks.drift[0, axis, mesh.input_cells[cell]] - here).max() < 1e-12
+    for place, pair in enumerate(AXIS_PAIRS):
+        for cell in range(0, owned, 20) if pair in problem.local_squares else ():
+            here = problem.local_squares[pair][dofs[cell]][:, dofs[cell]].toarray()
+            assert np.abs(blocks.square[0, place, mesh.input_cells[cell]] - here).max() < 1e-12
     expected = MatrixFormalism(problem, table(), problem.num_unknowns).signals()
-    blocks, sweeps = Assembly(problem, whole).blocks(tied), DriftSweeps.of(table(), 0.5)
+    sweeps = DriftSweeps.of(table(), 0.5)
     for model, shape in ((PartitionModel(blocks, tied, None), labels),
                          (GradedModel(blocks, tied), labels.astype(float))):
         error = np.abs(model.signals(shape, sweeps) - expected).max() / np.abs(expected[0])
         assert error < 1e-3
-    error = model.system(shape).signals(sweeps, LINKS) - expected
-    assert np.abs(error).max() < 1e-3 * np.abs(expected[0])
+    engine = DirectionBases(problem, table())
+    assert np.abs(engine.signals() - expected).max() < 1e-5 * np.abs(expected[0])
+    assert engine.estimated_error < 1e-4
+
+
+@pytest.mark.parametrize("values", [{}, {"density": 0.5}, {"diffusivity": np.diag([2.0, 1.5, 1])}])
+def test_direction_bases_with_open_facets(values):
+    """Where no facet is tied, at another permeability than at first."""
+    mesh = glued(box(cubes=3))
+    whole = WholeMesh.of(mesh)
+    walls = Walls(WALL, OPEN, False)
+    problem = BlochTorrey(tissue_of(mesh, whole, labels_of(whole), walls, **values))
+    kappa = whole.facet_values(walls.permeability(labels_of(whole, STEPS[1]), whole.sides))
+    found = DirectionBases(problem, table(1)).signals(kappa)
+    expected = MatrixFormalism(problem, table(1), problem.num_unknowns).signals(kappa)
+    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected[0])
 
 
 def blocks_of_density(mesh, walls, inside):
@@ -162,23 +179,31 @@ def test_an_unknown_density_in_a_periodic_box():
     mesh = glued(box())
     whole = WholeMesh.of(mesh)
     labels, sweeps = labels_of(whole, STEPS[1]), DriftSweeps.of(table(), 0.5)
-    for walls in (Walls(WALL, np.inf, False), Walls(WALL, OPEN, False)):
-        problem = BlochTorrey(tissue_of(mesh, whole, labels, walls,
-                                        density=np.array([1.0, 0.6])[labels]))
-        blocks = blocks_of_density(mesh, walls, 0.6)
-        model = PartitionModel(blocks, walls, None)
-        if np.isinf(walls.open):
-            expected = MatrixFormalism(problem, table(), problem.num_unknowns).signals()
-            graded = GradedModel(blocks, walls).signals(labels.astype(float), sweeps)
-            for found in (model.signals(labels, sweeps), graded):
-                assert np.abs(found - expected).max() < 1e-3 * np.abs(expected[0])
-        else:
-            wanted = PartitionModel(Assembly(problem, whole).blocks(walls, 0.0), walls, None)
-            found, same = (each.broken(labels) for each in (model, wanted))
-            assert np.abs(found.decay - same.decay).max() < 1e-11 * np.abs(same.decay).max()
-            for name in ("drifts", "squares"):
-                for a, b in zip(getattr(found, name), getattr(same, name), strict=True):
-                    assert np.abs(a - b).max() < 1e-12
+    walls = Walls(WALL, np.inf, False)
+    problem = BlochTorrey(tissue_of(mesh, whole, labels, walls,
+                                    density=np.array([1.0, 0.6])[labels]))
+    expected = MatrixFormalism(problem, table(), problem.num_unknowns).signals()
+    blocks = blocks_of_density(mesh, walls, 0.6)
+    for found in (PartitionModel(blocks, walls, None).signals(labels, sweeps),
+                  GradedModel(blocks, walls).signals(labels.astype(float), sweeps)):
+        assert np.abs(found - expected).max() < 1e-3 * np.abs(expected[0])
+
+
+def test_a_density_that_changes_under_direction_bases():
+    """The engine of a search stays while the density of its problem is changed."""
+    mesh = glued(box(cubes=3))
+    whole = WholeMesh.of(mesh)
+    labels, walls = labels_of(whole, STEPS[1]), Walls(WALL, OPEN, False)
+    problem = BlochTorrey(tissue_of(mesh, whole, labels, walls), densities=True)
+    engine = DirectionBases(problem, table(1))
+    engine.signals()
+    rho = np.array([1.0, 0.6])[labels]
+    # one value a cell, in the order of this rank's cells
+    problem.coefficients.rho.x.array[:] = rho[mesh.input_cells]
+    problem.density_has_changed()
+    same = BlochTorrey(tissue_of(mesh, whole, labels, walls, density=rho))
+    expected = MatrixFormalism(same, table(1), same.num_unknowns).signals()
+    assert np.abs(engine.signals() - expected).max() < 1e-5 * np.abs(expected[0])
 
 
 @pytest.mark.parametrize("inside", [1.0, 0.6])
@@ -204,10 +229,9 @@ def problem_of(comm=MPI.COMM_SELF, **settings):
     torus = glued(mesh)
     whole = WholeMesh.of(torus)
     labels, walls = labels_of(whole, STEPS[1]), Walls(WALL, OPEN, False)
-    blocks = Assembly(BlochTorrey(Tissue(torus)), whole).blocks(walls, 0.0)
-    signals = PartitionModel(blocks, walls, None).broken(labels).signals(
-        DriftSweeps.of(table(6), 0.25), LINKS)
-    return InverseProblem(mesh, Signals(table(6), np.abs(signals), unit=UM3), boundary="periodic",
+    signals = simulate(tissue_of(torus, whole, labels, walls), table(4), "direction_bases",
+                       degree=1)
+    return InverseProblem(mesh, signals, boundary="periodic",
                           **settings), labels
 
 

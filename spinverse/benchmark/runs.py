@@ -68,7 +68,6 @@ ACQUISITIONS: dict[str, dict[str, Any]] = {
         "delta_ms": [10, 10], "Delta_ms": [20, 60]},
         "ogse": {"b_s_per_mm2": [0, 400, 800, 1200, 1600, 2000], "directions": 30,
                  "delta_ms": 20, "Delta_ms": 25, "periods": 2, "kind": "cos"}}}
-PERIODIC_MODES = 300  # of signals of the grid of periodic boxes
 BOUNDARIES = ("absorbing", "reflecting", "periodic")
 TARGET_MESHES = ("grid", "fine")
 #: States of a run; those that end early are as in `Outcome.ended`, with "interrupted".
@@ -219,8 +218,8 @@ class Bench:
             "acquisition": acquisition_of(data),
             "tolerance": TOLERANCES[data.target_mesh]}
         if data.boundary == "periodic":
-            # as reconstructions have it; modes for about 1e-4, which take a tenth of the time
-            content |= {"degree": 1, "modes": PERIODIC_MODES}
+            # as reconstructions have it
+            content |= {"degree": 1, "engine": "direction_bases"}
         text = yaml.safe_dump(content, sort_keys=False)
         config, done = place / "simulate.yaml", place / "simulated"
         same = config.is_file() and config.read_text() == text

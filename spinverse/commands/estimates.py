@@ -20,6 +20,7 @@ from ..engines.basis.parts import Parts
 from ..engines.basis.spectrum import count_below
 from ..engines.march.time_stepping import TimeStepping
 from ..engines.modal.matrix_formalism import MatrixFormalism
+from ..engines.shapes.directions import DirectionBases
 from ..extra_terms import has
 from ..inversion import GaussNewton, Shapes, Stage
 from ..mesh import Mesh
@@ -71,7 +72,8 @@ class Estimate:
         return self.lines if self.seconds > _LONG else []
 
 
-def of_simulation(run: SimulateConfig, engine: MatrixFormalism | TimeStepping) -> Estimate:
+def of_simulation(run: SimulateConfig,
+                  engine: MatrixFormalism | TimeStepping | DirectionBases) -> Estimate:
     """Time and memory of ``spinverse simulate``. Collective."""
     problem, acquisition = engine.problem, engine.acquisition
     mesh, unknowns = problem.mesh, problem.num_unknowns
@@ -80,6 +82,9 @@ def of_simulation(run: SimulateConfig, engine: MatrixFormalism | TimeStepping) -
         seconds = _stepping(run.time_step_ms, acquisition, unknowns, timed)
         memory = _PROCESS + 60e-6 * 8 * (2 * unknowns) ** (4 / 3)
         return _said(mesh, seconds, memory)
+    if isinstance(engine, DirectionBases):
+        solves = engine.num_modes * len(np.unique(acquisition.directions, axis=0))
+        return _said(mesh, 5e-7 * solves * unknowns**1.33, _PROCESS + 2e-2 * unknowns)
     kinds, count = _tried(engine) if run.modes == "auto" else (
         [(unknowns, [min(run.modes, unknowns)], 1)], 0)
     seconds = memory = 0.0

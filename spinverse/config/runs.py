@@ -56,7 +56,6 @@ class Run(Section):
 
     version: int = VERSION
     mesh: MeshSection
-    engine: Literal["matrix_formalism", "time_stepping"] = "matrix_formalism"
     modes: Modes = "auto"
     extra_terms: ExtraTermsSection | None = None
 
@@ -84,6 +83,7 @@ class SimulateConfig(Run):
 
     tissue: TissueSection = TissueSection()
     acquisition: Acquisitions
+    engine: Literal["matrix_formalism", "time_stepping", "direction_bases"] = "matrix_formalism"
     degree: Literal["auto", 1, 2] = "auto"
     mesh_error: bool = True
     tolerance: Positive = 1e-4
@@ -109,6 +109,7 @@ class ReconstructConfig(Run):
 
     tissue: UnknownTissue = UnknownTissue()
     signals: SignalsSection
+    engine: Literal["matrix_formalism", "time_stepping"] = "matrix_formalism"
     acquisition: Acquisitions | None = None
     stages: Annotated[str | list[StageSection], kind(
         f"one of {', '.join(PRESETS)}, or a list of stages",

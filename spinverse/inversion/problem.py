@@ -93,7 +93,7 @@ class InverseProblem:
 
     def __post_init__(self):
         for name, known in (("boundary", BOUNDARIES), ("normalisation", NORMALISATIONS),
-                            ("noise_model", NOISES), ("engine", ENGINES)):
+                            ("noise_model", NOISES), ("engine", ENGINES[:2])):
             if getattr(self, name) not in known:
                 raise InputError(f"{name}: {getattr(self, name)!r}, expected one of "
                                  f"{', '.join(known)}")
@@ -252,6 +252,11 @@ class InverseProblem:
 
     def final_engine(self, problem: BlochTorrey):
         """The engine of the final signals. Collective."""
+        if self.periodic and self.engine == "matrix_formalism":
+            try:
+                return make_engine(problem, self.acquisition, "direction_bases")
+            except InputError:  # it does not know their waveforms, say
+                pass
         return make_engine(problem, self.acquisition, self.engine, self.modes, self.tolerance,
                            self.time_step)
 

@@ -7,11 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from mpi4py import MPI
 
 from ..acquisition import Signals
 from ..mesh.distributed import Mesh
-from ..problem import BlochTorrey
 from ..tissue import Tissue
 from .facets.stage import Stage
 from .ledger import Ledger, Progress, State
@@ -19,8 +17,6 @@ from .parameters import NOISE, SCALE, Theta
 from .problem import InverseProblem
 from .shapes.cell_table import LEVEL, CellTable, cell_table
 from .shapes.freedoms import Freedom, freedoms
-from .shapes.hypothesis import whole_labels
-from .shapes.models import Models
 from .shapes.stage import Shapes
 from .stages import facets, preset
 from .verdict import Verdict, verdict
@@ -139,8 +135,8 @@ def solve(problem: InverseProblem, stages: Sequence[Stage | Shapes], state: Stat
         problem = problem.with_noise_of(state.theta)
     with ledger.clock("final signals"):
         forward = problem.forward(state.permeability, state.theta, state.labels)
-        values, modes = _final_signals(problem, state, forward)
-        predicted = Signals(problem.acquisition, values, unit=problem.signals.unit)
+        engine = problem.final_engine(forward)
+        predicted = Signals(problem.acquisition, engine.signals(), unit=problem.signals.unit)
     likelihood, theta = problem.likelihood, dict(state.theta)
     residual = likelihood.residual(predicted.values)
     if problem.unit is not None:
@@ -150,25 +146,8 @@ def solve(problem: InverseProblem, stages: Sequence[Stage | Shapes], state: Stat
     ledger.clock.seconds["total"] = ledger.seconds
     return Reconstruction(
         problem, state.permeability, forward.tissue, predicted, float(np.mean(residual**2)),
-        state.labels, theta, ledger.history, ledger.endings, ledger.clock.seconds, modes,
-        ledger.evaluations)
-
-
-def _final_signals(problem: InverseProblem, state: State,
-                   forward: BlochTorrey) -> tuple[np.ndarray, int]:
-    """``(N,)``, and the number of modes, 0 if they are by no modes of the whole mesh. Collective.
-
-    In a periodic box partitions have a faster way to the same signals.
-    """
-    if problem.periodic and state.labels is not None:
-        labels = whole_labels(problem.mesh, state.labels)
-        models = Models(problem, int(labels.max(initial=1)))
-        theta = models.coordinates({**problem.start_of_unknown, **state.theta})
-        same = np.allclose(models.permeability(labels, theta), state.permeability, rtol=1e-9)
-        if problem.comm.allreduce(same, MPI.LAND):
-            return models.signals_in_box(labels, theta, problem.acquisition), 0
-    engine = problem.final_engine(forward)
-    return engine.signals(), len(getattr(engine, "basis", ()))
+        state.labels, theta, ledger.history, ledger.endings, ledger.clock.seconds,
+        len(getattr(engine, "basis", ())), ledger.evaluations)
 
 
 def stages_for(problem: InverseProblem,

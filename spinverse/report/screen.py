@@ -243,6 +243,8 @@ def describe_engine(run) -> str:
         steps = f"as long as {run.tolerance:g} of S/S0 allows" if run.time_step_ms == "auto" \
             else f"up to {run.time_step_ms:g} ms"
         return f"engine: time stepping, steps {steps}"
+    if run.engine == "direction_bases":
+        return "engine: a basis for each direction"
     modes = f"as many as {run.tolerance:g} of S/S0 needs" if run.modes == "auto" else run.modes
     if run.modes == "auto" and hasattr(run, "stages"):
         modes = f"a quarter of the number of cells; for the final signals {modes}"
@@ -261,6 +263,9 @@ def describe_accuracy(run, engine) -> tuple[dict, str]:
     if run.engine == "time_stepping":
         step = float(engine.time_step)
         return {**used, "time_step_ms": step}, f"time stepping: steps up to {step:.3g} ms, {words}"
+    if run.engine == "direction_bases":
+        return ({**used, "modes": engine.num_modes},
+                f"{engine.num_modes} functions for each direction, {words}")
     return ({**used, "modes": engine.num_modes},
             f"matrix formalism: {engine.num_modes} modes, {words}")
 

@@ -26,13 +26,12 @@ from ...errors import InputError
 from ...extra_terms import Unsuitable, cell_function, has
 from ...mesh.whole import WholeMesh
 from ...problem import BlochTorrey
-from .drift import DriftSweeps
+from .drift import AXIS_PAIRS, DriftSweeps
 from .propagation import Sweeps
 from .walls import Walls
 
 _ZERO = 1e-12  # of the largest entry: what an assembly leaves where nothing is
 _OPEN = 1e12  # um/ms, in terms of the user's that depend on the permeability: no membrane
-_PAIRS = (0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2)  # of axes
 _LEAST = 0.2  # of the diffusivity, that open facets of finite permeability leave of it
 
 
@@ -47,8 +46,7 @@ class Blocks:
             0, 1, ...; those of the last row have all further labels.
         position: ``(3, Nt, n, n)`` um, from the centre of the box.
         drift: ``(C, 3, Nt, n, n)`` um/ms, `forms.drift` where the box is periodic, else None.
-        square: ``(C, 6, Nt, n, n)`` um^2/ms, `forms.drift_squared` of the axes xx, yy, zz, xy, xz,
-            yz.
+        square: ``(C, 6, Nt, n, n)`` um^2/ms, `forms.drift_squared` of `AXIS_PAIRS`.
         fastest: largest diffusivity, um^2/ms.
         nodes: ``(Nf, 2, p)`` values at the same nodes on the two sides: n times the cell, plus the
             place in the cell. The second side of an outer facet stands for nothing.
@@ -219,7 +217,7 @@ class Assembly:
             if problem.periodic:
                 D = self._diffusivity(np.isfinite(walls.open))
                 fastest = max(fastest, float(np.linalg.eigvalsh(D)[:, -1].max()))
-                squares.append([D[:, j, k, None, None] * mass for j, k in _PAIRS])
+                squares.append([D[:, j, k, None, None] * mass for j, k in AXIS_PAIRS])
                 drifts.append([self._inside(form)
                                for form in self._drift[int(np.isfinite(walls.open))]])
         at_walls = at_open = None

@@ -30,6 +30,7 @@ from ..schedule.groups import Group, plan
 from ..schedule.waves import Wave
 
 ALL = (0, 1, 2)
+AXIS_PAIRS = (0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2)  # in the order of squares
 RATES = 0.1, 1.0, 10.0  # 1/ms: slow and fast parts of a diffusion time
 # of a chain, for each rate: 1e-6 of the signals of the broken space that is left; of a fast model
 LINKS, FEW_LINKS = 12, 7
@@ -112,8 +113,9 @@ class DriftSystem:
     Attributes:
         decay, mass: ``(n, n)`` A and M, dense or both sparse.
         drifts: N_j, three sparse ``(n, n)``, um/ms.
-        squares: C_jk, sparse, of the axes (0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2).
+        squares: C_jk, sparse, of `AXIS_PAIRS`.
         fastest: largest diffusivity, um^2/ms.
+        start: ``(n,)``, which also receives; ones if None.
     """
 
     decay: Any
@@ -121,11 +123,17 @@ class DriftSystem:
     drifts: list[scipy.sparse.csr_matrix]
     squares: list[scipy.sparse.csr_matrix]
     fastest: float
+    start: np.ndarray | None = None
 
     @cached_property
     def load(self) -> np.ndarray:
-        """M 1, ``(n,)``: what is received."""
-        return np.asarray(self.mass.sum(axis=1)).ravel()
+        """M start, ``(n,)``: what is received."""
+        return self.mass @ self.uniform
+
+    @property
+    def uniform(self) -> np.ndarray:
+        """The start, ``(n,)``."""
+        return np.ones(self.mass.shape[0]) if self.start is None else self.start
 
     def _solver(self, rate: float) -> Callable[[np.ndarray], np.ndarray]:
         matrix = self.decay + rate * self.mass
@@ -141,7 +149,7 @@ class DriftSystem:
         n, D = self.mass.shape[0], len(directions)
         solvers = [self._solver(rate) for rate in RATES]
         rest = solvers[0](self.load)
-        columns = [np.ones((n, D)), np.repeat(rest[:, None], D, axis=1)]
+        columns = [np.repeat(self.uniform[:, None], D, axis=1), np.repeat(rest[:, None], D, axis=1)]
         for solve in solvers:
             last = columns[0]
             for _ in range(links):

@@ -89,35 +89,6 @@ class PartitionModel:
                 for values in (blocks.drift, blocks.square))
         return DriftSystem(A, dense(rho * blocks.mass), N, C, blocks.fastest)
 
-    def broken(self, labels: np.ndarray) -> DriftSystem:
-        """The operators of a periodic box in the broken space, where no facet is tied: sparse."""
-        blocks, m = self.blocks, 2 * self.blocks.nodes.shape[2]
-        which, every = np.minimum(labels, len(blocks.decay) - 1), np.arange(len(labels))
-        size = self._values.size
-
-        def assembled(*parts):
-            entries = [(values.ravel(), np.repeat(where, where.shape[1], axis=1).ravel(),
-                        np.tile(where, where.shape[1]).ravel()) for where, values in parts]
-            values, rows, columns = map(np.concatenate, zip(*entries, strict=True))
-            return csr_matrix((values, (rows, columns)), shape=(size, size))
-
-        rho = blocks.density_of(labels)[:, None, None]
-
-        def inside(values):
-            return assembled((self._values, rho * values))
-
-        wall = is_wall(labels, self.sides)
-        of = rho[self.sides[:, 0], :, :, None, None]
-        exchange = of * self.walls.open * self._exchange
-        exchange[wall] = self._between(labels, np.flatnonzero(wall))
-        if blocks.at_open is not None:
-            exchange[~wall] += (of * blocks.at_open)[~wall]
-        A = assembled((self._values, rho * blocks.decay[which, every]),
-                      (blocks.nodes.reshape(-1, m), exchange.reshape(-1, m, m)))
-        N, C = ([inside(values[which, j, every]) for j in range(values.shape[1])]
-                for values in (blocks.drift, blocks.square))
-        return DriftSystem(A, inside(blocks.mass), N, C, blocks.fastest)
-
     def basis(self, labels: np.ndarray) -> Basis:
         """The modes of all labels, coupled."""
         nodes = self.blocks.nodes

@@ -14,20 +14,17 @@ import numpy as np
 from mpi4py import MPI
 from scipy.stats import qmc
 
-from ...acquisition import Acquisition
 from ...engines.modal.matrix_formalism import MatrixFormalism
 from ...engines.shapes.blocks import Assembly, Blocks
-from ...engines.shapes.drift import LINKS, DriftSweeps
+from ...engines.shapes.directions import DirectionBases
 from ...engines.shapes.graded import FLOOR, GradedModel
 from ...engines.shapes.partition import PartitionModel
 from ...engines.shapes.walls import Walls
 from ...mesh.whole import WholeMesh
-from ...parallel.exchange import reduced
 from .. import parameters
 from ..problem import InverseProblem
 from .look import Look
 
-EXACT_STEP = 0.25  # ms, longest, where the box is periodic: 1e-6 of the signals
 PARTITION_STEP = 0.5  # ms, longest: 1e-3 of the signals, which the full model corrects
 # modes outside and of each cell at least; all of them where the boundary reflects, since
 # magnetisation outside stays in all of them
@@ -80,7 +77,6 @@ class Models:
         self._assembly = Assembly(self._forward, self.whole)
         self._known: dict[tuple, tuple[Blocks, Walls]] = {}
         self._engines: dict[int, tuple] = {}
-        self._broken: dict[bytes, PartitionModel] = {}
 
     # ---- theta ----------------------------------------------------------------------------------
 
@@ -107,16 +103,13 @@ class Models:
         if key not in self._known:
             if len(self._known) > 8:  # slopes, and the way back
                 self._known.clear()
-            self._known[key] = self._assembled(theta, self.resistance)
+            values, known = self.values(theta), self.problem.walls
+            walls = parameters.apply(values, self._forward, known)
+            labels = range(self._cells + 1 if parameters.labelled(values) else 1)
+            self._known[key] = self._assembly.blocks(walls, self.resistance, [
+                partial(parameters.apply, values, self._forward, known, label)
+                for label in labels]), walls
         return self._known[key]
-
-    def _assembled(self, theta: np.ndarray, resistance: float) -> tuple[Blocks, Walls]:
-        values, known = self.values(theta), self.problem.walls
-        walls = parameters.apply(values, self._forward, known)
-        labels = range(self._cells + 1 if parameters.labelled(values) else 1)
-        return self._assembly.blocks(walls, resistance, [
-            partial(parameters.apply, values, self._forward, known, label)
-            for label in labels]), walls
 
     # ---- sharing out ----------------------------------------------------------------------------
 
@@ -222,36 +215,16 @@ class Models:
 
     def signals(self, labels: np.ndarray, theta: np.ndarray, look: Look) -> np.ndarray:
         """Of the full model, um^3 times density, ``(N,)`` complex."""
-        if self.problem.periodic:
-            return self.signals_in_box(labels, theta, look.likelihood.acquisition)
         kappa = self.permeability(labels, theta)
+        if id(look) not in self._engines and self.problem.periodic:
+            self._engines[id(look)] = look, DirectionBases(self._forward,
+                                                           look.likelihood.acquisition)
         if id(look) not in self._engines:
             number = int(FULL_MODES[self.problem.absorbing] * len(self.whole.cells))
             number = min(max(FEWEST_MODES, number), self._forward.num_unknowns)
             self._engines[id(look)] = look, MatrixFormalism(
                 self._forward, look.likelihood.acquisition, number)
         return self._engines[id(look)][1].signals(kappa)
-
-    def signals_in_box(self, labels: np.ndarray, theta: np.ndarray,
-                       table: Acquisition) -> np.ndarray:
-        """Of the full model where the box is periodic, ``(N,)``, by a basis for each direction.
-
-        They are those of the matrix formalism, to 1e-5, in a tenth of the time. Directions are
-        dealt out to the ranks.
-        """
-        if theta.tobytes() not in self._broken:
-            self._broken.clear()
-            blocks, walls = self._assembled(theta, 0.0)
-            self._broken[theta.tobytes()] = PartitionModel(blocks, walls, None)
-        system = self._broken[theta.tobytes()].broken(labels)
-        # all of a direction are on one rank
-        _, which = np.unique(np.round(table.directions, 9), axis=0, return_inverse=True)
-        mine = np.flatnonzero(which.ravel() % self.comm.size == self.comm.rank)
-        signals = np.zeros(len(table), dtype=complex)
-        if len(mine):
-            sweeps = DriftSweeps.of(table.select(mine), EXACT_STEP)
-            signals[mine] = system.signals(sweeps, LINKS)
-        return reduced(self.comm, signals)
 
     def fit_resistance(self, labels: np.ndarray, theta: np.ndarray, look: Look) -> None:
         """Fit how much of open facets' resistance cells take over, to the full model at a shape.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from functools import cached_property
 
+import numpy as np
+
 from ..problem import InverseProblem
 from .cells import Cells
 from .ellipsoids import examples
@@ -41,6 +43,11 @@ class Search:
         else:
             self.first = self.few = self.more = whole.directions(settings.few)
             self.all = whole
+
+        if self.models.whole.periodic:
+            # a box without cells tells it, before ellipsoids make up for what it does to signals
+            nothing = np.zeros(len(self.models.whole.cells), np.int8)
+            self.models.fit_resistance(nothing, self.models.start, self.first)
 
     @property
     def noisy(self) -> bool:
