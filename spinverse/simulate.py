@@ -54,7 +54,7 @@ def make_engine(problem: BlochTorrey, acquisition: Acquisition, engine: str = "a
     if engine == "time_stepping":
         return TimeStepping(problem, acquisition, time_step, tolerance=tolerance)
     if engine == "direction_bases":
-        return DirectionBases(problem, acquisition)
+        return DirectionBases(problem, acquisition, tolerance)
     raise InputError(f"engine: {engine!r}, expected one of {', '.join(ENGINES)}, auto")
 
 

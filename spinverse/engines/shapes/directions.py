@@ -2,32 +2,154 @@
 
 As exact as the matrix formalism in as many modes as it needs, and much faster where measurements
 have a few dozen directions: walls that are half open, and phases exp(i Q . x), need many modes but
-few functions of a chain (`spinverse.engines.shapes.drift`). Without derivatives. All ranks hold the
-matrices: for meshes of moderate size.
+few functions that know the direction. Two kinds of bases:
+
+- the chain of `spinverse.engines.shapes.drift`, which is moments at Q = 0: for small boxes;
+- resolvents at some Q along the direction, twice each, real and imaginary part,
+
+      (A(Q) + s M)^-1 M start,    A(Q) = A + i Q N + Q^2 C,
+
+  which is what the start comes to if Q stays (a reduced basis; Quarteroni, Manzoni and Negri,
+  Reduced Basis Methods, 2016): where the chain does not do, as |Q| times the box is large.
+
+Without derivatives. All ranks hold the matrices: for meshes of moderate size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import dolfinx
 import numpy as np
 import scipy.sparse
 from mpi4py import MPI
+from petsc4py import PETSc
 
 from ... import forms
 from ...acquisition.table import Acquisition
-from ...errors import InputError
+from ...errors import InputError, SolverError
 from ...extra_terms import has
 from ...parallel.exchange import reduced
 from ...problem import BlochTorrey
 from .. import silent
-from .drift import ALL, AXIS_PAIRS, LINKS, DriftSweeps, DriftSystem
+from ..linear.direct import direct
+from .drift import ALL, AXIS_PAIRS, LINKS, RATES, DriftSweeps, DriftSystem, Reduced, along_pairs
 
 STEP = 0.25  # ms, longest: 1e-6 of the signals
 _LESS = 3  # links of a chain that are left out to see what they do
+_WIDE = 4.0  # rad, |Q| times the box: beyond it the chain is not tried
+_TRUSTED = 0.25  # of the tolerance: what the chain may seem to leave, as it leaves more
+SHARES = 0.25, 0.5, 0.75, 1.0  # of the largest Q, at which resolvents are taken: 1e-5
+_AT_ONCE = 16  # complex columns: a solve costs little more for all than for one
+_PRECISE = 1e-4  # of a resolvent: the basis needs no more
+_ITERATIONS = 100
+_TINY = 1e-300
+
+
+@dataclass(frozen=True, eq=False)
+class WholeSystem(DriftSystem):
+    """Sparse operators of a whole mesh."""
+
+    @cached_property
+    def _factors(self) -> dict[float, PETSc.KSP]:
+        return {}
+
+    def _solver(self, rate: float) -> Callable[[np.ndarray], np.ndarray]:
+        if rate not in self._factors:
+            matrix = (self.decay + rate * self.mass).tocsr()
+            whole = PETSc.Mat().createAIJ(matrix.shape, csr=(
+                matrix.indptr, matrix.indices, matrix.data), comm=PETSc.COMM_SELF)
+            self._factors[rate] = direct(whole, "spinverse_directions_", "direction_bases")
+        factor = self._factors[rate].getPC().getFactorMatrix()
+
+        def solve(loads: np.ndarray) -> np.ndarray:
+            columns = np.asfortranarray(loads.reshape(len(loads), -1))
+            b, x = (PETSc.Mat().createDense(columns.shape, array=part, comm=PETSc.COMM_SELF)
+                    for part in (columns, np.zeros_like(columns)))
+            b.assemble()
+            x.assemble()
+            factor.matSolve(b, x)
+            found = x.getDenseArray().reshape(loads.shape).copy()
+            b.destroy()
+            x.destroy()
+            return found
+
+        return solve
+
+    def resolvents(self, directions: np.ndarray, highest: np.ndarray) -> np.ndarray:
+        """The start, first and second resolvents at Q = `SHARES` of the highest, ``(D, n, r)``.
+
+        Real and imaginary parts. Conjugate gradients with the factor at Q = 0, for some directions
+        ``(D, 3)`` at once.
+        """
+        number = max(1, _AT_ONCE // len(SHARES))
+        parts = [self._resolvents(directions[k: k + number], highest[k: k + number])
+                 for k in range(0, len(directions), number)]
+        return np.concatenate(parts)
+
+    def _resolvents(self, directions: np.ndarray, highest: np.ndarray) -> np.ndarray:
+        D, n, J = len(directions), len(self.load), len(SHARES)
+        Q = np.outer(highest, SHARES).ravel()
+        along, pairs = (np.repeat(weights.T, J, axis=1) for weights in (
+            directions, along_pairs(directions)))
+        if D == 1:
+            drifts, turns = [self._sum(self.drifts, along[:, 0])], [Q]
+            squares, weights = [self._sum(self.squares, pairs[:, 0])], [Q**2]
+        else:
+            drifts, turns, squares, weights = (self.drifts, along * Q, self.squares, pairs * Q**2)
+        first, second = [], []
+        for rate in RATES:
+            shifted, solve = self.decay + rate * self.mass, self._solver(rate)
+
+            def apply(u, shifted=shifted):
+                return (shifted @ u + 1j * sum(N @ (u * q) for N, q in zip(
+                    drifts, turns, strict=True)) + sum(C @ (u * q) for C, q in zip(
+                        squares, weights, strict=True) if C.nnz))
+
+            loads = np.repeat(self.load[:, None], len(Q), axis=1).astype(complex)
+            first.append(_conjugate_gradients(apply, solve, loads))
+            second.append(_conjugate_gradients(apply, solve, self.mass @ first[-1]))
+        found = [part for kind in (first, second) for each in kind
+                 for part in (each.real, each.imag)]
+        # (kind, rate, part), n, direction, share
+        whole = np.array(found).reshape(-1, n, D, J).transpose(2, 1, 0, 3).reshape(D, n, -1)
+        whole = np.concatenate([np.broadcast_to(self.uniform[None, :, None], (D, n, 1)), whole],
+                               axis=2)
+        return whole / np.maximum(np.abs(whole).max(axis=1, keepdims=True), _TINY)
+
+    @staticmethod
+    def _sum(operators: list, weights: np.ndarray) -> scipy.sparse.csr_matrix:
+        return sum(w * operator for w, operator in zip(weights, operators, strict=True)).tocsr()
+
+
+def _conjugate_gradients(apply: Callable, solve: Callable, loads: np.ndarray) -> np.ndarray:
+    """Solutions ``(n, k)`` complex of a Hermitian operator with ``solve`` as preconditioner.
+
+    Raises:
+        SolverError: they do not converge.
+    """
+    def precondition(r):
+        return solve(np.ascontiguousarray(r).view(float)).copy().view(complex)
+
+    def dot(a, b):
+        return np.einsum("nk,nk->k", a.conj(), b).real
+
+    x, r = np.zeros_like(loads), loads
+    z = precondition(r)
+    p, size = z, dot(r, z)
+    first = size
+    for _ in range(_ITERATIONS):
+        image = apply(p)
+        step = size / np.maximum(dot(p, image), _TINY)
+        x, r = x + step * p, r - step * image
+        z = precondition(r)
+        before, size = size, dot(r, z)
+        if np.all(size <= _PRECISE**2 * first):
+            return x
+        p = z + size / np.maximum(before, _TINY) * p
+    raise SolverError(f"direction_bases: no resolvents after {_ITERATIONS} iterations")
 
 
 class DirectionBases:
@@ -36,6 +158,8 @@ class DirectionBases:
     Args:
         problem: the discrete problem.
         acquisition: the measurements.
+        tolerance: wanted absolute error of S / S(b=0, t=0): the chain where it is about as good,
+            else resolvents; None for the chain.
 
     Raises:
         InputError: a problem that is not periodic along all axes, extra terms that know the
@@ -43,11 +167,13 @@ class DirectionBases:
             direction varies.
 
     Attributes:
-        estimated_error: of the last signals over S(b = 0, t = 0), of one direction; NaN before.
+        estimated_error: of the first signals over S(b = 0, t = 0), of one direction; NaN before.
         num_modes: functions of each direction.
+        shifted: whether the bases are resolvents at some Q, not the chain.
     """
 
-    def __init__(self, problem: BlochTorrey, acquisition: Acquisition):
+    def __init__(self, problem: BlochTorrey, acquisition: Acquisition,
+                 tolerance: float | None = None):
         where = "engine: direction_bases"
         if problem.periodic != ALL:
             raise InputError(f"{where}, expected a box that is periodic along x, y and z")
@@ -61,12 +187,15 @@ class DirectionBases:
             raise InputError(f"{where} with several densities and interface 'plain', expected "
                              "'equilibrium'")
         self.problem, self.acquisition, self.ratio = problem, acquisition, low
+        self.tolerance = tolerance
+        self.shifted = False
         # all of a direction are on one rank
         _, which = np.unique(np.round(acquisition.directions, 9), axis=0, return_inverse=True)
         self._mine = np.flatnonzero(which.ravel() % problem.comm.size == problem.comm.rank)
         self._sweeps = DriftSweeps.of(acquisition.select(self._mine), STEP) if len(
             self._mine) else None
         strongest = which.ravel()[np.argmax(acquisition.strength)]
+        self._alone = bool(np.all(which.ravel()[acquisition.strength > 0] == strongest))
         self._tried = DriftSweeps.of(acquisition.select(which.ravel() == strongest), STEP)
         self.estimated_error, self.num_modes = np.nan, 2 + 3 * LINKS
         self.progress: Callable[[str, int, int], None] = silent
@@ -81,16 +210,51 @@ class DirectionBases:
             self.problem.set_permeability(permeability)
         self.progress("signals", 0, 0)
         system = self._system()
+        known = self._choose(system) if np.isnan(self.estimated_error) else None
         found = np.zeros(len(self.acquisition), dtype=complex)
         if self._sweeps is not None:
-            found[self._mine] = self.ratio * system.signals(self._sweeps, LINKS)
-        if np.isnan(self.estimated_error):
-            both = [system.signals(self._tried, links) for links in (LINKS, LINKS - _LESS)]
-            error = float(np.abs(both[0] - both[1]).max() / (system.start @ system.load))
-            self.estimated_error = self.problem.comm.bcast(error)
+            bases = self._bases(system, self._sweeps, known)
+            found[self._mine] = self.ratio * system.signals(self._sweeps, bases)
         return reduced(self.problem.comm, found)
 
-    def _system(self) -> DriftSystem:
+    def _choose(self, system: WholeSystem) -> np.ndarray:
+        """The kind of basis by the strongest direction, of which it gives functions. Collective."""
+        tried, comm = self._tried, self.problem.comm
+        scale = float(system.start @ system.load)
+
+        def apart(*columns: np.ndarray) -> float:
+            signals = [system.signals(tried, system.between(each, tried.asked))
+                       for each in columns]
+            return float(np.abs(signals[0] - signals[1]).max()) / scale
+
+        highest, lengths = tried.highest(), np.diff(self.problem.mesh.bounds, axis=0)
+        shifted = self.tolerance is not None and highest[0] * lengths.max() > _WIDE
+        if not shifted:
+            kept = [0, 1, *(2 + k for k in range(len(RATES) * LINKS) if k % LINKS < LINKS - _LESS)]
+            columns = system.chain(tried.asked, LINKS)
+            count = columns.shape[2]
+            error = apart(columns, columns[:, :, [k for k in kept if k < count]])
+            shifted = self.tolerance is not None and error > _TRUSTED * self.tolerance
+        if shifted:
+            columns = system.resolvents(tried.asked, highest)
+            # what the second resolvents do is more than what third ones would
+            error = apart(columns, columns[:, :, : 1 + columns.shape[2] // 2])
+        self.estimated_error, self.shifted = comm.bcast((error, shifted))
+        self.num_modes = 1 + 4 * len(SHARES) * len(RATES) if self.shifted else 2 + 3 * LINKS
+        return columns
+
+    def _bases(self, system: WholeSystem, sweeps: DriftSweeps,
+               known: np.ndarray | None) -> Reduced:
+        """``known``: the functions of the only direction, if it is the only one."""
+        directions, highest = sweeps.asked, sweeps.highest()
+        if known is not None and len(self._tried.directions) == len(sweeps.directions) == 1 and (
+                self._alone):
+            return system.between(known, directions)
+        if not self.shifted:
+            return system.bases(directions, LINKS)
+        return system.between(system.resolvents(directions, highest), directions)
+
+    def _system(self) -> WholeSystem:
         problem = self.problem
         comm, P = problem.comm, problem.prolongation
         decay = problem.decay_matrix()
@@ -107,7 +271,7 @@ class DirectionBases:
             whole = [(T.T @ form @ T).tocsr() for form in whole]
             start = (T.T @ start) / np.asarray(T.multiply(T).sum(axis=0)).ravel()
         fastest = float(np.linalg.eigvalsh(D)[:, -1].max())
-        return DriftSystem(A, whole[0], whole[1:4], whole[4:], fastest, start)
+        return WholeSystem(A, whole[0], whole[1:4], whole[4:], fastest, start)
 
     @cached_property
     def _water(self) -> list[scipy.sparse.csr_matrix]:

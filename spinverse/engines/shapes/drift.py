@@ -105,6 +105,19 @@ class DriftSweeps:
         return cls(len(acquisition), np.array(list(directions)).reshape(-1, 3), parts,
                    np.array(still, dtype=int), np.array(times))
 
+    @property
+    def asked(self) -> np.ndarray:
+        """Directions ``(D, 3)`` that bases are wanted of: one at least."""
+        return self.directions if len(self.directions) else np.eye(3)[:1]
+
+    def highest(self) -> np.ndarray:
+        """Largest |Q| of each direction that is `asked`, rad/um, by the means over pieces."""
+        found = np.zeros(len(self.asked))
+        for part in self.parts:
+            reach = max(abs(_means(wave)[0]) for _, wave in part.pieces)
+            np.maximum.at(found, part.which, reach * part.strength.max(axis=1))
+        return found
+
 
 @dataclass(frozen=True, eq=False)
 class DriftSystem:
@@ -146,7 +159,11 @@ class DriftSystem:
 
     def bases(self, directions: np.ndarray, links: int = FEW_LINKS) -> Reduced:
         """Of each direction ``(D, 3)``, with so many ``links`` of a chain for each of `RATES`."""
-        n, D = self.mass.shape[0], len(directions)
+        return self.between(self.chain(directions, links), directions)
+
+    def chain(self, directions: np.ndarray, links: int) -> np.ndarray:
+        """The start, its resolvent, and the links for each of `RATES`, ``(D, n, r)``."""
+        D = len(directions)
         solvers = [self._solver(rate) for rate in RATES]
         rest = solvers[0](self.load)
         columns = [np.repeat(self.uniform[:, None], D, axis=1), np.repeat(rest[:, None], D, axis=1)]
@@ -158,9 +175,12 @@ class DriftSystem:
                 last = solve(np.ascontiguousarray(driven))
                 last /= np.maximum(np.abs(last).max(axis=0), _TINY)
                 columns.append(last)
-        found = np.array(columns[: n]).transpose(2, 1, 0)  # (D, n, r)
-        r = found.shape[2]
-        V = np.stack([_orthonormal(self.mass, each) for each in found], axis=1).reshape(n, -1)
+        return np.array(columns[: len(rest)]).transpose(2, 1, 0)
+
+    def between(self, columns: np.ndarray, directions: np.ndarray) -> Reduced:
+        """Operators between ``columns (D, n, r)`` of each of the directions ``(D, 3)``."""
+        D, n, r = columns.shape
+        V = np.stack([_orthonormal(self.mass, each) for each in columns], axis=1).reshape(n, -1)
 
         def between(operator):
             return np.matmul(V.reshape(n, D, r).transpose(1, 2, 0),
@@ -172,19 +192,17 @@ class DriftSystem:
             return sum(w[:, None, None] * between(op)
                        for w, op in zip(weights.T, operators, strict=True))
 
-        x, y, z = directions.T
         N = along(self.drifts, directions)
-        C = along(self.squares, np.stack([x * x, y * y, z * z, 2 * x * y, 2 * x * z, 2 * y * z],
-                                         axis=1))
+        C = along(self.squares, along_pairs(directions))
         start = np.einsum("ndr,n->dr", V.reshape(n, D, r), self.load)
         return Reduced(between(self.decay), 0.5 * (N - N.transpose(0, 2, 1)), C, start,
                        V.reshape(n, D, r), self.fastest)
 
-    def signals(self, sweeps: DriftSweeps, links: int = FEW_LINKS) -> np.ndarray:
-        """``(N,)`` complex, of the measurements of ``sweeps``."""
+    def signals(self, sweeps: DriftSweeps, bases: Reduced | None = None) -> np.ndarray:
+        """``(N,)`` complex, of the measurements of ``sweeps``; bases of their directions."""
         result = np.zeros(sweeps.number, dtype=complex)
-        directions = sweeps.directions if len(sweeps.directions) else np.eye(3)[:1]
-        bases = self.bases(directions, links)
+        if bases is None:
+            bases = self.bases(sweeps.asked)
         rates, modes = np.linalg.eigh(bases.decay[0])
         result[sweeps.still] = np.exp(-np.outer(sweeps.echo_time, rates)) @ (
             modes.T @ bases.start[0]) ** 2
@@ -316,6 +334,12 @@ class DriftAdjoint:
             self.c, P, U, slopes, np.concatenate(weights), g.shape[1], self.drifts,
             np.concatenate(turns), self.squares, np.concatenate(squares))
         return S, total
+
+
+def along_pairs(directions: np.ndarray) -> np.ndarray:
+    """Weights of `AXIS_PAIRS` in n . C n, ``(D, 6)``."""
+    x, y, z = directions.T
+    return np.stack([x * x, y * y, z * z, 2 * x * y, 2 * x * z, 2 * y * z], axis=1)
 
 
 def _means(wave: Wave | float) -> tuple[float, float]:
