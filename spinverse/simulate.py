@@ -13,7 +13,7 @@ from .acquisition.signals import UM3
 from .engines.basis.eigenmodes import eigenmodes
 from .engines.march.time_stepping import TimeStepping
 from .engines.modal.matrix_formalism import MatrixFormalism
-from .engines.modal.mesh_error import LARGE
+from .engines.modal.mesh_error import LARGE, error_in
 from .engines.modal.mesh_error import mesh_error as error_of_mesh
 from .engines.shapes.directions import DirectionBases
 from .errors import InputError
@@ -114,8 +114,12 @@ def signals_of(engine: MatrixFormalism | TimeStepping | DirectionBases,
     With the error of the mesh, if it is wanted and the engine has modes.
     """
     whole = Signals(acquisition.with_unweighted(), engine.signals(), engine.estimated_error, UM3)
-    error = (error_of_mesh(engine) if mesh_error and isinstance(engine, MatrixFormalism)
-             else np.nan)
+    error = np.nan
+    if mesh_error and isinstance(engine, MatrixFormalism):
+        error = error_of_mesh(engine)
+    elif mesh_error and isinstance(engine, DirectionBases):
+        table, modes = engine.modes_of_strongest()
+        error = error_in(engine.problem, [modes], engine.ratio, table)
     try:
         unweighted = whole.reference
     except InputError:  # nothing is left at b = 0

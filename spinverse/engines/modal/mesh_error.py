@@ -21,6 +21,7 @@ import numpy as np
 import ufl
 
 from ... import forms
+from ...acquisition.table import Acquisition
 from ...parallel.columns import inner
 from ...phases import phase
 from ...problem import BlochTorrey
@@ -49,16 +50,25 @@ class _Piece:
     sign: float
 
 
-@phase("error of the mesh")
 def mesh_error(engine: MatrixFormalism) -> float:
     """For the strongest measurement and a middle one the larger, of S / S(b=0, t=0). Collective.
 
     After `MatrixFormalism.signals`.
     """
-    problem, table = engine.problem, engine.acquisition
+    return error_in(engine.problem, engine.bases, engine.ratio, engine.acquisition)
+
+
+@phase("error of the mesh")
+def error_in(problem: BlochTorrey, bases: list[Eigenmodes], ratio: float | None,
+             table: Acquisition) -> float:
+    """As `mesh_error`, for measurements that the modes of ``bases`` are enough for.
+
+    Args:
+        ratio: of the start to what receives, None if there is none.
+    """
     order = np.argsort(table.b, kind="stable")
     order = order[table.b[order] > 0]
-    estimate = _Estimate(engine)
+    estimate = _Estimate(problem, bases, ratio)
     changes = []
     for row in np.unique(order[[len(order) // 2, -1]]) if len(order) else ():
         antisymmetric = table.waveforms[table.waveform_index[row]].antisymmetric
@@ -91,9 +101,8 @@ def _pieces(problem: BlochTorrey, table, row: int) -> list[_Piece]:
 class _Estimate:
     """For measurements of one problem in its modes."""
 
-    def __init__(self, engine: MatrixFormalism):
-        problem = self.problem = engine.problem
-        self.bases, self.ratio = engine.bases, engine.ratio
+    def __init__(self, problem: BlochTorrey, bases: list[Eigenmodes], ratio: float | None):
+        self.problem, self.bases, self.ratio = problem, bases, ratio
         fine = self.fine = BlochTorrey(problem.tissue, problem.degree + 1)
         fine.set_permeability(problem.kappa.x.array[: problem.mesh.num_owned_facets])
         self.u, self.rate = (dolfinx.fem.Function(problem.pair_space) for _ in range(2))

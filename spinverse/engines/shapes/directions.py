@@ -34,6 +34,7 @@ from ...extra_terms import has
 from ...parallel.exchange import reduced
 from ...problem import BlochTorrey
 from .. import silent
+from ..basis.eigenmodes import Eigenmodes, project
 from ..linear.direct import direct
 from .drift import ALL, AXIS_PAIRS, LINKS, RATES, DriftSweeps, DriftSystem, Reduced, along_pairs
 
@@ -41,7 +42,7 @@ STEP = 0.25  # ms, longest: 1e-6 of the signals
 _LESS = 3  # links of a chain that are left out to see what they do
 _WIDE = 4.0  # rad, |Q| times the box: beyond it the chain is not tried
 _TRUSTED = 0.25  # of the tolerance: what the chain may seem to leave, as it leaves more
-SHARES = 0.25, 0.5, 0.75, 1.0  # of the largest Q, at which resolvents are taken: 1e-5
+SHARES = 4, 8  # equal ones of the largest Q, at which resolvents are taken: more if need be
 _AT_ONCE = 16  # complex columns: a solve costs little more for all than for one
 _PRECISE = 1e-4  # of a resolvent: the basis needs no more
 _ITERATIONS = 100
@@ -78,20 +79,21 @@ class WholeSystem(DriftSystem):
 
         return solve
 
-    def resolvents(self, directions: np.ndarray, highest: np.ndarray) -> np.ndarray:
-        """The start, first and second resolvents at Q = `SHARES` of the highest, ``(D, n, r)``.
+    def resolvents(self, directions: np.ndarray, highest: np.ndarray,
+                   number: int) -> np.ndarray:
+        """The start, first and second resolvents at a ``number`` of Q, ``(D, n, r)``.
 
-        Real and imaginary parts. Conjugate gradients with the factor at Q = 0, for some directions
+        Up to the ``highest (D,)`` of each direction; real and imaginary parts. Conjugate gradients with the factor at Q = 0, for some directions
         ``(D, 3)`` at once.
         """
-        number = max(1, _AT_ONCE // len(SHARES))
-        parts = [self._resolvents(directions[k: k + number], highest[k: k + number])
-                 for k in range(0, len(directions), number)]
+        step = max(1, _AT_ONCE // number)
+        parts = [self._resolvents(directions[k: k + step], highest[k: k + step], number)
+                 for k in range(0, len(directions), step)]
         return np.concatenate(parts)
 
-    def _resolvents(self, directions: np.ndarray, highest: np.ndarray) -> np.ndarray:
-        D, n, J = len(directions), len(self.load), len(SHARES)
-        Q = np.outer(highest, SHARES).ravel()
+    def _resolvents(self, directions: np.ndarray, highest: np.ndarray, J: int) -> np.ndarray:
+        D, n = len(directions), len(self.load)
+        Q = np.outer(highest, np.arange(1, J + 1) / J).ravel()
         along, pairs = (np.repeat(weights.T, J, axis=1) for weights in (
             directions, along_pairs(directions)))
         if D == 1:
@@ -169,7 +171,7 @@ class DirectionBases:
     Attributes:
         estimated_error: of the first signals over S(b = 0, t = 0), of one direction; NaN before.
         num_modes: functions of each direction.
-        shifted: whether the bases are resolvents at some Q, not the chain.
+        shares: number of Q of each direction at which there are resolvents; 0: the chain.
     """
 
     def __init__(self, problem: BlochTorrey, acquisition: Acquisition,
@@ -188,7 +190,7 @@ class DirectionBases:
                              "'equilibrium'")
         self.problem, self.acquisition, self.ratio = problem, acquisition, low
         self.tolerance = tolerance
-        self.shifted = False
+        self.shares = 0
         # all of a direction are on one rank
         _, which = np.unique(np.round(acquisition.directions, 9), axis=0, return_inverse=True)
         self._mine = np.flatnonzero(which.ravel() % problem.comm.size == problem.comm.rank)
@@ -196,7 +198,8 @@ class DirectionBases:
             self._mine) else None
         strongest = which.ravel()[np.argmax(acquisition.strength)]
         self._alone = bool(np.all(which.ravel()[acquisition.strength > 0] == strongest))
-        self._tried = DriftSweeps.of(acquisition.select(which.ravel() == strongest), STEP)
+        self._measured = acquisition.select(which.ravel() == strongest)
+        self._tried = DriftSweeps.of(self._measured, STEP)
         self.estimated_error, self.num_modes = np.nan, 2 + 3 * LINKS
         self.progress: Callable[[str, int, int], None] = silent
 
@@ -217,8 +220,20 @@ class DirectionBases:
             found[self._mine] = self.ratio * system.signals(self._sweeps, bases)
         return reduced(self.problem.comm, found)
 
-    def _choose(self, system: WholeSystem) -> np.ndarray:
-        """The kind of basis by the strongest direction, of which it gives functions. Collective."""
+    def modes_of_strongest(self) -> tuple[Acquisition, Eigenmodes]:
+        """Measurements of the direction with the strongest, and its functions as modes. Collective.
+
+        After `signals`, for the error of the mesh.
+        """
+        bases, unknowns = self._strongest, self.problem.unknowns
+        values, rotation = np.linalg.eigh(bases.decay[0])
+        first = self.problem.comm.exscan(unknowns.num_owned) or 0
+        owned = bases.functions[first: first + unknowns.num_owned, 0] @ rotation
+        return self._measured, project(self.problem, np.maximum(values, 0.0),
+                                       unknowns.local(owned))
+
+    def _choose(self, system: WholeSystem) -> Reduced:
+        """The kind of basis by the strongest direction, and that direction's. Collective."""
         tried, comm = self._tried, self.problem.comm
         scale = float(system.start @ system.load)
 
@@ -235,24 +250,26 @@ class DirectionBases:
             count = columns.shape[2]
             error = apart(columns, columns[:, :, [k for k in kept if k < count]])
             shifted = self.tolerance is not None and error > _TRUSTED * self.tolerance
-        if shifted:
-            columns = system.resolvents(tried.asked, highest)
+        shares = 0
+        for shares in SHARES if shifted else ():
+            columns = system.resolvents(tried.asked, highest, shares)
             # what the second resolvents do is more than what third ones would
             error = apart(columns, columns[:, :, : 1 + columns.shape[2] // 2])
-        self.estimated_error, self.shifted = comm.bcast((error, shifted))
-        self.num_modes = 1 + 4 * len(SHARES) * len(RATES) if self.shifted else 2 + 3 * LINKS
-        return columns
+            if error <= self.tolerance:
+                break
+        self.estimated_error, self.shares = comm.bcast((error, shares))
+        self.num_modes = columns.shape[2]
+        self._strongest = system.between(columns, tried.asked)
+        return self._strongest
 
-    def _bases(self, system: WholeSystem, sweeps: DriftSweeps,
-               known: np.ndarray | None) -> Reduced:
-        """``known``: the functions of the only direction, if it is the only one."""
-        directions, highest = sweeps.asked, sweeps.highest()
-        if known is not None and len(self._tried.directions) == len(sweeps.directions) == 1 and (
-                self._alone):
-            return system.between(known, directions)
-        if not self.shifted:
-            return system.bases(directions, LINKS)
-        return system.between(system.resolvents(directions, highest), directions)
+    def _bases(self, system: WholeSystem, sweeps: DriftSweeps, known: Reduced | None) -> Reduced:
+        """``known``: of the direction with the strongest gradient."""
+        if known is not None and self._alone and len(sweeps.directions) == 1:
+            return known
+        if not self.shares:
+            return system.bases(sweeps.asked, LINKS)
+        return system.between(system.resolvents(sweeps.asked, sweeps.highest(), self.shares),
+                              sweeps.asked)
 
     def _system(self) -> WholeSystem:
         problem = self.problem
