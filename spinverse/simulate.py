@@ -22,7 +22,11 @@ from .problem import BlochTorrey
 from .tissue import Tissue
 
 ENGINES = ("matrix_formalism", "time_stepping", "direction_bases")  # the last has no derivatives
-RESOLVED = 0.3  # Q h, rad: an error of about 1e-2 of P1
+# Q h, rad, to which degrees 1, 2, 3 leave at most 1e-3 of signals of permeable balls on a lattice,
+# with edges of at most a third of the radius (tests/test_lattice.py)
+RESOLVED = 0.07, 0.7, 1.2
+_FEW = 20  # directions, of which bases of their own cost less than modes for all
+_ON_EVERY_RANK = 60_000  # unknowns: direction_bases holds factors of all of them on every rank
 _TIMES = 401  # at which Q is looked at for its largest value
 
 _log = logging.getLogger(__name__)
@@ -30,16 +34,21 @@ _log = logging.getLogger(__name__)
 
 def make_engine(problem: BlochTorrey, acquisition: Acquisition, engine: str = "auto",
                 modes: int | str = "auto", tolerance: float = 1e-4,
-                time_step: float | str = "auto",
-                functions: str = "modes") -> MatrixFormalism | TimeStepping | DirectionBases:
+                time_step: float | str = "auto", functions: str = "modes",
+                derivatives: bool = True) -> MatrixFormalism | TimeStepping | DirectionBases:
     """The engine of a name; see `simulate` and `MatrixFormalism` for the arguments. Collective.
 
-    With "auto" the log says (level warning) why the matrix formalism cannot take extra terms.
+    With "auto" the log says (level warning) why the matrix formalism cannot take extra terms, and
+    (level info) which engine was chosen where there was a choice; one with ``derivatives`` if they
+    are wanted.
 
     Raises:
         InputError: an unknown name, or arguments that the engine refuses.
     """
     if engine == "auto":
+        if not derivatives and modes == "auto" and functions == "modes":
+            if (chosen := _bases_of_directions(problem, acquisition, tolerance)) is not None:
+                return chosen
         try:
             if problem.extra_structure[1]:
                 eigenmodes(problem, 1)
@@ -70,9 +79,10 @@ def simulate(tissue: Tissue, acquisition: Acquisition, engine: str = "auto",
         acquisition: the measurements.
         engine: "matrix_formalism" (all measurements from one eigenproblem), "time_stepping", or
             "auto": the first one, unless it cannot take ``extra_terms``. "direction_bases" is
-            faster in boxes that are periodic along all axes, for waveforms of one direction.
-        degree: polynomial degree within a cell; "auto" for 1, or 2 where 1 does not resolve the
-            phase along periodic axes (`degree_for`).
+            faster in boxes that are periodic along all axes, for waveforms of one direction each
+            and up to some twenty directions: "auto" takes it there.
+        degree: polynomial degree within a cell; "auto" for 1, or 2 or 3 where that is needed to
+            resolve the phase along periodic axes to 1e-3 of the signals (`degree_for`).
         modes: of the matrix formalism: a number, or "auto" for as many as ``tolerance`` needs.
         tolerance: wanted absolute error of S / S(b=0, t=0) from modes or time steps; the error of
             the mesh comes on top (``mesh_error``).
@@ -98,13 +108,37 @@ def simulate(tissue: Tissue, acquisition: Acquisition, engine: str = "auto",
     problem = BlochTorrey(tissue, degree_for(tissue, acquisition, degree), extra_terms,
                           extra_coefficients, extra_breakpoints)
     solver = make_engine(problem, acquisition.with_unweighted(), engine, modes, tolerance,
-                         time_step)
+                         time_step, derivatives=False)
     signals = signals_of(solver, acquisition, mesh_error)
     if signals.mesh_error > LARGE and tissue.mesh.comm.rank == 0:
         _log.warning("mesh: estimated error %.2g of S/S0, beside %.1g of modes or steps; expected "
                      "smaller cells%s", signals.mesh_error, solver.estimated_error,
                      " or degree=2" if problem.degree == 1 else "")
     return signals
+
+
+def name_of(engine: MatrixFormalism | TimeStepping | DirectionBases) -> str:
+    """Its name in `ENGINES`."""
+    return ENGINES[(MatrixFormalism, TimeStepping, DirectionBases).index(type(engine))]
+
+
+def _bases_of_directions(problem: BlochTorrey, acquisition: Acquisition,
+                         tolerance: float) -> DirectionBases | None:
+    """The engine for periodic boxes, where it is right and faster. Collective."""
+    driven = acquisition.directions[acquisition.b > 0]
+    number = len(np.unique(np.round(driven, 9), axis=0))
+    if not (0 < number <= _FEW and problem.num_unknowns <= _ON_EVERY_RANK
+            and len(problem.periodic) == 3):
+        return None
+    try:
+        engine = DirectionBases(problem, acquisition, tolerance)
+    except InputError:  # waveforms or terms that it does not know
+        return None
+    if problem.comm.rank == 0:
+        _log.info("engine: direction_bases, for a box that is periodic along x, y and z, %d "
+                  "direction%s, %d unknowns of degree %d", number, "s" * (number > 1),
+                  problem.num_unknowns, problem.degree)
+    return engine
 
 
 def signals_of(engine: MatrixFormalism | TimeStepping | DirectionBases,
@@ -131,8 +165,9 @@ def signals_of(engine: MatrixFormalism | TimeStepping | DirectionBases,
 def degree_for(tissue: Tissue, acquisition: Acquisition, degree: int | str = "auto") -> int:
     """The polynomial degree that "auto" stands for; any other is returned. Collective.
 
-    Along periodic axes what is at rest is exp(i Q . x), which lines of cells of size h follow to
-    (Q h)^2 / 8.
+    Along periodic axes what is at rest is exp(i Q . x), which cells of size h have to follow: see
+    `RESOLVED`. The log says (level info) what was chosen, and (level warning) where degree 3 would
+    not do.
     """
     if not isinstance(degree, str):
         return degree
@@ -152,4 +187,11 @@ def degree_for(tissue: Tissue, acquisition: Acquisition, degree: int | str = "au
         share = (np.linalg.norm(F[:, axes], axis=1).max() if waveform.vector else np.abs(F).max()
                  * np.linalg.norm(acquisition.directions[rows][:, axes], axis=1))
         reached = max(reached, float(np.max(acquisition.strength[rows] * share, initial=0.0)))
-    return 2 if reached * edge > RESOLVED else 1
+    phase = reached * edge
+    chosen = min(1 + sum(phase > limit for limit in RESOLVED), len(RESOLVED))
+    if mesh.comm.rank == 0:
+        say = _log.warning if phase > RESOLVED[-1] else _log.info
+        say("degree: %d, as the phase along periodic axes turns by %.2g rad in a cell of %.2g um%s",
+            chosen, phase, edge, f", expected smaller cells: at most {RESOLVED[-1]:g} rad"
+            if phase > RESOLVED[-1] else "")
+    return chosen

@@ -77,7 +77,7 @@ stages:
     (SIMULATE.replace("um2_per_ms: 2", "um2_per_ms: .nan"),
      "tissue.diffusivity_um2_per_ms: nan, expected a number"),
     (SIMULATE + "engine: fast",
-     "engine: 'fast', expected 'matrix_formalism', 'time_stepping' or 'direction_bases'"),
+     "engine: 'fast', expected 'auto', 'matrix_formalism', 'time_stepping' or 'direction_bases'"),
     (SIMULATE + "tolerance: 0", "tolerance: 0, expected greater than 0"),
     (SIMULATE + "mesh: {file: a.npz}", "the key mesh appears twice"),
     (SIMULATE.replace("{membrane", "{membrane_um_per_ms: 1, membrane"),

@@ -85,7 +85,8 @@ def test_simulate_says_it_and_changes_nothing(caplog):
 def test_degree_follows_the_phase_along_periodic_axes():
     tissue, table = lattice(MPI.COMM_SELF)  # Q = 0.387 rad/um, cells of 1.25 um
     assert degree_for(tissue, table) == 2 and degree_for(tissue, table, 1) == 1
-    assert degree_for(tissue, along_x([0, 1000], 10, 30)) == 1
+    assert degree_for(tissue, along_x([0, 50], 10, 30)) == 1
+    assert degree_for(tissue, along_x([0, 20000], 10, 30)) == 3
     assert degree_for(Tissue(tissue.mesh), table) == 1
     assert simulate(tissue, table, mesh_error=False).values[1] == simulate(
         tissue, table, degree=2, mesh_error=False).values[1]

@@ -18,7 +18,7 @@ from ..mesh import Mesh
 from ..problem import BlochTorrey
 from ..report import folder
 from ..report import screen as terminal
-from ..simulate import LARGE, degree_for, make_engine, signals_of
+from ..simulate import LARGE, degree_for, make_engine, name_of, signals_of
 from ..tissue import Tissue
 from . import derived, estimates, shared
 
@@ -58,8 +58,11 @@ def run(arguments, comm: MPI.Comm) -> None:
                *(f"acquisition: {line}" for line in description.lines(acquisition)))
     with screen.held_warnings(), clock("set-up"), shared.named(str(name)), in_keys():
         problem = BlochTorrey(tissue, degree_for(tissue, acquisition, run.degree), **extra)
-        engine = make_engine(problem, acquisition.with_unweighted(), run.engine, run.modes,
-                             run.tolerance, run.time_step_ms)
+        # time stepping is for the user to choose: it may take hours
+        kind = "matrix_formalism" if run.engine == "auto" and run.extra_terms else run.engine
+        engine = make_engine(problem, acquisition.with_unweighted(), kind, run.modes,
+                             run.tolerance, run.time_step_ms, derivatives=False)
+        run = run.model_copy(update={"engine": name_of(engine)})
     screen.say(f"{terminal.describe_engine(run)}; polynomial degree {problem.degree}, "
                f"{problem.num_unknowns} unknowns")
     if run.quantities:

@@ -83,8 +83,8 @@ class SimulateConfig(Run):
 
     tissue: TissueSection = TissueSection()
     acquisition: Acquisitions
-    engine: Literal["matrix_formalism", "time_stepping", "direction_bases"] = "matrix_formalism"
-    degree: Literal["auto", 1, 2] = "auto"
+    engine: Literal["auto", "matrix_formalism", "time_stepping", "direction_bases"] = "auto"
+    degree: Literal["auto", 1, 2, 3] = "auto"
     mesh_error: bool = True
     tolerance: Positive = 1e-4
     time_step_ms: TimeStep = "auto"

@@ -16,8 +16,8 @@ from . import analytic
 from . import references as ref
 from .discretisation import REFINED, Discretisation, round_layers, stack
 from .rows import Row
-from .signals import TARGETS, WALK_TARGET, tissue_rows
-from .solve import ENGINES, MATRIX_FORMALISM, Measurement, Settings, solve
+from .signals import TARGETS, tissue_rows
+from .solve import DIRECTION_BASES, ENGINES, MATRIX_FORMALISM, Measurement, Settings, solve
 
 X = (1.0, 0.0, 0.0)
 
@@ -180,7 +180,7 @@ def effective_rows(settings: Settings) -> Iterator[Row]:
 
 
 def lattice_rows(settings: Settings) -> Iterator[Row]:
-    """Balls on a periodic lattice, with the degree and the mesh's error that `simulate` says.
+    """Balls on a periodic lattice by what `simulate` chooses, with the mesh's error that it says.
 
     Time stepping would take a factor for every step of every gradient. Collective.
     """
@@ -188,14 +188,13 @@ def lattice_rows(settings: Settings) -> Iterator[Row]:
         choice = Discretisation(packed_spheres, (
             ("radii", (ref.RADIUS,)), ("box", (ref.LENGTH,) * 3), ("periodic", True)),
             1.0 if level == REFINED else 1.5, 2)
-        for kappa, walk in ref.WALKS.items():
+        for kappa, exact in ref.LATTICE.items():
             problem, columns = choice.problem(settings.comm, ref.D, kappa=kappa, periodic="xyz")
-            table = Acquisition.pgse([0, *walk], X, ref.PULSE, ref.SEPARATION)
+            table = Acquisition.pgse([0, *exact], X, ref.PULSE, ref.SEPARATION)
             found = simulate(problem.tissue, table, tolerance=settings.tolerance_at(level))
-            reference, uncertainty = np.array(list(walk.values())).T.tolist()
-            yield Row("lattice", f"balls_kappa{kappa:g}", level, MATRIX_FORMALISM,
-                      tuple(f"b = {b:g}" for b in walk), tuple(found.normalised[1:].tolist()),
-                      tuple(reference), tuple(uncertainty), WALK_TARGET,
+            yield Row("lattice", f"balls_kappa{kappa:g}", level, DIRECTION_BASES,
+                      tuple(f"b = {b:g}" for b in exact), tuple(found.normalised[1:].tolist()),
+                      tuple(exact.values()), (1e-6,) * len(exact), TARGETS["default"],
                       resolution=f"mesh: {found.mesh_error:.1g}",
                       estimated_error=found.estimated_error, **columns)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from ..errors import InputError
-from . import facts
+from . import facts, published
 from .convergence import agreement_rows, order_rows, tolerance_rows
 from .rows import Row
 from .signals import signal_rows
@@ -45,7 +45,9 @@ FAMILIES: tuple[Family, ...] = (
     Family("narrowing", "motional narrowing of long pulses", facts.narrowing_rows),
     Family("short_time", "D(t) at short times and its limit", facts.short_time_rows),
     Family("effective", "effective medium: long times in an endless stack", facts.effective_rows),
-    Family("lattice", "balls on a periodic lattice, against a random walk", facts.lattice_rows),
+    Family("lattice", "balls on a periodic lattice", facts.lattice_rows),
+    Family("published", "MISST's signals, Karger's model, tortuosity of a square array",
+           published.published_rows),
     Family("b_values", "b of every waveform", facts.b_value_rows),
     Family("orders", "orders of convergence in h and the time step", order_rows),
     Family("agreement", "both engines on one mesh, refined modes and steps", agreement_rows,

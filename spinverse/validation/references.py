@@ -146,7 +146,23 @@ LAYER_RADII = (5.0, 7.5, 10.0)
 LAYER_B = tuple(range(1000, 10001, 1000))
 ROUNDING = 5e-5
 
-# Balls on a cubic lattice: `benchmarks/lattice_walk.py` with 150000 walkers in steps of 10 us.
+# Balls on a cubic lattice.
 LENGTH, RADIUS, D, PULSE, SEPARATION = 10.0, 4.0, 2.0, 10.0, 20.0  # um, um^2/ms, ms
-#: By permeability, um/ms: signals over b, s/mm^2, and two standard deviations.
+#: By permeability, um/ms: signals over b, s/mm^2, by `ball_in_box.ball_lattice`, to 1e-6.
+LATTICE = {0.01: {1000: 0.374097, 2000: 0.251942, 4000: 0.205469}}
+#: The same by `benchmarks/lattice_walk.py` with 150000 walkers in steps of 10 us, and two standard
+#: deviations.
 WALKS = {0.01: {1000: (0.3742, 0.0035), 2000: (0.2541, 0.0037), 4000: (0.2069, 0.0037)}}
+
+#: Signals of MISST in the tests of Disimpy 0.3: shape, delta, ms; b = 1000, 2000, 3000 of theirs,
+#: Delta = 40 ms, D = 2 um^2/ms, radius 5 um. Gradients are discrete there: 2e-3 from exact values.
+MISST = {("disk", 1.0): (0.8651166, 0.7453011, 0.6394964),
+         ("disk", 30.0): (0.9564608, 0.9159093, 0.8763042),
+         ("sphere", 1.0): (0.8938391, 0.7971026, 0.7093704),
+         ("sphere", 30.0): (0.9716301, 0.9448431, 0.9183216)}
+MISST_B, MISST_DELTA, MISST_RADIUS, MISST_ERROR = (1000.0, 2000.0, 3000.0), 40.0, 5.0, 1.4e-3
+#: Packed spheres beside Karger's model, as dmipy-sim 2.1 tests itself: radius, um, share of the
+#: volume, delta, Delta, ms, b; permeabilities, um/ms, and how far the model may be off there.
+KARGER_RADIUS, KARGER_SHARE, KARGER_PULSES = 5.0, 0.3, (5.0, 20.0)
+KARGER_B = (500.0, 1000.0, 2000.0, 3000.0)
+KARGER = {5e-4: 0.012, 3e-3: 0.03, 0.01: 0.03}

@@ -17,6 +17,7 @@ from ..simulate import make_engine
 from .discretisation import DEFAULT, LEVELS, REFINED
 
 MATRIX_FORMALISM, TIME_STEPPING = "matrix_formalism", "time_stepping"
+DIRECTION_BASES = "direction_bases"  # what `simulate` takes for a lattice
 ENGINES = (MATRIX_FORMALISM, TIME_STEPPING)
 BOTH = "both"
 
