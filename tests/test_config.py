@@ -30,7 +30,7 @@ def test_units_and_defaults(tmp_path):
     assert run.tissue.permeability.value("membrane", None) == pytest.approx(0.01)
     assert run.tissue.permeability.value("elsewhere", math.inf) == math.inf
     assert run.acquisition[0].pgse.b_s_per_mm2 == [0.0, 1000.0]  # YAML's 1e3 is a number here
-    assert (run.engine, run.modes, run.degree) == ("matrix_formalism", "auto", "auto")
+    assert (run.engine, run.modes, run.degree) == ("auto", "auto", "auto")
     assert run.tissue.boundary == "reflecting"
 
 

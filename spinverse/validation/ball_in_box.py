@@ -32,9 +32,9 @@ __all__ = ["ball_in_cube", "ball_lattice"]
 EDGE, DIAGONAL = "edge", "diagonal"
 _SIGNS = np.array(list(product((1, -1), repeat=3)))
 _DEPENDENT = 1e-12  # of the largest square norm: combinations of waves that are left out
-WAVE_NUMBERS, SLOWEST = 7, 30  # of a lattice: modes that are kept
+WAVE_NUMBERS, SLOWEST = 6, 16  # at so many Q so many modes of a lattice: 1e-6 of the signals
 FASTEST = 100.0  # 1/ms, of the modes that are kept in a cube
-STEP = 0.1  # ms, of pulses in a lattice: 1e-7 of the signals
+STEP = 0.4  # ms, of pulses in a lattice: 2e-6 of the signals
 
 
 def ball_in_cube(b, delta: float, Delta: float, radius: float, length: float, permeability: float,

@@ -46,6 +46,7 @@ SHARES = 4, 8  # equal ones of the largest Q, at which resolvents are taken: mor
 _AT_ONCE = 16  # complex columns: a solve costs little more for all than for one
 _PRECISE = 1e-4  # of a resolvent: the basis needs no more
 _ITERATIONS = 100
+_FINEST = 64  # parts of a longest step
 _TINY = 1e-300
 
 
@@ -260,7 +261,23 @@ class DirectionBases:
         self.estimated_error, self.shares = comm.bcast((error, shares))
         self.num_modes = columns.shape[2]
         self._strongest = system.between(columns, tried.asked)
+        if self.tolerance is not None:
+            self._halve_steps(system, scale)
         return self._strongest
+
+    def _halve_steps(self, system: WholeSystem, scale: float) -> None:
+        """Until that changes signals by little: they are of fourth order."""
+        step, coarse = STEP, system.signals(self._tried, self._strongest)
+        while True:
+            tried = DriftSweeps.of(self._measured, step / 2)
+            fine = system.signals(tried, self._strongest)
+            change = self.problem.comm.bcast(float(np.abs(fine - coarse).max()) / scale)
+            if change <= 0.5 * self.tolerance or step < STEP / _FINEST:
+                break
+            step, coarse, self._tried = step / 2, fine, tried
+        self.estimated_error += change
+        if step < STEP and self._sweeps is not None:
+            self._sweeps = DriftSweeps.of(self.acquisition.select(self._mine), step)
 
     def _bases(self, system: WholeSystem, sweeps: DriftSweeps, known: Reduced | None) -> Reduced:
         """``known``: of the direction with the strongest gradient."""
