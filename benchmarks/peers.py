@@ -4,10 +4,10 @@
     python benchmarks/peers.py -o DIR                    # ours alone
 
 `pip install 'spinverse[peers]'` has the peer (JAX on the CPU); it may live in an environment of its
-own, whose Python is given. Each peer's run is a process (`peer_walk.py`). PGSE of 10/20 ms, gradient
-along x, D = 2 um^2/ms, b = 1000, 2000, 4000 s/mm^2. The error is the largest of |E - exact| over b:
-of the peer the root mean square over seeds. CPU seconds of all threads: ours with the mesh, the
-peer's without compilation. Writes peers.csv and peers.png.
+own, whose Python is given. Each of its runs is a process (`peer_walk.py`). PGSE of 10/20 ms,
+gradient along x, D = 2 um^2/ms, b = 1000, 2000, 4000 s/mm^2. The error is the largest of
+|E - exact| over b: of the peer the root mean square over seeds. CPU seconds of all threads: ours
+with the mesh, the peer's without compilation. Writes peers.csv and peers.png.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ the same in all three.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import permutations, product
 
 import numpy as np
@@ -185,12 +185,10 @@ class _Box:
             (k, True) for k in range(odd_step, self.waves + 1, 2)]
         even = [factor for factor in factors if not factor[1]]
         if self.direction == EDGE:
-            triples = [(a, *rest) for a in factors for rest in product(even, repeat=2)
-                       if rest[0] <= rest[1]]
-            group = [(0, 1, 2), (0, 2, 1)]
+            triples = [(a, b, c) for a in factors for b, c in product(even, repeat=2) if b <= c]
+            group: list[tuple[int, ...]] = [(0, 1, 2), (0, 2, 1)]
         else:
-            triples = [each for each in product(factors, repeat=3)
-                       if each[0] <= each[1] <= each[2]]
+            triples = [(a, b, c) for a, b, c in product(factors, repeat=3) if a <= b <= c]
             group = list(permutations(range(3)))
         triples = [each for each in triples if sum(k * k for k, _ in each) <= self.waves**2]
         k = np.array([[factor[0] for factor in each] for each in triples]) * half
@@ -203,8 +201,8 @@ class _Box:
         n = len(k)
         M, S, X, N, W = np.zeros((5, n, n))
         for order in group:
-            for whole, part in zip((M, S, X, N, W), self._pairs(
-                    k, sines, k[:, order], sines[:, order]), strict=True):
+            parts = self._pairs(k, sines, k[:, order], sines[:, order])
+            for whole, part in zip((M, S, X, N, W), parts, strict=True):
                 whole += part
         load = np.sqrt(len(group)) * self._integral(k, sines)
         D = self.diffusivity
@@ -212,13 +210,13 @@ class _Box:
         return _Operators((M + M.T) / 2, (decay + decay.T) / 2, (X + X.T) / 2, D * (N - N.T) / 2,
                           load)
 
-    def _pairs(self, k, sines, l, sines_l) -> list[np.ndarray]:
+    def _pairs(self, k, sines, p, sines_p) -> list[np.ndarray]:
         """Mass, gradients, position, drift outside, and the sphere's mass, of all pairs."""
         R, n = self.radius, len(k)
-        same = sines[:, None, :] == sines_l[None, :, :]
+        same = sines[:, None, :] == sines_p[None, :, :]
         differ = (~same).sum(axis=2)
         M, S, X, N, W = np.zeros((5, n, n))
-        one = [self._line(k[:, j], sines[:, j], l[:, j], sines_l[:, j]) for j in range(3)]
+        one = [self._line(k[:, j], sines[:, j], p[:, j], sines_p[:, j]) for j in range(3)]
         masses = [line[0] for line in one]
         M += masses[0] * masses[1] * masses[2]
         for j in range(3):
@@ -228,7 +226,7 @@ class _Box:
                 X += self.along[j] * one[j][2] * others
                 N += self.along[j] * one[j][3] * others
         for sign in _SIGNS:
-            K = k[:, None, :] + sign * l[None, :, :]
+            K = k[:, None, :] + sign * p[None, :, :]
             size = np.linalg.norm(K, axis=2)
             ball, slope = _ball(size, R)
             weight = np.where(sines[:, None, :], np.where(same, -sign, 1), np.where(
@@ -236,23 +234,23 @@ class _Box:
             whole = weight.prod(axis=2)
             equal = whole * (differ == 0)
             M -= equal * ball
-            S += equal * ball * ((k[:, None, :] * l) @ sign)
+            S += equal * ball * ((k[:, None, :] * p) @ sign)
             W += equal * 4 * np.pi * R**2 * spherical_jn(0, size * R)
             for j in np.flatnonzero(self.along):
                 odd = whole * ((differ == 1) & ~same[:, :, j]) * self.along[j]
                 X += odd * slope * K[:, :, j]
-                # sine of the second: l - s k; of the first the negative of its mirror image
-                ahead = np.where(sines[:, None, j], sign[j] * l[None, :, j] - k[:, None, j],
-                                 sign[j] * (l[None, :, j] - sign[j] * k[:, None, j]))
+                # sine of the second: p - s k; of the first the negative of its mirror image
+                ahead = np.where(sines[:, None, j], sign[j] * p[None, :, j] - k[:, None, j],
+                                 sign[j] * (p[None, :, j] - sign[j] * k[:, None, j]))
                 N -= odd * ball * ahead
         return [M, S, X, N, W]
 
-    def _line(self, k, sines, l, sines_l) -> list[np.ndarray]:
+    def _line(self, k, sines, p, sines_p) -> list[np.ndarray]:
         """Along an edge: mass, slopes, position, drift of factors, by quadrature."""
         x, w = np.polynomial.legendre.leggauss(8 * self.waves + 40)
         x, w = x * self.length / 2, w * self.length / 2
         f, df = _factors(k, sines, x)
-        g, dg = _factors(l, sines_l, x)
+        g, dg = _factors(p, sines_p, x)
         return [(f * w) @ g.T, (df * w) @ dg.T, (f * w * x) @ g.T,
                 (f * w) @ dg.T - (df * w) @ g.T]
 

@@ -84,8 +84,8 @@ class WholeSystem(DriftSystem):
                    number: int) -> np.ndarray:
         """The start, first and second resolvents at a ``number`` of Q, ``(D, n, r)``.
 
-        Up to the ``highest (D,)`` of each direction; real and imaginary parts. Conjugate gradients with the factor at Q = 0, for some directions
-        ``(D, 3)`` at once.
+        Up to the ``highest (D,)`` of each direction; real and imaginary parts. Conjugate gradients
+        with the factor at Q = 0, for some directions ``(D, 3)`` at once.
         """
         step = max(1, _AT_ONCE // number)
         parts = [self._resolvents(directions[k: k + step], highest[k: k + step], number)
