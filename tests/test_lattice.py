@@ -79,5 +79,5 @@ def test_what_is_chosen():
     assert name(small_box("xyz", interface="plain"), few()) == "matrix_formalism"
     turning = SampledGradient((0.0, 1.0, 2.0, 3.0, 4.0), [
         [0, 0, 0], [1.0, 0, 0], [0, 1.0, 0], [-1.0, -1.0, 0], [0, 0, 0]])
-    assert name(box, Acquisition.product([turning], [1000], [[1.0, 0, 0]])) == "matrix_formalism"
+    assert name(box, Acquisition.product(turning, [1000])) == "matrix_formalism"
     assert name_of(make_engine(box, along_x())) == "matrix_formalism"

@@ -14,7 +14,15 @@ import numpy as np
 import pytest
 
 from spinverse import Acquisition, InputError
-from spinverse.validation import FAMILIES, Row, Settings, choose_families, validate, verdicts
+from spinverse.validation import (
+    FAMILIES,
+    Row,
+    Settings,
+    analytic,
+    choose_families,
+    validate,
+    verdicts,
+)
 from spinverse.validation import table as table_module
 from spinverse.validation.convergence import agreement_rows, order_rows, tolerance_rows
 from spinverse.validation.facts import (
@@ -24,7 +32,14 @@ from spinverse.validation.facts import (
     narrowing_rows,
     short_time_rows,
 )
-from spinverse.validation.references import by_tissue, cases, data
+from spinverse.validation.published import (
+    karger,
+    karger_rows,
+    misst_rows,
+    square_array,
+    tortuosity_rows,
+)
+from spinverse.validation.references import MISST, MISST_B, MISST_ERROR, by_tissue, cases, data
 from spinverse.validation.rows import MET, MISSED, SHOWN, WITHIN
 from spinverse.validation.signals import tissue_rows
 
@@ -149,6 +164,38 @@ def test_effective_medium():
     row = next(effective_rows(MODES))
     check([row])
     assert row.ours[-1] == pytest.approx(1 / (1 / 2.0 + 1 / (0.1 * 2.0)), rel=1e-3)
+
+
+# --- what others publish -------------------------------------------------------------------------
+
+def test_signals_of_misst():
+    """Within what its discrete gradients are off the exact values."""
+    for (geometry, delta), published in MISST.items():
+        shape = analytic.cylinder if geometry == "disk" else analytic.sphere
+        exact = shape(MISST_B, delta, 40.0, 5.0)
+        assert np.abs(exact - published).max() < MISST_ERROR
+    rows = list(islice(misst_rows(MODES), 2))
+    assert {row.verdict for row in rows} <= {MET, WITHIN}
+
+
+def test_tortuosity_of_a_square_array():
+    """Of few cylinders Maxwell's formula is exact: D = (1 - f) / (1 - f) / (1 + f)."""
+    assert square_array(1e-3) == pytest.approx(1 / (1 + 1e-3), rel=1e-9)
+    check(islice(tortuosity_rows(MODES), 1))
+
+
+def test_kargers_model_at_its_ends():
+    inside, outside = np.array([0.8, 0.5]), np.array([0.3, 0.02])
+    apart = karger(inside, outside, 0.3, 0.0, 20.0)
+    assert np.allclose(apart, 0.3 * inside + 0.7 * outside)
+    mixed = karger(inside, outside, 0.3, 1e4, 20.0)
+    assert np.allclose(mixed, inside**0.3 * outside**0.7, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_packed_spheres_beside_kargers_model():
+    rows = check(karger_rows(MODES))
+    assert rows[0].error < rows[1].error < rows[2].error
 
 
 def test_b_values():
