@@ -25,7 +25,7 @@ ENGINES = ("matrix_formalism", "time_stepping", "direction_bases")  # the last h
 # Q h, rad, to which degrees 1, 2, 3 leave at most 1e-3 of signals of permeable balls on a lattice,
 # with edges of at most a third of the radius (tests/test_lattice.py)
 RESOLVED = 0.07, 0.7, 1.2
-_FEW = 20  # directions, of which bases of their own cost less than modes for all
+_FEW = 8  # directions, of which bases of their own cost less than modes for all
 _ON_EVERY_RANK = 60_000  # unknowns: direction_bases holds factors of all of them on every rank
 _TIMES = 401  # at which Q is looked at for its largest value
 
@@ -80,7 +80,7 @@ def simulate(tissue: Tissue, acquisition: Acquisition, engine: str = "auto",
         engine: "matrix_formalism" (all measurements from one eigenproblem), "time_stepping", or
             "auto": the first one, unless it cannot take ``extra_terms``. "direction_bases" is
             faster in boxes that are periodic along all axes, for waveforms of one direction each
-            and up to some twenty directions: "auto" takes it there.
+            and up to eight directions: "auto" takes it there.
         degree: polynomial degree within a cell; "auto" for 1, or 2 or 3 where that is needed to
             resolve the phase along periodic axes to 1e-3 of the signals (`degree_for`).
         modes: of the matrix formalism: a number, or "auto" for as many as ``tolerance`` needs.

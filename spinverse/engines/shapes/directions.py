@@ -43,7 +43,6 @@ _LESS = 3  # links of a chain that are left out to see what they do
 _WIDE = 4.0  # rad, |Q| times the box: beyond it the chain is not tried
 _TRUSTED = 0.25  # of the tolerance: what the chain may seem to leave, as it leaves more
 SHARES = 4, 8  # equal ones of the largest Q, at which resolvents are taken: more if need be
-_AT_ONCE = 16  # complex columns: a solve costs little more for all than for one
 _PRECISE = 1e-4  # of a resolvent: the basis needs no more
 _ITERATIONS = 100
 _FINEST = 64  # parts of a longest step
@@ -85,42 +84,27 @@ class WholeSystem(DriftSystem):
         """The start, first and second resolvents at a ``number`` of Q, ``(D, n, r)``.
 
         Up to the ``highest (D,)`` of each direction; real and imaginary parts. Conjugate gradients
-        with the factor at Q = 0, for some directions ``(D, 3)`` at once.
+        with the factor at Q = 0, for all Q at once.
         """
-        step = max(1, _AT_ONCE // number)
-        parts = [self._resolvents(directions[k: k + step], highest[k: k + step], number)
-                 for k in range(0, len(directions), step)]
-        return np.concatenate(parts)
+        return np.stack([self._resolvents(along, top * np.arange(1, number + 1) / number)
+                         for along, top in zip(directions, highest, strict=True)])
 
-    def _resolvents(self, directions: np.ndarray, highest: np.ndarray, J: int) -> np.ndarray:
-        D, n = len(directions), len(self.load)
-        Q = np.outer(highest, np.arange(1, J + 1) / J).ravel()
-        along, pairs = (np.repeat(weights.T, J, axis=1) for weights in (
-            directions, along_pairs(directions)))
-        if D == 1:
-            drifts, turns = [self._sum(self.drifts, along[:, 0])], [Q]
-            squares, weights = [self._sum(self.squares, pairs[:, 0])], [Q**2]
-        else:
-            drifts, turns, squares, weights = (self.drifts, along * Q, self.squares, pairs * Q**2)
+    def _resolvents(self, along: np.ndarray, Q: np.ndarray) -> np.ndarray:
+        N = self._sum(self.drifts, along)
+        C = self._sum(self.squares, along_pairs(along[None])[0])
         first, second = [], []
         for rate in RATES:
             shifted, solve = self.decay + rate * self.mass, self._solver(rate)
 
             def apply(u, shifted=shifted):
-                return (shifted @ u + 1j * sum(N @ (u * q) for N, q in zip(
-                    drifts, turns, strict=True)) + sum(C @ (u * q) for C, q in zip(
-                        squares, weights, strict=True) if C.nnz))
+                return shifted @ u + 1j * (N @ (u * Q)) + C @ (u * Q**2)
 
             loads = np.repeat(self.load[:, None], len(Q), axis=1).astype(complex)
             first.append(_conjugate_gradients(apply, solve, loads))
             second.append(_conjugate_gradients(apply, solve, self.mass @ first[-1]))
-        found = [part for kind in (first, second) for each in kind
-                 for part in (each.real, each.imag)]
-        # (kind, rate, part), n, direction, share
-        whole = np.array(found).reshape(-1, n, D, J).transpose(2, 1, 0, 3).reshape(D, n, -1)
-        whole = np.concatenate([np.broadcast_to(self.uniform[None, :, None], (D, n, 1)), whole],
-                               axis=2)
-        return whole / np.maximum(np.abs(whole).max(axis=1, keepdims=True), _TINY)
+        found = [part for each in (*first, *second) for part in (each.real, each.imag)]
+        whole = np.hstack([self.uniform[:, None], *found])
+        return whole / np.maximum(np.abs(whole).max(axis=0), _TINY)
 
     @staticmethod
     def _sum(operators: list, weights: np.ndarray) -> scipy.sparse.csr_matrix:
