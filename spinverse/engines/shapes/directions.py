@@ -40,7 +40,7 @@ from .drift import ALL, AXIS_PAIRS, LINKS, RATES, DriftSweeps, DriftSystem, Redu
 
 STEP = 0.25  # ms, longest: 1e-6 of the signals
 _LESS = 3  # links of a chain that are left out to see what they do
-_WIDE = 4.0  # rad, |Q| times the box: beyond it the chain is not tried
+_WIDE = 4.0  # rad, |Q| times the box: beyond it the chain is not tried where facets are tied
 _TRUSTED = 0.25  # of the tolerance: what the chain may seem to leave, as it leaves more
 SHARES = 4, 8  # equal ones of the largest Q, at which resolvents are taken: more if need be
 _PRECISE = 1e-4  # of a resolvent: the basis needs no more
@@ -228,7 +228,9 @@ class DirectionBases:
             return float(np.abs(signals[0] - signals[1]).max()) / scale
 
         highest, lengths = tried.highest(), np.diff(self.problem.mesh.bounds, axis=0)
-        shifted = self.tolerance is not None and highest[0] * lengths.max() > _WIDE
+        # where all facets are open the chain is better, and what searches compare with
+        shifted = (self.tolerance is not None and self.problem.prolongation is not None
+                   and highest[0] * lengths.max() > _WIDE)
         if not shifted:
             kept = [0, 1, *(2 + k for k in range(len(RATES) * LINKS) if k % LINKS < LINKS - _LESS)]
             columns = system.chain(tried.asked, LINKS)
