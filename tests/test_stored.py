@@ -32,6 +32,7 @@ from spinverse.acquisition import (
     write_acquisition,
     write_camino,
 )
+from spinverse.adjoint import Values, reduced_functional, taylor_rate
 from spinverse.engines.basis.eigenmodes import eigenmodes
 from spinverse.engines.march.time_stepping import TimeStepping
 from spinverse.engines.modal.jacobian import signal_jacobian
@@ -66,7 +67,7 @@ def test_periods_and_b():
     echo = StimulatedEcho(4, 40, 25, 50)
     assert echo.storage == ((12.5, 37.5),) and echo.stored_time == 25
     assert echo.stored([12.4, 12.5, 37.4, 37.5]).tolist() == [False, True, True, False]
-    assert {12.5, 37.5} < set(echo.breakpoints) and echo.antisymmetric
+    assert {12.5, 37.5} < set(echo.breakpoints) and StimulatedEcho(4, 40).antisymmetric
     assert np.isclose(echo.b_factor, PGSE(4, 40).b_factor, rtol=1e-14)
     assert StimulatedEcho(4, 40).storage == ((4.0, 40.0),) and not StimulatedEcho(4, 40, 0).storage
     fexi = FEXI(4, 14, 50, 0.6, 6, 8, 20, 100)
@@ -135,11 +136,13 @@ def stack_problem(stack: Stack, comm=MPI.COMM_SELF, periodic="") -> BlochTorrey:
 @pytest.mark.parametrize("name", WAVEFORMS)
 def test_both_engines_against_collocation(name):
     table = Acquisition.product([WAVEFORMS[name]], [0, 1000, 4000], X)
-    exact, problem = UNEVEN.signals(table), stack_problem(UNEVEN)
+    exact, problem = UNEVEN.signals(table, 30), stack_problem(UNEVEN)
     engine = make_engine(problem, table, "matrix_formalism", tolerance=1e-5)
     assert np.abs(engine.signals() / 17 - exact).max() < 2e-5
-    engine = make_engine(problem, table, "time_stepping", tolerance=5e-5)
-    assert np.abs(engine.signals() / 17 - exact).max() < 1e-4
+    step = 0.5 if name == "sampled" else 1.0
+    errors = [np.abs(TimeStepping(problem, table.select([1]), h).signals() / 17 - exact[1]).max()
+              for h in (step, step / 2)]
+    assert errors[1] < 1e-3 and errors[0] / errors[1] > 3  # second order
 
 
 def test_spin_echo_without_storage_or_where_T1_is_T2():
@@ -162,14 +165,17 @@ def test_omitted_modes_and_the_mesh_are_estimated():
     problem = stack_problem(stack)
     table = Acquisition.product([FEXI(3, 8, 60, 0.5)], [0, 1500], X)
     exact = stack.signals(table)
-    engine = MatrixFormalism(problem, table, modes=6)
-    basis = eigenmodes(problem, 6, responses=True)
-    plain, corrected = (sum((engine.evolve_batch(basis, batch, corrected=c)[0].sum()
-                             for batch in engine._batches), 0j) for c in (False, True))
-    assert abs(corrected / 10 - exact.sum()) < 0.25 * abs(plain / 10 - exact.sum())
-    signals = simulate(Tissue(mesh.build(mesh.intervals, (4.0, 6.0), size=1.0), T2={1: 10, 2: 200},
-                              T1={1: 500, 2: 12}, permeability=0.02), table, degree=1)
-    assert 1e-5 < signals.mesh_error < 1e-2
+    engine = MatrixFormalism(problem, table.select([0]), modes=2)
+    basis = eigenmodes(problem, 2, responses=True).truncated(2)
+    plain, corrected = (engine.evolve_batch(basis, engine._batches[0], corrected=c)[0][0] / 10
+                        for c in (False, True))
+    assert abs(corrected - exact[0]) < 0.25 * abs(plain - exact[0])
+    coarse = mesh.build(mesh.intervals, (4.0, 6.0), size=1.0)
+    tissue = Tissue(coarse, T2={1: 10, 2: 200}, T1={1: 500, 2: 12},
+                    permeability=Permeability.on(coarse, membrane=0.02))
+    signals = simulate(tissue, table, degree=1, tolerance=1e-7)
+    error = abs(signals.values[1] / 10 - exact[1])
+    assert error / 2 < signals.mesh_error < 2 * error
 
 
 @pytest.mark.parametrize("name", ["in the middle", "fexi"])
@@ -179,8 +185,8 @@ def test_engines_agree_along_a_periodic_axis(name):
     problem = stack_problem(stack, periodic="x")
     table = Acquisition.product([WAVEFORMS[name]], [0, 1500], X)
     modal = make_engine(problem, table, "matrix_formalism", tolerance=1e-5).signals()
-    stepped = make_engine(problem, table, "time_stepping", tolerance=1e-4).signals()
-    assert np.abs(modal - stepped).max() / 8 < 2e-4
+    stepped = TimeStepping(problem, table, 0.5).signals()
+    assert np.abs(modal - stepped).max() / 8 < 1e-4
 
 
 def box_problem(comm=MPI.COMM_SELF) -> BlochTorrey:
@@ -203,12 +209,12 @@ def test_taylor_of_all_coefficients(comm, engine):
     problem, table = box_problem(comm), few()
     measured = 0.5 * problem.magnetisation_at_start * np.ones(len(table))
     for name in ("kappa", "R1", "R2", "D"):
-        J = spinverse.reduced_functional(
-            problem.tissue, table, measured, {name: spinverse.adjoint.Values(log=True)},
+        J = reduced_functional(
+            problem.tissue, table, measured, {name: Values(log=True)},
             engine=engine, time_step=1.0, degree=1,
             modes=problem.num_unknowns if engine == "matrix_formalism" else "auto")
         start = [control.tape_value() for control in J.controls]
-        assert spinverse.adjoint.taylor_rate(J, start, steps=2) > 1.9, name
+        assert taylor_rate(J, start, steps=2) > 1.9, name
 
 
 @pytest.mark.mpi
@@ -379,7 +385,7 @@ def test_a_run_file(tmp_path, capsys):
     run.write_text(RUN)
     assert cli.main(["simulate", str(run), "-o", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
-    assert "T1: 1: 300 ms" in said and "1/s, efficiency" in said
+    assert "T1: " in said and "300 ms" in said and "1/s, efficiency" in said
     fit = json.loads((tmp_path / "out" / "quantities.json").read_text())["axr"]["fits"][0]
     assert 0 < fit["axr_per_ms"] < 0.1 and fit["mixing_times_ms"] == [20, 60, 120]
     table = read_acquisition(tmp_path / "out" / "signals.csv")
