@@ -4,7 +4,7 @@ In each cell, with the transverse magnetisation m (um, ms, rad):
 
     dm/dt = div(D grad m) - i (g . x) m - m / T2,          g(t) = gamma G f(t)
 
-(dm/dt = div(D grad m) - m / T1 while a waveform stores m along z: `spinverse.acquisition.waveform`),
+(div(D grad m) - m / T1 while a waveform stores m along z: `spinverse.acquisition.waveform`),
 across every interior facet, n pointing from the - to the + side, and on the outer boundary:
 
     D grad m . n = kappa (m+ - m-),        D grad m . n = -kappa m

@@ -6,10 +6,9 @@ import json
 
 import numpy as np
 import pytest
+import ufl
 from collocation import Stack
 from mpi4py import MPI
-
-import ufl
 
 import spinverse
 from spinverse import (
@@ -160,7 +159,7 @@ def test_spin_echo_without_storage_or_where_T1_is_T2():
 
 
 def test_omitted_modes_and_the_mesh_are_estimated():
-    """Relaxation that differs couples modes with those that are left out: the correction sees it."""
+    """Relaxation that differs couples modes with those left out: the correction sees it."""
     stack = Stack((4.0, 6.0), (0.02,), (2.0, 2.0), (10.0, 200.0), T1=(500.0, 12.0))
     problem = stack_problem(stack)
     table = Acquisition.product([FEXI(3, 8, 60, 0.5)], [0, 1500], X)

@@ -112,8 +112,8 @@ def write_camino(path: str | Path, acquisition: Acquisition, version: str | None
     else:
         for waveform in acquisition.waveforms:
             if waveform.storage:
-                raise InputError(f"{path}: {waveform.describe()}: a GRADIENT_WAVEFORM scheme has no "
-                                 "storage along z")
+                raise InputError(f"{path}: {waveform.describe()}: a GRADIENT_WAVEFORM scheme has "
+                                 "no storage along z")
         slices = [_slices(waveform, step) for waveform in acquisition.waveforms]
         G = units.gradient_to_si(units.gradient_from_internal(acquisition.strength))
         for row, k in enumerate(acquisition.waveform_index):

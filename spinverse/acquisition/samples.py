@@ -76,7 +76,8 @@ class _Samples(Waveform):
         if np.any(np.diff(pulses) <= 0.0) or np.any((pulses <= 0.0) | (pulses >= echo_time)):
             raise InputError(f"refocusing_times: {pulses.tolist()}, expected increasing times "
                              f"inside (0, {echo_time:g}) ms")
-        periods = floats("storage", self.storage if len(np.ravel(self.storage)) else np.zeros((0, 2)))
+        periods = floats("storage", self.storage)
+        periods = periods if periods.size else np.zeros((0, 2))
         ends = periods.ravel()
         if periods.ndim != 2 or periods.shape[1] != 2 or not np.all(np.isfinite(ends)) or np.any(
                 np.diff(ends) < 0.0) or np.any(np.diff(periods) <= 0.0) or np.any(
@@ -85,8 +86,8 @@ class _Samples(Waveform):
                              f"(start, stop) inside [0, {echo_time:g}] ms")
         for pulse in pulses[np.any((pulses[:, None] > periods[:, 0])
                                    & (pulses[:, None] < periods[:, 1]), axis=1)][:1]:
-            raise InputError(f"refocusing_times: {pulse:g} ms, expected none while magnetisation is "
-                             "stored along z")
+            raise InputError(f"refocusing_times: {pulse:g} ms, expected none while magnetisation "
+                             "is stored along z")
         set_fields(self, times=_tuples(times), values=_tuples(values),
                    refocusing_times=_tuples(pulses), echo_time=echo_time,
                    storage=tuple(map(tuple, periods.tolist())))
@@ -221,7 +222,8 @@ class _Samples(Waveform):
             times = ", ".join(f"{time:g}" for time in self.refocusing_times)
             text += f", 180-degree pulses at {times} ms"
         if self.storage:
-            text += f", stored {', '.join(f'{start:g} to {stop:g}' for start, stop in self.storage)} ms"
+            times = ", ".join(f"{start:g} to {stop:g}" for start, stop in self.storage)
+            text += f", stored {times} ms"
         return f"{text}, TE {self.echo_time:g} ms"
 
 

@@ -120,6 +120,8 @@ class FEXI(Waveform):
     echo_time: float = None  # type: ignore[assignment]  # a number once it is made
 
     name: ClassVar[str] = "FEXI"
+    # amplitude, pulses and begin of the filter and the detection; no field, set for each waveform
+    _blocks: ClassVar[tuple[tuple[float, PGSE, float], ...]]
 
     def __post_init__(self) -> None:
         detection = PGSE(self.delta, self.Delta)
@@ -147,13 +149,13 @@ class FEXI(Waveform):
                    filter_echo_time=encoding.echo_time, echo_time=echo_time_after(
                        end, self.echo_time, "the end of the last pulse"),
                    storage=((encoding.echo_time, begin),) if time > 0.0 else (),
-                   _pairs=(encoding, detection), _starts=(0.0, begin), _sizes=tuple(sizes.tolist()))
+                   _blocks=tuple(zip(sizes.tolist(), (encoding, detection), (0.0, begin),
+                                     strict=True)))
         self.check_refocused()
 
     @property
     def breakpoints(self) -> tuple[float, ...]:
-        times = {start + time for pair, start in zip(self._pairs, self._starts, strict=True)
-                 for time in pair.breakpoints}
+        times = {start + time for _, pair, start in self._blocks for time in pair.breakpoints}
         edges = sorted({*times, self.echo_time})
         apart = np.diff(edges) > ROUNDING * self.echo_time
         return with_ends((0.0, *(time for time, new in zip(edges[1:], apart, strict=True) if new)),
@@ -172,10 +174,6 @@ class FEXI(Waveform):
         t = np.asarray(t, dtype=float)
         return sum(size * pair.integral(np.maximum(t - start, 0.0))
                    for size, pair, start in self._blocks)
-
-    @property
-    def _blocks(self):
-        return zip(self._sizes, self._pairs, self._starts, strict=True)
 
     @property
     def diffusion_time(self) -> float:

@@ -13,7 +13,7 @@ from . import description, sequences
 from .oscillating import CosOGSE, SinOGSE
 from .pulses import PGSE, DoublePGSE, TrapezoidPGSE, set_fields
 from .samples import Sampled, SampledGradient
-from .stored import FEXI, StimulatedEcho
+from .stored import StimulatedEcho
 from .waveform import Waveform, floats
 
 UNIT_TOLERANCE = 1e-6
@@ -239,8 +239,8 @@ class Acquisition:
             b: b-value or list of them, s/mm^2.
             directions: As in ``pgse`` for ``values`` of shape (n,); None for (n, 3).
             gradient: Strongest gradient in mT/m, or list of them.
-            times, values, refocusing_times, echo_time, storage: As of ``Sampled`` for values of shape (n,),
-                and of ``SampledGradient`` for (n, 3); ms.
+            times, values, refocusing_times, echo_time, storage: As of ``Sampled`` for values of
+                shape (n,), and of ``SampledGradient`` for (n, 3); ms.
 
         Raises:
             InputError: ``times`` or ``values`` missing, both of ``b`` and ``gradient``, or a value

@@ -30,8 +30,8 @@ def of_tissue(tissue: KnownTissue) -> list[str]:
             meant = {"m^2/s": 1e9, "mm^2/s": 1e3, "um^2/s": 1e-3}
             found.append(f"{said}; water has 2 to 3 um^2/ms"
                          + units.other_unit(size, meant, DIFFUSIVITY))
-    for name, value in [(name, value) for name in ("T2_ms", "T1_ms")
-                        for value in _values(getattr(tissue, name))]:
+    for name, value in [(key, each) for key in ("T2_ms", "T1_ms")
+                        for each in _values(getattr(tissue, key))]:
         if 0 < value < RELAXATION[0] or RELAXATION[1] < value < np.inf:
             found.append(f"tissue.{name}: {value:g} ms is {units.time_from_internal(value):g} s; "
                          "tissue has 10 to 3000 ms"

@@ -1,8 +1,8 @@
 """The magnetisation at chosen times, and as files for ParaView.
 
 It is that of the frame of the effective gradient: where a 180-degree pulse turns the sign of f(t),
-the phase before the pulse is shown with its sign turned. While it is stored along z, it is what will
-be turned back.
+the phase before the pulse is shown with its sign turned. While it is stored along z, it is what
+will be turned back.
 """
 
 from __future__ import annotations

@@ -84,8 +84,8 @@ def fit_axr(signals: Signals, b_max: float | None = None) -> AXRFit:
                          "(Acquisition.fexi)")
     for w in fexi:
         if _blocks(w) != _blocks(fexi[0]):
-            raise InputError(f"signals: {w.describe()} beside {fexi[0].describe()}, expected pulses "
-                             "of the same timing (select rows)")
+            raise InputError(f"signals: {w.describe()} beside {fexi[0].describe()}, expected "
+                             "pulses of the same timing (select rows)")
     rows = np.flatnonzero([isinstance(table.waveforms[k], FEXI) for k in table.waveform_index])
     share = np.array([getattr(w, "filter_share", np.nan) for w in table.waveforms])
     share, b = share[table.waveform_index[rows]], table.b[rows]
@@ -105,8 +105,8 @@ def fit_axr(signals: Signals, b_max: float | None = None) -> AXRFit:
             name = f"filter_b {level:g} s/mm^2 along {np.round(direction, 3).tolist()}"
             times, adc = _slopes(time, second, magnitude, mine & (filters == level), b_max)
             if len(times) < 2 or len(times) + len(without) < _FREE:
-                raise InputError(f"signals: {len(times)} mixing time(s) of at least two b-values of "
-                                 f"the detection for {name}, expected at least 2, and "
+                raise InputError(f"signals: {len(times)} mixing time(s) of at least two b-values "
+                                 f"of the detection for {name}, expected at least 2, and "
                                  f"{_FREE} without rows of filter_b = 0")
             *fit, remark = _fitted(times, adc, without)
             fits.append((*fit, level, direction, times, adc, not remark))
@@ -117,8 +117,10 @@ def fit_axr(signals: Signals, b_max: float | None = None) -> AXRFit:
         more = f" (and {len(remarks) - 1} more of {len(fits)})" if len(remarks) > 1 else ""
         warn_caller(f"fit_axr: {remarks[0]}{more}", FitWarning)
     columns = list(zip(*fits, strict=True))
-    return AXRFit(*(np.array(column) for column in columns[:7]), tuple(columns[7]),
-                  tuple(columns[8]), np.array(columns[9]))
+    axr, error, sigma, level, residual, filter_b, directions, valid = (
+        np.array(columns[k]) for k in (0, 1, 2, 3, 4, 5, 6, 9))
+    return AXRFit(axr, error, sigma, level, residual, filter_b, directions, tuple(columns[7]),
+                  tuple(columns[8]), valid)
 
 
 def _blocks(waveform: FEXI) -> tuple:

@@ -100,7 +100,8 @@ def karger_pools(acquisition: Acquisition, magnetisation, diffusivities, exchang
 
         dM_i/dt = -(g^2 |F(t)|^2 D_i + 1/T2_i) M_i - sum_j k_ij M_i + sum_j k_ji M_j
 
-    for any F(t): the pulses need not be short; with T1 while a waveform stores M along z. Steps split exchange from attenuation and are
+    for any F(t): the pulses need not be short; with T1 while a
+    waveform stores M along z. Steps split exchange from attenuation and are
     halved and extrapolated until the signals settle.
 
     Args:

@@ -142,14 +142,16 @@ class Eigenmodes:
     @cached_property
     def stored(self) -> tuple[np.ndarray, np.ndarray]:
         """Decay rates while stored, ``(K,)`` 1/ms ascending, and their vectors ``(K, K)``."""
-        return np.linalg.eigh(np.diag(self.eigenvalues) + self.storage)
+        values, vectors = np.linalg.eigh(np.diag(self.eigenvalues) + self.storage)
+        return values, vectors
 
     @cached_property
     def stored_with_omitted(self) -> tuple[np.ndarray, np.ndarray]:
         """As `stored`, with what all other modes do: they are driven by R_o u, and decay fast."""
         R = self.storage
         C = self.responses[-1, -1] - R @ (R / (self.eigenvalues + self.shift)[:, None])
-        return np.linalg.eigh(np.diag(self.eigenvalues) + R - 0.5 * (C + C.T))
+        values, vectors = np.linalg.eigh(np.diag(self.eigenvalues) + R - 0.5 * (C + C.T))
+        return values, vectors
 
 
 def eigenmodes(problem: BlochTorrey, number: int, options_prefix: str = "spinverse_eps_",

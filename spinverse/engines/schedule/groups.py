@@ -22,8 +22,8 @@ _COLUMNS = 50  # of a batch, about
 class Group:
     """Measurements that share their pieces of constant gradient, up to its strength.
 
-    A piece is (duration, value, direction); `STORED` is a value too. ``fold`` is 0 when the pieces are the whole waveform,
-    -1 or +1 when they are the first half of an antisymmetric or symmetric one. ``fields`` are the
+    A piece is (duration, value, direction); `STORED` is a value too. ``fold`` is 0 when the pieces
+    are the whole waveform, -1 or +1 when they are the first half of an antisymmetric or symmetric one. ``fields`` are the
     numbers of the fields (`Eigenmodes.fields`) that they are run under, empty without.
     """
 
@@ -108,7 +108,8 @@ def plan(acquisition: Acquisition, max_step: float, dim: int,
     """
     groups: dict[tuple, Group] = {}
     drifting: dict[int, tuple] = {}
-    known = [_in_fields(waveform, max_step, fields) if fields else (*_fold(waveform, max_step, storing), ())
+    known = [_in_fields(waveform, max_step, fields) if fields
+             else (*_fold(waveform, max_step, storing), ())
              for waveform in acquisition.waveforms]
     for row, strength in enumerate(acquisition.strength):
         k = acquisition.waveform_index[row]

@@ -82,7 +82,7 @@ def pieces(waveform, max_step: float, fold: int, axes: tuple[int, ...], dim: int
         f, F = f[..., :dim], F[..., :dim]
     FF = F[..., :, None] * F[..., None, :] if waveform.vector else F**2
     small = _EQUAL * waveform.peak
-    result = []
+    result: list[tuple] = []
     for k, (duration, constant) in enumerate(zip(durations, whole, strict=True)):
         if constant:
             still = np.all(np.abs(f[k]) <= small) and np.all(
@@ -90,8 +90,8 @@ def pieces(waveform, max_step: float, fold: int, axes: tuple[int, ...], dim: int
             if still:
                 result.append((duration, STORED if kept[k] else 0.0))
                 continue
-            means = (_plain(values[k, 0]) for values in (f, F, FF))
-            result.append((duration, Wave(*means, stored=kept[k])))
+            one = [_plain(values[k, 0]) for values in (f, F, FF)]
+            result.append((duration, Wave(one[0], one[1], one[2], kept[k])))
             continue
         for weights in ((MAGNUS_NEAR, MAGNUS_FAR), (MAGNUS_FAR, MAGNUS_NEAR)):
             means = (2 * np.tensordot(weights, values[k], axes=1) for values in (f, F, FF))
