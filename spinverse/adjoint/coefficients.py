@@ -230,8 +230,8 @@ def reduced_functional(tissue: Tissue, acquisition: Acquisition, loss, controls,
             ``pull_back(S, adjoint)``, such as those of `spinverse.inversion.likelihood`.
         controls: names of coefficients: those of ``extra_coefficients``, "D" (diffusivity), "R2"
             (1/T2), "R1" (1/T1) and "kappa" (permeability); or a mapping of names to `Number` and
-            `Values`. Constants are one control of their size; of other coefficients all entries are, unless
-            `Number` says otherwise.
+            `Values`. Constants are one control of their size; of other coefficients all entries
+            are, unless `Number` says otherwise.
         engine: time stepping has the exact derivative of its discrete signals; the matrix formalism
             that in a fixed basis, which all modes, or as many as the tolerance asks for, make as
             good as exact.

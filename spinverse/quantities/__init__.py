@@ -2,9 +2,10 @@
 
 From signals: ADC and kurtosis (`fit_adc`), diffusion tensors (`fit_tensor`), spherical harmonics
 (`fit_hardi`), apparent exchange rate (`fit_axr`). From a tissue and an acquisition: the
-homogenised ADC (`hadc`), the effective tensor of the matrix formalism (`mf_adc`), the short-time approximation (`short_time_approximation`), the
-Karger model (`karger`, `karger_pools`). Of a tissue alone: compartments and residence times
-(`compartments_of`), exchange times (`exchange_times`), mass balance (`mass_balance`).
+homogenised ADC (`hadc`), the effective tensor of the matrix formalism (`mf_adc`), the short-time
+approximation (`short_time_approximation`), the Karger model (`karger`, `karger_pools`). Of a tissue
+alone: compartments and residence times (`compartments_of`), exchange times (`exchange_times`), mass
+balance (`mass_balance`).
 """
 
 from .adc import ADCFit, fit_adc
@@ -21,8 +22,8 @@ from .tensors import TensorFit, fit_tensor, fractional_anisotropy
 
 __all__ = [
     "ADCFit", "AXRFit", "EffectiveDiffusion", "FitWarning", "HARDIFit", "KargerSignals",
-    "MassBalance", "TensorFit", "TissueCompartments", "ValidityWarning", "compartments_of", "exchange_times",
-    "fit_adc", "fit_axr", "fit_hardi", "fit_tensor", "fractional_anisotropy", "hadc", "karger",
-    "karger_pools", "mass_balance", "mf_adc", "pools_of", "short_time_approximation",
+    "MassBalance", "TensorFit", "TissueCompartments", "ValidityWarning", "compartments_of",
+    "exchange_times", "fit_adc", "fit_axr", "fit_hardi", "fit_tensor", "fractional_anisotropy",
+    "hadc", "karger", "karger_pools", "mass_balance", "mf_adc", "pools_of", "short_time_approximation",
     "spherical_harmonics",
 ]

@@ -23,8 +23,9 @@ class Group:
     """Measurements that share their pieces of constant gradient, up to its strength.
 
     A piece is (duration, value, direction); `STORED` is a value too. ``fold`` is 0 when the pieces
-    are the whole waveform, -1 or +1 when they are the first half of an antisymmetric or symmetric one. ``fields`` are the
-    numbers of the fields (`Eigenmodes.fields`) that they are run under, empty without.
+    are the whole waveform, -1 or +1 when they are the first half of an antisymmetric or symmetric
+    one. ``fields`` are the numbers of the fields (`Eigenmodes.fields`) that they are run under,
+    empty without.
     """
 
     pieces: tuple[tuple[float, float, tuple[float, ...]], ...]
