@@ -139,7 +139,7 @@ def test_blocks_of_unknown_densities_add_up_to_the_operator_of_the_tissue(comm, 
     first, second = whole.sides.T
     pair = labels[first], np.where(second >= 0, labels[second], 0)
     there = np.flatnonzero(is_wall(labels, whole.sides))
-    found = blocks.between(walls.of(*(side[there] for side in pair)), blocks.exchange,
+    found = blocks.between(walls.of(*(side[there] for side in pair), there), blocks.exchange,
                            *(side[there] for side in pair), there)
     expected = kappa[there, None, None, None, None] * wanted.exchange[there]
     if terms:  # of the cell of the larger label, the last one that the assembly knows

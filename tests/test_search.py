@@ -21,6 +21,7 @@ from spinverse import (
     Unknown,
 )
 from spinverse.engines.modal.matrix_formalism import MatrixFormalism
+from spinverse.engines.shapes.walls import is_wall
 from spinverse.inversion import Ledger, Saver, Shapes, State
 from spinverse.inversion.levenberg import Dense, bounded_minimum
 from spinverse.inversion.likelihood import (
@@ -399,6 +400,27 @@ def test_the_table_of_cells_tells_what_the_data_do(coarse):
     bound = told[1e-4].rows[0]["permeability"]
     assert bound.low == 0 and bound.high < 0.05 and str(bound).startswith("at most")
     assert len(set(coarse.comm.allgather(tuple(told[0.05].describe())))) == 1
+
+
+@pytest.mark.mpi
+def test_the_table_of_cells_has_the_mean_of_walls_that_vary(coarse):
+    """A wall that leaks five times more on one half, as a stage of walls may leave it."""
+    whole = WholeMesh.of(coarse)
+    labels = ball(whole, 7)
+    mine = labels[whole.owned_cells].astype(np.int32)
+    height = whole.points[whole.facets].mean(axis=1)[:, 2]
+    kappa = np.where(height > whole.centre[2], 0.1, 0.02)
+    walls = is_wall(labels, whole.sides)
+    problem = problem_of(coarse, labels, snr=50, wall=kappa, unknown=["wall_permeability"])
+    mean = np.average(kappa[walls], weights=whole.areas[walls])
+    told = cell_table(problem, mine, {"wall_permeability": 0.03},
+                      permeability=whole.facet_values(np.where(walls, kappa, OPEN)))
+    row, = told.rows
+    assert row["permeability"].value == pytest.approx(mean)
+    assert row["permeability"].low < mean < row["permeability"].high < 3 * mean
+    assert row["exchange_time"].value == pytest.approx(
+        row["volume"].value / (mean * row["surface"].value))
+    assert len(set(coarse.comm.allgather(tuple(told.describe())))) == 1
 
 
 @pytest.mark.mpi

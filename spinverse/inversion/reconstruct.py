@@ -75,11 +75,11 @@ class Reconstruction:
     def cell_table(self, level: float = LEVEL) -> CellTable | None:
         """The cells in numbers, with intervals; None where there are no labels. Collective.
 
-        Walls are taken as uniform, as the search had them, also after a stage of walls.
+        Where walls are not uniform, a cell's permeability is the mean over their area.
         """
         if self.labels is None:
             return None
-        return cell_table(self.problem, self.labels, self.theta, level)
+        return cell_table(self.problem, self.labels, self.theta, level, self.permeability)
 
     def wall_field(self) -> WallField | None:
         """What the walls are like; None where they are uniform or not known. Collective."""

@@ -41,7 +41,7 @@ class WallField:
         return (f"walls are not uniform: {self.smallest:.3g} to {self.largest:.3g} um/ms, "
                 f"{100 * self.share:.0f} % of their area above {self.middle:.3g} um/ms; misfit "
                 f"{self.misfit:.2g}, and {self.uniform_misfit:.2g} with the best uniform one, "
-                f"{self.uniform:.3g} um/ms; the figures of cells take walls as uniform")
+                f"{self.uniform:.3g} um/ms")
 
 
 def wall_field(problem: InverseProblem, permeability: np.ndarray, labels: np.ndarray,

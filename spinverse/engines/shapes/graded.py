@@ -62,7 +62,10 @@ class GradedModel:
         # between nodes on the facets: of one field, and of two that face each other
         self._density = blocks.density_of(np.array([1, 0]))  # inside and outside
         a, b = self._density
-        facets = blocks.exchange * walls.first * 2 * a * b / (a + b)
+        wall = np.full(len(whole.outer), walls.first)
+        if walls.factor is not None:
+            wall *= walls.factor
+        facets = blocks.exchange * np.reshape(wall * 2 * a * b / (a + b), (-1, 1, 1, 1, 1))
         at_walls = None if blocks.at_walls is None else blocks.at_walls[0]
         if at_walls is not None:  # where densities differ, terms of the user's are about right
             facets = facets + np.sqrt(a * b) * at_walls
@@ -73,7 +76,7 @@ class GradedModel:
         more = [extra if extra is None else extra[rim, 0, :, 0]
                 for extra in (at_walls, blocks.at_open)]
         self._outflow = [kappa * out + (0.0 if extra is None else extra) for kappa, extra in zip(
-            (walls.first, RIM * walls.outer), more, strict=True)]
+            (wall[rim, None, None], RIM * walls.outer), more, strict=True)]
         self._rim = node[blocks.nodes[rim, 0]]
         self._decays = [blocks.decay_of(label) for label in (1, 0)]
         if blocks.at_open is not None:  # the nodes of the two sides are one

@@ -123,8 +123,8 @@ class PartitionModel:
         """What some walls contribute, ``(n, 2, p, 2, p)``."""
         first, second = self.sides[facets].T
         first, second = labels[first], np.where(second >= 0, labels[second], 0)
-        return self.blocks.between(self.walls.of(first, second), self._exchange, first, second,
-                                   facets)
+        return self.blocks.between(self.walls.of(first, second, facets), self._exchange, first,
+                                   second, facets)
 
     def _unknowns(self, labels: np.ndarray) -> np.ndarray:
         """Number of the unknown of each value in each cell, ``(Nt n,)``."""

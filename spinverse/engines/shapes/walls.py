@@ -38,7 +38,7 @@ def spread_cells(mesh: Mesh, values: np.ndarray) -> np.ndarray:
     return with_ghosts(index_map, values.astype(float)).astype(values.dtype)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Walls:
     """Permeabilities of the facets of a partition.
 
@@ -47,11 +47,14 @@ class Walls:
             on. Where two cells touch it is the geometric mean of theirs.
         open: of the other facets, um/ms; inf ties them.
         absorbing: whether outer facets follow the same rule; else they are closed.
+        factor: ``(Nf,)`` what the permeability of each facet that is a wall is over ``wall``; None
+            where walls are uniform.
     """
 
     wall: float | tuple[float, ...]
     open: float
     absorbing: bool
+    factor: np.ndarray | None = None
 
     @property
     def outer(self) -> float:
@@ -63,16 +66,22 @@ class Walls:
         """Of the wall between cell 1 and the outside, um/ms."""
         return float(np.ravel(self.wall)[0])
 
-    def of(self, first: np.ndarray, second: np.ndarray) -> np.ndarray | float:
-        """Of walls between two labels, arrays of whole numbers, not both of them 0, um/ms."""
+    def of(self, first: np.ndarray, second: np.ndarray,
+           facets: np.ndarray) -> np.ndarray | float:
+        """Of walls between two labels, arrays of whole numbers, not both of them 0, um/ms.
+
+        ``facets``: numbers of the walls, or which of all they are.
+        """
+        factor = 1.0 if self.factor is None else self.factor[facets]
         if np.isscalar(self.wall):
-            return self.wall
+            return self.wall * factor
         logs = np.r_[0.0, np.log(self.wall)]
-        return np.exp((logs[first] + logs[second]) / ((first > 0) + 1.0 * (second > 0)))
+        share = (first > 0) + 1.0 * (second > 0)
+        return factor * np.exp((logs[first] + logs[second]) / share)
 
     def permeability(self, labels: np.ndarray, sides: np.ndarray) -> np.ndarray:
         """Of every facet, ``(Nf,)`` um/ms; arguments as of `is_wall`."""
         walls, kappa = is_wall(labels, sides), np.full(len(sides), self.open)
         first, second = sides[walls].T
-        kappa[walls] = self.of(labels[first], np.where(second >= 0, labels[second], 0))
+        kappa[walls] = self.of(labels[first], np.where(second >= 0, labels[second], 0), walls)
         return kappa if self.absorbing else np.where(sides[:, 1] < 0, 0.0, kappa)

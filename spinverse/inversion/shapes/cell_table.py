@@ -6,21 +6,24 @@ walls, each of which has a normal prior of half a cell: C = (J^T J / sigma^2 + P
 Nocedal and Wright 2006, chapter 10). Volumes, surfaces and what follows from them get their
 deviations from C by their own slopes. The permeability of walls, which is far from linear, gets the
 interval of its profile likelihood (Venzon and Moolgavkar, Appl. Stat. 37, 87, 1988): all others
-answer as well as they can. Where it is open to one side, that is a bound.
+answer as well as they can. Where it is open to one side, that is a bound. Where walls are not
+uniform it is the mean over their area, and the interval that of a factor for all walls of the cell.
 """
 
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from mpi4py import MPI
 from scipy.stats import chi2, norm
 
 from ...engines.basis.eigenmodes import eigenmodes
 from ...engines.shapes.walls import is_wall
+from ...mesh.whole import WholeMesh
 from ...units import permeability_from_internal
 from .. import parameters
 from ..problem import InverseProblem
@@ -33,6 +36,7 @@ from .surrogate import Surrogate
 LEVEL = 0.9  # of the intervals
 SHARE = 0.5  # standard deviation of a move of a mesh cell before the signals are known
 STEP = 0.02  # of a coordinate, for slopes
+SAME = 1e-3  # of log kappa: walls that differ by less are uniform
 SMALLEST, HALVINGS = 0.02, 6  # first step of a profile, at least; refinements of its end
 PART = 0.3  # of a combination of unit length, from which on a number is named
 MODES = 48  # among which is the one of exchange
@@ -126,7 +130,7 @@ class CellTable:
 
 
 def cell_table(problem: InverseProblem, labels: np.ndarray, theta: parameters.Theta,
-               level: float = LEVEL) -> CellTable:
+               level: float = LEVEL, permeability: np.ndarray | None = None) -> CellTable:
     """Numbers of the cells of a solution, with intervals. Collective.
 
     Args:
@@ -134,6 +138,7 @@ def cell_table(problem: InverseProblem, labels: np.ndarray, theta: parameters.Th
         labels: ``(owned cells,)`` that were found (`Reconstruction.labels`).
         theta: values that were found (`Reconstruction.theta`).
         level: probability of the intervals.
+        permeability: ``(nf,)`` um/ms of the owned facets, where walls are not uniform.
 
     Returns:
         The table; the same at any number of ranks.
@@ -142,9 +147,39 @@ def cell_table(problem: InverseProblem, labels: np.ndarray, theta: parameters.Th
         InputError: a problem that the fast models cannot take.
     """
     found = _Solution(problem, whole_labels(problem.mesh, labels), theta,
-                      float(norm.ppf(0.5 + level / 2)))
+                      float(norm.ppf(0.5 + level / 2)), permeability)
     return CellTable([found.row(label) for label in range(1, found.number + 1)],
                      found.others(), *found.correlated(), level, found.untold())
+
+
+def _varying(problem: InverseProblem, labels: np.ndarray, theta: parameters.Theta,
+             permeability: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Means of the permeability of each cell's walls over their area, ``(C,)`` um/ms, and what all
+    facets have over walls that are so; None where walls are as theta says. Collective.
+    """
+    whole = WholeMesh.of(problem.mesh)
+    kappa = np.zeros(len(whole.facets))
+    kappa[whole.owned] = permeability
+    problem.comm.Allreduce(MPI.IN_PLACE, kappa, MPI.MAX)
+    walls = np.flatnonzero(is_wall(labels, whole.sides) & (problem.absorbing | ~whole.outer))
+    first, second = whole.sides[walls].T
+    sides = np.array([labels[first], np.where(second >= 0, labels[second], 0)])
+
+    def of(wall):
+        factor = np.ones(len(kappa))
+        uniform = replace(problem.walls, wall=tuple(np.broadcast_to(wall, number)))
+        factor[walls] = kappa[walls] / uniform.of(*sides, walls)
+        return factor
+
+    number = max(int(labels.max(initial=0)), 1)
+    factor = of(theta.get("wall_permeability", problem.walls.first))
+    if np.abs(np.log(factor)).max(initial=0.0) < SAME:
+        return np.zeros(0), None
+    areas = whole.areas[walls]
+    area, flux = (np.sum([np.bincount(side, weights, number + 1) for side in sides], axis=0)[1:]
+                  for weights in (areas, areas * kappa[walls]))
+    means = flux / np.maximum(area, 1e-300)
+    return means, of(means)
 
 
 class _Solution:
@@ -155,11 +190,19 @@ class _Solution:
     """
 
     def __init__(self, problem: InverseProblem, labels: np.ndarray, theta: parameters.Theta,
-                 z: float):
+                 z: float, permeability: np.ndarray | None):
         self.problem, self.labels, self.z = problem, labels, z
         self.number = int(labels.max(initial=0))
-        models = self.models = Models(problem, max(self.number, 1))
-        self.theta = models.coordinates({**problem.start_of_unknown, **theta})
+        values: dict = {**problem.start_of_unknown, **theta}
+        self.known_wall, factor = np.full(self.number, problem.walls.first), None
+        if permeability is not None:
+            means, factor = _varying(problem, labels, values, permeability)
+            if factor is not None:
+                self.known_wall = means
+            if factor is not None and "wall_permeability" in problem.unknown:
+                values["wall_permeability"] = means
+        models = self.models = Models(problem, max(self.number, 1), factor)
+        self.theta = models.coordinates(values)
         self.active = np.flatnonzero(models.active(labels))
         cells, look = Cells(models.whole), models.all
         residual = models.exact(labels, self.theta, look)
@@ -217,7 +260,7 @@ class _Solution:
                "surface_to_volume": self._positive(S / V, dS / S - dV / V, "1/um"),
                "equivalent_diameter": self._positive((6 * V / np.pi) ** (1 / 3), dV / V / 3, "um"),
                "volume_fraction": self._positive(V / box, dV / V)}
-        wall, slope = self.problem.walls.first, np.zeros(len(self.J))
+        wall, slope = float(self.known_wall[label - 1]), np.zeros(len(self.J))
         for k, i in enumerate(self.active):
             name, cell = self.models.names[i], self.models.cell_of[i]
             if cell != label:

@@ -8,6 +8,7 @@ ends with, on all ranks. Fast models know theta through what they are assembled 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 
 import numpy as np
@@ -47,6 +48,7 @@ class Models:
     Args:
         problem: the inverse problem.
         cells: at most so many cells, each of which has its own numbers.
+        factor: of the permeability of walls, see `Walls`.
 
     Raises:
         InputError: a problem that the fast models cannot take (`engines.shapes.blocks.check`), or
@@ -61,7 +63,8 @@ class Models:
         resistance: see `fit_resistance`.
     """
 
-    def __init__(self, problem: InverseProblem, cells: int = 1):
+    def __init__(self, problem: InverseProblem, cells: int = 1,
+                 factor: np.ndarray | None = None):
         self.problem, self.comm, self._cells = problem, problem.comm, cells
         _check_storage(problem)
         self.whole = WholeMesh.of(problem.mesh)
@@ -73,6 +76,7 @@ class Models:
         self.all = Look(problem.likelihood)
         self.floor = problem.likelihood.floor
         self.unit, self.resistance = 1.0, RESISTANCE
+        self._walls = replace(problem.walls, factor=factor)
         self.size = float(np.mean(self.whole.volumes) ** (1 / 3))
         outside = problem.walls.permeability(np.zeros(len(self.whole.cells), int),
                                              self.whole.sides)
@@ -98,7 +102,7 @@ class Models:
         return [self.start, *(low + points * (high - low))]
 
     def _apply(self, theta: np.ndarray, labels: np.ndarray) -> Walls:
-        return parameters.apply(self.values(theta), self._forward, self.problem.walls,
+        return parameters.apply(self.values(theta), self._forward, self._walls,
                                 labels[self.whole.owned_cells])
 
     def _at(self, theta: np.ndarray) -> tuple[Blocks, Walls]:
@@ -106,7 +110,7 @@ class Models:
         if key not in self._known:
             if len(self._known) > 8:  # slopes, and the way back
                 self._known.clear()
-            values, known = self.values(theta), self.problem.walls
+            values, known = self.values(theta), self._walls
             walls = parameters.apply(values, self._forward, known)
             labels = range(self._cells + 1 if parameters.labelled(values) else 1)
             self._known[key] = self._assembly.blocks(walls, self.resistance, [
