@@ -24,6 +24,6 @@ __all__ = [
     "ADCFit", "AXRFit", "EffectiveDiffusion", "FitWarning", "HARDIFit", "KargerSignals",
     "MassBalance", "TensorFit", "TissueCompartments", "ValidityWarning", "compartments_of",
     "exchange_times", "fit_adc", "fit_axr", "fit_hardi", "fit_tensor", "fractional_anisotropy",
-    "hadc", "karger", "karger_pools", "mass_balance", "mf_adc", "pools_of", "short_time_approximation",
-    "spherical_harmonics",
+    "hadc", "karger", "karger_pools", "mass_balance", "mf_adc", "pools_of",
+    "short_time_approximation", "spherical_harmonics",
 ]
