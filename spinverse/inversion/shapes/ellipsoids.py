@@ -20,7 +20,7 @@ INNER, SMALLEST = (0.12, 0.5), 0.008  # volume of an inner one over its host's; 
 SPREAD = 0.65  # of the centre, in half boxes
 FULL = 0.45  # share of the cells that may be inside
 DISTINCT = 0.5  # overlap below which two starts are two
-TRIES = 50  # drawings until one is allowed
+TRIES, MANY = 50, 10**6  # drawings until one is allowed; where one must be
 GENERATIONS = 45  # of the evolution, for each ellipsoid
 # of a mutation: centre (um), log of the axes, rotation (rad)
 MUTATION = np.repeat([2.0, 0.2, 0.4], 3)
@@ -86,11 +86,17 @@ def starts(models: Models, cells: Cells, look: Look, number: int, tried: int, ke
         keep: so many of them go through an evolution of (1 + 1) and are returned.
         seed: of all that is random.
         thetas: of unknown numbers, dealt out to the random ones; Gauss-Newton steps change them.
+
+    Shapes are compared after the unknown numbers have answered.
     """
     fast = [models.partition(theta) for theta in thetas]
+    slopes = [_first_slopes(models, cells, number, theta, look, (*seed, number))
+              for theta in thetas]
 
-    def misfit(labels, model):
-        return float(np.mean(models.residual(model, labels, look) ** 2))
+    def misfit(labels, model, slopes):
+        """After the best change of unknown numbers."""
+        r = models.residual(model, labels, look)
+        return float(np.mean(models.answered(r, slopes) ** 2))
 
     def one(k):
         drawn = _drawn(cells, number, np.random.default_rng((*seed, number, k)))
@@ -98,7 +104,8 @@ def starts(models: Models, cells: Cells, look: Look, number: int, tried: int, ke
             return None
         labels, ellipsoids = drawn
         which = k % len(thetas)
-        return Hypothesis(labels, thetas[which], misfit(labels, fast[which]), seed), ellipsoids
+        return Hypothesis(labels, thetas[which], misfit(
+            labels, fast[which], slopes[which]), seed), ellipsoids
 
     found = [s for s in models.shared(one, range(tried)) if s is not None]
     chosen: list[tuple] = []
@@ -110,7 +117,8 @@ def starts(models: Models, cells: Cells, look: Look, number: int, tried: int, ke
     pauses = PAUSES if models.names else 1
 
     def evolved(item):
-        seed_of, (best, ellipsoids, size), model = item
+        seed_of, (best, ellipsoids, size), model, slopes = item
+        best = replace(best, misfit=misfit(best.labels, model, slopes))
         rng = np.random.default_rng((*seed, number, seed_of))
         for _ in range(GENERATIONS * number // pauses):
             step = size * MUTATION * rng.normal(size=ellipsoids.shape)
@@ -119,7 +127,7 @@ def starts(models: Models, cells: Cells, look: Look, number: int, tried: int, ke
             labels = _allowed(cells, ellipsoids + step)
             if labels is None:
                 continue
-            new = replace(best, labels=labels, misfit=misfit(labels, model))
+            new = replace(best, labels=labels, misfit=misfit(labels, model, slopes))
             if new.misfit < best.misfit:
                 best, ellipsoids = new, ellipsoids + step
                 size = min(LARGER * size, SIZES[1])
@@ -131,17 +139,25 @@ def starts(models: Models, cells: Cells, look: Look, number: int, tried: int, ke
         chosen = [(_tuned(models, best, look), *rest) for best, *rest in chosen]
         streams = range(tried + pause * keep, tried + (pause + 1) * keep)
         chosen = models.shared(evolved, [
-            (stream, start, models.partition(start[0].theta))
+            (stream, start, models.partition(start[0].theta),
+             models.slopes(start[0].labels, start[0].theta, look))
             for stream, start in zip(streams, chosen, strict=False)])
     return sorted((_tuned(models, best, look) for best, *_ in chosen), key=lambda h: h.misfit)
 
 
-def cost(models: Models, number: int, tried: int, keep: int) -> int:
-    """Shapes that `starts` looks at."""
-    each = GENERATIONS * number
-    if models.names:
-        each += (PAUSES + 1) * STEPS * (2 * int(models.active(np.array([number])).sum()) + 1)
-    return tried + keep * each
+def _first_slopes(models: Models, cells: Cells, number: int, theta: np.ndarray, look: Look,
+                  seed: tuple) -> np.ndarray:
+    """By the unknown numbers at some ellipsoids."""
+    labels, _ = _drawn(cells, number, np.random.default_rng(seed), MANY)
+    return models.slopes(labels, theta, look)
+
+
+def cost(models: Models, number: int, tried: int, keep: int, thetas: int = 1) -> int:
+    """Shapes that `starts` looks at, with so many ``thetas``."""
+    each, slopes = GENERATIONS * number, 2 * int(models.active(np.array([number])).sum())
+    if slopes:
+        each += (PAUSES + 1) * STEPS * (slopes + 1) + PAUSES * slopes
+    return tried + thetas * slopes + keep * each
 
 
 def _tuned(models: Models, start: Hypothesis, look: Look) -> Hypothesis:
@@ -149,6 +165,7 @@ def _tuned(models: Models, start: Hypothesis, look: Look) -> Hypothesis:
     if not models.names:
         return start
     r = models.residuals([start.labels], start.theta, look)[0]
+    start = replace(start, misfit=float(np.mean(r**2)))
     for _ in range(STEPS):
         slopes = models.slopes(start.labels, start.theta, look)
         theta = models.theta_step(start.labels, start.theta, slopes, r, LONGEST)
@@ -165,7 +182,7 @@ def examples(models: Models, cells: Cells, number: int, seed: tuple) -> np.ndarr
     look, model = models.all, models.partition(models.start)
 
     def one(k):
-        labels, _ = _drawn(cells, 1, np.random.default_rng((*seed, k)), 10**6)
+        labels, _ = _drawn(cells, 1, np.random.default_rng((*seed, k)), MANY)
         return models.residual(model, labels, look) + look.measured
 
     return np.array(models.shared(one, range(number)))

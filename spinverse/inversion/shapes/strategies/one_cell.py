@@ -23,7 +23,7 @@ def one_cell(search: Search, hypotheses: Sequence[Hypothesis], ledger: SearchLed
     tried = max(s.ellipsoids, PER_THETA * len(thetas) if len(thetas) > 1 else 0)
     found = starts(search.models, search.cells, search.first, 1, tried, s.candidates,
                    ledger.stream(turn), thetas)
-    ledger.spend(cost(search.models, 1, tried, s.candidates))
+    ledger.spend(cost(search.models, 1, tried, s.candidates, len(thetas)))
     if not found:
         return []
     ledger.report("1 ellipsoid", found[0].misfit)
