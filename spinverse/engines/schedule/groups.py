@@ -197,10 +197,15 @@ def _fold(waveform, max_step: float, storing: bool) -> tuple[tuple, int, float]:
 
 
 def mirror_sign(waveform, storing: bool = True) -> int:
-    """-1 for f(TE - t) = -f(t), +1 for f(TE - t) = f(t), else 0; storage is to be mirrored too."""
+    """As `_sign`; 0 where storage has no such symmetry."""
     if storing and waveform.storage:
         times = np.array(waveform.storage)
         back = waveform.echo_time - times[::-1, ::-1]
         if np.max(np.abs(times - back)) > 1e-12 * waveform.echo_time:
             return 0
+    return _sign(waveform)
+
+
+def _sign(waveform) -> int:
+    """-1 for f(TE - t) = -f(t), +1 for f(TE - t) = f(t), else 0."""
     return -1 if waveform.antisymmetric else int(waveform.symmetric)
