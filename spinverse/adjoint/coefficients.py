@@ -268,7 +268,8 @@ def reduced_functional(tissue: Tissue, acquisition: Acquisition, loss, controls,
 
 def _named(problem: BlochTorrey, name: str):
     c = problem.coefficients
-    known = {"D": c.D, "R2": c.R2, "R1": c.R1, "kappa": problem.kappa, **c.extra}
+    known = {"D": c.D, "R2": c.R2, "kappa": problem.kappa, **c.extra}
+    known.setdefault("R1", c.R1)  # a user's own may have that name
     if name not in known:
         near = get_close_matches(str(name), known, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
