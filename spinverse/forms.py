@@ -4,6 +4,7 @@ In each cell, with the transverse magnetisation m (um, ms, rad):
 
     dm/dt = div(D grad m) - i (g . x) m - m / T2,          g(t) = gamma G f(t)
 
+(div(D grad m) - m / T1 while a waveform stores m along z: `spinverse.acquisition.waveform`),
 across every interior facet, n pointing from the - to the + side, and on the outer boundary:
 
     D grad m . n = kappa (m+ - m-),        D grad m . n = -kappa m
@@ -52,6 +53,8 @@ class Coefficients:
     Attributes:
         D: diffusivity, scalar or 3x3 tensor per cell, um^2/ms.
         R2: transverse relaxation rate 1/T2 per cell, 1/ms.
+        R1: longitudinal relaxation rate 1/T1 per cell, 1/ms.
+        stored: 1 while magnetisation is stored along z and relaxes with R1, else 0, a constant.
         kappa: permeability, DG0 on the facet submesh, um/ms; 0 where facets are tied.
         membrane: 1 on facets that are membranes and 0 on open or tied ones, on the facet submesh:
             what a term on membranes is multiplied by where these are not known beforehand. It is
@@ -85,6 +88,8 @@ class Coefficients:
     periodic: tuple[int, ...] = ()
     Q: Any = None
     echo_sign: Any = None
+    R1: Any = None
+    stored: Any = None
 
     def __getitem__(self, name: str):
         if name not in self.extra:
@@ -122,8 +127,14 @@ def diffusion(m, v, c: Coefficients) -> ufl.Form:
 
 
 def relaxation(m, v, c: Coefficients) -> ufl.Form:
-    """(m / T2, v)."""
-    return c.R2 * ufl.inner(m, v) * c.dx
+    """(m / T2, v), or (m / T1, v) while m is stored."""
+    rate = c.R2 if c.stored is None else (1 - c.stored) * c.R2 + c.stored * c.R1
+    return rate * ufl.inner(m, v) * c.dx
+
+
+def storage(m, v, c: Coefficients) -> ufl.Form:
+    """(m / T1 - m / T2, v): what `relaxation` changes by where m is stored."""
+    return (c.R1 - c.R2) * ufl.inner(m, v) * c.dx
 
 
 def exchange(m, v, c: Coefficients) -> ufl.Form:

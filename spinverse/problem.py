@@ -30,7 +30,7 @@ class BlochTorrey:
     permeability of the others may change through `set_permeability`.
 
     Args:
-        tissue: diffusivity, T2, density and permeability on a mesh.
+        tissue: diffusivity, T2, T1, density and permeability on a mesh.
         degree: polynomial degree within a cell, at least 1.
         extra_terms: ``extra_terms(m, v, t, coefficients) -> ufl.Form``, added to the pair form;
             t is the time in ms (see `spinverse.forms` and docs/new_physics.md).
@@ -64,6 +64,9 @@ class BlochTorrey:
         self.Q = dolfinx.fem.Constant(domain, np.zeros(self.mesh.dim)) if self.periodic else None
         self.t = dolfinx.fem.Constant(domain, 0.0)
         self.echo_sign = dolfinx.fem.Constant(domain, 1.0)
+        self.stored = dolfinx.fem.Constant(domain, 0.0)
+        # whether modes are to know what changes while magnetisation is stored: engines say so
+        self.storing = False
         centre = dolfinx.fem.Constant(domain, self.mesh.centre[: self.mesh.dim])
         self._balanced = tissue.balanced or densities
         self.coefficients = forms.Coefficients(
@@ -74,6 +77,7 @@ class BlochTorrey:
             extra=extra.coefficients_of(self.mesh, extra_coefficients),
             rho=extra.cell_function(domain, tissue.density, "rho") if self._balanced else None,
             periodic=self.periodic, Q=self.Q, echo_sign=self.echo_sign,
+            R1=extra.cell_function(domain, 1.0 / tissue.T1, "R1"), stored=self.stored,
             membrane=self.mesh.facet_function(np.where(self.tied, 0, 1), "not tied")
             / (1 + (self.kappa / MEMBRANE) ** 2))
         self.space = dolfinx.fem.functionspace(domain, ("DG", degree))
@@ -285,6 +289,17 @@ class BlochTorrey:
         """`spinverse.extra_terms.structure`, or its error. Collective."""
         return (0, False) if self.extra_form.empty() else extra.structure(self)
 
+    @cached_property
+    def _storage_form(self) -> dolfinx.fem.Form:
+        return self.compile(forms.storage(*self.scalar_arguments))
+
+    @property
+    def storage_operators(self) -> list:
+        """`forms.storage` for local columns of `unknowns`; none unless the problem is `storing`."""
+        if not self.storing:
+            return []
+        return [self.unknowns.operator(self._assembled_local(self._storage_form))]
+
     @property
     def num_fields(self) -> int:
         """How many `phase_operators` are no axes: none, one, or one for each sign. Collective."""
@@ -328,7 +343,10 @@ class BlochTorrey:
 
     def assembled(self, form: ufl.Form) -> scipy.sparse.csr_matrix:
         """A form inside cells between owned broken dofs: no other rank is needed."""
-        matrix = dolfinx.fem.assemble_matrix(self.compile(form))
+        return self._assembled_local(self.compile(form))
+
+    def _assembled_local(self, form: dolfinx.fem.Form) -> scipy.sparse.csr_matrix:
+        matrix = dolfinx.fem.assemble_matrix(form)
         matrix.scatter_reverse()
         owned = self.space.dofmap.index_map.size_local
         return matrix.to_scipy()[:owned, :owned].tocsr()

@@ -21,7 +21,8 @@ from .extra_terms import Unsuitable
 from .problem import BlochTorrey
 from .tissue import Tissue
 
-ENGINES = ("matrix_formalism", "time_stepping", "direction_bases")  # the last has no derivatives
+ENGINES = ("matrix_formalism", "time_stepping")
+DIRECTION_BASES = "direction_bases"  # for boxes that are periodic along all axes, no derivatives
 # Q h, rad, to which degrees 1, 2, 3 leave at most 1e-3 of signals of permeable balls on a lattice,
 # with edges of at most a third of the radius (tests/test_lattice.py)
 RESOLVED = 0.07, 0.7, 1.2
@@ -62,9 +63,10 @@ def make_engine(problem: BlochTorrey, acquisition: Acquisition, engine: str = "a
         return MatrixFormalism(problem, acquisition, modes, tolerance, functions=functions)
     if engine == "time_stepping":
         return TimeStepping(problem, acquisition, time_step, tolerance=tolerance)
-    if engine == "direction_bases":
+    if engine == DIRECTION_BASES:
         return DirectionBases(problem, acquisition, tolerance)
-    raise InputError(f"engine: {engine!r}, expected one of {', '.join(ENGINES)}, auto")
+    raise InputError(f"engine: {engine!r}, expected one of {', '.join(ENGINES)}, "
+                     f"{DIRECTION_BASES}, auto")
 
 
 def simulate(tissue: Tissue, acquisition: Acquisition, engine: str = "auto",
@@ -118,8 +120,9 @@ def simulate(tissue: Tissue, acquisition: Acquisition, engine: str = "auto",
 
 
 def name_of(engine: MatrixFormalism | TimeStepping | DirectionBases) -> str:
-    """Its name in `ENGINES`."""
-    return ENGINES[(MatrixFormalism, TimeStepping, DirectionBases).index(type(engine))]
+    """Its name, as `simulate` takes it."""
+    kinds = MatrixFormalism, TimeStepping, DirectionBases
+    return (*ENGINES, DIRECTION_BASES)[kinds.index(type(engine))]
 
 
 def _bases_of_directions(problem: BlochTorrey, acquisition: Acquisition,

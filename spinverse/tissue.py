@@ -117,6 +117,7 @@ class Tissue:
             (half a layer at both ends of a stack). Faces match on the grids of
             `spinverse.mesh.box`, `slabs`, `intervals`, and with ``periodic=True`` on gmsh's.
             On a mesh whose faces are `spinverse.glued` facets there are as all others.
+        T1: ms, as T2; of magnetisation that a waveform stores along z, else it plays no part.
 
     Raises:
         InputError: naming the field, the value and what was expected.
@@ -130,6 +131,7 @@ class Tissue:
     permeability: Any = np.inf
     interface: str = "equilibrium"
     periodic: str = ""
+    T1: Any = np.inf
 
     def __post_init__(self):
         mesh = self.mesh
@@ -152,18 +154,19 @@ class Tissue:
                                  "Permeability(mesh, values))")
             permeability = Permeability.uniform(mesh, _number("permeability", permeability))
         D = _per_cell(mesh, "diffusivity", self.diffusivity, tensor=True)
-        T2 = _per_cell(mesh, "T2", self.T2)
+        T2, T1 = (_per_cell(mesh, name, getattr(self, name)) for name in ("T2", "T1"))
         density = _per_cell(mesh, "density", self.density)
         _check(mesh, "diffusivity", "um^2/ms, finite and positive"
                + (" (tensors: symmetric and positive definite)" if D.ndim > 1 else ""), D,
                np.isfinite(D).all(axis=tuple(range(1, D.ndim))) & (_smallest_eigenvalue(D) > 0))
-        _check(mesh, "T2", "ms, positive (inf for none)", T2, T2 > 0)
+        for name, times in (("T2", T2), ("T1", T1)):
+            _check(mesh, name, "ms, positive (inf for none)", times, times > 0)
         _check(mesh, "density", "finite and not negative", density,
                np.isfinite(density) & (density >= 0))
         if self.interface == "equilibrium" and not _uniform(mesh, density):
             _check(mesh, "density", "a positive one with interface 'equilibrium' (or 'plain')",
                    density, density > 0)
-        for field, value in (("diffusivity", D), ("T2", T2), ("density", density),
+        for field, value in (("diffusivity", D), ("T2", T2), ("T1", T1), ("density", density),
                              ("permeability", permeability)):
             object.__setattr__(self, field, value)
 

@@ -62,6 +62,11 @@ def frequency_from_internal(frequency):
     return np.multiply(frequency, 1000.0)
 
 
+def rate_from_internal(rate):
+    """Rate from 1/ms to 1/s."""
+    return np.multiply(rate, 1000.0)
+
+
 def length_from_internal(length):
     """Length from um to m."""
     return np.divide(length, 1e6)

@@ -23,7 +23,7 @@ class Stack:
     Attributes:
         thicknesses: um.
         permeabilities: of the membranes between them, um/ms; ``inf`` for none.
-        diffusivity, T2, density: of each layer; um^2/ms, ms.
+        diffusivity, T2, density, T1: of each layer; um^2/ms, ms; T1 while a waveform stores m.
         equilibrium: whether m = density is at rest; else uniform m is.
         points: Chebyshev points in each layer.
     """
@@ -35,6 +35,7 @@ class Stack:
     density: tuple[float, ...] | float = 1.0
     equilibrium: bool = True
     points: int = 20
+    T1: tuple[float, ...] | float = np.inf
 
     def _layers(self, value) -> np.ndarray:
         return np.broadcast_to(np.asarray(value, float), (len(self.thicknesses),))
@@ -57,11 +58,10 @@ class Stack:
         moments = np.where(k % 2, 0.0, 1.0 / (1.0 - k**2 + (k == 1)))
         return 2 * dV @ np.linalg.inv(V), np.linalg.solve(V.T, moments)
 
-    @cached_property
-    def _rest(self) -> tuple[np.ndarray, np.ndarray]:
+    def _rest(self, relaxation) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """dm/dt = -A m of the inner points without gradient; all points from the inner ones."""
         n, layers = self.points, len(self.thicknesses)
-        D, R2 = self._layers(self.diffusivity), 1 / self._layers(self.T2)
+        D, R2 = self._layers(self.diffusivity), 1 / self._layers(relaxation)
         rho = self._layers(self.density) if self.equilibrium else np.ones(layers)
         slope = [self._unit[0] / L for L in self.thicknesses]
         flux = block_diag(*[d * s for d, s in zip(D, slope, strict=True)])
@@ -85,7 +85,7 @@ class Stack:
     def signal(self, waveform, strength: float, steps: int = 0) -> complex:
         """Integral of m at the echo over that at the start; gradient along x, strength in
         rad/(ms um). ``steps`` for each interval where the waveform is not constant."""
-        A, whole, inner = self._rest
+        (A, whole, inner), stored = self._rest(self.T2), self._rest(self.T1)[0]
         x, weights = self.nodes.ravel(), np.concatenate(
             [L * self._unit[1] for L in self.thicknesses])
         start = np.repeat(self._layers(self.density), self.points)
@@ -97,6 +97,9 @@ class Stack:
             f = self._component(waveform, np.linspace(begin, end, 9)[1:-1])
             count = 1 if np.ptp(f) <= 1e-13 * np.abs(f).max() else steps
             h = (end - begin) / count
+            if waveform.stored(begin + h / 2):
+                m = expm(-h * stored) @ m
+                continue
             for k in range(count):
                 if count == 1:
                     key, twist = (round(float(f[0]), 12), round(h, 12)), 0.0

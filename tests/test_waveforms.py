@@ -12,6 +12,7 @@ import pytest
 from scipy.linalg import expm
 
 from spinverse.acquisition import (
+    FEXI,
     PGSE,
     Acquisition,
     CosOGSE,
@@ -20,6 +21,7 @@ from spinverse.acquisition import (
     SampledGradient,
     Signals,
     SinOGSE,
+    StimulatedEcho,
     TrapezoidPGSE,
     Waveform,
     read_acquisition,
@@ -58,12 +60,16 @@ WAVEFORMS = [
     TrapezoidPGSE(5, 20, 0.5),
     TrapezoidPGSE(2, 4, 2),
     TrapezoidPGSE(5, 20, 0.5, 30),
+    StimulatedEcho(5, 20, 10),
+    StimulatedEcho(5, 20, 4, 30),
 ]
 SAMPLES = [
     Sampled([0, 1, 2, 3], [1, 1, -1, -1]),
     Sampled([0, 5, 5, 20, 20, 25], [1, 1, 0, 0, 1, 1], [12.5], 30),
     circle(41),
     circle(41, echo_time=33.0),
+    FEXI(5, 20, 30, 0.3, 4, 6),
+    Sampled([0, 5, 5, 20, 20, 25], [1, 1, 0, 0, -1, -1], echo_time=30, storage=((6, 18),)),
 ]
 
 

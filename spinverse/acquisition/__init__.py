@@ -10,12 +10,13 @@ from .oscillating import CosOGSE, SinOGSE
 from .pulses import PGSE, DoublePGSE, TrapezoidPGSE
 from .samples import Sampled, SampledGradient
 from .signals import Signals
+from .stored import FEXI, StimulatedEcho
 from .table import Acquisition
 from .waveform import Waveform
 
 __all__ = [
-    "PGSE", "Acquisition", "CosOGSE", "DoublePGSE", "Sampled", "SampledGradient", "Signals",
-    "SinOGSE", "TrapezoidPGSE", "Waveform", "fibonacci_directions", "from_dipy",
+    "FEXI", "PGSE", "Acquisition", "CosOGSE", "DoublePGSE", "Sampled", "SampledGradient", "Signals",
+    "SinOGSE", "StimulatedEcho", "TrapezoidPGSE", "Waveform", "fibonacci_directions", "from_dipy",
     "read_acquisition", "read_bids", "read_camino", "read_fsl", "read_signals", "to_dipy",
     "write_acquisition", "write_bids", "write_camino", "write_fsl", "write_signals",
 ]

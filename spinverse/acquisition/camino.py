@@ -110,6 +110,10 @@ def write_camino(path: str | Path, acquisition: Acquisition, version: str | None
         table = np.column_stack([vectors, G, units.time_from_internal(times)])
         lines += [" ".join(map(repr, row)) for row in table.tolist()]
     else:
+        for waveform in acquisition.waveforms:
+            if waveform.storage:
+                raise InputError(f"{path}: {waveform.describe()}: a GRADIENT_WAVEFORM scheme has "
+                                 "no storage along z")
         slices = [_slices(waveform, step) for waveform in acquisition.waveforms]
         G = units.gradient_to_si(units.gradient_from_internal(acquisition.strength))
         for row, k in enumerate(acquisition.waveform_index):

@@ -10,7 +10,15 @@ import numpy as np
 
 from ..errors import InputError
 from .pulses import set_fields
-from .waveform import SAME_VALUE, Waveform, cut, echo_time_after, floats, merge_pieces
+from .waveform import (
+    SAME_VALUE,
+    Waveform,
+    cut,
+    echo_time_after,
+    floats,
+    merge_pieces,
+    with_ends,
+)
 
 
 def _numbers(field: str, values: Any, ndim: int) -> np.ndarray:
@@ -48,6 +56,7 @@ class _Samples(Waveform):
     values: tuple
     refocusing_times: tuple[float, ...] = ()
     echo_time: float = None  # type: ignore[assignment]  # a number once it is made
+    storage: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
         times = _numbers("times", self.times, 1)
@@ -67,8 +76,21 @@ class _Samples(Waveform):
         if np.any(np.diff(pulses) <= 0.0) or np.any((pulses <= 0.0) | (pulses >= echo_time)):
             raise InputError(f"refocusing_times: {pulses.tolist()}, expected increasing times "
                              f"inside (0, {echo_time:g}) ms")
+        periods = floats("storage", self.storage)
+        periods = periods if periods.size else np.zeros((0, 2))
+        ends = periods.ravel()
+        if periods.ndim != 2 or periods.shape[1] != 2 or not np.all(np.isfinite(ends)) or np.any(
+                np.diff(ends) < 0.0) or np.any(np.diff(periods) <= 0.0) or np.any(
+                (ends < 0.0) | (ends > echo_time)):
+            raise InputError(f"storage: {self.storage!r:.60}, expected increasing periods "
+                             f"(start, stop) inside [0, {echo_time:g}] ms")
+        for pulse in pulses[np.any((pulses[:, None] > periods[:, 0])
+                                   & (pulses[:, None] < periods[:, 1]), axis=1)][:1]:
+            raise InputError(f"refocusing_times: {pulse:g} ms, expected none while magnetisation "
+                             "is stored along z")
         set_fields(self, times=_tuples(times), values=_tuples(values),
-                   refocusing_times=_tuples(pulses), echo_time=echo_time)
+                   refocusing_times=_tuples(pulses), echo_time=echo_time,
+                   storage=tuple(map(tuple, periods.tolist())))
         self.check_refocused()
 
     @cached_property
@@ -92,7 +114,7 @@ class _Samples(Waveform):
 
     @property
     def breakpoints(self) -> tuple[float, ...]:
-        return tuple(dict.fromkeys(self._samples[0].tolist()))
+        return with_ends(self._samples[0].tolist(), self.storage)
 
     @cached_property
     def piecewise_constant(self) -> bool:
@@ -199,6 +221,9 @@ class _Samples(Waveform):
         if self.refocusing_times:
             times = ", ".join(f"{time:g}" for time in self.refocusing_times)
             text += f", 180-degree pulses at {times} ms"
+        if self.storage:
+            times = ", ".join(f"{start:g} to {stop:g}" for start, stop in self.storage)
+            text += f", stored {times} ms"
         return f"{text}, TE {self.echo_time:g} ms"
 
 
@@ -222,9 +247,11 @@ class Sampled(_Samples):
             gradient of the scanner, and the sign of f changes at each of them; otherwise they are
             the effective one, with the sign folded in.
         echo_time: TE in ms; the last of ``times`` unless given.
+        storage: Periods (start, stop) in ms in which magnetisation is stored along z
+            (`spinverse.acquisition.waveform`), if any; ``values`` are zero there.
 
     Raises:
-        InputError: Times or values are malformed, or the waveform does not refocus.
+        InputError: Times, values or storage are malformed, or the waveform does not refocus.
     """
 
     name: ClassVar[str] = "Sampled"
@@ -248,4 +275,5 @@ class SampledGradient(_Samples):
         if R.shape != (3, 3) or np.max(np.abs(R @ R.T - np.eye(3))) > 1e-6:
             raise InputError("rotation: expected an orthogonal matrix of shape (3, 3)")
         values = np.asarray(self.values) @ R.T
-        return SampledGradient(self.times, values, self.refocusing_times, self.echo_time)
+        return SampledGradient(self.times, values, self.refocusing_times, self.echo_time,
+                               self.storage)

@@ -10,7 +10,8 @@ import numpy as np
 from ..errors import InputError
 from .directions import fibonacci_directions
 from .pulses import PGSE, DoublePGSE
-from .waveform import Waveform, floats
+from .stored import FEXI
+from .waveform import Waveform, floats, positive
 
 
 def as_waveforms(waveforms) -> tuple[Waveform, ...]:
@@ -87,6 +88,43 @@ def second_pairs(waveforms: list[DoublePGSE], first: np.ndarray,
     return tuple(table), each
 
 
+def filters(b, directions, delta, Delta, mixing_time, filter_b, detection_echo_time,
+            **given) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[FEXI, ...]]:
+    """b ``(N,)`` of both blocks, directions, index and waveforms, as of ``Acquisition.fexi``.
+
+    What is ``given`` are parameters of the filter, one each or None.
+    """
+    missing = " and ".join(name for name, value in {
+        "delta": delta, "Delta": Delta, "mixing_time": mixing_time, "filter_b": filter_b}.items()
+        if value is None)
+    if missing:
+        raise InputError(f"{missing}: missing, FEXI needs delta, Delta, mixing_time (ms) and "
+                         "filter_b (s/mm^2)")
+    detection, mixing, filtering = (np.atleast_1d(floats(name, value)) for name, value in (
+        ("b", b), ("mixing_time", mixing_time), ("filter_b", filter_b)))
+    for name, values in (("b", detection), ("filter_b", filtering)):
+        for value in values[~(np.isfinite(values) & (values >= 0.0))][:1]:
+            raise InputError(f"{name}: {value:g}, expected a finite value >= 0 in s/mm^2")
+    made, table = [], {}
+    for time in mixing:
+        for first in filtering:
+            for second in detection:
+                share = first / (first + second) if first else 0.0
+                key = float(time), float(share)
+                if key not in table:
+                    table[key] = FEXI(delta, Delta, time, share, **given)
+                    if detection_echo_time is not None:
+                        begin = table[key].filter_echo_time + time
+                        table[key] = FEXI(delta, Delta, time, share, **given, echo_time=(
+                            begin + positive("detection_echo_time", detection_echo_time)))
+                made.append((first + second, key))
+    vectors = unit_vectors(table.values(), directions)
+    place = {key: k for k, key in enumerate(table)}
+    rows = np.repeat(np.arange(len(made)), len(vectors))
+    return (np.array([total for total, _ in made])[rows], np.tile(vectors, (len(made), 1)),
+            np.array([place[key] for _, key in made])[rows], tuple(table.values()))
+
+
 def of_rows(b: np.ndarray, delta, Delta, echo_time,
             waveforms) -> tuple[np.ndarray, tuple[Waveform, ...]]:
     """Index (N,) and waveforms of rows; arguments and errors as ``Acquisition.from_rows``."""
@@ -143,8 +181,9 @@ def _only_waveform(row: int, echo_time: float, waveforms: Iterable[Waveform]) ->
     fits = [
         waveform for waveform in waveforms
         if np.isnan(echo_time) or np.isclose(waveform.echo_time, echo_time, rtol=1e-6, atol=0.0)]
-    # without gradient only TE matters: of waveforms with the same TE any will do
-    if len({f"{waveform.echo_time:.6g}" for waveform in fits}) != 1:
+    # without gradient only TE and storage matter: of waveforms with the same any will do
+    if len({str([f"{time:.6g}" for time in (waveform.echo_time, *np.ravel(waveform.storage))])
+            for waveform in fits}) != 1:
         raise InputError(f"delta and Delta: missing in row {row} (b = 0), where {len(fits)} "
                          "sequences would fit")
     return fits[0]

@@ -13,6 +13,7 @@ from . import description, sequences
 from .oscillating import CosOGSE, SinOGSE
 from .pulses import PGSE, DoublePGSE, TrapezoidPGSE, set_fields
 from .samples import Sampled, SampledGradient
+from .stored import StimulatedEcho
 from .waveform import Waveform, floats
 
 UNIT_TOLERANCE = 1e-6
@@ -187,8 +188,48 @@ class Acquisition:
         return cls(b[i], first[j], each[w, j], table)
 
     @classmethod
+    def stimulated_echo(cls, b, directions, delta=None, Delta=None, mixing_time=None,
+                        echo_time=None) -> Acquisition:
+        """Stimulated echo; times in ms, one or several, as of ``StimulatedEcho``; else as ``pgse``.
+
+        The mixing time is all of the time between the gradient pulses if not given.
+        """
+        given = {} if mixing_time is None else {"mixing_time": mixing_time}
+        waveforms = sequences.make(StimulatedEcho, echo_time, delta=delta, Delta=Delta, **given)
+        return cls.product(waveforms, b, directions)
+
+    @classmethod
+    def fexi(cls, b, directions, delta=None, Delta=None, mixing_time=None, filter_b=None,
+             filter_delta=None, filter_Delta=None, filter_echo_time=None,
+             detection_echo_time=None) -> Acquisition:
+        """Filter-exchange imaging: mixing times x filters x b x directions, the last fastest.
+
+        A row's ``b`` is that of filter and detection together; see ``FEXI``, whose parameter
+        ``filter_share`` says which part is the filter's.
+
+        Args:
+            b: b-value or values of the detection, s/mm^2.
+            directions: As in ``product``, of filter and detection.
+            delta, Delta: Of the detection, ms.
+            mixing_time: One or several, ms.
+            filter_b: b-value or values of the filter, s/mm^2; with 0 among them there is a
+                reference without filter.
+            filter_delta, filter_Delta: Of the filter, ms; as of the detection unless given.
+            filter_echo_time: From the excitation to the storage, ms; no longer than the filter
+                unless given.
+            detection_echo_time: From the end of the storage to the echo, ms; likewise.
+
+        Raises:
+            InputError: A value is missing or refused by ``FEXI`` or the table.
+        """
+        return cls(*sequences.filters(
+            b, directions, delta, Delta, mixing_time, filter_b, detection_echo_time,
+            filter_delta=filter_delta, filter_Delta=filter_Delta,
+            filter_echo_time=filter_echo_time))
+
+    @classmethod
     def sampled(cls, b=None, directions=None, times=None, values=None, gradient=None,
-                refocusing_times=(), echo_time=None) -> Acquisition:
+                refocusing_times=(), echo_time=None, storage=()) -> Acquisition:
         """One sampled waveform: strengths x directions, the last varies fastest.
 
         Give ``b`` or ``gradient``, and ``values`` says the shape only; with neither of them
@@ -198,8 +239,8 @@ class Acquisition:
             b: b-value or list of them, s/mm^2.
             directions: As in ``pgse`` for ``values`` of shape (n,); None for (n, 3).
             gradient: Strongest gradient in mT/m, or list of them.
-            times, values, refocusing_times, echo_time: As of ``Sampled`` for values of shape (n,),
-                and of ``SampledGradient`` for (n, 3); ms.
+            times, values, refocusing_times, echo_time, storage: As of ``Sampled`` for values of
+                shape (n,), and of ``SampledGradient`` for (n, 3); ms.
 
         Raises:
             InputError: ``times`` or ``values`` missing, both of ``b`` and ``gradient``, or a value
@@ -210,7 +251,7 @@ class Acquisition:
         if b is not None and gradient is not None:
             raise InputError("b and gradient: both are given, expected one of them")
         kind = SampledGradient if np.ndim(values) == 2 else Sampled
-        waveform = kind(times, values, refocusing_times, echo_time)
+        waveform = kind(times, values, refocusing_times, echo_time, storage)
         if b is not None:
             return cls.product(waveform, b, directions)
         return cls.from_gradient(waveform, waveform.peak if gradient is None else gradient,
@@ -264,25 +305,27 @@ class Acquisition:
     def reference_rows(self, waveform: int) -> np.ndarray:
         """Rows that the signals of a waveform, its place in ``waveforms``, are normalised by.
 
-        Its rows with b = 0; where it has none, all rows with b = 0 and the same echo time, for the
-        shape of a gradient of strength 0 does not matter. InputError if there are none.
+        Its rows with b = 0; where it has none, all rows with b = 0 and the same echo time and
+        storage, for the shape of a gradient of strength 0 does not matter. InputError if there are
+        none.
         """
         unweighted = self.b == 0.0
         rows = np.flatnonzero(unweighted & (self.waveform_index == waveform))
         if not rows.size:
-            echo_time = self.waveforms[waveform].echo_time
-            rows = np.flatnonzero(unweighted & np.isclose(self.echo_time, echo_time, rtol=1e-9))
+            alike = [self.waveforms[waveform].same_at_rest(other) for other in self.waveforms]
+            rows = np.flatnonzero(unweighted & np.array(alike)[self.waveform_index])
         if not rows.size:
             raise InputError(f"normalised: {self.waveforms[waveform].describe()} has no row with b "
                              "= 0 to divide by, nor is there one with its echo time")
         return rows
 
     def with_unweighted(self) -> Acquisition:
-        """Itself, then a row with b = 0 for each echo time without `reference_rows`."""
-        there, lacking = list(self.echo_time[self.b == 0.0]), []
+        """Itself, then a row with b = 0 for each kind of echo that has no `reference_rows`."""
+        lacking: list[int] = []
+        there = [self.waveforms[k] for k in np.unique(self.waveform_index[self.b == 0.0])]
         for k, waveform in enumerate(self.waveforms):
-            if not np.isclose(there, waveform.echo_time, rtol=1e-9, atol=0.0).any():
-                there.append(waveform.echo_time)
+            if not any(waveform.same_at_rest(other) for other in there):
+                there.append(waveform)
                 lacking.append(k)
         return Acquisition(
             np.append(self.b, np.zeros(len(lacking))),

@@ -9,11 +9,19 @@ g = gamma G in rad/(ms um),
 
 Conventions that all classes share: the waveform starts at t = 0, the excitation, and an echo time
 later than its end means dead time at the end.
+
+A waveform may have periods of *storage*: a 90-degree pulse turns the magnetisation along z, where
+it diffuses and relaxes with T1, and another one turns it back. The pathway is followed that
+crushers select (Frahm et al., J. Magn. Reson. 64 (1985) 81): what is stored keeps its phase, F(t)
+goes on, what stays transverse is crushed, and so is what recovers along z meanwhile. Half of the
+magnetisation is then left; this factor 1/2 is not in the signals, which are those of the spin echo
+of the same pulses where T1 = T2.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any, ClassVar
@@ -98,11 +106,14 @@ class Waveform(ABC):
 
     Attributes:
         name: Name of the class of waveforms, in files and messages.
-        echo_time: TE in ms, the end of the waveform.
+        echo_time: TE in ms, the end of the waveform, periods of storage included.
+        storage: Periods (start, stop) in ms, ascending, in which magnetisation is stored along z;
+            their ends are breakpoints, and f is zero inside.
     """
 
     name: ClassVar[str]
     echo_time: float
+    storage: tuple[tuple[float, float], ...] = ()
     _registry: ClassVar[dict[str, type[Waveform]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -152,6 +163,24 @@ class Waveform(ABC):
         t = _points(edges[:-1], edges[1:])
         difference = self(self.echo_time - t) - sign * self(t)
         return bool(np.max(np.abs(difference)) <= _MIRROR_TOLERANCE * self.peak)
+
+    @property
+    def stored_time(self) -> float:
+        """Length of all periods of storage together, ms."""
+        return sum(stop - start for start, stop in self.storage)
+
+    def stored(self, t) -> np.ndarray:
+        """Whether magnetisation is stored along z at times ``t`` in ms; bool, shape of ``t``."""
+        t, result = np.asarray(t, dtype=float), np.zeros(np.shape(t), dtype=bool)
+        for start, stop in self.storage:
+            result |= (t >= start) & (t < stop)
+        return result
+
+    def same_at_rest(self, other: Waveform) -> bool:
+        """Whether signals without gradient are the same: echo time and storage, to 1e-9 of TE."""
+        times, others = (np.array([w.echo_time, *np.ravel(w.storage)]) for w in (self, other))
+        return times.shape == others.shape and bool(np.allclose(
+            times, others, rtol=0.0, atol=1e-9 * self.echo_time))
 
     @property
     def peak(self) -> float:
@@ -262,7 +291,12 @@ class Waveform(ABC):
         return positive("max_step", max_step)
 
     def check_refocused(self) -> None:
-        """Raise InputError unless f is somewhere non-zero and F(TE) = 0."""
+        """Raise InputError unless f is somewhere non-zero, F(TE) = 0, and f = 0 in storage."""
+        starts, stops = self._intervals
+        inside = self.stored(0.5 * (starts + stops))
+        if np.any(self(_points(starts[inside], stops[inside])) != 0.0):
+            raise InputError(f"waveform {self.name}: has a gradient while magnetisation is stored "
+                             "along z, expected none (there it only crushes what is transverse)")
         total = float(np.sum(_quadrature(lambda t: np.abs(self(t)), *self._intervals)))
         if not total > 0.0:
             raise InputError(f"waveform {self.name}: f is zero everywhere, expected a gradient")
@@ -292,6 +326,16 @@ class Waveform(ABC):
             return Waveform._registry[name](**arguments)
         except TypeError as error:
             raise InputError(f"waveform {name}: fields {sorted(arguments)} do not fit") from error
+
+
+def with_ends(breakpoints: Iterable[float],
+              storage: tuple[tuple[float, float], ...]) -> tuple[float, ...]:
+    """Increasing ``breakpoints`` without repetition, and with the ends of periods of storage."""
+    found = sorted(dict.fromkeys(breakpoints))
+    for time in np.ravel(storage).tolist():
+        if min(abs(time - other) for other in found) > ROUNDING * found[-1]:
+            found.append(time)
+    return tuple(sorted(found))
 
 
 def cut(starts, stops, constant, max_step: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -229,9 +229,9 @@ def reduced_functional(tissue: Tissue, acquisition: Acquisition, loss, controls,
             magnetisation at the start; or any loss of complex signals with ``value(S)`` and
             ``pull_back(S, adjoint)``, such as those of `spinverse.inversion.likelihood`.
         controls: names of coefficients: those of ``extra_coefficients``, "D" (diffusivity), "R2"
-            (1/T2) and "kappa" (permeability); or a mapping of names to `Number` and `Values`.
-            Constants are one control of their size; of other coefficients all entries are, unless
-            `Number` says otherwise.
+            (1/T2), "R1" (1/T1) and "kappa" (permeability); or a mapping of names to `Number` and
+            `Values`. Constants are one control of their size; of other coefficients all entries
+            are, unless `Number` says otherwise.
         engine: time stepping has the exact derivative of its discrete signals; the matrix formalism
             that in a fixed basis, which all modes, or as many as the tolerance asks for, make as
             good as exact.
@@ -267,8 +267,9 @@ def reduced_functional(tissue: Tissue, acquisition: Acquisition, loss, controls,
 
 
 def _named(problem: BlochTorrey, name: str):
-    known = {"D": problem.coefficients.D, "R2": problem.coefficients.R2, "kappa": problem.kappa,
-             **problem.coefficients.extra}
+    c = problem.coefficients
+    known = {"D": c.D, "R2": c.R2, "kappa": problem.kappa, **c.extra}
+    known.setdefault("R1", c.R1)  # a user's own may have that name
     if name not in known:
         near = get_close_matches(str(name), known, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""

@@ -13,7 +13,7 @@ from ..acquisition import Acquisition, Signals
 from ..config.quantities import FROM_SIGNALS, QUANTITIES, options_of
 from ..errors import InputError, SolverError, one_line
 from ..problem import BlochTorrey
-from ..units import b_to_internal, describe_range
+from ..units import b_to_internal, describe_range, rate_from_internal
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,23 @@ def _hardi(fit: q.HARDIFit, table: Acquisition) -> tuple[dict, list[str]]:
             "shells": shells}, lines
 
 
+def _axr(fit: q.AXRFit, table: Acquisition) -> tuple[dict, list[str]]:
+    fits = [{"filter_b_s_per_mm2": fit.filter_b[k], "direction": fit.directions[k],
+             "axr_per_ms": fit.axr[k], "axr_per_s": rate_from_internal(fit.axr[k]),
+             "axr_error_per_ms": fit.axr_error[k], "sigma": fit.sigma[k],
+             "adc_equilibrium_um2_per_ms": fit.adc_equilibrium[k],
+             "residual_um2_per_ms": fit.residual[k], "mixing_times_ms": fit.mixing_times[k],
+             "adc_um2_per_ms": fit.adc[k], "valid": fit.valid[k]} for k in range(len(fit))]
+    lines = []
+    for b in np.unique(fit.filter_b):
+        rows = fit.filter_b == b
+        axes = f" ({rows.sum()} axes)" if rows.sum() > 1 else ""
+        lines.append(f"filter b {b:g} s/mm^2: AXR "
+                     f"{describe_range(rate_from_internal(fit.axr[rows]))} 1/s, efficiency "
+                     f"{describe_range(fit.sigma[rows])}{axes}")
+    return {"fits": fits}, lines
+
+
 def _effective(kind: str):
     def describe(found: q.EffectiveDiffusion, table: Acquisition):
         parts = found.compartments
@@ -188,7 +205,7 @@ def _mass_balance(found: q.MassBalance, table):
 
 
 _DESCRIBED: dict[str, Callable] = {
-    "adc": _adc, "tensor": _tensor, "hardi": _hardi,
+    "adc": _adc, "tensor": _tensor, "hardi": _hardi, "axr": _axr,
     "hadc": _effective("error of the time steps about"),
     "mf_adc": _effective("error of the modes at most"),
     "short_time": _effective("the next term about"),

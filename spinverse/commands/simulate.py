@@ -123,7 +123,8 @@ def _tissue(run: config.SimulateConfig, mesh: Mesh) -> Tissue:
     section = run.tissue
     try:
         return Tissue(mesh, section.diffusivity_um2_per_ms, section.T2_ms, section.density,
-                      shared.permeability(section, mesh), section.interface, section.periodic)
+                      shared.permeability(section, mesh), section.interface, section.periodic,
+                      section.T1_ms)
     except InputError as error:
         if str(error).startswith("periodic: axis") and run.mesh.could_be_periodic:
             raise InputError(f"{error}; mesh.periodic: true makes it so") from None

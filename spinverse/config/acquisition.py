@@ -23,6 +23,7 @@ from .values import (
     Times,
     exactly_one,
     is_list_of,
+    is_number,
     kind,
     table_of,
 )
@@ -112,6 +113,42 @@ class DoublePGSESection(_Sequence):
         return self
 
 
+class StimulatedEchoSection(_Sequence):
+    make = Acquisition.stimulated_echo
+    mixing_time_ms: NumberOrList | None = None
+
+
+class FEXISection(_Sequence):
+    """b is that of the detection; lists of mixing times and filters are combined."""
+
+    make = Acquisition.fexi
+    delta_ms: Annotated[float, Field(description="the pulse length of the detection in ms")]
+    Delta_ms: Annotated[float, Field(
+        description="the time from pulse to pulse of the detection in ms")]
+    mixing_time_ms: Annotated[NumberOrList, Field(
+        description="the time from the filter to the detection in ms")]
+    filter_b_s_per_mm2: Annotated[NumberOrList, Field(
+        description="b of the filter in s/mm^2, 0 among them for a reference without")]
+    filter_delta_ms: float | None = None
+    filter_Delta_ms: float | None = None
+    filter_echo_time_ms: float | None = None
+    detection_echo_time_ms: float | None = None
+
+    @model_validator(mode="after")
+    def _by_b(self):
+        for key, other in (("gradient_mT_per_m", "b_s_per_mm2"),
+                           ("echo_time_ms", "detection_echo_time_ms")):
+            if getattr(self, key) is not None:
+                raise KeyProblem(key, f"not for fexi, expected {other}")
+        return self
+
+    def _with(self, b, directions) -> Acquisition:
+        return Acquisition.fexi(
+            b, directions, self.delta_ms, self.Delta_ms, self.mixing_time_ms,
+            self.filter_b_s_per_mm2, self.filter_delta_ms, self.filter_Delta_ms,
+            self.filter_echo_time_ms, self.detection_echo_time_ms)
+
+
 class SampledSection(Section):
     """Samples of one waveform; ``values`` give its shape, ``values_mT_per_m`` all of it."""
 
@@ -122,6 +159,9 @@ class SampledSection(Section):
     gradient_mT_per_m: NumberOrList | None = None
     directions: Directions | None = None
     refocusing_times_ms: NumberOrList = []
+    storage_ms: Annotated[Any, kind(
+        "a list of [start, stop] in ms",
+        lambda value: value == [] or is_list_of(is_list_of(is_number, 2))(value))] = []
     echo_time_ms: float | None = None
 
     @model_validator(mode="after")
@@ -143,7 +183,8 @@ class SampledSection(Section):
         times, values = self._samples()
         refocusing = tuple(np.atleast_1d(self.refocusing_times_ms))
         return Acquisition.sampled(self.b_s_per_mm2, _read(self.directions), times, values,
-                                   self.gradient_mT_per_m, refocusing, self.echo_time_ms)
+                                   self.gradient_mT_per_m, refocusing, self.echo_time_ms,
+                                   tuple(self.storage_ms))
 
     def _samples(self) -> tuple[np.ndarray, np.ndarray]:
         """Times ``(n,)`` and values ``(n,)`` or ``(n, 3)``, from lists or files."""
@@ -159,7 +200,7 @@ class SampledSection(Section):
         return times, values[:, 0] if values.shape[1:] == (1,) else values
 
 
-SEQUENCES = ("pgse", "trapezoid", "ogse", "double_pgse", "sampled")
+SEQUENCES = ("pgse", "trapezoid", "ogse", "double_pgse", "stimulated_echo", "fexi", "sampled")
 BESIDE_FILE = ("bvec", "delta_ms", "Delta_ms", "echo_time_ms", "b0_up_to_s_per_mm2")
 
 
@@ -170,6 +211,8 @@ class AcquisitionSection(Section):
     trapezoid: TrapezoidSection | None = None
     ogse: OGSESection | None = None
     double_pgse: DoublePGSESection | None = None
+    stimulated_echo: StimulatedEchoSection | None = None
+    fexi: FEXISection | None = None
     sampled: SampledSection | None = None
     file: FilePath | None = None
     bvec: FilePath | None = None

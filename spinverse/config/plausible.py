@@ -20,7 +20,7 @@ EDGES = 20.0  # of a mesh, in lengths that magnetisation diffuses
 
 
 def of_tissue(tissue: KnownTissue) -> list[str]:
-    """Warnings about diffusivity, T2 and permeability."""
+    """Warnings about diffusivity, T2, T1 and permeability."""
     found = []
     for value in _values(tissue.diffusivity_um2_per_ms):
         size = float(np.abs(np.linalg.eigvals(np.atleast_2d(value))).max())
@@ -30,9 +30,10 @@ def of_tissue(tissue: KnownTissue) -> list[str]:
             meant = {"m^2/s": 1e9, "mm^2/s": 1e3, "um^2/s": 1e-3}
             found.append(f"{said}; water has 2 to 3 um^2/ms"
                          + units.other_unit(size, meant, DIFFUSIVITY))
-    for value in _values(tissue.T2_ms):
+    for name, value in [(key, each) for key in ("T2_ms", "T1_ms")
+                        for each in _values(getattr(tissue, key))]:
         if 0 < value < RELAXATION[0] or RELAXATION[1] < value < np.inf:
-            found.append(f"tissue.T2_ms: {value:g} ms is {units.time_from_internal(value):g} s; "
+            found.append(f"tissue.{name}: {value:g} ms is {units.time_from_internal(value):g} s; "
                          "tissue has 10 to 3000 ms"
                          + units.other_unit(value, {"s": 1e3, "us": 1e-3}, RELAXATION))
     if not isinstance(tissue, TissueSection):

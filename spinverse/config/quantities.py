@@ -9,11 +9,12 @@ from .arguments import arguments_of, chosen
 
 QUANTITIES: dict[str, Callable] = {
     "adc": quantities.fit_adc, "tensor": quantities.fit_tensor, "hardi": quantities.fit_hardi,
+    "axr": quantities.fit_axr,
     "hadc": quantities.hadc, "mf_adc": quantities.mf_adc,
     "short_time": quantities.short_time_approximation, "karger": quantities.karger,
     "compartments": quantities.compartments_of, "exchange_times": quantities.exchange_times,
     "mass_balance": quantities.mass_balance}
-FROM_SIGNALS = ("adc", "tensor", "hardi")
+FROM_SIGNALS = ("adc", "tensor", "hardi", "axr")
 KNOW_EXTRA_TERMS = (*FROM_SIGNALS, "compartments")  # what is fitted, or is of the mesh alone
 # what a run knows, or what is no number: no keys for them
 _KNOWN = ("signals", "S", "tissue", "acquisition", "degree", "diffusivities", "exchange_rates")

@@ -162,7 +162,7 @@ class ReconstructConfig(Run):
         return {**self.extra_arguments(comm),
                 "unknown": self.unknowns, "wall_permeability": tissue.wall_permeability,
                 "diffusivity": tissue.diffusivity_um2_per_ms, "T2": tissue.T2_ms,
-                "density": tissue.density, "boundary": tissue.boundary,
+                "T1": tissue.T1_ms, "density": tissue.density, "boundary": tissue.boundary,
                 "interface": tissue.interface,
                 "permeability_range": tissue.permeability_range_um_per_ms,
                 "normalisation": signals.normalisation, "noise": signals.noise,

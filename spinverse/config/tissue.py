@@ -1,4 +1,4 @@
-"""The section tissue: diffusivity, T2, density, permeability, boundary."""
+"""The section tissue: diffusivity, T2, T1, density, permeability, boundary."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ class KnownTissue(Section):
 
     diffusivity_um2_per_ms: TensorPerCell = 2.0
     T2_ms: PerCell = math.inf
+    T1_ms: PerCell = math.inf
     density: PerCell = 1.0
     boundary: Literal["reflecting", "absorbing", "periodic"] = "reflecting"
     interface: Literal["equilibrium", "plain"] = "equilibrium"

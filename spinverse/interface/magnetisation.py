@@ -1,7 +1,8 @@
 """The magnetisation at chosen times, and as files for ParaView.
 
 It is that of the frame of the effective gradient: where a 180-degree pulse turns the sign of f(t),
-the phase before the pulse is shown with its sign turned.
+the phase before the pulse is shown with its sign turned. While it is stored along z, it is what
+will be turned back.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ..atomic import replace
 from ..engines.march.time_stepping import TimeStepping
 from ..engines.modal.chebyshev import Propagation
 from ..engines.modal.matrix_formalism import MatrixFormalism
+from ..engines.modal.steps import stored_rest
 from ..errors import InputError, on_root
 from ..parallel.exchange import Ranges
 from ..problem import BlochTorrey
@@ -115,9 +117,14 @@ def _in_modes(engine: MatrixFormalism, row: int, times: np.ndarray) -> np.ndarra
     basis = engine.basis if engine.basis is not None else engine.find_modes()
     waveform = acquisition.waveforms[acquisition.waveform_index[row]]
     u, states, modes = basis.start[:, None].astype(complex), [], basis.modes
+    begin = 0.0
     for duration, gradient in _pieces(waveform, engine.max_step, times):
         if duration is None:
             states.append(modes @ u[:, 0])
+            continue
+        begin += duration
+        if waveform.stored(begin - duration / 2):
+            u = stored_rest(basis, duration).forward(u)
             continue
         g = np.asarray(gradient) if np.ndim(gradient) else gradient * acquisition.directions[row]
         g = acquisition.strength[row] * g[: problem.mesh.dim]

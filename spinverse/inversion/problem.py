@@ -35,7 +35,7 @@ class InverseProblem:
     Args:
         mesh: the mesh; what it knows of a true membrane is not looked at.
         signals: the measurements; magnitudes normalised by |S(b = 0)| of the same sequence count.
-        diffusivity, T2, density, interface: as in `Tissue`; they are known.
+        diffusivity, T2, T1, density, interface: as in `Tissue`; they are known.
         boundary: "absorbing": outer facets are unknown too; "reflecting": they are closed;
             "periodic": opposite faces of the box are one (`spinverse.glued`), and `mesh` becomes
             the mesh of the torus, whose facets there are as all others.
@@ -90,10 +90,11 @@ class InverseProblem:
     modes: int | str = "auto"
     tolerance: float = 1e-5
     time_step: float | str = 0.25
+    T1: float | Mapping | np.ndarray = np.inf
 
     def __post_init__(self):
         for name, known in (("boundary", BOUNDARIES), ("normalisation", NORMALISATIONS),
-                            ("noise_model", NOISES), ("engine", ENGINES[:2])):
+                            ("noise_model", NOISES), ("engine", ENGINES)):
             if getattr(self, name) not in known:
                 raise InputError(f"{name}: {getattr(self, name)!r}, expected one of "
                                  f"{', '.join(known)}")
@@ -216,7 +217,7 @@ class InverseProblem:
     def tissue(self) -> Tissue:
         """What is known of the tissue; its permeability does not matter."""
         return Tissue(self.mesh, self.diffusivity, self.T2, self.density, self.permeability(1.0),
-                      self.interface)
+                      self.interface, T1=self.T1)
 
     def permeability(self, values) -> Permeability:
         """Within the range on facets that are unknown, closed elsewhere; ``(nf,)`` or a number."""

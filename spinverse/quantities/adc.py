@@ -113,8 +113,8 @@ def _fit_one(b, S, limit, tolerance, floor, name, choose) -> tuple[tuple, str]:
     while True:
         used = b <= levels[number - 1] * (1 + 1e-9)
         x, y = b[used], S[used]
-        low = _polynomial(x, y, min(2, number - 1))
-        high = _polynomial(x, y, 3) if number >= 4 else None
+        low = log_polynomial(x, y, min(2, number - 1))
+        high = log_polynomial(x, y, 3) if number >= 4 else None
         error = np.nan if high is None else max(abs(high[0][1] - low[0][1]), 2 * low[1])
         settled = high is not None and abs(high[0][1] - low[0][1]) <= max(
             tolerance * abs(high[0][1]), 2 * high[1])
@@ -141,7 +141,7 @@ def _fit_one(b, S, limit, tolerance, floor, name, choose) -> tuple[tuple, str]:
     return (ADC, error, K, float(np.exp(c0)), residual, span), remark
 
 
-def _polynomial(b, S, degree: int) -> tuple[np.ndarray, float, float]:
+def log_polynomial(b, S, degree: int) -> tuple[np.ndarray, float, float]:
     """Coefficients of ln S in b, standard error of the linear one, rms residual."""
     scale = b.max()
     design = np.vander(b / scale, degree + 1, increasing=True)

@@ -128,8 +128,13 @@ def _weights(tissue: Tissue, acquisition: Acquisition, parts: TissueCompartments
     T2 = uniform_in(parts, tissue.mesh, tissue.T2)
     if T2 is None:
         raise InputError("T2: varies within a compartment, expected one value in each")
-    TE = np.array([waveform.echo_time for waveform in acquisition.waveforms])
-    share = parts.magnetisation[:, None] * np.exp(-TE / T2[:, None])
+    stored = np.array([waveform.stored_time for waveform in acquisition.waveforms])
+    TE = np.array([waveform.echo_time for waveform in acquisition.waveforms]) - stored
+    T1 = uniform_in(parts, tissue.mesh, tissue.T1)
+    if T1 is None and stored.any():
+        raise InputError("T1: varies within a compartment, expected one value in each")
+    T1 = np.full(len(parts), np.inf) if T1 is None else T1
+    share = parts.magnetisation[:, None] * np.exp(-TE / T2[:, None] - stored / T1[:, None])
     if not (share.sum(axis=0) > 0).all():
         raise InputError("density: 0 everywhere, expected some magnetisation")
     return share / share.sum(axis=0)

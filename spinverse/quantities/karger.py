@@ -69,7 +69,7 @@ def karger(tissue: Tissue | BlochTorrey, acquisition: Acquisition, diffusivities
         The signals, um^3 times density, the same on every rank.
 
     Raises:
-        InputError: a bad argument, density or T2 that varies within a compartment, an absorbing
+        InputError: a bad argument, density, T2 or T1 that varies within a compartment, an absorbing
             outer boundary.
 
     Warns:
@@ -86,18 +86,22 @@ def karger(tissue: Tissue | BlochTorrey, acquisition: Acquisition, diffusivities
     if exchange_rates is None:
         exchange_rates = parts.exchange_rates
         _warn_unless_mixed(tissue, parts)
-    T2 = uniform_in(parts, tissue.mesh, tissue.T2)
+    T2, T1 = (uniform_in(parts, tissue.mesh, times) for times in (tissue.T2, tissue.T1))
+    if T1 is None:
+        raise InputError("T1: varies within a compartment, expected one value in each")
     return karger_pools(acquisition, parts.magnetisation, diffusivities, exchange_rates, T2,
-                        capacities=parts.capacities)
+                        capacities=parts.capacities, T1=T1)
 
 
 def karger_pools(acquisition: Acquisition, magnetisation, diffusivities, exchange_rates=None,
-                 T2=np.inf, capacities=None, tolerance: float = 1e-9) -> KargerSignals:
+                 T2=np.inf, capacities=None, tolerance: float = 1e-9,
+                 T1=np.inf) -> KargerSignals:
     """Karger signals of pools given by numbers (Karger, Adv. Colloid Interface Sci. 23, 129, 1985).
 
         dM_i/dt = -(g^2 |F(t)|^2 D_i + 1/T2_i) M_i - sum_j k_ij M_i + sum_j k_ji M_j
 
-    for any F(t): the pulses need not be short. Steps split exchange from attenuation and are
+    for any F(t): the pulses need not be short; with T1 while a
+    waveform stores M along z. Steps split exchange from attenuation and are
     halved and extrapolated until the signals settle.
 
     Args:
@@ -108,6 +112,7 @@ def karger_pools(acquisition: Acquisition, magnetisation, diffusivities, exchang
         capacities: ``(C,)`` shares at rest, for instance volumes: V_i k_ij = V_j k_ji must hold;
             as ``magnetisation`` if not given.
         tolerance: of the signals, relative to the whole magnetisation.
+        T1: ms, as T2.
 
     Raises:
         InputError: wrong shapes, negative values, rates that are not in balance.
@@ -115,14 +120,13 @@ def karger_pools(acquisition: Acquisition, magnetisation, diffusivities, exchang
     start = _column("magnetisation", magnetisation)
     C, N = len(start), len(acquisition)
     capacities = start if capacities is None else _column("capacities", capacities, C)
-    T2 = np.broadcast_to(np.asarray(T2, dtype=float), (C,)) if np.ndim(T2) == 0 else np.asarray(T2)
-    if T2.shape != (C,) or not (T2 > 0).all():
-        raise InputError(f"T2: {T2!r:.60}, expected one positive time in ms or {C}")
+    T2, T1 = _times("T2", T2, C), _times("T1", T1, C)
     rates = _rates(exchange_rates, capacities)
     D = np.asarray(diffusivities, dtype=float)
     if D.shape != (C, N):
         D = _diffusivities(diffusivities, C)
-    generator = rates.T - np.diag(rates.sum(axis=1) + 1 / T2)
+    # transverse, and stored
+    generator = tuple(rates.T - np.diag(rates.sum(axis=1) + 1 / times) for times in (T2, T1))
     by_pool = np.empty((C, N))
     effective = np.empty((C, N))
     for w, waveform in enumerate(acquisition.waveforms):
@@ -174,13 +178,22 @@ def _evolve(waveform, generator, start, strength, squares, tolerance) -> np.ndar
 def _strang(waveform, generator, start, strength, squares, number) -> np.ndarray:
     M = np.repeat(start[:, None], strength.shape[1], axis=1)
     for begin, end in pairwise(waveform.breakpoints):
-        half = expm(generator * (end - begin) / number / 2)
+        stored = bool(waveform.stored((begin + end) / 2))
+        half = expm(generator[stored] * (end - begin) / number / 2)
         weights = squares(np.linspace(begin, end, number + 1))
         for n in range(number):
             M = half @ M
             M *= np.exp(-strength * np.reshape(weights[..., n], (-1, 1)))
             M = half @ M
     return M
+
+
+def _times(field: str, values, count: int) -> np.ndarray:
+    array = np.asarray(values, dtype=float)
+    array = np.broadcast_to(array, (count,)) if array.ndim == 0 else array
+    if array.shape != (count,) or not (array > 0).all():
+        raise InputError(f"{field}: {values!r:.60}, expected one positive time in ms or {count}")
+    return array
 
 
 def _column(field: str, values, count: int | None = None) -> np.ndarray:

@@ -165,13 +165,17 @@ def _tags(mesh: Mesh) -> list[str]:
 
 
 def describe_tissue(tissue: KnownTissue) -> list[str]:
-    """Diffusivity, T2, density, boundary, periodic axes."""
+    """Diffusivity, T2, T1, density, boundary, periodic axes."""
     density = tissue.density
     varied = isinstance(density, Mapping) and len(set(density.values())) > 1
     at_rest = {"equilibrium": "at rest across membranes", "plain": "levelling out"}
     axes = getattr(tissue, "periodic", "")
+    def time(v) -> str:
+        return "none" if np.isinf(v) else f"{v:g} ms"
+
+    T1 = "" if tissue.T1_ms == np.inf else f"T1: {_describe(tissue.T1_ms, time)}; "
     return [f"diffusivity: {_describe(tissue.diffusivity_um2_per_ms, describe_diffusivity)}",
-            f"T2: {_describe(tissue.T2_ms, lambda v: 'none' if np.isinf(v) else f'{v:g} ms')}; "
+            f"T2: {_describe(tissue.T2_ms, time)}; {T1}"
             f"density {_describe(density, lambda v: f'{v:g}')}"
             + (f" ({at_rest[tissue.interface]}: interface {tissue.interface})" if varied else "")
             + f"; outer boundary {tissue.boundary}"

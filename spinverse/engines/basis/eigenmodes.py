@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import scipy.sparse
@@ -63,6 +63,9 @@ class Eigenmodes:
         rows: of the rank's unknowns that ``columns`` are at, zero at all others (`parts`); None for
             all.
         copies: rows and columns of parts that have the same operators.
+        storage: ``(K, K)`` what decay changes by while magnetisation is stored along z
+            (`forms.storage`), 1/ms; None where no waveform asks for it. It is the last one in
+            `responses` then.
         about: ``(d,)`` what positions and responses are relative to, um from the centre of the
             mesh.
     """
@@ -83,6 +86,7 @@ class Eigenmodes:
     rows: np.ndarray | None = None
     copies: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
     about: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    storage: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.eigenvalues)
@@ -108,7 +112,7 @@ class Eigenmodes:
                           None if self.responses is None else self.responses[:, :, few, few],
                           self.shift, self.fields[:, few, few], self.field_reach, self.rows,
                           tuple((rows, columns[:, few]) for rows, columns in self.copies),
-                          self.about)
+                          self.about, None if self.storage is None else self.storage[few, few])
 
     @property
     def turning(self) -> np.ndarray:
@@ -121,7 +125,8 @@ class Eigenmodes:
         T = first.T @ rotation
         return Eigenmodes(decay_rates(values), self.columns @ T, self.unknowns,
                           T.T @ self.positions @ T, self.start @ T, self.receive @ T,
-                          self.reach, self.gauge.turned(T), rotation, about=self.about)
+                          self.reach, self.gauge.turned(T), rotation, about=self.about,
+                          storage=None if self.storage is None else T.T @ self.storage @ T)
 
     def omitted(self, direction) -> np.ndarray:
         """C along a direction, ``(K, K)`` um^2 ms: what all other modes do, see above.
@@ -129,9 +134,24 @@ class Eigenmodes:
         With `fields`, ``direction`` is g followed by a weight for each of them, and C in 1/ms.
         """
         X = np.tensordot(direction, self.turning, axes=1)
-        whole = np.tensordot(np.outer(direction, direction), self.responses, axes=2)
+        n = len(self.turning)
+        whole = np.tensordot(np.outer(direction, direction), self.responses[:n, :n], axes=2)
         C = whole - X @ (X / (self.eigenvalues + self.shift)[:, None])
         return 0.5 * (C + C.T)
+
+    @cached_property
+    def stored(self) -> tuple[np.ndarray, np.ndarray]:
+        """Decay rates while stored, ``(K,)`` 1/ms ascending, and their vectors ``(K, K)``."""
+        values, vectors = np.linalg.eigh(np.diag(self.eigenvalues) + self.storage)
+        return values, vectors
+
+    @cached_property
+    def stored_with_omitted(self) -> tuple[np.ndarray, np.ndarray]:
+        """As `stored`, with what all other modes do: they are driven by R_o u, and decay fast."""
+        R = self.storage
+        C = self.responses[-1, -1] - R @ (R / (self.eigenvalues + self.shift)[:, None])
+        values, vectors = np.linalg.eigh(np.diag(self.eigenvalues) + R - 0.5 * (C + C.T))
+        return values, vectors
 
 
 def eigenmodes(problem: BlochTorrey, number: int, options_prefix: str = "spinverse_eps_",
@@ -340,7 +360,7 @@ def converged_pairs(eps: SLEPc.EPS, wanted: int) -> tuple[np.ndarray, np.ndarray
 def _responses(problem: BlochTorrey, columns: np.ndarray, solve: Callable) -> np.ndarray:
     """See `Eigenmodes`; by blocks of modes, to hold no second basis. Collective."""
     K, unknowns = columns.shape[1], problem.unknowns
-    moved = [J @ columns for J in problem.phase_operators]
+    moved = [J @ columns for J in (*problem.phase_operators, *problem.storage_operators)]
     dim = len(moved)
     local = np.zeros((dim, dim, K, K))
     for first in range(0, K, _BLOCK):
@@ -358,7 +378,8 @@ def project(problem: BlochTorrey, values: np.ndarray, columns: np.ndarray,
             shift: float = 0.0) -> Eigenmodes:
     """Position operators, start and receive vectors, the same on every rank."""
     K, dim = len(values), problem.mesh.dim
-    operators = problem.phase_operators
+    turning = len(problem.phase_operators)
+    operators = [*problem.phase_operators, *problem.storage_operators]
     number = len(operators)
     packed = np.zeros((number * K + 2, K))
     for j, J in enumerate(operators):
@@ -374,9 +395,10 @@ def project(problem: BlochTorrey, values: np.ndarray, columns: np.ndarray,
         for axis in problem.extra_blocks.positions:
             reach[axis] = radius(X[axis])
     driven = gauge_of(problem, problem.unknowns.broken(columns)) if problem.periodic else None
+    fields = X[dim:turning]
     return Eigenmodes(values, columns, problem.unknowns, X[:dim], total[-2], total[-1], reach,
-                      driven, nest, responses, shift, X[dim:], tuple(radius(J) for J in X[dim:]),
-                      about=np.zeros(dim))
+                      driven, nest, responses, shift, fields, tuple(radius(J) for J in fields),
+                      about=np.zeros(dim), storage=X[turning] if number > turning else None)
 
 
 def radius(matrix: np.ndarray) -> float:

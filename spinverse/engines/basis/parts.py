@@ -180,13 +180,14 @@ class Parts:
                    shift: float) -> list[tuple[list[int], Eigenmodes]]:
         """As `eigenmodes.project` and the responses there, of packed columns. Collective."""
         problem, dim = self.problem, self.problem.mesh.dim
-        mass, operators = problem.local_mass, problem.phase_operators
+        mass, turning = problem.local_mass, len(problem.phase_operators)
+        operators = [*problem.phase_operators, *problem.storage_operators]
         loads = [problem.unknowns.load(mass @ vector) for vector in (problem.initial,
                                                                      problem.scale)]
         moved = [J @ columns for J in operators]
         # about its own centre each part turns less, and a refocused waveform does not see where
         weighed = problem.mass_of_unknowns @ columns
-        for J, centre in zip(moved, self.centres.T, strict=False):  # fields come after axes
+        for J, centre in zip(moved, self.centres.T, strict=False):  # others come after axes
             J -= centre[self.labels][:, None] * weighed
         answers = [answer(load) for load in moved]
         order = np.argsort(self.labels, kind="stable")
@@ -215,8 +216,10 @@ class Parts:
             own = rows, columns[rows, :K]
             for place in alike.setdefault(K, []):
                 members, basis = bases[place]
-                if all(_close(a, b) for a, b in ((rates, basis.eigenvalues), (X, basis.turning),
-                                                 (ends, np.stack([basis.start, basis.receive])))):
+                if all(_close(a, b) for a, b in (
+                        (rates, basis.eigenvalues), (X[:turning], basis.turning),
+                        (ends, np.stack([basis.start, basis.receive])),
+                        *((R, basis.storage) for R in X[turning:]))):
                     bases[place] = ([*members, part],
                                     replace(basis, copies=(*basis.copies, own)))
                     break
@@ -225,9 +228,9 @@ class Parts:
                 bases.append(([part], Eigenmodes(
                     rates, own[1], problem.unknowns, X[:dim], ends[0], ends[1],
                     np.array([radius(x) for x in X[:dim]]),
-                    responses=both[n:].reshape(n, n, K, K), shift=shift, fields=X[dim:],
-                    field_reach=tuple(radius(J) for J in X[dim:]), rows=rows,
-                    about=self.centres[part])))
+                    responses=both[n:].reshape(n, n, K, K), shift=shift, fields=X[dim:turning],
+                    field_reach=tuple(radius(J) for J in X[dim:turning]), rows=rows,
+                    about=self.centres[part], storage=X[turning] if n > turning else None)))
         return bases
 
 

@@ -109,7 +109,7 @@ def _blocks(plan: dict, width: int) -> Iterator[tuple[list, list]]:
     """Runs and rows of measurements that take the same steps, at most ``width`` at a time."""
     alike = defaultdict(list)
     for runs, rows in plan.items():  # one by one in their order: neighbours share factors
-        key = runs if width == 1 else tuple((run.steps, run.step) for run in runs)
+        key = runs if width == 1 else tuple((run.steps, run.step, run.stored) for run in runs)
         alike[key].append((runs, rows))
     for items in alike.values():
         for first in range(0, len(items), width):

@@ -44,8 +44,8 @@ class CommonFactor:
     def __init__(self, pair: PairSystem, options_prefix: str):
         self.pair, self.problem, self.comm = pair, pair.problem, pair.comm
         self._prefix = options_prefix
-        self._decay: PETSc.Mat | None = None
-        self._factors: dict[float, PETSc.KSP] = {}
+        self._decays: list[PETSc.Mat] = []  # as it is, and while magnetisation is stored
+        self._factors: dict[tuple[float, bool], PETSc.KSP] = {}
 
     @staticmethod
     def serves(problem: BlochTorrey, options_prefix: str) -> bool:
@@ -76,24 +76,32 @@ class CommonFactor:
     def update(self) -> None:
         """Take the present coefficients."""
         self.forget_factors()
-        if self._decay is not None:
-            self._decay.destroy()
-        self._decay = self.problem.decay_matrix().copy()
+        while self._decays:
+            self._decays.pop().destroy()
+        for stored in (0.0, 1.0)[: 1 + self.pair.stores]:
+            self.problem.stored.value = stored
+            self._decays.append(self.problem.decay_matrix().copy())
+        self.problem.stored.value = 0.0
 
     def forget_factors(self) -> None:
         """Free them."""
         while self._factors:
             self._factors.popitem()[1].destroy()
 
-    def _factor(self, tau: float) -> PETSc.KSP:
-        if tau not in self._factors:
+    def _factor(self, tau: float, stored: bool) -> PETSc.KSP:
+        key = tau, stored
+        if key not in self._factors:
             if len(self._factors) >= FACTORS:
                 self._factors.pop(next(iter(self._factors))).destroy()
             matrix = self.problem.mass_matrix.copy()
-            matrix.axpy(tau, self._decay, PETSc.Mat.Structure.DIFFERENT_NONZERO_PATTERN)
-            self._factors[tau] = direct(matrix, self._prefix, "time stepping")
+            matrix.axpy(tau, self._decays[stored], PETSc.Mat.Structure.DIFFERENT_NONZERO_PATTERN)
+            self._factors[key] = direct(matrix, self._prefix, "time stepping")
             matrix.destroy()
-        return self._factors[tau]
+        return self._factors[key]
+
+    def _stored(self, gradient: Sequence) -> bool:
+        """Of one of the measurements side by side, which agree in it."""
+        return self.pair.stores and bool(gradient[-1])
 
     def start(self, count: int) -> np.ndarray:
         """Columns at the start, ``(n_local, 2 count)``."""
@@ -144,11 +152,13 @@ class CommonFactor:
                 total.add_columns(weight, stage, adjoint)
         rest = [total for total in sums if not isinstance(total, OfPermeability)]
         for k, gradient in enumerate(gradients if rest else ()):
-            self.problem.g.value[:] = gradient
+            self.problem.g.value[:] = gradient[: self.problem.mesh.dim]
+            self.problem.stored.value = float(self._stored(gradient))
             for function, columns in ((self.pair.stage, stage), (self.pair.adjoint, adjoint)):
                 function.x.array[:] = columns[:, k:: len(gradients)].ravel()
             for total in rest:
                 total.add(weight)
+        self.problem.stored.value = 0.0
 
     def solve(self, loads: np.ndarray, guess: np.ndarray, gradients: Sequence, tau: float,
               transposed: bool = False) -> np.ndarray:
@@ -159,7 +169,7 @@ class CommonFactor:
         Raises:
             SolverError: a solver failed or did not converge.
         """
-        factor = self._factor(tau)
+        factor = self._factor(tau, self._stored(gradients[0]))
         strengths = (-tau if transposed else tau) * np.array(gradients)
         now = before = guess
         matrix = factor.getOperators()[0]

@@ -30,11 +30,14 @@ _SUBSET = PETSc.Mat.Structure.SUBSET_NONZERO_PATTERN
 
 # g, one entry an axis, rad/(ms um); on periodic boxes followed by Q, rad/um; if extra terms know
 # them, by the sign of the echo and by the time in ms: see `spinverse.forms`
+# (if any waveform stores magnetisation along z, followed by 1 while it does and 0 else)
 Gradient = tuple[float, ...]
 
 
 class PairSystem:
     """Matrices, factors and vectors of one problem, extra terms included.
+
+    ``stores``: gradients say whether magnetisation is stored.
 
     Attributes:
         space: broken Lagrange pairs; their dofs are those of ``problem.space``, doubled.
@@ -43,8 +46,9 @@ class PairSystem:
 
     width = 1
 
-    def __init__(self, problem: BlochTorrey, options_prefix: str):
+    def __init__(self, problem: BlochTorrey, options_prefix: str, stores: bool = False):
         self.problem, self.comm, self._prefix = problem, problem.comm, options_prefix
+        self.stores = stores
         self.space = problem.pair_space
         m, v = ufl.TrialFunction(self.space), ufl.TestFunction(self.space)
         self.signed, self.timed, by_g, by_Q = (has(problem.extra_form, known) for known in (
@@ -56,6 +60,7 @@ class PairSystem:
         self._full = problem.compile(problem.weak_form(m, v))
         self._matrix = fem_petsc.create_matrix(self._full)
         self._decay: PETSc.Mat | None = None
+        self._storage: PETSc.Mat | None = None
         self._drift: dict[tuple[int, ...], PETSc.Mat] = {}
         self._factors: OrderedDict = OrderedDict()
         self.stage = dolfinx.fem.Function(self.space)
@@ -136,12 +141,24 @@ class PairSystem:
         """Assemble at the present coefficients."""
         self.forget_factors()
         if self._polynomial:
-            self._set((0.0,) * (2 * self.problem.mesh.dim))
+            self._set((0.0,) * (2 * self.problem.mesh.dim + self.stores))
             if self._decay is not None:
                 self._decay.destroy()
             self._decay = self._assembled(self._full)  # first: it fixes the nonzero pattern
+            self._update_storage()
             self._update_drift()
             _ = self._precession
+
+    def _update_storage(self) -> None:
+        """What the operator changes by while magnetisation is stored."""
+        if self._storage is not None:
+            self._storage.destroy()
+            self._storage = None
+        if self.stores:
+            self.problem.stored.value = 1.0
+            self._storage = self._assembled(self._full)
+            self.problem.stored.value = 0.0
+            self._storage.axpy(-1.0, self._decay, _SAME)
 
     def forget_factors(self) -> None:
         """Free them. Explicitly, for PETSc frees nothing parallel behind Python's back."""
@@ -150,6 +167,8 @@ class PairSystem:
 
     def _set(self, gradient: Gradient) -> None:
         problem, dim = self.problem, self.problem.mesh.dim
+        if self.stores:
+            *gradient, problem.stored.value = gradient
         problem.g.value[:] = gradient[:dim]
         if problem.periodic:
             problem.Q.value[:] = gradient[dim: 2 * dim]
@@ -160,8 +179,10 @@ class PairSystem:
 
     def _canonical(self, gradient: Gradient) -> tuple[Gradient, bool]:
         """Gradient to factorise with, and whether the sign of Im m is turned meanwhile."""
+        known = gradient[-1:] if self.stores else ()
+        gradient = gradient[: len(gradient) - len(known)]
         turned = self._symmetric and gradient < (0.0,) * len(gradient)
-        return (tuple(-g + 0.0 for g in gradient) if turned else gradient), turned
+        return (tuple(-g + 0.0 for g in gradient) if turned else gradient) + known, turned
 
     def turn(self, y: np.ndarray, gradients: Sequence[Gradient]) -> None:
         """Turn the sign of Im m where the gradient is run as its opposite: before and after."""
@@ -184,6 +205,8 @@ class PairSystem:
             for axis, J in self._precession.items():
                 if gradient[axis]:
                     matrix.axpy(gradient[axis], J, _SAME)
+            if self._storage is not None and gradient[-1]:
+                matrix.axpy(1.0, self._storage, _SAME)
             Q = gradient[self.problem.mesh.dim:]
             for axes, part in self._drift.items():
                 if weight := float(np.prod([Q[axis] for axis in axes])):
@@ -269,6 +292,7 @@ class PairSystem:
             function.x.scatter_forward()
         for total in sums:
             total.add(weight)
+        self.problem.stored.value = 0.0
 
 
 def _without_zeros(matrix: PETSc.Mat) -> PETSc.Mat:

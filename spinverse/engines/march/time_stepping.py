@@ -37,6 +37,7 @@ from .. import silent
 from ..derivatives import Derivatives
 from ..schedule.echoes import refocusing_times, split
 from ..schedule.groups import check_directions
+from ..schedule.storage import ends, stores
 from .columns import March
 from .common_factor import CommonFactor
 from .pair_system import PairSystem
@@ -72,11 +73,12 @@ SCHEMES = {
 
 @dataclass(frozen=True, order=True)
 class _Run:
-    """Equal steps under one gradient: see `pair_system.Gradient`."""
+    """Equal steps under one gradient: see `pair_system.Gradient`; or while stored along z."""
 
     gradient: tuple[float, ...]
     steps: int
     step: float
+    stored: bool = False
 
 
 class TimeStepping:
@@ -112,7 +114,8 @@ class TimeStepping:
         # no step before the first call of "auto"
         self.time_step: float | str = "auto" if time_step == "auto" else float(time_step)
         self.estimated_error = np.nan
-        self._system = PairSystem(problem, options_prefix)
+        self._stores = stores(problem, acquisition)
+        self._system = PairSystem(problem, options_prefix, self._stores)
         self._common = CommonFactor(self._system, options_prefix) if CommonFactor.serves(
             problem, options_prefix) else None
         self._present: CommonFactor | PairSystem = self._common or self._system
@@ -168,7 +171,7 @@ class TimeStepping:
         pieces, dim = [], problem.mesh.dim
         for waveform in acquisition.waveforms:
             turns = refocusing_times(waveform) if system.signed else ()
-            cuts = sorted({*turns, *problem.extra_breakpoints})
+            cuts = sorted({*turns, *problem.extra_breakpoints, *ends(waveform)})
             found = _along_period(waveform, time_step, cuts) if problem.periodic else split(
                 zip(*waveform.segments(time_step), strict=True), cuts)
             pieces.append(_with_extras(found, time_step, turns, system.signed, system.timed))
@@ -178,17 +181,20 @@ class TimeStepping:
             g = acquisition.strength[row] * (
                 1.0 if acquisition.waveforms[k].vector else acquisition.directions[row, :dim])
             runs: list[_Run] = []
+            begin = 0.0
             for duration, value, wave, known in pieces[k]:
+                stored = bool(acquisition.waveforms[k].stored(begin + duration / 2))
+                begin += duration
                 steps = max(1, int(np.ceil(duration / time_step * (1 - 1e-12))))
                 # times and values that differ by rounding are to share a factor
                 step = float(f"{duration / steps:.12g}")
                 gradient = _times(value, g, dim)
                 if wave is not None:
                     gradient += _times(wave, g * along, dim)
-                gradient += known
+                gradient += known + (float(stored),) * self._stores
                 if runs and (runs[-1].gradient, runs[-1].step) == (gradient, step):
                     steps += runs.pop().steps
-                runs.append(_Run(gradient, steps, step))
+                runs.append(_Run(gradient, steps, step, stored))
             plan.setdefault(tuple(runs), []).append(row)
         return dict(sorted(plan.items(), key=lambda item: (max(item[0]).gradient, item[0])))
 
@@ -331,7 +337,7 @@ def _mean_steps(plan: dict[tuple[_Run, ...], list[int]], rows: list[int]) -> np.
     """Step of each of ``rows``, ms, a mean over the time with a gradient, or over all if none."""
     result: dict[int, float] = {}
     for runs, its in plan.items():
-        driven = [run for run in runs if any(run.gradient)] or runs
+        driven = [run for run in runs if any(run.gradient) and not run.stored] or runs
         h, n = (np.array([getattr(run, name) for run in driven]) for name in ("step", "steps"))
         result |= dict.fromkeys(its, float(n @ h**2 / (n @ h)))
     return np.array([result[row] for row in rows])

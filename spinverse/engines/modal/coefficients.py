@@ -72,12 +72,19 @@ def add_up(derivatives: ModeDerivatives, sums: list, bases: list[Eigenmodes],
            operators: list[np.ndarray]) -> None:
     """Fill sums of ``derivatives``. Collective.
 
-    From G ``(1 + n, K, K)`` of each basis: by decay, and by `Eigenmodes.turning`, if any.
+    From G ``(1 + n, K, K)`` of each basis: by decay, and by `Eigenmodes.turning`, if any; or by
+    decay, and by what of it is storage (`MatrixFormalism._by_operator`).
     """
     problem = derivatives.problem
     dim = problem.mesh.dim
     g, sign = problem.g.value, problem.echo_sign
     g[:], sign.value = 0.0, 1.0
+    if problem.storing and len(operators[0]) > 1:
+        derivatives.add(sums, bases, [part[0] - part[1] for part in operators], False)
+        problem.stored.value = 1.0
+        derivatives.add(sums, bases, [part[1] for part in operators], False)
+        problem.stored.value = 0.0
+        return
     derivatives.add(sums, bases, [part[0] for part in operators], False)
     blocks = problem.extra_blocks
     if len(operators[0]) == 1 or blocks is None:

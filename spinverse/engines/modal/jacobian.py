@@ -22,7 +22,7 @@ from ...extra_terms import has
 from ...phases import phase
 from ..schedule.groups import Batch
 from .matrix_formalism import MatrixFormalism, free_jumps
-from .steps import divided_differences
+from .steps import Stored, divided_differences
 
 _log = logging.getLogger(__name__)
 
@@ -103,8 +103,9 @@ def _sweeps(engine: MatrixFormalism, weights: np.ndarray | None,
             products = _backward(forward, p, len(group.rows))
         for m, row in enumerate(group.rows):
             G = np.zeros((K, K))
-            for swept, states, factor in products:
-                G += (swept[m] @ states[m].T) * factor
+            for swept, states, factor, V in products:
+                product = (swept[m] @ states[m].T) * factor
+                G += product if V is None else V @ product @ V.T
             if gap := group.gap[m]:
                 if gap not in decays:
                     decays[gap] = divided_differences(basis.eigenvalues, gap)
@@ -117,7 +118,8 @@ def _sweeps(engine: MatrixFormalism, weights: np.ndarray | None,
 def _backward(forward: list, p: np.ndarray, count: int) -> list[tuple]:
     """What each measurement's G is the product of: all adjoints, pulled back through the pieces.
 
-    ``(swept, states, factor)``, over the measurements ``(K, n)``: factor times swept states^T.
+    ``(swept, states, factor, V)``, over the measurements ``(K, n)``: factor times swept states^T,
+    in the columns of V unless it is None.
     """
     products = []
     for step in reversed(forward):
@@ -130,7 +132,8 @@ def _backward(forward: list, p: np.ndarray, count: int) -> list[tuple]:
             terms_of.append(term)
 
         p = step.sweep(p, visit)
-        products += [(_by_measurement(swept, count), _by_measurement(terms, count), factor)
+        V = step.V if isinstance(step, Stored) else None
+        products += [(_by_measurement(swept, count), _by_measurement(terms, count), factor, V)
                      for swept, terms, factor in found.values()]
     return products
 

@@ -6,7 +6,8 @@ eigenvalues and X_j = Phi^T x_j Phi,
     u' = -(Lambda + i g(t) . X) u,        S = receive . u(TE).
 
 Pieces of constant gradient are propagated exactly (`chebyshev.py` beside this); other waveforms are
-cut into pieces of fourth order in their length (`spinverse.acquisition.waveform`). All operators
+cut into pieces of fourth order in their length (`spinverse.acquisition.waveform`). While
+magnetisation is stored along z, u' = -(Lambda + R) u, R = Phi^T (1/T1 - 1/T2) Phi. All operators
 are symmetric, so a waveform with f(TE - t) = -f(t) needs its first half only:
 S = conj(l)^T exp(-Lambda tau) u, where u and l are start and receive after that half and tau is
 the gap in the middle. With f(TE - t) = f(t) it is l^T exp(-Lambda tau) u. Along periodic axes the
@@ -40,11 +41,20 @@ from ..basis.eigenmodes import Eigenmodes, eigenmodes
 from ..basis.parts import Parts, packed_columns
 from ..basis.responses import response_basis
 from ..schedule.groups import Batch, batches, check_directions, plan
+from ..schedule.storage import STORED, stores
 from ..schedule.waves import Wave
 from .chebyshev import Propagation, Store
 from .choice import Choice
 from .coefficients import ModeDerivatives, add_up
-from .steps import Rest, divided_differences, drifting, real_product, step_in_field
+from .steps import (
+    Rest,
+    Stored,
+    divided_differences,
+    drifting,
+    real_product,
+    step_in_field,
+    stored_rest,
+)
 
 FUNCTIONS = ("modes", "responses")
 _PER_PULSE = 2.0  # pole of the responses, times the time that a gradient is on for
@@ -91,6 +101,7 @@ class MatrixFormalism:
         found = set().union(*problem.comm.allgather(found))
         self.ratio = found.pop() if len(found) == 1 else None
         check_directions(acquisition, problem.mesh)
+        self._stores = stores(problem, acquisition)
         self.share_out(max_step)
         self.choice, self._store = Choice(self), Store()
         self._tape: list[tuple] = []
@@ -210,11 +221,14 @@ class MatrixFormalism:
 
     @phase("propagation back")
     def _by_operator(self, adjoint: np.ndarray, turning: bool = False) -> list[np.ndarray]:
-        """Derivatives by Lambda, ``(1, K, K)`` of each basis; and by its `turning`. Collective."""
+        """Derivatives by Lambda, ``(1, K, K)`` of each basis; and by its `turning`. Collective.
+
+        The last one is what storage has of the first where any waveform stores magnetisation.
+        """
         result, tape = [], iter(self._tape)
         for basis in self._taped:
             K = len(basis)
-            total = np.zeros((1 + turning * len(basis.turning), K, K))
+            total = np.zeros((1 + turning * len(basis.turning) + self._stores, K, K))
             gaps: dict[float, np.ndarray] = defaultdict(partial(np.zeros, (K, K)))
             for _ in self._batches:
                 batch, left, right, forward = next(tape)
@@ -252,6 +266,8 @@ class MatrixFormalism:
             if batch.fields:
                 step = step_in_field(basis, batch.fields[place], along[0], value * q, duration,
                                      operators, corrected)
+            elif value is STORED:
+                step = stored_rest(basis, duration, corrected)
             elif not value:
                 step = Rest(basis.eigenvalues, duration)
             elif isinstance(value, Wave):
@@ -290,7 +306,14 @@ class MatrixFormalism:
                 p = step.backward(p, G[0])
             return
         for place in reversed(range(len(forward))):
-            p = _backward_turning(forward[place], p, G, batch, place, len(basis.positions))
+            if self._stores:
+                part = np.zeros_like(G[0])
+                p = forward[place].backward(p, part)
+                G[0] += part
+                if isinstance(forward[place], Stored):
+                    G[-1] += part
+            else:
+                p = _backward_turning(forward[place], p, G, batch, place, len(basis.positions))
 
     def at_the_end(self, basis, batch: Batch, w, left, right) -> np.ndarray:
         """The adjoint that `Propagation.backward` begins with, for weights ``(n,)`` of the rows.

@@ -29,10 +29,11 @@ from ..basis.blocks import conjugate_gradients
 from ..basis.eigenmodes import Eigenmodes
 from ..basis.parts import combined
 from ..schedule.echoes import refocusing_times
+from ..schedule.groups import mirror_sign
 from ..schedule.waves import Wave
 from .chebyshev import Propagation
 from .matrix_formalism import MatrixFormalism
-from .steps import Rest, drifting
+from .steps import Rest, Stored, drifting, stored_rest
 
 PIECES = 8  # of TE, at least
 STEPS = 4  # of conjugate gradients
@@ -41,13 +42,17 @@ LARGE = 1e-2  # of S(b=0, t=0): an error that is said; noise is about as large a
 
 @dataclass(frozen=True, eq=False)
 class _Piece:
-    """ms; g, rad/(ms um), its mean; int g in the middle, rad/um, and Q of it; sign of the echo."""
+    """ms; g, rad/(ms um), its mean; int g in the middle, rad/um, and Q of it; sign of the echo.
+
+    And whether the magnetisation is stored along z.
+    """
 
     duration: float
     g: np.ndarray
     F: np.ndarray
     Q: np.ndarray
     sign: float
+    stored: bool
 
 
 def mesh_error(engine: MatrixFormalism) -> float:
@@ -71,7 +76,7 @@ def error_in(problem: BlochTorrey, bases: list[Eigenmodes], ratio: float | None,
     estimate = _Estimate(problem, bases, ratio)
     changes = []
     for row in np.unique(order[[len(order) // 2, -1]]) if len(order) else ():
-        antisymmetric = table.waveforms[table.waveform_index[row]].antisymmetric
+        antisymmetric = mirror_sign(table.waveforms[table.waveform_index[row]]) < 0
         changes.append(estimate(_pieces(problem, table, row), antisymmetric))
     estimate.matrix.destroy()
     scale = abs(problem.magnetisation_at_start) or 1.0
@@ -95,7 +100,8 @@ def _pieces(problem: BlochTorrey, table, row: int) -> list[_Piece]:
     F = along(waveform.integral(middles))
     Q = F * np.isin(np.arange(dim), problem.periodic)
     signs = [(-1.0) ** sum(turn < middle for turn in turns) for middle in middles]
-    return [_Piece(*each) for each in zip(durations.tolist(), g, F, Q, signs, strict=True)]
+    return [_Piece(*each) for each in zip(durations.tolist(), g, F, Q, signs,
+                                          waveform.stored(middles).tolist(), strict=True)]
 
 
 class _Estimate:
@@ -165,22 +171,26 @@ class _Estimate:
             function.x.array[: part.size] = part.ravel()
             function.x.scatter_forward()
         problem.g.value[:], problem.echo_sign.value = piece.g, piece.sign
+        problem.stored.value = float(piece.stored)
         if problem.periodic:
             problem.Q.value[:] = turn * piece.Q
         self._vector.array[:] = 0.0
         dolfinx.fem.assemble_vector(self._vector.array, self._form)
         self._vector.scatter_reverse(dolfinx.la.InsertMode.add)
         problem.g.value[:], problem.echo_sign.value = 0.0, 1.0
+        problem.stored.value = 0.0
         owned = self._vector.array.reshape(-1, 2)[: fine.space.dofmap.index_map.size_local]
         return fine.unknowns.owned_loads(owned)
 
 
-def _step(basis: Eigenmodes, piece: _Piece, turn: float) -> Propagation | Rest:
+def _step(basis: Eigenmodes, piece: _Piece, turn: float) -> Propagation | Rest | Stored:
     """The exponential of half a piece."""
     if basis.gauge is not None:
         wave = Wave(tuple(piece.g), tuple(turn * piece.Q),
-                    tuple(map(tuple, np.outer(piece.Q, piece.Q))))
+                    tuple(map(tuple, np.outer(piece.Q, piece.Q))), piece.stored)
         return drifting(basis, wave, (), np.ones(1), piece.duration / 2, {})
+    if piece.stored:
+        return stored_rest(basis, piece.duration / 2)
     number = _field(basis, piece)
     if number is None and not piece.g.any():
         return Rest(basis.eigenvalues, piece.duration / 2)
@@ -194,6 +204,8 @@ def _step(basis: Eigenmodes, piece: _Piece, turn: float) -> Propagation | Rest:
 def _applied(basis: Eigenmodes, piece: _Piece, u: np.ndarray, turn: float) -> np.ndarray:
     """L u, or with ``turn`` -1 L^T u."""
     decayed, still = basis.eigenvalues[:, None] * u, np.ones(len(piece.g), dtype=bool)
+    if piece.stored:
+        decayed = decayed + basis.storage @ u
     if not (piece.g.any() or piece.Q.any() or len(basis.fields)):
         return decayed
     turning = np.zeros((len(basis), len(basis)))

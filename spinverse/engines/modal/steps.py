@@ -45,6 +45,35 @@ class Rest:
         return np.exp(-self.eigenvalues * self.duration)[:, None] * adjoint
 
 
+class Stored:
+    """A piece of storage along z: another step, of the operator Lambda + R in its own vectors V.
+
+    ``inner`` is that step, for columns V^T u.
+    """
+
+    def __init__(self, V: np.ndarray, inner: Rest | Propagation):
+        self.V, self.inner = V, inner
+
+    def forward(self, u, remember=False):
+        return self.V @ self.inner.forward(self.V.T @ u, remember)
+
+    def backward(self, adjoint, gradient):
+        turned = np.zeros_like(gradient)
+        result = self.V @ self.inner.backward(self.V.T @ adjoint, turned)
+        gradient += self.V @ turned @ self.V.T
+        return result
+
+    def sweep(self, adjoint, visit):
+        """As `Propagation.sweep`, of columns V^T u: the derivative is by V^T (Lambda + R) V."""
+        return self.V @ self.inner.sweep(self.V.T @ adjoint, visit)
+
+
+def stored_rest(basis, duration: float, corrected: bool = False) -> Stored:
+    """Storage without a phase exp(i Q . x) along periodic axes; ``corrected`` for omitted modes."""
+    values, V = basis.stored_with_omitted if corrected else basis.stored
+    return Stored(V, Rest(values, duration))
+
+
 def divided_differences(eigenvalues: np.ndarray, duration: float) -> np.ndarray:
     """(exp(-a t) - exp(-b t)) / (a - b) for all pairs, its limit -t exp(-a t) on the diagonal."""
     a, b = eigenvalues[:, None], eigenvalues[None, :]
@@ -98,7 +127,7 @@ class _ByColumn:
 
 
 def drifting(basis, wave: Wave, direction: tuple[float, ...], q: np.ndarray, duration: float,
-                operators: dict) -> Propagation:
+             operators: dict) -> Propagation | Stored:
     """The exponential of one piece in a basis with a `Gauge`.
 
     Along a direction, empty for a vector waveform, with the strength q ``(C,)`` of each column,
@@ -131,6 +160,12 @@ def drifting(basis, wave: Wave, direction: tuple[float, ...], q: np.ndarray, dur
         np.sqrt(gauge.fastest) * wave_number * strongest)
     beyond = float(gauge.fastest * excess * strongest**2)
     interval = (min(beyond, 0.0), float(root**2) + max(beyond, 0.0))
+    if wave.stored:
+        rates, V = basis.stored
+        low, high = np.linalg.eigvalsh(basis.storage)[[0, -1]]
+        interval = (interval[0] + min(low, 0.0), interval[1] + max(high, 0.0))
+        Z = V.T @ Z @ V if np.ndim(Z) else Z
+        return Stored(V, Propagation(rates, V.T @ Y @ V, q, float(reach), duration, Z, interval))
     return Propagation(basis.eigenvalues, Y, q, float(reach), duration, Z, interval)
 
 

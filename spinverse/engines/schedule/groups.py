@@ -11,6 +11,7 @@ from ...acquisition.table import Acquisition
 from ...errors import InputError
 from ...mesh.distributed import Mesh
 from .echoes import refocusing_times, split
+from .storage import STORED, marked
 from .waves import Wave, moves
 from .waves import pieces as wave_pieces
 
@@ -21,9 +22,10 @@ _COLUMNS = 50  # of a batch, about
 class Group:
     """Measurements that share their pieces of constant gradient, up to its strength.
 
-    A piece is (duration, value, direction). ``fold`` is 0 when the pieces are the whole waveform,
-    -1 or +1 when they are the first half of an antisymmetric or symmetric one. ``fields`` are the
-    numbers of the fields (`Eigenmodes.fields`) that they are run under, empty without.
+    A piece is (duration, value, direction); `STORED` is a value too. ``fold`` is 0 when the pieces
+    are the whole waveform, -1 or +1 when they are the first half of an antisymmetric or symmetric
+    one. ``fields`` are the numbers of the fields (`Eigenmodes.fields`) that they are run under,
+    empty without.
     """
 
     pieces: tuple[tuple[float, float, tuple[float, ...]], ...]
@@ -99,14 +101,16 @@ def check_directions(acquisition: Acquisition, mesh: Mesh) -> None:
 
 
 def plan(acquisition: Acquisition, max_step: float, dim: int,
-         periodic: tuple[int, ...] = (), fields: int = 0) -> list[Group]:
+         periodic: tuple[int, ...] = (), fields: int = 0, storing: bool = True) -> list[Group]:
     """Group the rows of the table by the pieces that are to be propagated.
 
-    Under ``fields`` of `Eigenmodes` whole waveforms; two are one for each sign of the echo.
+    Under ``fields`` of `Eigenmodes` whole waveforms; two are one for each sign of the echo. Without
+    ``storing`` what is stored is at rest like all else, which is right where T1 = T2.
     """
     groups: dict[tuple, Group] = {}
     drifting: dict[int, tuple] = {}
-    known = [_in_fields(waveform, max_step, fields) if fields else (*_fold(waveform, max_step), ())
+    known = [_in_fields(waveform, max_step, fields) if fields
+             else (*_fold(waveform, max_step, storing), ())
              for waveform in acquisition.waveforms]
     for row, strength in enumerate(acquisition.strength):
         k = acquisition.waveform_index[row]
@@ -115,15 +119,19 @@ def plan(acquisition: Acquisition, max_step: float, dim: int,
         pieces, fold, gap, numbers = known[k]
         if strength == 0 and fields:
             pieces = tuple((duration, 0.0, ()) for duration, _ in pieces)
+        elif strength == 0 and storing and waveform.storage:
+            fold, gap = 0, 0.0
+            pieces = tuple((*piece, ()) for piece in marked(waveform, [(waveform.echo_time, 0.0)]))
         elif strength == 0:
             pieces, fold, gap = (), 0, waveform.echo_time
         elif periodic and moves(waveform, acquisition.directions[row], periodic):
-            fold, gap = _sign(waveform), 0.0
+            fold, gap = mirror_sign(waveform, storing), 0.0
             if k not in drifting:
-                drifting[k] = wave_pieces(waveform, max_step, fold, periodic, dim)
+                drifting[k] = wave_pieces(waveform, max_step, fold, periodic, dim, storing)
             pieces = tuple((*piece, along) for piece in drifting[k])
         elif waveform.vector:
-            pieces = tuple(_unit(duration, value[:dim]) for duration, value in pieces)
+            pieces = tuple((duration, STORED, ()) if value is STORED
+                           else _unit(duration, value[:dim]) for duration, value in pieces)
         else:
             pieces = tuple((duration, value, along) for duration, value in pieces)
         if fields:
@@ -167,20 +175,35 @@ def _unit(duration: float, vector: tuple[float, ...]) -> tuple:
     return duration, length, unit
 
 
-def _fold(waveform, max_step: float) -> tuple[tuple, int, float]:
+def _fold(waveform, max_step: float, storing: bool) -> tuple[tuple, int, float]:
     """Pieces to propagate, whether they are a first half (see `Group`), and the gap after them."""
-    pieces, fold = _segments(waveform, max_step), _sign(waveform)
+    pieces, fold = _segments(waveform, max_step), mirror_sign(waveform, storing)
+    if storing and waveform.storage:
+        pieces = marked(waveform, pieces)
     if fold:
         middle = len(pieces) // 2
         if len(pieces) % 2 == 0:
             return tuple(pieces[:middle]), fold, 0.0
         duration, value = pieces[middle]
+        if value is STORED:  # half of it is the mirror image of the other half
+            return (*pieces[:middle], (duration / 2, STORED)), fold, 0.0
         if not np.any(value):
             return tuple(pieces[:middle]), fold, duration
         if fold > 0:  # half of the piece in the middle is its mirror image
             return (*pieces[:middle], (duration / 2, value)), fold, 0.0
-    gap = pieces.pop()[0] if not np.any(pieces[-1][1]) else 0.0
+    rests = pieces[-1][1] is not STORED and not np.any(pieces[-1][1])
+    gap = pieces.pop()[0] if rests else 0.0
     return tuple(pieces), 0, gap
+
+
+def mirror_sign(waveform, storing: bool = True) -> int:
+    """As `_sign`; 0 where storage has no such symmetry."""
+    if storing and waveform.storage:
+        times = np.array(waveform.storage)
+        back = waveform.echo_time - times[::-1, ::-1]
+        if np.max(np.abs(times - back)) > 1e-12 * waveform.echo_time:
+            return 0
+    return _sign(waveform)
 
 
 def _sign(waveform) -> int:

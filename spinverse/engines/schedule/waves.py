@@ -13,17 +13,22 @@ import numpy as np
 
 from ...acquisition.table import Acquisition
 from ...acquisition.waveform import MAGNUS_FAR, MAGNUS_NEAR, MAGNUS_NODES
+from .storage import STORED
 
 _EQUAL = 1e-12  # times closer than this, relative to TE, are the same
 
 
 @dataclass(frozen=True)
 class Wave:
-    """Means of f, F = int f and F F over a piece; vectors and a matrix for a vector waveform."""
+    """Means of f, F = int f and F F over a piece; vectors and a matrix for a vector waveform.
+
+    And whether the magnetisation is ``stored`` along z.
+    """
 
     rate: float | tuple[float, ...]
     phase: float | tuple[float, ...]
     square: float | tuple[tuple[float, ...], ...]
+    stored: bool = False
 
 
 def moves(waveform, direction: np.ndarray, axes: tuple[int, ...]) -> bool:
@@ -49,16 +54,18 @@ def first_step(acquisition: Acquisition, axes: tuple[int, ...]) -> float | None:
     return float(min(longest)) / 4 if longest else None
 
 
-def pieces(waveform, max_step: float, fold: int, axes: tuple[int, ...], dim: int) -> tuple:
-    """(duration, `Wave`) of what is to be propagated; 0.0 for a `Wave` that is zero.
+def pieces(waveform, max_step: float, fold: int, axes: tuple[int, ...], dim: int,
+           storing: bool = True) -> tuple:
+    """(duration, `Wave`) of what is to be propagated; 0.0 or `STORED` for a `Wave` that is zero.
 
     Args:
         waveform: with gradients along the periodic ``axes``.
         max_step: longest piece in ms where Q varies.
         fold: stop at TE / 2 if it is not 0.
         dim: of the mesh.
+        storing: whether storage differs from rest.
     """
-    durations, times, whole = [], [], []
+    durations, times, whole, kept = [], [], [], []
     for start, stop, f in _intervals(waveform, bool(fold)):
         constant = _constant(waveform, f, axes)
         count = 1 if constant else max(1, int(np.ceil(
@@ -68,19 +75,23 @@ def pieces(waveform, max_step: float, fold: int, axes: tuple[int, ...], dim: int
         times += list(start + length * (np.arange(count)[:, None] + nodes))
         durations += [length] * count
         whole += [constant] * count
+        kept += [storing and bool(waveform.stored((start + stop) / 2))] * count
     times = np.array(times)
     f, F = waveform(times), waveform.integral(times)
     if waveform.vector:
         f, F = f[..., :dim], F[..., :dim]
     FF = F[..., :, None] * F[..., None, :] if waveform.vector else F**2
     small = _EQUAL * waveform.peak
-    result = []
+    result: list[tuple] = []
     for k, (duration, constant) in enumerate(zip(durations, whole, strict=True)):
         if constant:
             still = np.all(np.abs(f[k]) <= small) and np.all(
                 np.abs(F[k]) <= small * waveform.echo_time)
-            wave = 0.0 if still else Wave(*(_plain(values[k, 0]) for values in (f, F, FF)))
-            result.append((duration, wave))
+            if still:
+                result.append((duration, STORED if kept[k] else 0.0))
+                continue
+            one = [_plain(values[k, 0]) for values in (f, F, FF)]
+            result.append((duration, Wave(one[0], one[1], one[2], kept[k])))
             continue
         for weights in ((MAGNUS_NEAR, MAGNUS_FAR), (MAGNUS_FAR, MAGNUS_NEAR)):
             means = (2 * np.tensordot(weights, values[k], axes=1) for values in (f, F, FF))

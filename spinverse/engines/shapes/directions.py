@@ -36,6 +36,7 @@ from ...problem import BlochTorrey
 from .. import silent
 from ..basis.eigenmodes import Eigenmodes, project
 from ..linear.direct import direct
+from ..schedule.storage import refuse
 from .drift import ALL, AXIS_PAIRS, LINKS, RATES, DriftSweeps, DriftSystem, Reduced, along_pairs
 
 STEP = 0.25  # ms, longest: 1e-6 of the signals
@@ -151,7 +152,7 @@ class DirectionBases:
     Raises:
         InputError: a problem that is not periodic along all axes, extra terms that know the
             gradient or turn the phase, initial magnetisations that are not at rest, waveforms whose
-            direction varies.
+            direction varies or that store magnetisation.
 
     Attributes:
         estimated_error: of the first signals over S(b = 0, t = 0), of one direction; NaN before.
@@ -167,6 +168,7 @@ class DirectionBases:
         if has(problem.extra_form, problem.g) or problem.num_fields:
             raise InputError(f"{where} with extra_terms that know the gradient or turn the phase, "
                              "expected terms that decay")
+        refuse(acquisition, where)
         ratio = problem.initial / problem.scale
         low, high = (problem.comm.allreduce(float(value), op) for value, op in (
             (ratio.min(initial=np.inf), MPI.MIN), (ratio.max(initial=-np.inf), MPI.MAX)))

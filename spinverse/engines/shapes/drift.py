@@ -86,7 +86,7 @@ class DriftSweeps:
         still: list[int] = []
         times: list[float] = []
         directions: dict[tuple, int] = {}
-        for group in plan(acquisition, longest, 3, ALL):
+        for group in plan(acquisition, longest, 3, ALL, storing=False):
             if not group.pieces:
                 still += group.rows
                 times += group.gap

@@ -86,7 +86,7 @@ class Sweeps:
     def of(cls, acquisition: Acquisition, longest: float) -> Sweeps:
         """In steps of at most ``longest`` ms."""
         parts, still, times = [], [], []
-        for group in plan(acquisition, longest, 3):
+        for group in plan(acquisition, longest, 3, storing=False):
             if any(value for _, value, _ in group.pieces):
                 parts.append(_sweep(group, longest))
             else:

@@ -21,6 +21,7 @@ from ...engines.shapes.directions import DirectionBases
 from ...engines.shapes.graded import FLOOR, GradedModel
 from ...engines.shapes.partition import PartitionModel
 from ...engines.shapes.walls import Walls
+from ...errors import InputError
 from ...mesh.whole import WholeMesh
 from .. import parameters
 from ..problem import InverseProblem
@@ -50,7 +51,8 @@ class Models:
         factor: of the permeability of walls, see `Walls`.
 
     Raises:
-        InputError: a problem that the fast models cannot take (`engines.shapes.blocks.check`).
+        InputError: a problem that the fast models cannot take (`engines.shapes.blocks.check`), or
+            waveforms that store magnetisation along z where T1 differs from T2.
 
     Attributes:
         whole: the mesh, on every rank.
@@ -64,6 +66,7 @@ class Models:
     def __init__(self, problem: InverseProblem, cells: int = 1,
                  factor: np.ndarray | None = None):
         self.problem, self.comm, self._cells = problem, problem.comm, cells
+        _check_storage(problem)
         self.whole = WholeMesh.of(problem.mesh)
         numbers = parameters.Coordinates(parameters.of_theta(problem.unknown), cells)
         self.names, self.cell_of, self.start = numbers.names, numbers.cell_of, numbers.start
@@ -241,3 +244,16 @@ class Models:
         slope = (trial[1] - trial[0]) / (TRIALS[1] - TRIALS[0])
         best = TRIALS[0] - (trial[0] @ slope) / max(slope @ slope, 1e-300)
         self.resistance = float(np.clip(best, 0.0, MOST))
+
+
+def _check_storage(problem: InverseProblem) -> None:
+    """To the fast models what is stored is at rest, which is right where T1 = T2. Collective."""
+    for waveform in problem.acquisition.waveforms:
+        if not waveform.storage:
+            continue
+        tissue = problem.tissue
+        same = not np.any(tissue.T1 != tissue.T2) and not any(
+            name.startswith("T2") for name in problem.unknown)
+        if not all(problem.comm.allgather(same)):
+            raise InputError(f"shape search: {waveform.describe()} stores magnetisation along z, "
+                             "expected T1 = T2 in the whole tissue with it, both known")
