@@ -13,7 +13,7 @@ from mpi4py import MPI
 from ..acquisition.table import Acquisition
 from ..acquisition.waveform import Waveform
 from ..problem import BlochTorrey
-from ..simulate import DIRECTION_BASES, make_engine
+from ..simulate import make_engine
 from .discretisation import DEFAULT, LEVELS, REFINED
 
 MATRIX_FORMALISM, TIME_STEPPING = "matrix_formalism", "time_stepping"
