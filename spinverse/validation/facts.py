@@ -10,14 +10,14 @@ import numpy as np
 from ..acquisition import PGSE, Acquisition
 from ..mesh import packed_spheres
 from ..quantities import exchange_times, hadc, short_time_approximation
-from ..simulate import simulate
+from ..simulate import DIRECTION_BASES, simulate
 from ..units import b_from_internal
 from . import analytic
 from . import references as ref
 from .discretisation import REFINED, Discretisation, round_layers, stack
 from .rows import Row
 from .signals import TARGETS, tissue_rows
-from .solve import DIRECTION_BASES, ENGINES, MATRIX_FORMALISM, Measurement, Settings, solve
+from .solve import ENGINES, MATRIX_FORMALISM, Measurement, Settings, solve
 
 X = (1.0, 0.0, 0.0)
 

@@ -9,13 +9,13 @@ from scipy.linalg import expm
 
 from ..acquisition import PGSE, Acquisition
 from ..mesh import packed_cylinders, packed_spheres
-from ..simulate import simulate
+from ..simulate import DIRECTION_BASES, simulate
 from . import analytic
 from . import references as ref
 from .discretisation import REFINED, Discretisation, round_layers
 from .rows import Row
 from .signals import TARGETS, tissue_rows
-from .solve import DIRECTION_BASES, MATRIX_FORMALISM, Settings
+from .solve import MATRIX_FORMALISM, Settings
 
 X = (1.0, 0.0, 0.0)
 # a square array of cylinders: radius, um; diffusion times, ms, long beside L^2 / D; b, s/mm^2
