@@ -362,7 +362,8 @@ def test_bad_forms_and_echoes():
     table = Acquisition.product([DoublePGSE(1.0, 2.0, 1.0)], [100.0], [[1.0, 0, 0]])
     with pytest.raises(InputError, match="echo_sign: a double PGSE does not say"):
         simulate(tissue, table, extra_terms=everything, extra_coefficients=VALUES)
-    with pytest.raises(InputError, match="expected one of matrix_formalism, time_stepping, auto"):
+    with pytest.raises(InputError, match="expected one of matrix_formalism, time_stepping, "
+                       "direction_bases, auto"):
         simulate(tissue, pgse(), "random_walk")
 
 

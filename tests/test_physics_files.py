@@ -205,8 +205,8 @@ def test_quantities(run):
     assert list(document) == ["adc", "compartments"]
     for name in ("hadc", "mf_adc", "short_time", "karger", "exchange_times", "mass_balance"):
         said = run(text + f"quantities: [adc, {name}]\n", "--dry-run", code=2)
-        assert (f"quantities.{name}: with extra_terms, expected adc, tensor, hardi, compartments "
-                "there (the others do not know extra terms)") in said
+        assert (f"quantities.{name}: with extra_terms, expected adc, tensor, hardi, axr, "
+                "compartments there (the others do not know extra terms)") in said
 
 
 def test_a_tag_that_the_mesh_does_not_have(run, capsys):

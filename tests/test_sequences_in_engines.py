@@ -170,6 +170,7 @@ class _Turned:
 
     def __init__(self, waveform, turn):
         self.breakpoints, self._f, self._turn = waveform.breakpoints, waveform, turn
+        self.stored = waveform.stored
 
     def __call__(self, t):
         return self._f(t) @ self._turn.T

@@ -25,6 +25,7 @@ def reconstruct(path, repair):
 
 
 @pytest.mark.filterwarnings("ignore::spinverse.mesh.RepairWarning")
+@pytest.mark.slow
 @pytest.mark.skipif(not PUBLISHED.is_file(),
                     reason="the published benchmark's meshes are not in ../shared")
 def test_published_sphere():
