@@ -196,6 +196,8 @@ def figure(rows: list[dict], path: Path) -> None:
                 panel.loglog(*zip(*points, strict=True), marker, label=who)
         panel.set_title(name, fontsize=9)
         panel.axhline(1e-3, color="0.7", lw=0.8)
+    for panel in panels.flat[len(names):]:
+        panel.set_axis_off()
     panels[0, 0].legend()
     drawn.supxlabel("CPU seconds")
     drawn.supylabel("largest error of E, b up to 4000 s/mm²")

@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..glued import glued
 from ..mesh.distributed import Mesh
 from ..problem import BlochTorrey
-from ..simulate import ENGINES, make_engine
+from ..simulate import DIRECTION_BASES, ENGINES, make_engine
 from ..tissue import Permeability, Tissue
 from . import parameters
 from .ledger import State
@@ -255,7 +255,7 @@ class InverseProblem:
         """The engine of the final signals. Collective."""
         if self.periodic and self.engine == "matrix_formalism":
             try:
-                return make_engine(problem, self.acquisition, "direction_bases")
+                return make_engine(problem, self.acquisition, DIRECTION_BASES)
             except InputError:  # it does not know their waveforms, say
                 pass
         return make_engine(problem, self.acquisition, self.engine, self.modes, self.tolerance,

@@ -106,7 +106,7 @@ def tortuosity_rows(settings: Settings) -> Iterator[Row]:
                 ("periodic", True)), 0.4 if level == REFINED else 0.8, 2)
             problem, columns = choice.problem(settings.comm, kappa=0.0, periodic="xyz")
             # -ln E is a tenth
-            found = simulate(problem.tissue, table, "direction_bases", 2, mesh_error=False,
+            found = simulate(problem.tissue, table, DIRECTION_BASES, 2, mesh_error=False,
                              tolerance=settings.tolerance_at(level) / 10)
             inside = np.array([analytic.cylinder(ARRAY_B, 1.0, Delta, ARRAY_RADIUS)
                                for Delta in ARRAY_TIMES])

@@ -16,7 +16,7 @@ from ..basis.spectrum import decay_rates
 from .blocks import Blocks
 from .drift import DriftSweeps, DriftSystem
 from .propagation import Basis, Sweeps, signals
-from .walls import Walls, is_wall
+from .walls import Walls, is_wall, labels_beside
 
 KEPT = 0.75  # of the modes of a compartment, at least: large ones hold more in higher modes
 
@@ -121,8 +121,7 @@ class PartitionModel:
 
     def _between(self, labels: np.ndarray, facets: np.ndarray) -> np.ndarray:
         """What some walls contribute, ``(n, 2, p, 2, p)``."""
-        first, second = self.sides[facets].T
-        first, second = labels[first], np.where(second >= 0, labels[second], 0)
+        first, second = labels_beside(labels, self.sides[facets])
         return self.blocks.between(self.walls.of(first, second, facets), self._exchange, first,
                                    second, facets)
 

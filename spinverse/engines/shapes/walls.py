@@ -17,8 +17,14 @@ def is_wall(labels: np.ndarray, sides: np.ndarray) -> np.ndarray:
         labels: ``(Nt,)``.
         sides: ``(Nf, 2)`` cells on the two sides, -1 for outside.
     """
+    first, second = labels_beside(labels, sides)
+    return first != second
+
+
+def labels_beside(labels: np.ndarray, sides: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of the two sides of facets, ``(n,)`` each; arguments as of `is_wall`."""
     first, second = sides.T
-    return labels[first] != np.where(second >= 0, labels[second], 0)
+    return labels[first], np.where(second >= 0, labels[second], 0)
 
 
 def between(mesh: Mesh, labels: np.ndarray, boundary_absorbing: bool) -> np.ndarray:
@@ -82,6 +88,5 @@ class Walls:
     def permeability(self, labels: np.ndarray, sides: np.ndarray) -> np.ndarray:
         """Of every facet, ``(Nf,)`` um/ms; arguments as of `is_wall`."""
         walls, kappa = is_wall(labels, sides), np.full(len(sides), self.open)
-        first, second = sides[walls].T
-        kappa[walls] = self.of(labels[first], np.where(second >= 0, labels[second], 0), walls)
+        kappa[walls] = self.of(*labels_beside(labels, sides[walls]), walls)
         return kappa if self.absorbing else np.where(sides[:, 1] < 0, 0.0, kappa)

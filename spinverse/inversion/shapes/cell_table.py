@@ -22,7 +22,7 @@ from mpi4py import MPI
 from scipy.stats import chi2, norm
 
 from ...engines.basis.eigenmodes import eigenmodes
-from ...engines.shapes.walls import is_wall
+from ...engines.shapes.walls import is_wall, labels_beside
 from ...mesh.whole import WholeMesh
 from ...units import permeability_from_internal
 from .. import parameters
@@ -162,8 +162,7 @@ def _varying(problem: InverseProblem, labels: np.ndarray, theta: parameters.Thet
     kappa[whole.owned] = permeability
     problem.comm.Allreduce(MPI.IN_PLACE, kappa, MPI.MAX)
     walls = np.flatnonzero(is_wall(labels, whole.sides) & (problem.absorbing | ~whole.outer))
-    first, second = whole.sides[walls].T
-    sides = np.array([labels[first], np.where(second >= 0, labels[second], 0)])
+    sides = labels_beside(labels, whole.sides[walls])
 
     def of(wall):
         factor = np.ones(len(kappa))
@@ -199,8 +198,8 @@ class _Solution:
             means, factor = _varying(problem, labels, values, permeability)
             if factor is not None:
                 self.known_wall = means
-            if factor is not None and "wall_permeability" in problem.unknown:
-                values["wall_permeability"] = means
+                if "wall_permeability" in problem.unknown:
+                    values["wall_permeability"] = means
         models = self.models = Models(problem, max(self.number, 1), factor)
         self.theta = models.coordinates(values)
         self.active = np.flatnonzero(models.active(labels))
@@ -241,10 +240,9 @@ class _Solution:
         """Volume (um^3) and surface (um^2) of every cell, ``(C, 2)``."""
         whole = self.models.whole
         walls = is_wall(labels, whole.sides) & (self.problem.absorbing | ~whole.outer)
-        first, second = whole.sides[walls].T
+        first, second = labels_beside(labels, whole.sides[walls])
         n, areas = self.number + 1, whole.areas[walls]
-        surface = np.bincount(labels[first], areas, n) + np.bincount(
-            np.where(second >= 0, labels[second], 0), areas, n)
+        surface = np.bincount(first, areas, n) + np.bincount(second, areas, n)
         volume = np.bincount(labels, whole.volumes, n)
         return np.column_stack([volume, surface])[1:]
 
