@@ -14,13 +14,15 @@ from .errors import InputError, SolverError, SpinverseError, StackError
 from .mesh import Mesh
 from .problem import BlochTorrey
 from .inversion import (
-    InverseProblem, Reconstruction, Shapes, Stage, Unknown, reconstruct, stages)
+    InverseProblem, Posterior, Reconstruction, Sampling, ShapePrior, Shapes, Stage, Unknown,
+    posterior, reconstruct, stages)
 from .simulate import simulate
 from .tissue import Permeability, Tissue
 from . import quantities
 
 __all__ = [
     "Acquisition", "BlochTorrey", "InputError", "InverseProblem", "Mesh", "Permeability", "Signals",
-    "SolverError", "Reconstruction", "Shapes", "SpinverseError", "StackError", "Stage", "Tissue",
-    "Unknown", "acquisition", "mesh", "quantities", "reconstruct", "simulate", "stages", "units",
+    "Posterior", "SolverError", "Reconstruction", "Sampling", "ShapePrior", "Shapes",
+    "SpinverseError", "StackError", "Stage", "Tissue", "Unknown", "acquisition", "mesh",
+    "posterior", "quantities", "reconstruct", "simulate", "stages", "units",
 ]

@@ -8,6 +8,7 @@
     shapes        the search for which mesh cells lie inside: hypotheses, models, strategies
     stages        the presets
     reconstruct   runs stages one after the other
+    posterior     samples of shapes and numbers: what the data say, and what they do not
     verdict       whether the data are explained, in words
     uncertainty   what the signals say about each facet
 """
@@ -16,10 +17,12 @@ from . import stages
 from .facets.stage import TAO, Adam, GaussNewton, Stage
 from .ledger import Ledger, Progress, Saver, State
 from .parameters import Unknown
+from .posterior import Posterior, Sampling, ShapePrior, posterior
 from .problem import InverseProblem
 from .reconstruct import Reconstruction, reconstruct
 from .shapes.stage import Shapes
 from .verdict import Verdict
 
-__all__ = ["TAO", "Adam", "GaussNewton", "InverseProblem", "Ledger", "Progress", "Reconstruction",
-           "Saver", "Shapes", "Stage", "State", "Unknown", "Verdict", "reconstruct", "stages"]
+__all__ = ["TAO", "Adam", "GaussNewton", "InverseProblem", "Ledger", "Posterior", "Progress",
+           "Reconstruction", "Sampling", "Saver", "ShapePrior", "Shapes", "Stage", "State", "Unknown",
+           "Verdict", "posterior", "reconstruct", "stages"]

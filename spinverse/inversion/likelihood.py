@@ -196,6 +196,50 @@ class Likelihood:
     def _lift(self, signal: np.ndarray) -> np.ndarray:
         return rician_slope(signal, self.sigma) if self.rician else np.ones_like(signal)
 
+    # ---- densities ------------------------------------------------------------------------------
+
+    def normalised(self, signals: np.ndarray) -> np.ndarray:
+        """Normalised magnitudes of signals ``(..., N)``, without what noise does to their mean."""
+        magnitude = np.abs(signals)
+        return magnitude / self._scale(magnitude)
+
+    def log_density(self, predicted: np.ndarray,
+                    variance: np.ndarray | float = 0.0) -> np.ndarray:
+        """Logarithm of the density of what was measured, up to a constant, ``(...)``.
+
+        That of the Rice distribution, m / s^2 exp(-(m^2 + p^2) / 2 s^2) I0(m p / s^2), or of the
+        normal one. Predicted signals that are normalised by themselves take, for each sequence,
+        the factor that fits best: the measured |S(b = 0)| has noise, too.
+
+        Args:
+            predicted: `normalised` magnitudes, ``(..., N)``.
+            variance: of errors of the prediction, ``(N,)``, on top of that of the noise.
+        """
+        variance = self.sigma**2 + variance
+        if self.references is not None:
+            predicted = predicted * ((predicted * self._unlifted) @ self._together) / np.maximum(
+                predicted**2 @ self._together, 1e-300)
+        left = -0.5 * (self.measured - predicted) ** 2 / variance
+        if self.rician:  # I0 is exp of its argument times ive
+            left = left + np.log(ive(0, self.measured * predicted / variance) / variance)
+        else:
+            left = left - 0.5 * np.log(variance)
+        return np.sum(left, axis=-1)
+
+    def drawn(self, predicted: np.ndarray, rng: np.random.Generator) -> Likelihood:
+        """Of measurements drawn from `log_density`, at `normalised` magnitudes ``(N,)``."""
+        e1, e2 = self.sigma * rng.normal(size=(2, len(predicted)))
+        measured = np.hypot(predicted + e1, e2) if self.rician else predicted + e1
+        if self.references is not None:
+            measured = measured / (self.references @ measured)
+        return replace(self, measured=measured)
+
+    @cached_property
+    def _together(self) -> np.ndarray:
+        """Which rows are of one sequence, ``(N, N)`` of 0 and 1."""
+        which = self.acquisition.waveform_index
+        return (which[:, None] == which).astype(float)
+
     # ---- the misfit, as pyadjoint's tape takes it -----------------------------------------------
 
     def value(self, signals: np.ndarray) -> float:

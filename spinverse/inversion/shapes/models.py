@@ -22,6 +22,7 @@ from ...engines.shapes.graded import FLOOR, GradedModel
 from ...engines.shapes.partition import PartitionModel
 from ...engines.shapes.walls import Walls
 from ...errors import InputError
+from ...extra_terms import has
 from ...mesh.whole import WholeMesh
 from .. import parameters
 from ..problem import InverseProblem
@@ -82,7 +83,7 @@ class Models:
                                              self.whole.sides)
         self._forward = problem.forward(self.whole.facet_values(outside))
         self._assembly = Assembly(self._forward, self.whole)
-        self._known: dict[tuple, tuple[Blocks, Walls]] = {}
+        self._known: dict[tuple, Blocks] = {}
         self._engines: dict[int, tuple] = {}
 
     # ---- theta ----------------------------------------------------------------------------------
@@ -106,17 +107,24 @@ class Models:
                                 labels[self.whole.owned_cells])
 
     def _at(self, theta: np.ndarray) -> tuple[Blocks, Walls]:
-        key = (self.resistance, theta.tobytes())
+        # blocks depend on the permeability of walls where terms of the user's do
+        matter = np.array([name != "wall_permeability" or self._terms_at_walls
+                           for name in self.names], bool)
+        key = (self.resistance, theta[matter].tobytes())
+        values, known = self.values(theta), self._walls
+        walls = parameters.apply(values, self._forward, known)
         if key not in self._known:
             if len(self._known) > 8:  # slopes, and the way back
                 self._known.clear()
-            values, known = self.values(theta), self._walls
-            walls = parameters.apply(values, self._forward, known)
             labels = range(self._cells + 1 if parameters.labelled(values) else 1)
             self._known[key] = self._assembly.blocks(walls, self.resistance, [
                 partial(parameters.apply, values, self._forward, known, label)
-                for label in labels]), walls
-        return self._known[key]
+                for label in labels])
+        return self._known[key], walls
+
+    @cached_property
+    def _terms_at_walls(self) -> bool:
+        return has(self._forward.extra_form, self._forward.kappa)
 
     # ---- sharing out ----------------------------------------------------------------------------
 

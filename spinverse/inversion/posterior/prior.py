@@ -1,0 +1,89 @@
+"""What is thought of shapes and numbers before the signals are known, in one formula.
+
+    log p(labels, theta) = -S / a - (ln(V / (f B)))^2 / (2 s^2) - c (n - 1) + sum_i log p(theta_i)
+
+on allowed partitions (`Cells.allowed`) of at most so many cells: S is the area of all walls, V the
+volume inside, B that of the box, n the number of cells. Unknown numbers are uniform in their
+coordinate (so logarithmic ones are log-uniform) within their range, times the normal prior where
+they have one. Numbers of cells that are not there have the same prior, so that hypotheses of any
+number of cells have the same dimension (Carlin and Chib, J. R. Stat. Soc. B 57, 473, 1995).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...engines.shapes.walls import is_wall
+from ...errors import InputError
+from ..shapes.cells import Cells
+from ..shapes.models import Models
+
+
+@dataclass(frozen=True)
+class ShapePrior:
+    """The prior of shapes; see the formula of this module.
+
+    Attributes:
+        area_scale: a, um^2; None: the mean area of a facet of the mesh.
+        volume_fraction: f, of the box.
+        volume_spread: s, of the logarithm of the volume; inf: all volumes alike.
+        per_cell: c, units of log-probability that a further cell costs.
+
+    Raises:
+        InputError: a number out of its range.
+    """
+
+    area_scale: float | None = None
+    volume_fraction: float = 0.2
+    volume_spread: float = 0.7
+    per_cell: float = 2.0
+
+    def __post_init__(self):
+        for name, low, high in (("area_scale", 0.0, np.inf), ("volume_fraction", 0.0, 1.0),
+                                ("volume_spread", 0.0, np.inf), ("per_cell", -np.inf, np.inf)):
+            value = getattr(self, name)
+            if value is None and name == "area_scale":
+                continue
+            inclusive = name == "volume_spread"
+            if not (low < value < high or value == high and inclusive):
+                raise InputError(f"prior: {name} {value!r}, expected a number between {low:g} and "
+                                 f"{high:g}")
+
+
+class Prior:
+    """A `ShapePrior` on a mesh, with the numbers of a problem.
+
+    Args:
+        shapes: the prior of shapes.
+        models: has the mesh and the unknown numbers.
+        cells: adjacency.
+    """
+
+    def __init__(self, shapes: ShapePrior, models: Models, cells: Cells):
+        self.shapes, self.cells, self.whole = shapes, cells, models.whole
+        self.bounds, self.start, self.precision = models.bounds, models.start, models.precision
+        self._counts = models.problem.absorbing | ~self.whole.outer
+        self.area_scale = shapes.area_scale or float(np.mean(self.whole.areas))
+        self.middle = float(np.log(shapes.volume_fraction * self.whole.volumes.sum()))
+
+    def walls(self, labels: np.ndarray) -> np.ndarray:
+        """Which facets count as walls, ``(Nf,)`` bool."""
+        return is_wall(labels, self.whole.sides) & self._counts
+
+    def sizes(self, labels: np.ndarray, walls: np.ndarray | None = None) -> tuple[float, float]:
+        """Volume inside (um^3) and area of the walls (um^2)."""
+        walls = self.walls(labels) if walls is None else walls
+        return float(self.whole.volumes @ (labels > 0)), float(self.whole.areas @ walls)
+
+    def log_density(self, labels: np.ndarray, theta: np.ndarray,
+                    walls: np.ndarray | None = None) -> float:
+        """Of an allowed partition, up to a constant; -inf where nothing is inside."""
+        V, S = self.sizes(labels, walls)
+        if V <= 0 or ((theta < self.bounds[0]) | (theta > self.bounds[1])).any():
+            return -np.inf
+        away = (np.log(V) - self.middle) / self.shapes.volume_spread
+        return (-S / self.area_scale - 0.5 * away**2
+                - self.shapes.per_cell * (int(labels.max()) - 1)
+                - 0.5 * float(self.precision @ (theta - self.start) ** 2))

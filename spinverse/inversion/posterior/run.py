@@ -1,0 +1,287 @@
+"""The posterior of a problem: chains on all ranks, round by round, resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+from ...errors import InputError, on_all
+from ...mesh.whole import WholeMesh
+from ..parameters import Theta
+from ..problem import InverseProblem
+from ..shapes.hypothesis import whole_labels
+from .emulator import Emulator
+from .prior import ShapePrior
+from .result import Posterior, made
+from .sampler import (
+    Arrays,
+    Space,
+    Tuned,
+    advance,
+    alone,
+    begin,
+    first_betas,
+    longer,
+    spaced,
+)
+
+LEARNING, KEEPING = 8, 4  # rounds before samples are kept, and of samples
+FIRST_LENGTH = 20  # moves that the emulator alone decides, to begin with
+CHECKED = 12  # samples whose log-likelihood the full model computes
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How much work a posterior is.
+
+    Attributes:
+        samples: that are kept, of all chains.
+        chains: each with a ladder of temperatures of its own.
+        steps: of a chain between two samples, each of which computes one partition.
+        learning: steps of a chain before samples are kept.
+        examples: hypotheses that the emulator first learns from, of all chains.
+        cells: at most so many cells; None: as many as the solution that it begins with has.
+        prior: of shapes.
+        seed: of all that is random.
+
+    Raises:
+        InputError: a number out of its range.
+    """
+
+    samples: int = 800
+    chains: int = 4
+    steps: int = 4
+    learning: int = 400
+    examples: int = 600
+    cells: int | None = None
+    prior: ShapePrior = field(default_factory=ShapePrior)
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, least in (("samples", 1), ("chains", 1), ("steps", 1), ("learning", LEARNING),
+                            ("examples", 20), ("seed", 0), ("cells", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"posterior: {name} {value}, expected at least {least}")
+
+    @property
+    def kept(self) -> int:
+        """Samples of one chain in one round."""
+        return -(-self.samples // (self.chains * KEEPING))
+
+
+def posterior(problem: InverseProblem, sampling: Sampling | None = None,
+              labels: np.ndarray | None = None, theta: Theta | None = None, *,
+              progress: Callable[[int, int], None] | None = None,
+              keep: Callable[[dict], None] | None = None,
+              saved: Mapping[str, Any] | None = None) -> Posterior:
+    """Samples of shapes and unknown numbers, given the data. Collective.
+
+    Args:
+        problem: what is known, and the measurements; its noise must be known.
+        sampling: how much work, and the prior.
+        labels: ``(owned cells,)`` of a solution to begin with; None: from the prior.
+        theta: values of unknown numbers there.
+        progress: called after each round with its number, from 1 on, and how many there are.
+        keep: called on every rank with plain arrays to go on from, after each round.
+        saved: such arrays, of a run that was interrupted.
+
+    Returns:
+        The same at any number of ranks.
+
+    Raises:
+        InputError: no noise is known, or a problem that the fast models cannot take.
+    """
+    sampling, comm = sampling or Sampling(), problem.comm
+    start = None if labels is None else whole_labels(problem.mesh, labels)
+    most = sampling.cells or max(1 if start is None else int(start.max()), 1)
+    if start is not None and not 1 <= start.max() <= most:
+        raise InputError(f"posterior: a solution of {start.max()} cells, expected 1 to {most}")
+    space = Space(alone(problem), sampling.prior, most)
+    whole = WholeMesh.of(problem.mesh)
+    facets = np.zeros(whole.facets.shape, np.int64)
+    facets[whole.owned] = problem.mesh.facet_vertices
+    comm.Allreduce(MPI.IN_PLACE, facets, MPI.SUM)
+    first = None if start is None else (start, space.models.coordinates(
+        {**problem.start_of_unknown, **(theta or {})}))
+    return sample(space, sampling, comm, facets, first, None, progress, keep, saved)
+
+
+def sample(space: Space, sampling: Sampling, comm: MPI.Comm, facets: np.ndarray,
+           start: tuple[np.ndarray, np.ndarray] | None = None, examples: Arrays | None = None,
+           progress: Callable[[int, int], None] | None = None,
+           keep: Callable[[dict], None] | None = None,
+           saved: Mapping[str, Any] | None = None) -> Posterior:
+    """`posterior` in a space of hypotheses; chains are dealt out to ranks. Collective.
+
+    ``examples`` come on top of those that chains make.
+    """
+    run = _Run(space, sampling, comm)
+    if saved is None:
+        run.begin(start, examples)
+    else:
+        run.restore(saved)
+    while run.round < LEARNING + KEEPING:
+        run.advance()
+        if keep is not None:
+            keep(run.state())
+        if progress is not None:
+            progress(run.round, LEARNING + KEEPING)
+    return run.result(facets)
+
+
+class _Run:
+    """Rounds of all chains. Everything in it is the same on every rank."""
+
+    def __init__(self, space: Space, sampling: Sampling, comm: MPI.Comm):
+        self.space, self.sampling, self.comm, self.round = space, sampling, comm, 0
+        self.samples: list[Arrays] = []
+        self.ways, self.moves = np.zeros((2, 2)), np.zeros((len(space.moves.kinds), 2))
+        self.solves = 0
+
+    def _shared(self, function: Callable) -> list:
+        """``function(chain)`` of each chain, in order."""
+        return shared(self.comm, function, range(self.sampling.chains))
+
+    def begin(self, start, examples: Arrays | None) -> None:
+        s, space = self.sampling, self.space
+        if start is not None:  # on every rank for itself: no rank waits for another
+            space.models.fit_resistance(*start, space.models.all)
+        each = max(s.examples // s.chains, 4)
+        found = self._shared(lambda c: begin(space, (s.seed, c, 0), each, start))
+        self.chains = [state for state, _ in found]
+        parts = ([] if examples is None else [examples]) + [more for _, more in found]
+        self.examples = {name: np.concatenate([part[name] for part in parts])
+                         for name in parts[0]}
+        self.solves = s.chains * each
+        self.betas, self.length = first_betas(), FIRST_LENGTH
+        self.bias = np.zeros(len(space.likelihood))
+        self._learn()
+
+    def _learn(self) -> None:
+        space, known = self.space, getattr(self, "_features", np.zeros((0, 0)))
+        new = [space.features(labels, theta, space.prior.walls(labels)) for labels, theta in zip(
+            self.examples["labels"][len(known):], self.examples["theta"][len(known):],
+            strict=True)]
+        self._features = np.vstack([known, *new]) if len(known) else np.array(new)
+        self.tuned = Tuned(Emulator.learnt(space.features, space.likelihood, self._features,
+                                           self.examples["predicted"]),
+                           self.betas, self.length, self.bias)
+
+    def advance(self) -> None:
+        """One round of all chains, and what is adapted after it."""
+        s, space, number = self.sampling, self.space, self.round
+        learning = number < LEARNING
+        steps = -(-s.learning // LEARNING) if learning else s.kept * s.steps
+
+        def one(c):
+            state, samples, met = advance(space, self.tuned, self.chains[c],
+                                          (s.seed, c, number + 1), steps, s.steps)
+            x = state["labels"], state["theta"]
+            bias = space.exact(*x) - state["predicted"] if learning and number % 2 else None
+            return state, samples, met, bias
+
+        found = self._shared(one)
+        self.chains = [each[0] for each in found]
+        met = [each[2] for each in found]
+        self.solves += sum(len(each["predicted"]) for each in met)
+        self.round += 1
+        if not learning:
+            for c, (_, samples, _, _) in enumerate(found):
+                self.samples.append({**samples, "chain": np.full(len(samples["labels"]), c)})
+            self.ways += sum(each["ways"] for each in met)
+            self.moves += sum(each["moves"] for each in met)
+            return
+        self.examples = {name: np.concatenate([self.examples[name], *(e[name] for e in met)])
+                         for name in self.examples}
+        rejected, ways = (sum(each[name] for each in met) for name in ("rejected", "ways"))
+        self.betas = spaced(self.betas, rejected[0] / np.maximum(rejected[1], 1))
+        self.length = longer(self.length, ways[0, 0] / max(ways[0, 1], 1))
+        if found[0][3] is not None:
+            self.bias = np.mean([each[3] for each in found], axis=0)
+        self._learn()
+
+    # ---- going on --------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Plain arrays to go on from."""
+        arrays = {"round": self.round, "betas": self.betas, "length": self.length,
+                  "bias": self.bias, "ways": self.ways, "moves": self.moves,
+                  "solves": self.solves, "resistance": self.space.models.resistance}
+        for name, parts in (("chain", self.chains), ("sample", self.samples)):
+            arrays |= {f"{name}/{k}/{key}": value for k, part in enumerate(parts)
+                       for key, value in part.items()}
+        return {name: np.asarray(value) for name, value in arrays.items()} | {
+            f"examples/{name}": value for name, value in self.examples.items()}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Go on from `state`."""
+        try:
+            self.round, self.length = int(saved["round"]), int(saved["length"])
+            self.betas, self.bias = saved["betas"], saved["bias"]
+            self.ways, self.moves = saved["ways"], saved["moves"]
+            self.solves = int(saved["solves"])
+            self.space.models.resistance = float(saved["resistance"])
+
+            def part(name):
+                return {key.removeprefix(f"{name}/"): value for key, value in saved.items()
+                        if key.startswith(f"{name}/")}
+
+            self.examples = part("examples")
+            self.chains = [part(f"chain/{c}") for c in range(self.sampling.chains)]
+            rounds = max(self.round - LEARNING, 0) * self.sampling.chains
+            self.samples = [part(f"sample/{k}") for k in range(rounds)]
+            if f"chain/{self.sampling.chains}/theta" in saved or not all(self.chains):
+                raise KeyError(f"{self.sampling.chains} chains")
+        except KeyError as error:
+            raise InputError(f"posterior: the state to go on from has no {error}, expected one of "
+                             "the same posterior") from None
+        self._learn()
+
+    # ---- the end ---------------------------------------------------------------------------------
+
+    def result(self, facets: np.ndarray) -> Posterior:
+        """Of the samples that were kept, in order of the chains."""
+        order = [self.samples[k * self.sampling.chains + c] for c in range(self.sampling.chains)
+                 for k in range(KEEPING)]
+        samples = {name: np.concatenate([part[name] for part in order]) for name in order[0]}
+        names = ("accepted after moves", "accepted exchanges with the ladder")
+        acceptance = {name: float(a / max(n, 1)) for name, (a, n) in zip(
+            names, self.ways, strict=True)}
+        acceptance |= {f"{kind} by the emulator": float(a / max(n, 1)) for kind, (n, a) in zip(
+            self.space.moves.kinds, self.moves, strict=True)}
+        return made(self.space, samples, facets, acceptance, self._correction(samples),
+                    self.solves)
+
+    def _correction(self, samples: Arrays) -> dict[str, float]:
+        """What the full model in place of the fast one would change."""
+        space = self.space
+        chosen = np.unique(np.linspace(0, len(samples["labels"]) - 1, CHECKED).astype(int))
+
+        def exact(k):
+            predicted = space.exact(samples["labels"][k], samples["theta"][k])
+            return float(space.likelihood.log_density(np.maximum(predicted, 0.0)))
+
+        fast = samples["log_likelihood"][chosen]
+        full = np.array(shared(self.comm, exact, chosen.tolist()))
+        first, second = np.triu_indices(len(chosen), 1)
+
+        def chances(values):
+            return np.exp(np.minimum(0.0, values[second] - values[first]))
+
+        change = full - fast - np.mean(full - fast)
+        return {"rms_of_log_likelihood": float(np.sqrt(np.mean(change**2))),
+                "changed_decisions": float(np.mean(np.abs(chances(full) - chances(fast))))
+                if len(first) else 0.0}
+
+
+def shared(comm: MPI.Comm, function: Callable, items) -> list:
+    """``[function(item) for item in items]``, items dealt out to the ranks. Collective."""
+    items = list(items)
+    mine = on_all(comm, lambda: [function(item) for item in items[comm.rank:: comm.size]])
+    parts = comm.allgather(mine)
+    return [parts[k % comm.size][k // comm.size] for k in range(len(items))]

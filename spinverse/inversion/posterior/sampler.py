@@ -1,0 +1,290 @@
+"""Chains over hypotheses: tempering on the emulator, decisions by the fast model.
+
+A chain holds one hypothesis x of the posterior, and a ladder of others, z_0, z_1, ..., of emulated
+posteriors exp(beta_j L*) times the prior, from beta_0 = 1 to the prior itself at 0, where shapes
+are free. All of the ladder costs no signals. x moves in two ways, each of which takes one partition
+whose signals are computed: some moves that the emulator alone decides, and an exchange with z_0.
+Both are accepted with min(1, exp(L(y) - L*(y) - L(x) + L*(x))), which is exact whatever the emulator
+is like (surrogate transitions: Liu, Monte Carlo Strategies in Scientific Computing, 9.4.3; delayed
+acceptance: Christen and Fox, J. Comput. Graph. Stat. 14, 795, 2005). Neighbours of the ladder
+exchange in turn, even pairs and odd ones, and betas are spaced for equal rejections (Syed, Bouchard
+-Cote, Deligiannidis and Doucet, J. R. Stat. Soc. B 84, 321, 2022).
+
+What is adapted, emulator, betas, number of moves and the full model's correction, is fixed before
+samples are kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from mpi4py import MPI
+
+from ...errors import InputError
+from ...mesh.data import MeshData
+from ...mesh.distributed import Mesh
+from ...mesh.whole import WholeMesh
+from ..likelihood import Likelihood
+from ..problem import InverseProblem
+from ..shapes.cells import Cells
+from ..shapes.ellipsoids import ellipsoid_labels, random_ellipsoids
+from ..shapes.models import PARTITION_STEP, Models
+from .emulator import Emulator, Features
+from .moves import Moves
+from .prior import Prior, ShapePrior
+
+LADDER = 7  # emulated posteriors of a chain
+HOTTEST = 1e-3  # smallest beta above 0 to begin with
+MOVES = 20  # of each member of the ladder, between exchanges
+FREE = 10  # times as many at beta 0, where a move costs least
+LENGTHS = 5, 200  # moves of x that the emulator alone decides: fewest, most
+WANTED = 0.4  # of such moves that the fast model should accept
+APART = 400  # moves of the prior between two that are kept
+TRIES = 1000  # drawings of a first shape
+
+Arrays = dict[str, np.ndarray]
+
+
+def alone(problem: InverseProblem) -> InverseProblem:
+    """The same problem on this rank, for itself, the same on every rank. Collective."""
+    mesh, whole = problem.mesh, WholeMesh.of(problem.mesh)
+    tags = np.zeros(len(whole.cells), np.int32)
+    tags[whole.owned_cells] = mesh.cell_tags[: mesh.num_owned_cells]
+    mesh.comm.Allreduce(MPI.IN_PLACE, tags, MPI.SUM)
+    own = Mesh.from_data(MeshData(whole.points, whole.cells, tags, name=mesh.name), MPI.COMM_SELF)
+    return replace(problem, mesh=own)
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """Hypotheses of a problem: their prior, their moves, their signals.
+
+    Attributes:
+        problem: on this rank alone, see `alone`.
+        shapes: the prior of shapes.
+        most: at most so many cells.
+        data: likelihood in place of that of the problem, with the same acquisition; None for it.
+    """
+
+    problem: InverseProblem
+    shapes: ShapePrior
+    most: int = 1
+    data: Likelihood | None = None
+
+    def __post_init__(self):
+        if not self.problem.likelihood.sigma:
+            raise InputError("posterior: no noise is known, expected signals with repeated "
+                             "measurements, or noise: its standard deviation")
+
+    @cached_property
+    def models(self) -> Models:
+        return Models(self.problem, self.most)
+
+    @cached_property
+    def cells(self) -> Cells:
+        return Cells(self.models.whole)
+
+    @cached_property
+    def prior(self) -> Prior:
+        return Prior(self.shapes, self.models, self.cells)
+
+    @cached_property
+    def moves(self) -> Moves:
+        return Moves(self.cells, self.models.bounds, self.models.cell_of, self.most)
+
+    @cached_property
+    def features(self) -> Features:
+        return Features(self.prior, self.moves, self.models)
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """Of what was measured."""
+        return self.models.all.likelihood if self.data is None else self.data
+
+    def predicted(self, labels: np.ndarray, theta: np.ndarray) -> np.ndarray:
+        """Normalised magnitudes by the fast model, ``(N,)``."""
+        model = self.models.partition(theta)
+        return self.likelihood.normalised(model.signals(
+            labels, self.models.all.sweeps(PARTITION_STEP, model.kind)))
+
+    def exact(self, labels: np.ndarray, theta: np.ndarray) -> np.ndarray:
+        """Normalised magnitudes by the full model, ``(N,)``."""
+        return self.likelihood.normalised(self.models.signals(labels, theta, self.models.all))
+
+    # ---- walking ---------------------------------------------------------------------------------
+
+    def walk(self, rng: np.random.Generator, labels: np.ndarray, theta: np.ndarray, number: int,
+             emulator: Emulator | None = None, beta: float = 1.0, tally: Arrays | None = None
+             ) -> tuple[np.ndarray, np.ndarray]:
+        """``number`` moves, reversible for the prior times exp(beta L*)."""
+        def value_of(labels, theta):
+            walls = self.prior.walls(labels)
+            value = self.prior.log_density(labels, theta, walls)
+            if emulator is None or not beta or value == -np.inf:
+                return value
+            return value + beta * emulator.log_likelihood(labels, theta, walls)
+
+        here = value_of(labels, theta)
+        for _ in range(number):
+            kind, made = self.moves.propose(rng, labels, theta)
+            if tally is not None:
+                tally[kind][0] += 1
+            if made is None:
+                continue
+            new, there, ratio = made
+            value = value_of(new, there)
+            if np.log(rng.random()) < value - here + ratio and (
+                    new is labels or self.cells.allowed(new)):
+                labels, theta, here = new, there, value
+                if tally is not None:
+                    tally[kind][1] += 1
+        return labels, theta
+
+    def first(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """An allowed hypothesis to begin with: an ellipsoid, numbers from their ranges."""
+        for _ in range(TRIES):
+            labels = self.cells.repaired(ellipsoid_labels(
+                self.cells, random_ellipsoids(self.cells, 1, rng)))
+            if self.cells.allowed(labels):
+                return labels, rng.uniform(*self.models.bounds)
+        raise InputError("posterior: no ellipsoid fits into the mesh, expected a finer one")
+
+    def draws(self, rng: np.random.Generator, number: int,
+              apart: int = APART) -> list[tuple[np.ndarray, np.ndarray]]:
+        """So many hypotheses of the prior, moves ``apart``, from one chain."""
+        here, found = self.walk(rng, *self.first(rng), 10 * apart), []
+        for _ in range(number):
+            here = self.walk(rng, *here, apart)
+            found.append(here)
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Tuned:
+    """What all chains share, and adapt before samples are kept.
+
+    Attributes:
+        emulator: of the likelihood.
+        betas: of the ladder, from 1 to 0.
+        length: moves of x that the emulator alone decides.
+        bias: ``(N,)`` full model minus fast model, normalised magnitudes.
+    """
+
+    emulator: Emulator
+    betas: np.ndarray
+    length: int
+    bias: np.ndarray
+
+    def log_likelihood(self, predicted: np.ndarray) -> float:
+        return float(self.emulator.likelihood.log_density(
+            np.maximum(predicted + self.bias, 0.0)))
+
+
+def first_betas(number: int = LADDER) -> np.ndarray:
+    """Geometric, and 0."""
+    return np.r_[np.geomspace(1.0, HOTTEST, number - 1), 0.0]
+
+
+def spaced(betas: np.ndarray, rejected: np.ndarray) -> np.ndarray:
+    """Betas with equal rejections between neighbours, from those between the present ones."""
+    barrier = np.r_[0.0, np.cumsum(np.maximum(rejected, 1e-3))]
+    return np.interp(np.linspace(0, barrier[-1], len(betas)), barrier, betas)
+
+
+def longer(length: int, accepted: float) -> int:
+    """More moves between decisions where many are accepted, fewer where few are."""
+    return int(np.clip(round(length * np.exp(accepted - WANTED) ** 1.5), *LENGTHS))
+
+
+def begin(space: Space, seed: tuple, examples: int,
+          start: tuple[np.ndarray, np.ndarray] | None) -> tuple[Arrays, Arrays]:
+    """The first state of a chain, and examples: of the prior, and on the way from the start."""
+    rng = np.random.default_rng(seed)
+    near = [] if start is None else [start]
+    for k in range(0 if start is None else examples // 2):
+        near.append(space.walk(rng, *start, 5 * (k % 40 + 1)))
+    drawn = space.draws(rng, max(examples - len(near), LADDER))
+    x = start or drawn[-1]
+    made = [*near, *drawn]
+    state = {"labels": x[0], "theta": x[1], "predicted": space.predicted(*x),
+             "ladder_labels": np.array([z[0] for z in drawn[-LADDER:]]),
+             "ladder_theta": np.array([z[1] for z in drawn[-LADDER:]])}
+    return state, example_arrays(space, made)
+
+
+def example_arrays(space: Space, made: list) -> Arrays:
+    """Labels, theta and predictions of hypotheses, as arrays."""
+    return {"labels": np.array([labels for labels, _ in made], np.int8),
+            "theta": np.array([theta for _, theta in made]),
+            "predicted": np.array([space.predicted(*each) for each in made])}
+
+
+def advance(space: Space, tuned: Tuned, state: Arrays, seed: tuple, steps: int, keep: int,
+            ) -> tuple[Arrays, Arrays, Arrays]:
+    """Some steps of a chain.
+
+    Args:
+        space, tuned: of the problem.
+        state: of `begin`, or of before.
+        seed: of this part of the chain.
+        steps: each takes one or no partition.
+        keep: every so many steps a sample is kept.
+
+    Returns:
+        The state after them; samples (labels, theta, log-likelihood); and what was met:
+        partitions that were computed, rejections between neighbours of the ladder, tried and
+        accepted moves.
+    """
+    rng, emulator, prior = np.random.default_rng(seed), tuned.emulator, space.prior
+    x, nu = (state["labels"], state["theta"]), state["predicted"]
+    ladder = list(zip(state["ladder_labels"], state["ladder_theta"], strict=True))
+    # log-likelihoods, by the model and by the emulator
+    L, ways = tuned.log_likelihood(nu), np.zeros((2, 2))
+    rejected = np.zeros((2, len(ladder) - 1))
+    tally = {kind: np.zeros(2) for kind in space.moves.kinds}
+    kept: list[tuple] = []
+    computed: list[tuple] = []
+    met: list[np.ndarray] = []
+
+    def emulated(z):
+        return emulator.log_likelihood(*z, prior.walls(z[0]))
+
+    for step in range(steps):
+        for j, beta in enumerate(tuned.betas):
+            ladder[j] = space.walk(rng, *ladder[j], MOVES * (1 if beta else FREE), emulator, beta)
+        values = [emulated(z) for z in ladder]
+        for j in range(step % 2, len(ladder) - 1, 2):
+            chance = min(1.0, np.exp(min(0.0, (tuned.betas[j] - tuned.betas[j + 1])
+                                         * (values[j + 1] - values[j]))))
+            rejected[:, j] += 1 - chance, 1
+            if rng.random() < chance:
+                ladder[j], ladder[j + 1] = ladder[j + 1], ladder[j]
+                values[j], values[j + 1] = values[j + 1], values[j]
+        way = step // 2 % 2  # both pairs of the ladder before each
+        y = ladder[0] if way else space.walk(rng, *x, tuned.length, emulator, 1.0, tally)
+        if not np.array_equal(y[0], x[0]) or not np.array_equal(y[1], x[1]):
+            predicted = space.predicted(*y)
+            computed.append(y)
+            met.append(predicted)
+            there = tuned.log_likelihood(predicted)
+            chance = min(1.0, np.exp(min(0.0, there - emulated(y) - L + emulated(x))))
+            ways[way] += chance, 1
+            if rng.random() < chance:
+                if way:
+                    ladder[0] = x
+                x, nu, L = y, predicted, there
+        if (step + 1) % keep == 0:
+            kept.append((*x, L))
+    after = {"labels": x[0], "theta": x[1], "predicted": nu,
+             "ladder_labels": np.array([z[0] for z in ladder]),
+             "ladder_theta": np.array([z[1] for z in ladder])}
+    samples = {"labels": np.array([s[0] for s in kept], np.int8).reshape(-1, len(x[0])),
+               "theta": np.array([s[1] for s in kept]).reshape(-1, len(x[1])),
+               "log_likelihood": np.array([s[2] for s in kept])}
+    found = {"labels": np.array([y[0] for y in computed], np.int8).reshape(-1, len(x[0])),
+             "theta": np.array([y[1] for y in computed]).reshape(-1, len(x[1])),
+             "predicted": np.array(met).reshape(-1, len(nu)), "rejected": rejected, "ways": ways,
+             "moves": np.array([tally[kind] for kind in space.moves.kinds])}
+    return after, samples, found
