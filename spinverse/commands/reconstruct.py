@@ -12,7 +12,7 @@ from mpi4py import MPI
 
 from .. import config
 from ..acquisition import Signals, description
-from ..acquisition.io import read_signals
+from ..acquisition.io import read_signals as read_file
 from ..config.physics import in_keys
 from ..errors import InputError, on_root, warn_caller
 from ..inversion import InverseProblem, Ledger, Reconstruction, Shapes, Stage, State
@@ -51,7 +51,7 @@ def run(arguments, comm: MPI.Comm) -> int:
         on_root(comm, folder.check_output, out, arguments.force, arguments.resume)
     with screen.held_warnings(), clock("read inputs"):
         run = shared.everywhere(comm, config.read, arguments.config, config.ReconstructConfig)
-        signals = _read_signals(run, comm, arguments.config)
+        signals = read_signals(run, comm, arguments.config)
         with shared.named(str(arguments.config)):
             stored = out / shared.MESH if arguments.resume else None
             mesh, made = shared.make_mesh(run.mesh, comm, stored, run.tissue.boundary)
@@ -143,13 +143,14 @@ def run(arguments, comm: MPI.Comm) -> int:
         raise
 
 
-def _read_signals(run: config.ReconstructConfig, comm: MPI.Comm, name) -> Signals:
+def read_signals(run: config.ReconstructConfig, comm: MPI.Comm, name) -> Signals:
+    """The measurements of a run file. Collective."""
     with shared.named(str(name)):
         expected = None if run.acquisition is None else shared.everywhere(
             comm, config.read_table, run.acquisition)
 
     def read() -> Signals:
-        signals = read_signals(run.signals.file, expected, run.signals.voxel)
+        signals = read_file(run.signals.file, expected, run.signals.voxel)
         if expected is None:
             try:
                 folder.check_rows(run.signals.file)

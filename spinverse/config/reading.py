@@ -17,7 +17,7 @@ from .values import KeyProblem
 
 #: Keys by which the file of another command is known.
 ONLY_IN = {"SimulateConfig": {"signals": "reconstruct", "stages": "reconstruct",
-                               "unknown": "reconstruct"},
+                               "unknown": "reconstruct", "posterior": "reconstruct"},
            "ReconstructConfig": {"quantities": "simulate"}}
 _UNKNOWN_KEY = ("extra_forbidden", "invalid_key")  # of pydantic; the second is no text
 

@@ -16,6 +16,7 @@ from .acquisition import Acquisitions
 from .arguments import nearest
 from .mesh import MeshSection
 from .physics import ExtraTermsSection, Unknowns
+from .posterior import PosteriorSection
 from .quantities import FROM_SIGNALS, KNOW_EXTRA_TERMS, requests
 from .stages import StageSection
 from .tissue import TissueSection, UnknownTissue
@@ -120,6 +121,7 @@ class ReconstructConfig(Run):
     interface: InterfaceSection = InterfaceSection()
     checkpoint: CheckpointSection = CheckpointSection()
     unknown: Unknowns = {}
+    posterior: PosteriorSection | None = None
 
     @model_validator(mode="after")
     def _unknown_is_there(self):
@@ -168,6 +170,16 @@ class ReconstructConfig(Run):
                 "normalisation": signals.normalisation, "noise": signals.noise,
                 "noise_model": signals.noise_model, "engine": self.engine, "modes": self.modes,
                 "tolerance": self.tolerance, "time_step": self.time_step_ms}
+
+    @model_validator(mode="after")
+    def _posterior(self):
+        if self.posterior is not None:
+            try:
+                self.posterior.sampling()
+            except InputError as error:
+                raise InputError(str(error).replace("posterior: ", "posterior.").replace(
+                    "prior: ", "posterior.prior.")) from None
+        return self
 
     @model_validator(mode="after")
     def _names(self):

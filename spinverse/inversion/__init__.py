@@ -24,5 +24,5 @@ from .shapes.stage import Shapes
 from .verdict import Verdict
 
 __all__ = ["TAO", "Adam", "GaussNewton", "InverseProblem", "Ledger", "Posterior", "Progress",
-           "Reconstruction", "Sampling", "Saver", "ShapePrior", "Shapes", "Stage", "State", "Unknown",
-           "Verdict", "posterior", "reconstruct", "stages"]
+           "Reconstruction", "Sampling", "Saver", "ShapePrior", "Shapes", "Stage", "State",
+           "Unknown", "Verdict", "posterior", "reconstruct", "stages"]

@@ -278,6 +278,33 @@ def _facets(figure, place, corners, colours, bounds, title) -> None:
         pane.set_pane_color((1, 1, 1, 0))
 
 
+def calibration(path: Path, reliability: list[dict], coverage: list[dict],
+                ranks: list[dict]) -> None:
+    """Tables of a calibration: probabilities against shares, intervals, ranks of the truths."""
+    figure = figure_of(11.5, 3.6, layout="constrained")
+    first, second, third = figure.subplots(1, 3)
+    there = [row for row in reliability if row["cells"]]
+    first.plot([0, 1], [0, 1], color="#999999", linewidth=1)
+    first.errorbar([row["mean probability"] for row in there], [row["inside"] for row in there],
+                   [row["error"] for row in there], fmt="o", color=PREDICTED, markersize=4)
+    first.set(xlabel="probability to be inside", ylabel="share that is inside")
+    names = list(dict.fromkeys(row["quantity"] for row in coverage))
+    for name, colour in zip(names, TERMS, strict=False):
+        rows = [row for row in coverage if row["quantity"] == name]
+        second.errorbar([row["level"] for row in rows], [row["covered"] for row in rows],
+                        [row["error"] for row in rows], fmt="o-", color=colour, markersize=4,
+                        label=name.replace("_", " "))
+    second.plot([0, 1], [0, 1], color="#999999", linewidth=1)
+    second.set(xlabel="level of the interval", ylabel="share of truths in it")
+    second.legend(fontsize=8, frameon=False)
+    for row, colour in zip(ranks, TERMS, strict=False):
+        counts = [value for name, value in row.items() if name.endswith("%")]
+        third.step(np.arange(len(counts) + 1) / len(counts), [*counts, counts[-1]], where="post",
+                   color=colour)
+    third.set(xlabel="rank of the truth among samples", ylabel="truths", ylim=(0, None))
+    figure.savefig(path, dpi=DPI)
+
+
 def permeability(path: Path, found: Found, cut: float | None = None) -> None:
     """Histogram of the permeability of unknown facets, with the cut (um/ms) if there was one."""
     unknown, (logs, edges) = found.unknown, bins(found, cut)

@@ -121,7 +121,7 @@ class Moves:
         """The mesh cell opposite to each, ``(Nt,)``: itself where the mesh has no such symmetry."""
         every = np.arange(len(self.cells.whole.cells))
         x = self.cells.whole.centroids - self.cells.whole.centre
-        for sign, step, source in self.cells.maps:
+        for sign, _, source in self.cells.maps:
             if (sign < 0 and np.array_equal(np.sort(source), every)
                     and np.abs(x[source] + x).max() < 1e-6 * np.abs(x).max()):
                 return source
@@ -131,6 +131,8 @@ class Moves:
         if not self._maps:
             return None
         source, back = self._maps[rng.integers(len(self._maps))]
+        if rng.random() < 0.5:  # which magnitudes do not see at all
+            source = back = self.mirror
         new = moved(labels, source)
         # nothing may leave the mesh, and the way back leads back
         return (new, theta, 0.0) if np.array_equal(moved(new, back), labels) else None

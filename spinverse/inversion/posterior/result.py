@@ -24,7 +24,8 @@ LEVELS = 0.5, 0.9  # of the intervals
 CANDIDATES = 200  # samples among which is the shape of the largest expected F1
 CUTS = np.linspace(0.05, 0.95, 19)  # of probabilities, that give further ones
 TYPICAL = 6  # samples that are shown
-JUDGED = ("volume", "surface_to_volume", "permeability", "log_likelihood")  # of which R-hat and ESS count
+#: Of which R-hat and the effective sample size count.
+JUDGED = ("volume", "surface_to_volume", "permeability", "log_likelihood")
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,8 +135,8 @@ class Posterior:
     @property
     def doubts(self) -> str:
         """What is not good enough, in words; "" if nothing."""
-        bad = [f"{name.replace('_', ' ')} (R-hat {self.r_hat[name]:.2f}, {self.effective[name]:.0f} "
-               "effective samples)" for name in JUDGED
+        bad = [f"{name.replace('_', ' ')} (R-hat {self.r_hat[name]:.2f}, "
+               f"{self.effective[name]:.0f} effective samples)" for name in JUDGED
                if not self.r_hat[name] <= diagnostics.LARGEST
                or self.effective[name] < diagnostics.FEWEST]
         return "" if not bad else (

@@ -24,6 +24,7 @@ from .sampler import (
     advance,
     alone,
     begin,
+    examples,
     first_betas,
     longer,
     spaced,
@@ -63,7 +64,7 @@ class Sampling:
 
     def __post_init__(self):
         for name, least in (("samples", 1), ("chains", 1), ("steps", 1), ("learning", LEARNING),
-                            ("examples", 20), ("seed", 0), ("cells", 1)):
+                            ("examples", 40), ("seed", 0), ("cells", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"posterior: {name} {value}, expected at least {least}")
@@ -112,17 +113,17 @@ def posterior(problem: InverseProblem, sampling: Sampling | None = None,
 
 
 def sample(space: Space, sampling: Sampling, comm: MPI.Comm, facets: np.ndarray,
-           start: tuple[np.ndarray, np.ndarray] | None = None, examples: Arrays | None = None,
+           start: tuple[np.ndarray, np.ndarray] | None = None, known: Arrays | None = None,
            progress: Callable[[int, int], None] | None = None,
            keep: Callable[[dict], None] | None = None,
            saved: Mapping[str, Any] | None = None) -> Posterior:
     """`posterior` in a space of hypotheses; chains are dealt out to ranks. Collective.
 
-    ``examples`` come on top of those that chains make.
+    ``known`` are examples, in place of those that chains make.
     """
     run = _Run(space, sampling, comm)
     if saved is None:
-        run.begin(start, examples)
+        run.begin(start, known)
     else:
         run.restore(saved)
     while run.round < LEARNING + KEEPING:
@@ -147,17 +148,16 @@ class _Run:
         """``function(chain)`` of each chain, in order."""
         return shared(self.comm, function, range(self.sampling.chains))
 
-    def begin(self, start, examples: Arrays | None) -> None:
+    def begin(self, start, known: Arrays | None) -> None:
         s, space = self.sampling, self.space
         if start is not None:  # on every rank for itself: no rank waits for another
             space.models.fit_resistance(*start, space.models.all)
-        each = max(s.examples // s.chains, 4)
-        found = self._shared(lambda c: begin(space, (s.seed, c, 0), each, start))
-        self.chains = [state for state, _ in found]
-        parts = ([] if examples is None else [examples]) + [more for _, more in found]
+        parts = [known] if known is not None else self._shared(
+            lambda c: examples(space, (s.seed, c, 0), s.examples // s.chains, start))
         self.examples = {name: np.concatenate([part[name] for part in parts])
                          for name in parts[0]}
-        self.solves = s.chains * each
+        self.solves = 0 if known is not None else len(self.examples["labels"])
+        self.chains = self._shared(lambda c: begin(space, self.examples, (s.seed, c, 1), start))
         self.betas, self.length = first_betas(), FIRST_LENGTH
         self.bias = np.zeros(len(space.likelihood))
         self._learn()
@@ -180,7 +180,7 @@ class _Run:
 
         def one(c):
             state, samples, met = advance(space, self.tuned, self.chains[c],
-                                          (s.seed, c, number + 1), steps, s.steps)
+                                          (s.seed, c, number + 2), steps, s.steps)
             x = state["labels"], state["theta"]
             bias = space.exact(*x) - state["predicted"] if learning and number % 2 else None
             return state, samples, met, bias
@@ -196,6 +196,7 @@ class _Run:
             self.ways += sum(each["ways"] for each in met)
             self.moves += sum(each["moves"] for each in met)
             return
+        met = [{**each, "prior": np.zeros(len(each["theta"]), bool)} for each in met]
         self.examples = {name: np.concatenate([self.examples[name], *(e[name] for e in met)])
                          for name in self.examples}
         rejected, ways = (sum(each[name] for each in met) for name in ("rejected", "ways"))

@@ -4,11 +4,11 @@ A chain holds one hypothesis x of the posterior, and a ladder of others, z_0, z_
 posteriors exp(beta_j L*) times the prior, from beta_0 = 1 to the prior itself at 0, where shapes
 are free. All of the ladder costs no signals. x moves in two ways, each of which takes one partition
 whose signals are computed: some moves that the emulator alone decides, and an exchange with z_0.
-Both are accepted with min(1, exp(L(y) - L*(y) - L(x) + L*(x))), which is exact whatever the emulator
-is like (surrogate transitions: Liu, Monte Carlo Strategies in Scientific Computing, 9.4.3; delayed
-acceptance: Christen and Fox, J. Comput. Graph. Stat. 14, 795, 2005). Neighbours of the ladder
-exchange in turn, even pairs and odd ones, and betas are spaced for equal rejections (Syed, Bouchard
--Cote, Deligiannidis and Doucet, J. R. Stat. Soc. B 84, 321, 2022).
+Both are accepted with min(1, exp(L(y) - L*(y) - L(x) + L*(x))), which is exact whatever the
+emulator is like (surrogate transitions: Liu, Monte Carlo Strategies in Scientific Computing, 2001,
+9.4.3; delayed acceptance: Christen and Fox, J. Comput. Graph. Stat. 14, 795, 2005). Neighbours of
+the ladder exchange in turn, even pairs and odd ones, and betas are spaced for equal rejections
+(Syed, Bouchard-Cote, Deligiannidis and Doucet, J. R. Stat. Soc. B 84, 321, 2022).
 
 What is adapted, emulator, betas, number of moves and the full model's correction, is fixed before
 samples are kept.
@@ -42,6 +42,7 @@ FREE = 10  # times as many at beta 0, where a move costs least
 LENGTHS = 5, 200  # moves of x that the emulator alone decides: fewest, most
 WANTED = 0.4  # of such moves that the fast model should accept
 APART = 400  # moves of the prior between two that are kept
+CHOICE = 10.0  # effective number of examples that a chain may begin with
 TRIES = 1000  # drawings of a first shape
 
 Arrays = dict[str, np.ndarray]
@@ -102,6 +103,13 @@ class Space:
     def likelihood(self) -> Likelihood:
         """Of what was measured."""
         return self.models.all.likelihood if self.data is None else self.data
+
+    def measured(self, likelihood: Likelihood) -> Space:
+        """The same hypotheses with other data of the same acquisition."""
+        other = replace(self, data=likelihood)
+        other.__dict__.update({name: getattr(self, name) for name in (
+            "models", "cells", "prior", "moves", "features")})  # what takes time to make
+        return other
 
     def predicted(self, labels: np.ndarray, theta: np.ndarray) -> np.ndarray:
         """Normalised magnitudes by the fast model, ``(N,)``."""
@@ -198,27 +206,41 @@ def longer(length: int, accepted: float) -> int:
     return int(np.clip(round(length * np.exp(accepted - WANTED) ** 1.5), *LENGTHS))
 
 
-def begin(space: Space, seed: tuple, examples: int,
-          start: tuple[np.ndarray, np.ndarray] | None) -> tuple[Arrays, Arrays]:
-    """The first state of a chain, and examples: of the prior, and on the way from the start."""
+def examples(space: Space, seed: tuple, number: int,
+             start: tuple[np.ndarray, np.ndarray] | None = None) -> Arrays:
+    """What the emulator learns from: hypotheses of the prior, and half of them near a start.
+
+    Returns:
+        ``labels``, ``theta`` and ``predicted``, and whether they are of the ``prior``.
+    """
     rng = np.random.default_rng(seed)
-    near = [] if start is None else [start]
-    for k in range(0 if start is None else examples // 2):
-        near.append(space.walk(rng, *start, 5 * (k % 40 + 1)))
-    drawn = space.draws(rng, max(examples - len(near), LADDER))
-    x = start or drawn[-1]
-    made = [*near, *drawn]
-    state = {"labels": x[0], "theta": x[1], "predicted": space.predicted(*x),
-             "ladder_labels": np.array([z[0] for z in drawn[-LADDER:]]),
-             "ladder_theta": np.array([z[1] for z in drawn[-LADDER:]])}
-    return state, example_arrays(space, made)
+    near = [] if start is None else [start, *(space.walk(rng, *start, 5 * (k % 40 + 1))
+                                              for k in range(number // 2))]
+    found = [*near, *space.draws(rng, max(number - len(near), LADDER))]
+    return {"labels": np.array([labels for labels, _ in found], np.int8),
+            "theta": np.array([theta for _, theta in found]),
+            "predicted": np.array([space.predicted(*each) for each in found]),
+            "prior": np.arange(len(found)) >= len(near)}
 
 
-def example_arrays(space: Space, made: list) -> Arrays:
-    """Labels, theta and predictions of hypotheses, as arrays."""
-    return {"labels": np.array([labels for labels, _ in made], np.int8),
-            "theta": np.array([theta for _, theta in made]),
-            "predicted": np.array([space.predicted(*each) for each in made])}
+def begin(space: Space, known: Arrays, seed: tuple,
+          start: tuple[np.ndarray, np.ndarray] | None) -> Arrays:
+    """The first state of a chain: at the start, or at one of the examples that explain most.
+
+    By weights exp(beta L), with the largest beta that leaves some of them a choice; the ladder
+    begins with examples of the prior.
+    """
+    rng = np.random.default_rng(seed)
+    ladder = rng.choice(np.flatnonzero(known["prior"]), LADDER)
+    L = space.likelihood.log_density(known["predicted"])
+    for beta in np.geomspace(1.0, 1e-6, 61):
+        weights = np.exp(beta * (L - L.max()))
+        if weights.sum() ** 2 >= CHOICE * np.sum(weights**2):
+            break
+    k = rng.choice(len(L), p=weights / weights.sum())
+    x = start or (known["labels"][k], known["theta"][k])
+    return {"labels": x[0], "theta": x[1], "predicted": space.predicted(*x),
+            "ladder_labels": known["labels"][ladder], "ladder_theta": known["theta"][ladder]}
 
 
 def advance(space: Space, tuned: Tuned, state: Arrays, seed: tuple, steps: int, keep: int,
