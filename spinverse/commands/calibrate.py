@@ -55,23 +55,17 @@ def run(arguments, comm: MPI.Comm) -> None:
             space = Space(alone(problem), sampling.prior, sampling.cells or 1)
             on_all(comm, lambda: space.models)
     inputs = shared.hashes(comm, arguments.config, run, signals=run.signals.file)
-    settings = {"inputs": {name: item["sha256"] for name, item in inputs.items()},
-                "truths": arguments.truths}
-    on_root(comm, _prepare, out, settings, arguments.force)
+    sums = {name: item["sha256"] for name, item in inputs.items()}
+    on_root(comm, _prepare, out, sums, arguments.force)
     screen.say(f"{arguments.truths} truths on {mesh.num_cells} mesh cells, "
                f"{len(signals)} measurements, {problem.likelihood.describe()}")
 
-    def stored(name: str, make):
-        """Arrays of an earlier part, or made now."""
-        path = out / name
-        if not comm.bcast(path.is_file()):
-            arrays = make()
-            on_root(comm, replace, path, lambda part: np.savez_compressed(part, **arrays))
-        return shared.everywhere(comm, _load, path)
-
-    known = stored("examples.npz", lambda: calibration.pool(space, sampling, comm))
-    true = stored("truths.npz", lambda: calibration.truths(space, arguments.truths, sampling.seed,
-                                                           comm))
+    path = out / "examples.npz"
+    if not comm.bcast(path.is_file()):
+        pool = calibration.pool(space, sampling, comm)
+        on_root(comm, replace, path, lambda part: np.savez_compressed(part, **pool))
+    known = shared.everywhere(comm, _load, path)
+    true = calibration.truths(space, arguments.truths, sampling.seed, comm)
     screen.say("truths and their signals are there")
 
     def mine() -> None:
@@ -123,10 +117,10 @@ def run(arguments, comm: MPI.Comm) -> None:
     screen.say(*lines, *notes, f"results in {out}")
 
 
-def _prepare(out: Path, settings: dict, force: bool) -> None:
+def _prepare(out: Path, sums: dict, force: bool) -> None:
     """The folder, new or of the same calibration."""
     marker = out / MARKER
-    if marker.is_file() and json.loads(marker.read_text()) == settings and not force:
+    if marker.is_file() and json.loads(marker.read_text()) == sums and not force:
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not (marker.is_file() and force):
@@ -135,7 +129,7 @@ def _prepare(out: Path, settings: dict, force: bool) -> None:
         for path in [*out.glob("truth*.npz"), out / "examples.npz", marker]:
             path.unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
-    folder.write_json(marker, settings)
+    folder.write_json(marker, sums)
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:

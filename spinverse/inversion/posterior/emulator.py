@@ -9,6 +9,7 @@ their orientation, the numbers, and products of these. It screens, it never deci
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -30,31 +31,36 @@ class Features:
     """
 
     def __init__(self, prior: Prior, moves: Moves, models: Models):
-        self.prior, self.active = prior, models.active
-        whole, mirror = models.whole, moves.mirror
-        self.mirror, low = mirror, models.bounds[0]
-        self.low, self.width = low, np.ptp(models.bounds, axis=0)
-        n = whole.normals
+        self.active, whole = models.active, models.whole
+        self.mirror = mirror = moves.mirror
+        self.low, self.width = models.bounds[0], np.ptp(models.bounds, axis=0)
+        n, number = whole.normals, len(whole.facets)
         self.tensor = np.stack([n[:, i] * n[:, j] for i in range(3) for j in range(i, 3)], 1) / (
-            np.maximum(whole.areas, 1e-300)[:, None] * prior.area_scale)
+            np.maximum(whole.areas, 1e-300)[:, None] * prior.area_scale * number)
         sides = np.where(whole.sides < 0, -1, mirror[whole.sides])
         place = {tuple(sorted(pair)): f for f, pair in enumerate(whole.sides.tolist())}
         self.opposite = np.array([place.get(tuple(sorted(pair)), f)
                                   for f, pair in enumerate(sides.tolist())])
-        self.box = float(whole.volumes.sum())
-        self.volumes = whole.volumes
+        self.volumes = whole.volumes / whole.volumes.sum()
+        few = 3 + len(self.low)
+        self.pairs = np.triu_indices(few)
+        self.number = 1 + few + len(self.pairs[0]) + 6 + 6 * few  # of those that are smooth
+
+    def smooth(self, labels: np.ndarray, theta: np.ndarray, inside: np.ndarray,
+               walls: np.ndarray) -> np.ndarray:
+        """Sizes, numbers, and their products."""
+        T = 10 * walls @ self.tensor
+        few = np.concatenate([
+            [self.volumes @ inside, T[0] + T[3] + T[5], labels.max()],
+            ((theta - self.low) / self.width - 0.5) * self.active(labels)])
+        return np.concatenate([[1.0], few, few[self.pairs[0]] * few[self.pairs[1]], T,
+                               (few[:, None] * T).ravel()])
 
     def __call__(self, labels: np.ndarray, theta: np.ndarray, walls: np.ndarray) -> np.ndarray:
-        """``(F,)``; ``walls`` as of `Prior.walls`."""
+        """All of them, ``(F,)``; ``walls`` as of `Prior.walls`."""
         inside, w = (labels > 0).astype(float), walls.astype(float)
-        T = w @ self.tensor
-        numbers = ((theta - self.low) / self.width - 0.5) * self.active(labels)
-        few = np.concatenate([[self.volumes @ inside / self.box, 1e-2 * T[[0, 3, 5]].sum(),
-                               labels.max()], numbers])
-        T = 1e-2 * T
-        return np.concatenate([
-            [1.0], few, np.outer(few, few)[np.triu_indices(len(few))], T,
-            np.outer(few, T).ravel(), inside + inside[self.mirror], w + w[self.opposite]])
+        return np.concatenate([self.smooth(labels, theta, inside, w),
+                               inside + inside[self.mirror], w + w[self.opposite]])
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +78,14 @@ class Emulator:
     likelihood: Likelihood
     slopes: np.ndarray
     variance: np.ndarray
+
+    @cached_property
+    def _parts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Slopes by smooth features, mesh cells and facets."""
+        f, end = self.features, self.features.number
+        cells = self.slopes[end: end + len(f.mirror)]
+        walls = self.slopes[end + len(f.mirror):]
+        return self.slopes[:end], cells + cells[f.mirror], walls + walls[f.opposite]
 
     @classmethod
     def learnt(cls, features: Features, likelihood: Likelihood, X: np.ndarray,
@@ -97,5 +111,8 @@ class Emulator:
 
     def log_likelihood(self, labels: np.ndarray, theta: np.ndarray, walls: np.ndarray) -> float:
         """Of what was measured, errors of the emulator on top of the noise."""
-        predicted = np.maximum(self.features(labels, theta, walls) @ self.slopes, 0.0)
-        return float(self.likelihood.log_density(predicted, self.variance))
+        inside, w = (labels > 0).astype(float), walls.astype(float)
+        smooth, by_cell, by_wall = self._parts
+        predicted = self.features.smooth(labels, theta, inside, w) @ smooth + (
+            inside @ by_cell + w @ by_wall)
+        return float(self.likelihood.log_density(np.maximum(predicted, 0.0), self.variance))

@@ -14,7 +14,9 @@ import numpy as np
 from ..shapes.cells import SMALLEST, Cells
 
 # how often each kind is tried; four of five flips find no wall, which costs nothing
-KINDS = {"flip": 0.6, "pair": 0.3, "number": 0.05, "place": 0.02, "exchange": 0.01, "birth": 0.02}
+KINDS = {"flip": 0.3, "cluster": 0.3, "pair": 0.3, "number": 0.05, "place": 0.02, "exchange": 0.01, "birth": 0.02}
+BONDS = (0.1, 0.2, 0.3, 0.45)  # chances of facets, of which clusters have one
+LARGEST = 60  # mesh cells of a cluster
 STEPS = (0.3, 0.1, 0.03)  # of numbers, in widths of their range
 
 Made = tuple[np.ndarray, np.ndarray, float]
@@ -75,6 +77,36 @@ class Moves:
             return None
         return _with(labels, move), theta, float(np.log(
             back / self._ways(labels, cell, label)))
+
+    def _cluster(self, rng, labels, theta) -> Made | None:
+        """A connected set of one label takes another label that it touches.
+
+        Grown from a cell at a wall, across every facet with a chance p (Niedermayer, Phys. Rev.
+        Lett. 61, 2026, 1988); what lies in the set cancels in the ratio, its surface does not.
+        """
+        move = self._across(rng, labels)
+        if move is None:
+            return None
+        (cell, label), p = move, BONDS[rng.integers(len(BONDS))]
+        old, neighbours = int(labels[cell]), self.cells.neighbours
+        part, grown = [cell], {cell}
+        for here in part:
+            for other in neighbours[here]:
+                if other not in grown and labels[other] == old and rng.random() < p:
+                    grown.add(other)
+                    part.append(other)
+            if len(part) > LARGEST:
+                return None
+        beside = [int(labels[other]) for here in part for other in neighbours[here]
+                  if other not in grown]
+        same, there = beside.count(old), beside.count(label)
+        rim = sum(self._outer[here] for here in part)
+        begins, returns = there + rim * (label == 0), same + rim * (old == 0)
+        if not returns:
+            return None
+        new = labels.copy()
+        new[part] = label
+        return new, theta, float(np.log(returns / begins) + (there - same) * np.log1p(-p))
 
     def _pair(self, rng, labels, theta) -> Made | None:
         """Two at once: what either of them alone makes need not be allowed."""

@@ -2,8 +2,9 @@
 
     log p(labels, theta) = -S / a - (ln(V / (f B)))^2 / (2 s^2) - c (n - 1) + sum_i log p(theta_i)
 
-on allowed partitions (`Cells.allowed`) of at most so many cells: S is the area of all walls, V the
-volume inside, B that of the box, n the number of cells. Unknown numbers are uniform in their
+on allowed partitions (`Cells.allowed`) of at most so many cells: S is the area of all walls and of
+the outer facets of cells, so that none is drawn to the boundary, V the volume inside, B that of the
+box, n the number of cells. Unknown numbers are uniform in their
 coordinate (so logarithmic ones are log-uniform) within their range, times the normal prior where
 they have one. Numbers of cells that are not there have the same prior, so that hypotheses of any
 number of cells have the same dimension (Carlin and Chib, J. R. Stat. Soc. B 57, 473, 1995).
@@ -20,13 +21,15 @@ from ...errors import InputError
 from ..shapes.cells import Cells
 from ..shapes.models import Models
 
+FACETS = 1.5  # with fewer, shapes shrink to a few mesh cells; with many more, they become twigs
+
 
 @dataclass(frozen=True)
 class ShapePrior:
     """The prior of shapes; see the formula of this module.
 
     Attributes:
-        area_scale: a, um^2; None: the mean area of a facet of the mesh.
+        area_scale: a, um^2; None: `FACETS` mean facets of the mesh.
         volume_fraction: f, of the box.
         volume_spread: s, of the logarithm of the volume; inf: all volumes alike.
         per_cell: c, units of log-probability that a further cell costs.
@@ -37,7 +40,7 @@ class ShapePrior:
 
     area_scale: float | None = None
     volume_fraction: float = 0.2
-    volume_spread: float = 0.7
+    volume_spread: float = 0.5
     per_cell: float = 2.0
 
     def __post_init__(self):
@@ -64,16 +67,15 @@ class Prior:
     def __init__(self, shapes: ShapePrior, models: Models, cells: Cells):
         self.shapes, self.cells, self.whole = shapes, cells, models.whole
         self.bounds, self.start, self.precision = models.bounds, models.start, models.precision
-        self._counts = models.problem.absorbing | ~self.whole.outer
-        self.area_scale = shapes.area_scale or float(np.mean(self.whole.areas))
+        self.area_scale = shapes.area_scale or FACETS * float(np.mean(self.whole.areas))
         self.middle = float(np.log(shapes.volume_fraction * self.whole.volumes.sum()))
 
     def walls(self, labels: np.ndarray) -> np.ndarray:
-        """Which facets count as walls, ``(Nf,)`` bool."""
-        return is_wall(labels, self.whole.sides) & self._counts
+        """Which facets are of the surface of a cell, ``(Nf,)`` bool."""
+        return is_wall(labels, self.whole.sides)
 
     def sizes(self, labels: np.ndarray, walls: np.ndarray | None = None) -> tuple[float, float]:
-        """Volume inside (um^3) and area of the walls (um^2)."""
+        """Volume inside (um^3) and area of the surfaces (um^2)."""
         walls = self.walls(labels) if walls is None else walls
         return float(self.whole.volumes @ (labels > 0)), float(self.whole.areas @ walls)
 

@@ -245,13 +245,14 @@ def by_volume(space: Space, labels: np.ndarray, theta: np.ndarray) -> tuple[np.n
 
 def quantities_of(space: Space, labels: np.ndarray, theta: np.ndarray) -> dict[str, float]:
     """What people publish, of one hypothesis; its cells are in order."""
-    whole, walls = space.models.whole, space.prior.walls(labels)
+    whole, problem = space.models.whole, space.problem
+    walls = space.prior.walls(labels) & (problem.absorbing | ~whole.outer)
     first, second = labels_beside(labels, whole.sides[walls])
     n, areas = space.most + 1, whole.areas[walls]
     volume = np.bincount(labels, whole.volumes, n)[1:]
     surface = (np.bincount(first, areas, n) + np.bincount(second, areas, n))[1:]
     kappa = np.broadcast_to(space.models.values(theta).get(
-        "wall_permeability", space.problem.walls.first), len(volume)).astype(float)
+        "wall_permeability", problem.walls.first), len(volume)).astype(float)
     there, found = volume > 0, {}
     V, S = volume.sum(), surface.sum()
     flux = float(kappa[there] @ surface[there])

@@ -37,9 +37,9 @@ from .prior import Prior, ShapePrior
 
 LADDER = 7  # emulated posteriors of a chain
 HOTTEST = 1e-3  # smallest beta above 0 to begin with
-MOVES = 20  # of each member of the ladder, between exchanges
+MOVES = 30  # of each member of the ladder, between exchanges
 FREE = 10  # times as many at beta 0, where a move costs least
-LENGTHS = 5, 200  # moves of x that the emulator alone decides: fewest, most
+LENGTHS = 5, 400  # moves of x that the emulator alone decides: fewest, most
 WANTED = 0.4  # of such moves that the fast model should accept
 APART = 400  # moves of the prior between two that are kept
 CHOICE = 10.0  # effective number of examples that a chain may begin with
