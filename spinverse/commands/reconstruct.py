@@ -13,10 +13,14 @@ from mpi4py import MPI
 from .. import config
 from ..acquisition import Signals, description
 from ..acquisition.io import read_signals as read_file
+from ..atomic import replace
 from ..config.physics import in_keys
 from ..errors import InputError, on_root, warn_caller
 from ..inversion import InverseProblem, Ledger, Reconstruction, Shapes, Stage, State
+from ..inversion import posterior as posterior_of
 from ..inversion.clock import Clock
+from ..inversion.posterior.result import Posterior
+from ..inversion.posterior.run import check as check_posterior
 from ..inversion.problem import PERMEABILITIES
 from ..inversion.reconstruct import solve, stages_for
 from ..inversion.verdict import NOT_EXPLAINED
@@ -29,6 +33,7 @@ from .checkpoints import Checkpoints
 HELP = "membranes from signals"
 EPILOG = (f"The exit code is {NOT_EXPLAINED} where the result does not explain the data: it is "
           "written all the same, and nothing in it is determined.")
+POSTERIOR_STATE = "checkpoint/posterior.npz"
 CHECKPOINT_EVERY = 20  # iterations; and after each stage
 
 
@@ -68,6 +73,8 @@ def run(arguments, comm: MPI.Comm) -> int:
                                     else run.stage_list())
                 for stage in stages:
                     stage.check(problem)
+                if run.posterior is not None:
+                    check_posterior(problem)
         inputs = shared.hashes(comm, arguments.config, run, signals=run.signals.file)
         sums = {name: item["sha256"] for name, item in inputs.items() if name != "config"}
         # a mesh that is made has no file: with other arguments its facets are others
@@ -93,6 +100,7 @@ def run(arguments, comm: MPI.Comm) -> int:
                problem.likelihood.describe(),
                *(f"acquisition: {line}" for line in description.lines(signals.acquisition)),
                terminal.describe_engine(run),
+               *terminal.describe_posterior(run.posterior),
                *(terminal.describe_stage(i, stage) for i, stage in enumerate(stages)))
     if found is not None and found.note:
         screen.say(found.note)
@@ -135,7 +143,11 @@ def run(arguments, comm: MPI.Comm) -> int:
                   screen.progress_bar(iterations, count_done[0], misfit="-")):
                 result = solve(problem, rest, state, Ledger(progress, checkpoints, memory))
             checkpoints.at_end()
-        _write_results(arguments, run, comm, screen, clock, inputs, signals, result, log)
+            found = None
+            if run.posterior is not None:
+                with clock("posterior"), shared.named(str(arguments.config)):
+                    found = _posterior(arguments, run, result, screen, checkpoints)
+        _write_results(arguments, run, comm, screen, clock, inputs, signals, result, log, found)
         return NOT_EXPLAINED if result.verdict.explained is False else 0
     except BaseException:
         if fresh and comm.rank == 0 and not (out / folder.CHECKPOINT).is_file():
@@ -181,6 +193,33 @@ def _resume(arguments, comm: MPI.Comm, mesh: Mesh, stages: list[Stage | Shapes],
                        else (found.stage - 1, np.inf))]
 
 
+def _posterior(arguments, run, result: Reconstruction, screen, checkpoints) -> Posterior:
+    """Samples from the solution on; their state is in the checkpoints after each round."""
+    comm, path = result.mesh.comm, arguments.output / POSTERIOR_STATE
+    labels = result.labels if result.labels is not None and comm.allreduce(
+        int((result.labels > 0).sum())) else None
+    of = folder.sha256_of({"posterior": run.posterior.model_dump(), "theta": dict(result.theta),
+                           "misfit": result.data_misfit})
+
+    def earlier() -> dict | None:
+        if not arguments.resume or not path.is_file():
+            return None
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        return arrays if str(arrays.pop("of")) == of else None
+
+    def keep(arrays: dict) -> None:
+        on_root(comm, replace, path, lambda part: np.savez(part, of=np.array(of), **arrays))
+        checkpoints.at_end()
+
+    saved = shared.everywhere(comm, earlier)
+    if saved is not None:
+        screen.say(f"posterior: resumed after round {int(saved['round'])}")
+    return posterior_of(result.problem, run.posterior.sampling(), labels, result.theta,
+                        progress=lambda done, of: screen.say(f"posterior: round {done} of {of}"),
+                        keep=keep, saved=saved)
+
+
 def _found(rule: config.InterfaceSection, result: Reconstruction):
     """The interface by a rule that does not know the truth: (nf,) bool, labels, the rule."""
     from ..interface import extraction
@@ -199,7 +238,8 @@ def _found(rule: config.InterfaceSection, result: Reconstruction):
     return facets, None, {"rule": rule.rule, "cut_um_per_ms": float(cut)}
 
 
-def _write_results(arguments, run, comm, screen, clock, inputs, signals, result, log) -> None:
+def _write_results(arguments, run, comm, screen, clock, inputs, signals, result, log,
+                   posterior) -> None:
     from ..interface import export
     from ..interface.metrics import metrics
     from ..inversion.uncertainty import uncertainty
@@ -215,6 +255,8 @@ def _write_results(arguments, run, comm, screen, clock, inputs, signals, result,
         known = uncertainty(result.problem, result.permeability, result.theta, result.labels,
                             misfit=result.data_misfit)
         table = result.cell_table() if result.labels is not None else None
+        if table is not None and posterior is not None:
+            table = posterior.improved(table)
         walls = result.wall_field()
         freedoms = result.freedoms() if verdict.explained is False else []
         determined = terminal.count(mesh, known.determined & found)
@@ -228,6 +270,11 @@ def _write_results(arguments, run, comm, screen, clock, inputs, signals, result,
         export.write_vtu(out / "permeability.vtu", mesh,
                          {"permeability": result.permeability, "membrane": found}, known)
         export.write_stl(out / "interface.stl", mesh, found, labels)
+        if posterior is not None:
+            owned = mesh.input_cells[: mesh.num_owned_cells]
+            export.write_cells(out / "posterior.vtu", mesh, {
+                name: values[owned] for name, values in posterior.of_cells.items()})
+            on_root(comm, posterior.save, out / folder.POSTERIOR)
         # a picture of the interface: no more of the mesh comes to rank 0
         shown = mesh.gather_facets(mesh.facet_corners, result.permeability, found,
                                    mesh.interface > 0, known.evidence,
@@ -258,6 +305,7 @@ def _write_results(arguments, run, comm, screen, clock, inputs, signals, result,
                 "evaluations": result.evaluations, "stage_endings": result.endings,
                 "unknown": dict(result.theta),
                 "cells": None if table is None else table.summary(),
+                "posterior": None if posterior is None else posterior.summary(),
                 "walls": None if walls is None else asdict(walls),
                 "freedoms": [asdict(freedom) for freedom in freedoms],
                 "interface": {**rule, "facets": number}, "metrics": figures,
@@ -270,6 +318,7 @@ def _write_results(arguments, run, comm, screen, clock, inputs, signals, result,
                *(f"stage {name}: {why}" for name, why in result.endings.items()),
                *(f"most would be explained by {freedom}" for freedom in freedoms[:1]),
                *([] if table is None else table.describe()),
+               *([] if posterior is None else posterior.describe()),
                *([] if walls is None else [str(walls)]),
                *terminal.describe_result(rule, number, figures))
     picture = out / "figures" / "interface.png"

@@ -100,7 +100,7 @@ def _figure_json(picture: Picture) -> str:
 
 
 def _reconstruction(run: Run) -> list[Section]:
-    from . import html_signals, html_surface
+    from . import html_posterior, html_signals, html_surface
 
     axis = "|S| / |S(b = 0)|"
     found, explained = run.found, at(run.summary, "verdict", "explained")
@@ -143,6 +143,8 @@ def _reconstruction(run: Run) -> list[Section]:
         rule, cut = _rule(run)
         sections.append(Section("facets", "Permeability of the facets", (),
                                 (html_surface.histogram(found, cut, rule),)))
+    if posterior := html_posterior.section(run.path, found):
+        sections.insert(2, posterior)
     endings = run.summary.get("stage_endings") or {}
     history = None if run.history is None else html_signals.history(run.history)
     return [*sections, Section(

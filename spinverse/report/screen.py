@@ -208,6 +208,17 @@ def describe_extra_terms(section: ExtraTermsSection | None) -> list[str]:
             + (f", jumps at {times} ms" if times else "")]
 
 
+def describe_posterior(section) -> list[str]:
+    """What a posterior is asked to be, one line; none without the section."""
+    if section is None:
+        return []
+    prior = section.prior
+    scale = "usual" if prior.area_scale_um2 is None else f"{prior.area_scale_um2:g} um^2"
+    return [f"posterior: {section.samples} samples, {section.chains} chains, prior: area scale "
+            f"{scale}, volume about {prior.volume_fraction:g} of the box (spread of its logarithm "
+            f"{prior.volume_spread:g})"]
+
+
 def describe_unknown(unknown: Mapping[str, Unknown]) -> list[str]:
     """Numbers that are found with the membranes, a line each."""
     def one(name: str, value: Unknown) -> str:

@@ -14,7 +14,8 @@ import numpy as np
 from ..shapes.cells import SMALLEST, Cells
 
 # how often each kind is tried; four of five flips find no wall, which costs nothing
-KINDS = {"flip": 0.3, "cluster": 0.3, "pair": 0.3, "number": 0.05, "place": 0.02, "exchange": 0.01, "birth": 0.02}
+KINDS = {"flip": 0.3, "cluster": 0.3, "pair": 0.3, "number": 0.05, "place": 0.02,
+         "exchange": 0.01, "birth": 0.02}
 BONDS = (0.1, 0.2, 0.3, 0.45)  # chances of facets, of which clusters have one
 LARGEST = 60  # mesh cells of a cluster
 STEPS = (0.3, 0.1, 0.03)  # of numbers, in widths of their range
@@ -38,24 +39,34 @@ class Moves:
         self.kinds = [kind for kind in KINDS if there.get(kind, True)]
         self._until = np.cumsum([KINDS[kind] for kind in self.kinds])
         whole = cells.whole
-        self._sides = whole.sides.tolist()
+        self._sides, self._flat = whole.sides.tolist(), whole.sides.ravel()
+        self._at_walls = np.array([kind in ("flip", "cluster", "pair") for kind in self.kinds])
         self._outer = np.bincount(whole.sides[whole.outer, 0], minlength=len(whole.cells)).tolist()
 
-    def propose(self, rng: np.random.Generator, labels: np.ndarray,
-                theta: np.ndarray) -> tuple[str, Made | None]:
-        """A kind of move, and labels, theta and the logarithm of the ratio of proposals.
+    def draws(self, rng: np.random.Generator, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Which kinds of moves are tried, and on which sides of which facets, ``(number,)`` each."""
+        kinds = np.searchsorted(self._until, rng.random(number) * self._until[-1], side="right")
+        return kinds, rng.integers(2 * len(self._sides), size=number)
 
-        None where there is no such move. Whether the partition is allowed is not looked at.
+    def idle(self, labels: np.ndarray, kinds: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Which of `draws` find no wall where they need one, bool."""
+        beyond = np.append(labels, 0)  # -1 is beyond the mesh
+        here, other = self._flat[places], self._flat[places ^ 1]
+        return self._at_walls[kinds] & ((here < 0) | (beyond[here] == beyond[other]))
+
+    def propose(self, rng: np.random.Generator, kind: int, place: int, labels: np.ndarray,
+                theta: np.ndarray) -> Made | None:
+        """Labels, theta and the logarithm of the ratio of proposals; None if there are none.
+
+        Whether the partition is allowed is not looked at.
         """
-        at = np.searchsorted(self._until, rng.random() * self._until[-1], side="right")
-        kind = self.kinds[at]
-        return kind, getattr(self, f"_{kind}")(rng, labels, theta)
+        return getattr(self, f"_{self.kinds[kind]}")(rng, place, labels, theta)
 
     # ---- mesh cells ------------------------------------------------------------------------------
 
-    def _across(self, rng, labels) -> tuple[int, int] | None:
+    def _across(self, place: int, labels: np.ndarray) -> tuple[int, int] | None:
         """A cell that takes the label across one of its facets, all facets alike."""
-        facet, side = divmod(int(rng.integers(2 * len(self._sides))), 2)
+        facet, side = divmod(place, 2)
         cell, other = self._sides[facet][side], self._sides[facet][1 - side]
         if cell < 0:
             return None
@@ -67,8 +78,8 @@ class Moves:
         return sum(int(labels[other]) == label for other in self.cells.neighbours[cell]) + (
             self._outer[cell] if label == 0 else 0)
 
-    def _flip(self, rng, labels, theta) -> Made | None:
-        move = self._across(rng, labels)
+    def _flip(self, rng, place, labels, theta) -> Made | None:
+        move = self._across(place, labels)
         if move is None:
             return None
         cell, label = move
@@ -78,13 +89,13 @@ class Moves:
         return _with(labels, move), theta, float(np.log(
             back / self._ways(labels, cell, label)))
 
-    def _cluster(self, rng, labels, theta) -> Made | None:
+    def _cluster(self, rng, place, labels, theta) -> Made | None:
         """A connected set of one label takes another label that it touches.
 
         Grown from a cell at a wall, across every facet with a chance p (Niedermayer, Phys. Rev.
         Lett. 61, 2026, 1988); what lies in the set cancels in the ratio, its surface does not.
         """
-        move = self._across(rng, labels)
+        move = self._across(place, labels)
         if move is None:
             return None
         (cell, label), p = move, BONDS[rng.integers(len(BONDS))]
@@ -108,13 +119,13 @@ class Moves:
         new[part] = label
         return new, theta, float(np.log(returns / begins) + (there - same) * np.log1p(-p))
 
-    def _pair(self, rng, labels, theta) -> Made | None:
+    def _pair(self, rng, place, labels, theta) -> Made | None:
         """Two at once: what either of them alone makes need not be allowed."""
-        a = self._across(rng, labels)
+        a = self._across(place, labels)
         if a is None:
             return None
         one = _with(labels, a)
-        b = self._across(rng, one)
+        b = self._across(int(rng.integers(2 * len(self._sides))), one)
         if b is None or a[0] == b[0]:
             return None
         other, both = _with(labels, b), _with(one, b)
@@ -127,7 +138,7 @@ class Moves:
 
     # ---- numbers ---------------------------------------------------------------------------------
 
-    def _number(self, rng, labels, theta) -> Made:
+    def _number(self, rng, place, labels, theta) -> Made:
         new, k = theta.copy(), rng.integers(len(theta))
         new[k] += rng.choice(STEPS) * np.ptp(self.bounds[:, k]) * rng.normal()
         return labels, new, 0.0
@@ -159,7 +170,7 @@ class Moves:
                 return source
         return every
 
-    def _place(self, rng, labels, theta) -> Made | None:
+    def _place(self, rng, place, labels, theta) -> Made | None:
         if not self._maps:
             return None
         source, back = self._maps[rng.integers(len(self._maps))]
@@ -171,7 +182,7 @@ class Moves:
 
     # ---- cells -----------------------------------------------------------------------------------
 
-    def _exchange(self, rng, labels, theta) -> Made | None:
+    def _exchange(self, rng, place, labels, theta) -> Made | None:
         """Two cells exchange their numbers in the count, with all that they have."""
         number = int(labels.max())
         if number < 2:
@@ -194,7 +205,7 @@ class Moves:
                      for other in neighbours[cell] if other not in part}
         return np.array(sorted(found))
 
-    def _birth(self, rng, labels, theta) -> Made | None:
+    def _birth(self, rng, place, labels, theta) -> Made | None:
         """A further cell of the smallest size appears outside, or the last one goes."""
         number, seeds = int(labels.max()), self._seeds
         if rng.random() < 0.5:

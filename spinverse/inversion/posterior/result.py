@@ -90,6 +90,12 @@ class Posterior:
         return self.labels[int(self.log_likelihood.argmax())]
 
     @property
+    def of_cells(self) -> dict[str, np.ndarray]:
+        """What there is of each mesh cell, ``(Nt,)`` by name: for ``posterior.vtu``."""
+        return {"probability": self.probability, "aligned_probability": self.aligned_probability,
+                "likeliest": self.likeliest, "expected_f1_shape": self.expected_f1_shape}
+
+    @property
     def typical(self) -> np.ndarray:
         """A few samples far apart in the chains, ``(k, Nt)``."""
         chosen = np.linspace(0, len(self.labels) - 1, TYPICAL).astype(int)

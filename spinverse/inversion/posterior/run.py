@@ -11,9 +11,10 @@ from mpi4py import MPI
 
 from ...errors import InputError, on_all
 from ...mesh.whole import WholeMesh
-from ..parameters import Theta
+from ..parameters import NOISE, Theta
 from ..problem import InverseProblem
 from ..shapes.hypothesis import whole_labels
+from ..shapes.stage import Shapes
 from .emulator import Emulator
 from .prior import ShapePrior
 from .result import Posterior, made
@@ -30,7 +31,7 @@ from .sampler import (
     spaced,
 )
 
-LEARNING, KEEPING = 8, 4  # rounds before samples are kept, and of samples
+LEARNING, KEEPING = 6, 4  # rounds before samples are kept, and of samples
 FIRST_LENGTH = 20  # moves that the emulator alone decides, to begin with
 CHECKED = 12  # samples whose log-likelihood the full model computes
 
@@ -98,6 +99,7 @@ def posterior(problem: InverseProblem, sampling: Sampling | None = None,
         InputError: no noise is known, or a problem that the fast models cannot take.
     """
     sampling, comm = sampling or Sampling(), problem.comm
+    check(problem)
     start = None if labels is None else whole_labels(problem.mesh, labels)
     most = sampling.cells or max(1 if start is None else int(start.max()), 1)
     if start is not None and not 1 <= start.max() <= most:
@@ -110,6 +112,16 @@ def posterior(problem: InverseProblem, sampling: Sampling | None = None,
     first = None if start is None else (start, space.models.coordinates(
         {**problem.start_of_unknown, **(theta or {})}))
     return sample(space, sampling, comm, facets, first, None, progress, keep, saved)
+
+
+def check(problem: InverseProblem) -> None:
+    """Raise InputError if there can be no posterior of a problem. Collective."""
+    if not problem.likelihood.sigma and NOISE not in problem.unknown:
+        raise InputError("posterior: no noise is known, expected noise, the standard deviation of "
+                         "normalised magnitudes, or measurements that were repeated")
+    why = Shapes().unsuitable(problem)
+    if why:
+        raise InputError(f"posterior: {why}")
 
 
 def sample(space: Space, sampling: Sampling, comm: MPI.Comm, facets: np.ndarray,

@@ -37,11 +37,11 @@ from .prior import Prior, ShapePrior
 
 LADDER = 7  # emulated posteriors of a chain
 HOTTEST = 1e-3  # smallest beta above 0 to begin with
-MOVES = 30  # of each member of the ladder, between exchanges
-FREE = 10  # times as many at beta 0, where a move costs least
+MOVES = 20  # of each member of the ladder, between exchanges
+FREE = 5  # times as many at beta 0, where a move costs least
 LENGTHS = 5, 400  # moves of x that the emulator alone decides: fewest, most
 WANTED = 0.4  # of such moves that the fast model should accept
-APART = 400  # moves of the prior between two that are kept
+APART = 200  # moves of the prior between two that are kept
 CHOICE = 10.0  # effective number of examples that a chain may begin with
 TRIES = 1000  # drawings of a first shape
 
@@ -76,8 +76,7 @@ class Space:
 
     def __post_init__(self):
         if not self.problem.likelihood.sigma:
-            raise InputError("posterior: no noise is known, expected signals with repeated "
-                             "measurements, or noise: its standard deviation")
+            raise InputError("posterior: the noise is 0, expected its standard deviation")
 
     @cached_property
     def models(self) -> Models:
@@ -124,7 +123,7 @@ class Space:
     # ---- walking ---------------------------------------------------------------------------------
 
     def walk(self, rng: np.random.Generator, labels: np.ndarray, theta: np.ndarray, number: int,
-             emulator: Emulator | None = None, beta: float = 1.0, tally: Arrays | None = None
+             emulator: Emulator | None = None, beta: float = 1.0, tally: np.ndarray | None = None
              ) -> tuple[np.ndarray, np.ndarray]:
         """``number`` moves, reversible for the prior times exp(beta L*)."""
         def value_of(labels, theta):
@@ -134,20 +133,26 @@ class Space:
                 return value
             return value + beta * emulator.log_likelihood(labels, theta, walls)
 
-        here = value_of(labels, theta)
-        for _ in range(number):
-            kind, made = self.moves.propose(rng, labels, theta)
-            if tally is not None:
-                tally[kind][0] += 1
+        here, moves = value_of(labels, theta), self.moves
+        kinds, places = moves.draws(rng, number)
+        todo = np.flatnonzero(~moves.idle(labels, kinds, places)).tolist()
+        if tally is not None:
+            tally[:, 0] += np.bincount(kinds, minlength=len(tally))
+        while todo:
+            k = todo.pop(0)
+            made = moves.propose(rng, kinds[k], int(places[k]), labels, theta)
             if made is None:
                 continue
             new, there, ratio = made
             value = value_of(new, there)
             if np.log(rng.random()) < value - here + ratio and (
                     new is labels or self.cells.allowed(new)):
+                if new is not labels:
+                    todo = (k + 1 + np.flatnonzero(~moves.idle(new, kinds[k + 1:], places[k + 1:]))
+                            ).tolist()
                 labels, theta, here = new, there, value
                 if tally is not None:
-                    tally[kind][1] += 1
+                    tally[kinds[k], 1] += 1
         return labels, theta
 
     def first(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -265,7 +270,7 @@ def advance(space: Space, tuned: Tuned, state: Arrays, seed: tuple, steps: int, 
     # log-likelihoods, by the model and by the emulator
     L, ways = tuned.log_likelihood(nu), np.zeros((2, 2))
     rejected = np.zeros((2, len(ladder) - 1))
-    tally = {kind: np.zeros(2) for kind in space.moves.kinds}
+    tally = np.zeros((len(space.moves.kinds), 2))
     kept: list[tuple] = []
     computed: list[tuple] = []
     met: list[np.ndarray] = []
@@ -302,11 +307,12 @@ def advance(space: Space, tuned: Tuned, state: Arrays, seed: tuple, steps: int, 
     after = {"labels": x[0], "theta": x[1], "predicted": nu,
              "ladder_labels": np.array([z[0] for z in ladder]),
              "ladder_theta": np.array([z[1] for z in ladder])}
-    samples = {"labels": np.array([s[0] for s in kept], np.int8).reshape(-1, len(x[0])),
-               "theta": np.array([s[1] for s in kept]).reshape(-1, len(x[1])),
+    samples = {"labels": np.array([s[0] for s in kept], np.int8).reshape(len(kept), len(x[0])),
+               "theta": np.array([s[1] for s in kept]).reshape(len(kept), len(x[1])),
                "log_likelihood": np.array([s[2] for s in kept])}
-    found = {"labels": np.array([y[0] for y in computed], np.int8).reshape(-1, len(x[0])),
-             "theta": np.array([y[1] for y in computed]).reshape(-1, len(x[1])),
-             "predicted": np.array(met).reshape(-1, len(nu)), "rejected": rejected, "ways": ways,
-             "moves": np.array([tally[kind] for kind in space.moves.kinds])}
+    n = len(computed)
+    found = {"labels": np.array([y[0] for y in computed], np.int8).reshape(n, len(x[0])),
+             "theta": np.array([y[1] for y in computed]).reshape(n, len(x[1])),
+             "predicted": np.array(met).reshape(n, len(nu)), "rejected": rejected, "ways": ways,
+             "moves": tally}
     return after, samples, found
