@@ -44,7 +44,7 @@ class Moves:
         self._outer = np.bincount(whole.sides[whole.outer, 0], minlength=len(whole.cells)).tolist()
 
     def draws(self, rng: np.random.Generator, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Which kinds of moves are tried, and on which sides of which facets, ``(number,)`` each."""
+        """Which kinds of moves are tried, on which sides of which facets, ``(number,)`` each."""
         kinds = np.searchsorted(self._until, rng.random(number) * self._until[-1], side="right")
         return kinds, rng.integers(2 * len(self._sides), size=number)
 

@@ -259,17 +259,17 @@ def quantities_of(space: Space, labels: np.ndarray, theta: np.ndarray) -> dict[s
     surface = (np.bincount(first, areas, n) + np.bincount(second, areas, n))[1:]
     kappa = np.broadcast_to(space.models.values(theta).get(
         "wall_permeability", problem.walls.first), len(volume)).astype(float)
-    there, found = volume > 0, {}
-    V, S = volume.sum(), surface.sum()
-    flux = float(kappa[there] @ surface[there])
-    found |= {"cells": float(there.sum()), "volume": V, "volume_fraction": V / whole.volumes.sum(),
-              "surface": S, "surface_to_volume": S / V, "permeability": flux / S,
-              "exchange_time": V / flux}
-    for k in range(len(volume)):
-        v, s, w = ((volume[k], surface[k], kappa[k]) if there[k] else (np.nan,) * 3)
-        found |= {f"volume of cell {k + 1}": v, f"surface of cell {k + 1}": s,
-                  f"surface_to_volume of cell {k + 1}": s / v,
-                  f"permeability of cell {k + 1}": w, f"exchange_time of cell {k + 1}": v / (w * s)}
+    there = volume > 0
+    V, S, flux = volume.sum(), surface.sum(), kappa[there] @ surface[there]
+    with np.errstate(divide="ignore", invalid="ignore"):  # a cell that fills the box has no walls
+        found = {"cells": there.sum(), "volume": V, "volume_fraction": V / whole.volumes.sum(),
+                 "surface": S, "surface_to_volume": S / V, "permeability": flux / S,
+                 "exchange_time": V / flux}
+        for k in range(len(volume)):
+            v, s, w = ((volume[k], surface[k], kappa[k]) if there[k] else (np.nan,) * 3)
+            found |= {f"{name} of cell {k + 1}": value for name, value in (
+                ("volume", v), ("surface", s), ("surface_to_volume", s / v), ("permeability", w),
+                ("exchange_time", v / (w * s)))}
     return {name: float(value) for name, value in found.items()}
 
 

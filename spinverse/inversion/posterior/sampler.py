@@ -43,7 +43,7 @@ LENGTHS = 5, 400  # moves of x that the emulator alone decides: fewest, most
 WANTED = 0.4  # of such moves that the fast model should accept
 APART = 200  # moves of the prior between two that are kept
 CHOICE = 10.0  # effective number of examples that a chain may begin with
-TRIES = 1000  # drawings of a first shape
+TRIES = 100  # drawings of a first shape
 
 Arrays = dict[str, np.ndarray]
 
@@ -156,13 +156,15 @@ class Space:
         return labels, theta
 
     def first(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """An allowed hypothesis to begin with: an ellipsoid, numbers from their ranges."""
+        """An allowed hypothesis to begin with: an ellipsoid, or all; numbers from their ranges."""
         for _ in range(TRIES):
             labels = self.cells.repaired(ellipsoid_labels(
                 self.cells, random_ellipsoids(self.cells, 1, rng)))
             if self.cells.allowed(labels):
-                return labels, rng.uniform(*self.models.bounds)
-        raise InputError("posterior: no ellipsoid fits into the mesh, expected a finer one")
+                break
+        else:
+            labels = np.ones_like(labels)
+        return labels, rng.uniform(*self.models.bounds)
 
     def draws(self, rng: np.random.Generator, number: int,
               apart: int = APART) -> list[tuple[np.ndarray, np.ndarray]]:

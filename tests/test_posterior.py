@@ -1,0 +1,380 @@
+"""The posterior over shapes: moves, prior and sampler against exact enumeration, densities,
+diagnostics, ranks, resumption, bad input, calibration from end to end."""
+
+import hashlib
+import itertools
+import json
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from mpi import run_mpi
+from scipy.stats import kstest, rice
+
+import spinverse
+from spinverse import (
+    Acquisition,
+    InputError,
+    InverseProblem,
+    Posterior,
+    Sampling,
+    ShapePrior,
+    Signals,
+    Tissue,
+    Unknown,
+    cli,
+)
+from spinverse.acquisition.io import write_signals
+from spinverse.inversion.likelihood import Likelihood
+from spinverse.inversion.posterior import calibration, diagnostics
+from spinverse.inversion.posterior.result import align, largest_expected_f1
+from spinverse.inversion.posterior.run import KEEPING, LEARNING, _Run, sample
+from spinverse.inversion.posterior.sampler import Space, alone
+
+FEW = Sampling(samples=8, chains=2, steps=1, learning=6, examples=40)
+
+
+def acquisition():
+    return Acquisition.pgse([0, 0, 1000, 3000], np.eye(3), 8, [12, 40])
+
+
+def problem_on(cells, length=8.0, noise=0.05, unknown=(), **known):
+    mesh = spinverse.mesh.build(spinverse.mesh.box, [length * n for n in cells], cells=cells)
+    table = acquisition()
+    signals = Signals(table, spinverse.simulate(Tissue(mesh), table, tolerance=1e-3).values,
+                      unit="um^3")
+    return InverseProblem(mesh, signals, noise=noise, unknown=unknown, **known)
+
+
+@pytest.fixture(scope="module")
+def cube():
+    """Six mesh cells round a diagonal: 13 partitions are allowed."""
+    space = Space(alone(problem_on([1, 1, 1], wall_permeability=0.01)), ShapePrior())
+    truth = np.array([1, 1, 1, 1, 0, 0], np.int8)
+    truth = truth if space.cells.allowed(truth) else allowed(space)[0]
+    data = space.likelihood.drawn(space.exact(truth, np.zeros(0)), np.random.default_rng(3))
+    space = space.measured(data)
+    for model in ("predicted", "exact"):  # of so few partitions, each computed once
+        space.__dict__[model] = once(getattr(space, model))
+    return space
+
+
+def once(model):
+    known = {}
+
+    def ask(labels, theta):
+        key = labels.tobytes()
+        if key not in known:
+            known[key] = model(labels, theta)
+        return known[key]
+    return ask
+
+
+@pytest.fixture(scope="module")
+def two():
+    """Twelve mesh cells, two cells with a permeability of their own."""
+    unknown = {"wall_permeability": Unknown(0.02, 0.001, 1.0)}
+    return Space(alone(problem_on([2, 1, 1], unknown=unknown)), ShapePrior(), most=2)
+
+
+def allowed(space):
+    every = itertools.product((0, 1), repeat=len(space.models.whole.cells))
+    shapes = (np.array(shape, np.int8) for shape in every)
+    return [shape for shape in shapes if space.cells.allowed(shape)]
+
+
+# ---- densities ----------------------------------------------------------------------------------
+
+def test_density_is_that_of_rice():
+    measured, predicted, sigma = np.array([0.9, 0.1, 0.02]), np.array([1.0, 0.05, 0.0]), 0.05
+    made = Likelihood(measured, np.ones(3), sigma=sigma)
+    exact = rice.logpdf(measured, predicted / sigma, scale=sigma) - np.log(measured)
+    assert np.isclose(made.log_density(predicted), exact.sum(), rtol=1e-10)
+    gauss = replace(made, rician=False)
+    more, less = gauss.log_density(measured), gauss.log_density(measured + sigma)
+    assert np.isclose(more - less, 3 / 2)
+
+
+def test_own_normalisation_does_not_know_the_unit():
+    """The measured |S(b = 0)| is noisy: its error does not count against a prediction."""
+    problem = problem_on([1, 1, 1], normalisation="own", wall_permeability=0.01)
+    likelihood = problem.likelihood
+    predicted = likelihood.normalised(problem.signals.values)
+    off = replace(likelihood, measured=1.03 * likelihood.measured)
+    assert np.isclose(off.log_density(predicted), off.log_density(1.1 * predicted))
+    assert likelihood.log_density(predicted) > likelihood.log_density(predicted**2)
+
+
+# ---- moves --------------------------------------------------------------------------------------
+
+def proposals(space, kind, labels, theta, number, seed):
+    """How often each partition is proposed, and how often back by the ratios that come with it."""
+    rng, moves = np.random.default_rng(seed), space.moves
+    which, counts, expected = moves.kinds.index(kind), {}, {}
+    for place in rng.integers(2 * len(space.models.whole.sides), size=number):
+        made = moves.propose(rng, which, int(place), labels, theta)
+        if made is not None:
+            key = made[0].tobytes()
+            counts[key] = counts.get(key, 0) + 1
+            expected.setdefault(key, []).append(np.exp(made[2]))
+    return counts, expected
+
+
+def one_cell(space):
+    labels = np.zeros(len(space.models.whole.cells), np.int8)
+    labels[space.moves._seeds[0]] = 1
+    return labels
+
+
+def two_cells(space):
+    labels = one_cell(space)
+    labels[next(s for s in space.moves._seeds if not labels[s].any())] = 2
+    return labels
+
+
+@pytest.mark.parametrize("kind", ["flip", "pair", "cluster", "place"])
+def test_moves_go_back_as_often_as_they_say(two, kind):
+    """Counts of both directions against log q(back) - log q(there); all are within five errors."""
+    number, theta, compared = 6000, two.models.start, 0
+    for labels in (one_cell(two), two_cells(two)):
+        there, ratios = proposals(two, kind, labels, theta, number, 1)
+        usual = sorted(there, key=there.get, reverse=True)[:3]
+        for key in usual:
+            new = np.frombuffer(key, np.int8)
+            if np.array_equal(new, labels):
+                continue
+            back, _ = proposals(two, kind, new, theta, number, 2)
+            b, expected = back.get(labels.tobytes(), 0), np.sum(ratios[key])
+            error = np.sqrt(expected + np.sum(np.square(ratios[key])))
+            assert abs(b - expected) < 5 * error + 3
+            compared += 1
+    assert compared
+
+
+def test_births_go_back(two):
+    rng, theta = np.random.default_rng(0), two.models.start
+    labels = one_cell(two)
+    which, number = two.moves.kinds.index("birth"), len(two.moves._seeds)
+    made = [m for m in (two.moves.propose(rng, which, 0, labels, theta) for _ in range(400)) if m]
+    assert made and all(new.max() == 2 and np.isclose(ratio, np.log(number))
+                        for new, _, ratio in made)
+    back = [m for m in (two.moves.propose(rng, which, 0, made[0][0], theta) for _ in range(40)) if m]
+    assert back and all(np.array_equal(new, labels) and np.isclose(ratio, -np.log(number))
+                        for new, _, ratio in back)
+
+
+def test_cells_exchange_all_they_have(two):
+    labels, theta = two_cells(two), np.array([0.1, 0.2])
+    new, there, ratio = two.moves.propose(np.random.default_rng(0), two.moves.kinds.index(
+        "exchange"), 0, labels, theta)
+    assert np.array_equal(new, np.array([0, 2, 1])[labels]) and ratio == 0
+    assert np.array_equal(there, [0.2, 0.1])
+
+
+# ---- against enumeration ------------------------------------------------------------------------
+
+def distance(found, exact):
+    """Total variation."""
+    return 0.5 * sum(abs(found.get(key, 0.0) - exact.get(key, 0.0)) for key in {*found, *exact})
+
+
+def test_prior_alone(two):
+    """Of one cell: probabilities of all partitions, and a permeability that is log-uniform."""
+    one = replace(two, most=1)
+    shapes = allowed(one)
+    log_p = np.array([one.prior.log_density(shape, one.models.start) for shape in shapes])
+    p = np.exp(log_p - log_p.max())
+    by_size = {}
+    for shape, weight in zip(shapes, p / p.sum(), strict=True):
+        by_size[int(shape.sum())] = by_size.get(int(shape.sum()), 0.0) + weight
+    drawn = one.draws(np.random.default_rng(1), 1500, 30)
+    sizes, counts = np.unique([labels.sum() for labels, _ in drawn], return_counts=True)
+    assert distance(dict(zip(sizes.tolist(), counts / len(drawn), strict=True)), by_size) < 0.06
+    low, high = one.models.bounds[:, 0]
+    at = (np.array([theta[0] for _, theta in drawn])[::5] - low) / (high - low)
+    assert kstest(at, "uniform").pvalue > 1e-3
+
+
+def test_sampler_against_enumeration(cube, comm):
+    shapes, none = allowed(cube), np.zeros(0)
+    assert len(shapes) == 13
+    sampling = Sampling(samples=1200, chains=2, steps=1, learning=12, examples=40)
+    run = _Run(cube, sampling, comm)
+    run.begin(None, None)
+    while run.round < LEARNING + KEEPING:
+        run.advance()
+    bias = run.bias
+    log_p = np.array([cube.prior.log_density(s, none) + cube.likelihood.log_density(
+        np.maximum(cube.predicted(s, none) + bias, 0.0)) for s in shapes])
+    p = np.exp(log_p - log_p.max())
+    exact = {s.tobytes(): weight for s, weight in zip(shapes, p / p.sum(), strict=True)}
+    assert max(exact.values()) < 0.9
+    labels = np.concatenate([part["labels"] for part in run.samples])
+    counts = Counter(s.tobytes() for s in labels)
+    found = {key: number / len(labels) for key, number in counts.items()}
+    assert distance(found, exact) < 0.08
+
+
+# ---- results ------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def found(two):
+    return sample(two, FEW, alone(two.problem).comm,
+                  np.zeros((len(two.models.whole.facets), 3), int))
+
+
+def test_result(found, two, tmp_path):
+    n, cells = found.labels.shape
+    assert n >= FEW.samples and cells == 12 and set(found.chain) == {0, 1}
+    assert found.theta["wall_permeability"].shape == (n, 2)
+    assert np.allclose(found.probability, (found.labels > 0).mean(axis=0))
+    V, low, high = found.quantities["volume"], *found.interval("volume")
+    assert np.allclose(V, (found.labels > 0) @ two.models.whole.volumes)
+    assert V.min() <= low <= np.median(V) <= high <= V.max()
+    assert 0 < found.expected_f1 <= 1 and two.cells.allowed(found.expected_f1_shape)
+    assert "not sampled well enough" in found.doubts and found.describe()[-1] == found.doubts
+    path = tmp_path / "posterior.npz"
+    found.save(path)
+    same = Posterior.load(path)
+    assert np.array_equal(same.labels, found.labels)
+    assert json.dumps(same.summary()) == json.dumps(found.summary())
+
+
+def test_expected_f1_is_the_largest_of_samples(two):
+    labels = np.zeros((3, 12), np.int8)
+    part = two.moves._seeds[0]
+    labels[:, part] = 1
+    labels[2] = 1
+    shape, value = largest_expected_f1(two, labels)
+    assert np.array_equal(shape, labels[0]) and 2 / 3 <= value < 1
+
+
+def test_alignment_undoes_a_reflection(two):
+    labels = np.zeros((2, 12), np.int8)
+    labels[0, two.moves._seeds[3]] = 1
+    labels[1] = labels[0][two.moves.mirror]
+    assert not np.array_equal(labels[0], labels[1])
+    assert np.array_equal(align(two, labels, labels[0])[1], labels[0])
+
+
+def test_diagnostics():
+    rng = np.random.default_rng(0)
+    good = rng.normal(size=(4, 2000))
+    assert diagnostics.r_hat(good) < 1.01 and abs(diagnostics.effective(good) / 8000 - 1) < 0.15
+    slow = np.zeros((4, 4000))
+    for k in range(1, 4000):
+        slow[:, k] = 0.8 * slow[:, k - 1] + rng.normal(size=4)
+    assert abs(diagnostics.effective(slow) / (16000 * 0.2 / 1.8) - 1) < 0.25
+    assert diagnostics.r_hat(good + np.arange(4)[:, None]) > 1.2
+    assert diagnostics.r_hat(np.ones((2, 10))) == 1.0
+
+
+# ---- ranks, going on, bad input -----------------------------------------------------------------
+
+PROGRAM = """
+import sys; sys.path.insert(0, {tests!r})
+from test_posterior import FEW, problem_on, digest
+import spinverse
+found = spinverse.posterior(problem_on([1, 1, 1], wall_permeability=0.01), FEW)
+if found.chain.size and spinverse.mesh.build(spinverse.mesh.box, [1, 1, 1], cells=[1, 1, 1]
+                                             ).comm.rank == 0:
+    print("digest", digest(found))
+"""
+
+
+def digest(found):
+    return hashlib.sha256(found.labels.tobytes() + np.round(
+        found.log_likelihood, 6).tobytes()).hexdigest()
+
+
+def test_two_ranks_draw_the_same(request):
+    program = PROGRAM.format(tests=str(request.path.parent))
+    lines = [[line for line in run_mpi(n, "-c", program).splitlines() if "digest" in line]
+             for n in (1, 2)]
+    assert len(lines[0]) == 1 and lines[0] == lines[1]
+
+
+def test_going_on_gives_the_same(cube, comm):
+    kept, facets = [], np.zeros((len(cube.models.whole.facets), 3), int)
+    whole = sample(cube, FEW, comm, facets, keep=kept.append)
+    for state in (kept[2], kept[-2]):
+        again = sample(cube, FEW, comm, facets, saved=state)
+        assert digest(again) == digest(whole)
+    with pytest.raises(InputError, match="state to go on from has no"):
+        sample(cube, replace(FEW, chains=3), comm, facets, saved=kept[0])
+
+
+@pytest.mark.parametrize(("made", "words"), [
+    (lambda: Sampling(samples=0), "samples 0, expected at least 1"),
+    (lambda: ShapePrior(volume_fraction=1.5), "volume_fraction 1.5, expected a number between"),
+    (lambda: ShapePrior(area_scale=-1), "area_scale -1"),
+    (lambda: Posterior.load("nowhere.npz"), "nowhere.npz: cannot be read"),
+    (lambda: spinverse.posterior(problem_on([1, 1, 1], noise=0.0), FEW), "no noise is known")])
+def test_bad_input(made, words):
+    with pytest.raises(InputError, match=words):
+        made()
+
+
+# ---- commands -----------------------------------------------------------------------------------
+
+RUN = """mesh: {builder: box, lengths_um: [8, 8, 8], cells: [1, 1, 1]}
+signals: {file: signals.npz, noise: 0.05}
+tissue: {wall_permeability_um_per_ms: 0.01}
+stages: [{name: first, iterations: 1}]
+posterior: {samples: 8, chains: 2, steps: 1, learning: 6, examples: 40}
+"""
+
+
+@pytest.fixture
+def folder_of_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text(RUN)
+    write_signals(tmp_path / "signals.npz", problem_on([1, 1, 1]).signals)
+    return tmp_path
+
+
+def test_calibrate(folder_of_run, capsys):
+    assert cli.main(["calibrate", "run.yaml", "--truths", "2", "-o", "out"]) == 0
+    out = folder_of_run / "out"
+    first = (out / "truth_0000.npz").stat().st_mtime_ns
+    rows = (out / "reliability.csv").read_text().splitlines()
+    assert len(rows) == 1 + calibration.BINS
+    assert sum(int(row.split(",")[2]) for row in rows[1:]) == 2 * 6
+    assert "R-hat" in capsys.readouterr().out
+    assert cli.main(["calibrate", "run.yaml", "--truths", "3", "-o", "out"]) == 0
+    assert (out / "truth_0000.npz").stat().st_mtime_ns == first
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["truths"] == 3 and len(summary["coverage"]) == 6
+    assert cli.main(["calibrate", "run.yaml", "--truths", "0", "-o", "other"]) == 2
+    assert "--truths 0: expected at least 1" in capsys.readouterr().err
+    (folder_of_run / "run.yaml").write_text(RUN.replace("samples: 8", "samples: 0"))
+    assert cli.main(["calibrate", "run.yaml", "--truths", "2", "-o", "out"]) == 2
+    assert "posterior.samples" in capsys.readouterr().err
+
+
+def test_reconstruct_writes_the_posterior(folder_of_run, capsys):
+    assert cli.main(["reconstruct", "run.yaml", "-o", "out"]) in (0, 3)
+    out = folder_of_run / "out"
+    found = Posterior.load(out / "posterior.npz")
+    assert (out / "posterior.vtu").is_file() and len(found.labels) == 8
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["posterior"]["samples"] == 8
+    assert "posterior: volume" in capsys.readouterr().out
+
+
+def test_counts_of_a_calibration():
+    """Posteriors that are right pass; the tables are counts."""
+    rng, rows = np.random.default_rng(0), []
+    for _ in range(40):
+        p, x = rng.random(50), rng.random()
+        row = {"probability": p, "inside": rng.random(50) < p}
+        for name in calibration.QUANTITIES:
+            row |= {f"{name} rank": x, f"{name} in 50 %": abs(x - 0.5) < 0.25,
+                    f"{name} in 90 %": abs(x - 0.5) < 0.45}
+        rows.append(row)
+    for row in calibration.reliability(rows):
+        assert abs(row["inside"] - row["mean probability"]) < 4 * row["error"]
+    for row in calibration.coverage(rows):
+        assert abs(row["covered"] - row["level"]) < 4 * row["error"]
+    assert all(row["chi-square of 9"] < 30 for row in calibration.ranks(rows))
