@@ -159,7 +159,8 @@ def test_births_go_back(two):
     made = [m for m in (two.moves.propose(rng, which, 0, labels, theta) for _ in range(400)) if m]
     assert made and all(new.max() == 2 and np.isclose(ratio, np.log(number))
                         for new, _, ratio in made)
-    back = [m for m in (two.moves.propose(rng, which, 0, made[0][0], theta) for _ in range(40)) if m]
+    back = [m for m in (two.moves.propose(rng, which, 0, made[0][0], theta)
+                        for _ in range(40)) if m]
     assert back and all(np.array_equal(new, labels) and np.isclose(ratio, -np.log(number))
                         for new, _, ratio in back)
 
@@ -199,7 +200,7 @@ def test_prior_alone(two):
 def test_sampler_against_enumeration(cube, comm):
     shapes, none = allowed(cube), np.zeros(0)
     assert len(shapes) == 13
-    sampling = Sampling(samples=1200, chains=2, steps=1, learning=12, examples=40)
+    sampling = Sampling(samples=600, chains=2, steps=1, learning=12, examples=40)
     run = _Run(cube, sampling, comm)
     run.begin(None, None)
     while run.round < LEARNING + KEEPING:
@@ -213,7 +214,7 @@ def test_sampler_against_enumeration(cube, comm):
     labels = np.concatenate([part["labels"] for part in run.samples])
     counts = Counter(s.tobytes() for s in labels)
     found = {key: number / len(labels) for key, number in counts.items()}
-    assert distance(found, exact) < 0.08
+    assert distance(found, exact) < 0.1
 
 
 # ---- results ------------------------------------------------------------------------------------
