@@ -6,6 +6,7 @@ import argparse
 import csv
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def run(arguments, comm: MPI.Comm) -> None:
     path = out / "examples.npz"
     if not comm.bcast(path.is_file()):
         pool = calibration.pool(space, sampling, comm)
-        on_root(comm, replace, path, lambda part: np.savez_compressed(part, **pool))
+        on_root(comm, _save, path, pool)
     known = shared.everywhere(comm, _load, path)
     true = calibration.truths(space, arguments.truths, sampling.seed, comm)
     screen.say("truths and their signals are there")
@@ -77,7 +78,7 @@ def run(arguments, comm: MPI.Comm) -> None:
             row = calibration.judged(space, sampling, known, true["labels"][k], true["theta"][k],
                                      true["measured"][k], sampling.seed + k + 1)
             row["cpu_seconds"] = time.process_time() - begin
-            replace(path, lambda part, row=row: np.savez_compressed(part, **row))
+            _save(path, row)
             screen.say(f"truth {k + 1} of {arguments.truths}: R-hat {row['r_hat']:.2f}, "
                        f"{row['effective_samples']:.0f} effective samples, "
                        f"{row['cpu_seconds']:.0f} s")
@@ -88,7 +89,7 @@ def run(arguments, comm: MPI.Comm) -> None:
         rows = [_load(out / f"truth_{k:04d}.npz") for k in range(arguments.truths)]
         tables = {name: table(rows) for name, table in TABLES.items()}
         for name, table in tables.items():
-            replace(out / f"{name}.csv", lambda path, table=table: _write(path, table))
+            replace(out / f"{name}.csv", partial(_write, rows=table))
         r_hat = np.array([float(row["r_hat"]) for row in rows])
         facts: dict[str, Any] = {
             "truths": len(rows), "r_hat_median": float(np.median(r_hat)),
@@ -130,6 +131,10 @@ def _prepare(out: Path, sums: dict, force: bool) -> None:
             path.unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     folder.write_json(marker, sums)
+
+
+def _save(path: Path, arrays: dict[str, Any]) -> None:
+    replace(path, lambda part: np.savez_compressed(part, **arrays))
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:

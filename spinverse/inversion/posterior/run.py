@@ -160,7 +160,8 @@ class _Run:
         """``function(chain)`` of each chain, in order."""
         return shared(self.comm, function, range(self.sampling.chains))
 
-    def begin(self, start, known: Arrays | None) -> None:
+    def begin(self, start: tuple[np.ndarray, np.ndarray] | None,
+              known: Arrays | None) -> None:
         s, space = self.sampling, self.space
         if start is not None:  # on every rank for itself: no rank waits for another
             space.models.fit_resistance(*start, space.models.all)
