@@ -269,7 +269,8 @@ def advance(space: Space, tuned: Tuned, state: Arrays, seed: tuple, steps: int, 
     rng, emulator, prior = np.random.default_rng(seed), tuned.emulator, space.prior
     x: tuple[np.ndarray, np.ndarray] = state["labels"], state["theta"]
     nu = state["predicted"]
-    ladder: list[tuple[np.ndarray, np.ndarray]] = list(zip(state["ladder_labels"], state["ladder_theta"], strict=True))
+    ladder: list[tuple[np.ndarray, np.ndarray]] = list(zip(
+        state["ladder_labels"], state["ladder_theta"], strict=True))
     # log-likelihoods, by the model and by the emulator
     L, ways = tuned.log_likelihood(nu), np.zeros((2, 2))
     rejected = np.zeros((2, len(ladder) - 1))
