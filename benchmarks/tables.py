@@ -12,7 +12,8 @@ column out; `means` gives one row for each boundary, SNR and method.
 
 NAME.csv has the heads and cells that are shown, and a column `source`. NAME.json says for each
 source by which command, at which commit, on which day and on what machine it was made. Rows of a
-benchmark that are added replace those of the same target, boundary, SNR and method.
+benchmark that are added replace those of the same target, boundary, SNR and method, those of a
+validation those of the same family and level.
 """
 
 from __future__ import annotations
@@ -121,9 +122,11 @@ def from_validation(text: str) -> list[dict]:
 
 
 def _case(row: dict) -> tuple:
-    """What makes a row of a benchmark one; of other tables all of it."""
-    heads = ("target", *GROUP)
-    return tuple(row[head] for head in (heads if all(head in row for head in heads) else row))
+    """What makes a row of a benchmark or a validation one; of other tables all of it."""
+    for heads in (("target", *GROUP), ("family", "level")):
+        if all(head in row for head in heads):
+            return tuple(row[head] for head in heads)
+    return tuple(row.values())
 
 
 def add(name: str, path: Path, source: dict) -> None:
@@ -131,15 +134,15 @@ def add(name: str, path: Path, source: dict) -> None:
     key, rows, sources = f"{source['commit']} {source['date']} {source['command']}", {}, {}
     if path.is_file():
         new = read(path)
-    elif (path / "table.json").exists():
-        new = from_validation((path / "table.md").read_text())
     else:
-        new = [from_benchmark(row) for row in read(path / "table.csv")]
+        new = from_validation((path / "table.md").read_text()) if (
+            path / "table.json").exists() else map(from_benchmark, read(path / "table.csv"))
         if (RESULTS / f"{name}.csv").exists():
             old, sources = load(name)
             rows = {_case(row): row for row in old}
     rows |= {_case(row): row | {"source": key} for row in new}  # in the places that they had
-    save(name, list(rows.values()), sources | {key: source})
+    save(name, sorted(rows.values(), key=lambda row: row.get("level") == "refined"),
+         sources | {key: source})
 
 
 def main() -> int:
