@@ -3,7 +3,8 @@
 #
 # - **Goal**: powder averages of permeable spheres on a lattice, whose exchange time is that of
 #   their slowest mode; fitted by NEXI and SMEX (graymatter-swissknife), models of sticks that
-#   exchange with what is around, and by Kärger's model with two isotropic pools.
+#   exchange with what is around, and by Kärger's model with two isotropic pools, at last with
+#   one in which diffusion is restricted.
 # - **Cores**: 1.
 # - **Minutes**: 3.
 # - **Expected output**: for each permeability the exchange time, the share inside and both
@@ -73,11 +74,13 @@ for kappa in PERMEABILITIES:
 # %% [markdown]
 # ## The models
 #
-# All three have the same four numbers: exchange time 1 / (k_ie + k_ei) in ms, diffusivity inside
+# All have the same four numbers: exchange time 1 / (k_ie + k_ei) in ms, diffusivity inside
 # and around in um^2/ms, share inside. In NEXI (Jelescu et al., NeuroImage 256 (2022) 119277) the
 # inside is sticks in all directions and pulses are short, in SMEX (Olesen et al., NeuroImage 251
 # (2022) 118976) pulses have their length. Their signals and limits are the package's, the
-# fit is scipy's, the same for all three. Kärger's pools may be at rest.
+# fit is scipy's, the same for all. Inside of Kärger's pools water may be at rest. In the last
+# model it is restricted: its signal does not depend on the separation of pulses that are longer
+# than it takes to cross, so that D inside is as 1 / (Delta - delta / 3).
 
 # %%
 separations, b = (grid.ravel() for grid in np.meshgrid(SEPARATIONS, B, indexing="ij"))
@@ -85,20 +88,27 @@ protocol = AcquisitionParameters(b_to_internal(b), separations, DELTA)
 pools = Acquisition.pgse(B, [1.0, 0, 0], DELTA, SEPARATIONS)
 
 
-def karger(x, _):
+def karger(x, _, power=0):
     time, within, around, share = x
+    time_of = pools.diffusion_time
+    D = [within * (time_of[0] / time_of) ** power, np.full(len(pools), around)]
     rates = np.array([[0.0, 1 - share], [share, 0.0]]) / time  # inside to around, and back
-    return karger_pools(pools, [share, 1 - share], [within, around], rates).signals.magnitude
+    return karger_pools(pools, [share, 1 - share], D, rates, tolerance=1e-7).signals.magnitude
 
 
-MODELS = {"NEXI": Nexi.get_signal, "SMEX": Smex.get_signal, "Kärger": karger}
+def restricted(x, _):
+    return karger(x, _, power=1)
+
+
+MODELS = {"NEXI": Nexi.get_signal, "SMEX": Smex.get_signal, "Kärger": karger,
+          "Kärger, restricted": restricted}
 LIMITS = np.array(Nexi.classic_limits, dtype=float).T
 
 
 def fit(model, measured):
     """The best of two starts: numbers, and the root mean square of what is left."""
     low, high = LIMITS
-    if model is karger:
+    if model in (karger, restricted):
         low = low * [1, 0, 1, 1]
     found = [least_squares(lambda x: model(x, protocol) - measured, [time, 0.5, 1.5, 0.4],
                            bounds=(low, high), x_scale=[10, 0.5, 0.5, 0.2])
@@ -117,13 +127,15 @@ for k, kappa in enumerate(PERMEABILITIES):
     for name in MODELS:
         (time, within, outside, share), rms = fits[name][k]
         rows.append([f"{kappa:g}", name, f"{time:.1f}", f"{time / truth[k] - 1:+.0%}",
-                     f"{share:.3f}", f"{within:.2f}", f"{outside:.2f}", f"{rms:.0e}"])
+                     f"{share:.3f}", f"{within:.2f}" + (
+                         f" at {SEPARATIONS[0]:g} ms" if name == "Kärger, restricted" else ""),
+                     f"{outside:.2f}", f"{rms:.0e}"])
 HEADS = ["kappa, um/ms", "model", "exchange time, ms", "off by", "share inside", "D inside",
          "D around", "rms of E"]
 with (folder / "exchange_models.csv").open("w", newline="") as file:
     csv.writer(file, lineterminator="\n").writerows([HEADS, *rows])
 for row in [HEADS, *rows]:
-    print("".join(f"{cell:>18}" for cell in row))
+    print("".join(f"{cell:>20}" for cell in row))
 
 # %%
 try:
@@ -135,20 +147,20 @@ else:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
-    for name, marker in zip(MODELS, "os^", strict=True):
+    for name, marker in zip(MODELS, "os^d", strict=True):
         axes[0].plot(truth, [x[0] for x, _ in fits[name]], marker, label=name, alpha=0.8)
     axes[0].plot([0, 1.1 * max(truth)], [0, 1.1 * max(truth)], "k:", label="truth")
     axes[0].set(xlabel="exchange time of the tissue (ms)", ylabel="exchange time of the model (ms)")
     axes[0].legend()
     middle = len(PERMEABILITIES) // 2
     measured = averages[middle].reshape(len(SEPARATIONS), -1)
-    for name, style in zip(MODELS, ("-", "--", ":"), strict=True):
+    colours = plt.cm.viridis(np.linspace(0, 0.8, len(measured)))
+    for name, style in (("NEXI", "--"), ("Kärger, restricted", "-")):
         model = MODELS[name](fits[name][middle][0], protocol).reshape(measured.shape)
-        for row, colour in zip(model, plt.cm.viridis(np.linspace(0, 0.8, len(model))),
-                               strict=True):
-            axes[1].plot(B, row, style, color=colour, label=name if row is model[0] else None)
-    for row, separation, colour in zip(measured, SEPARATIONS, plt.cm.viridis(
-            np.linspace(0, 0.8, len(measured))), strict=True):
+        for row, colour in zip(model, colours, strict=True):
+            axes[1].plot(B, row, style, color=colour)
+        axes[1].plot([], [], style, color="k", label=name)
+    for row, separation, colour in zip(measured, SEPARATIONS, colours, strict=True):
         axes[1].plot(B, row, "o", color=colour, label=f"simulated, Delta {separation:g} ms")
     axes[1].set(xlabel="b (s/mm^2)", ylabel="powder average", yscale="log",
                 title=f"kappa {PERMEABILITIES[middle]:g} um/ms")
