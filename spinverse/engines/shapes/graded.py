@@ -178,11 +178,11 @@ class GradedModel:
         S, J = np.zeros(sweeps.number, complex), np.zeros((sweeps.number, len(c)))
         for k, sweep in enumerate(sweeps.parts):
             if mine(k):
-                S[sweep.rows], J[sweep.rows] = _Adjoint(self, c, basis, modes, sweep).result()
+                S[sweep.rows], J[sweep.rows] = Adjoint(self, c, basis, modes, sweep).result()
         if len(sweeps.still) and mine(len(sweeps.parts)):
             time, which = np.unique(sweeps.echo_time, return_inverse=True)
             sweep = Sweep((), 0, np.arange(len(time)), np.zeros(len(time)), time)
-            values, slopes = _Adjoint(self, c, basis, modes, sweep).result()
+            values, slopes = Adjoint(self, c, basis, modes, sweep).result()
             S[sweeps.still], J[sweeps.still] = values[which], slopes[which]
         return S, J
 
@@ -229,7 +229,7 @@ class GradedModel:
         """Re p . dM u for values at the nodes ``(2 Nv, m)``, ``(m, Nt)``."""
         total = np.zeros((len(self.node), p.shape[1]))
         for sign, a, b in zip(self._signs, *(np.split(x, 2) for x in (p, u)), strict=True):
-            right = _times(self.blocks.mass, b[self.node])
+            right = product(self.blocks.mass, b[self.node])
             total += sign * np.einsum("tnc,tnc->tc", a[self.node], right).real
         return (1 - self.mass_floor) * total.T
 
@@ -256,28 +256,28 @@ class GradedModel:
         total = np.zeros((len(c), P.shape[1]), single)
         for k, (sign, decay, p, u, du) in enumerate(zip(self._signs, decays, *parts, strict=True)):
             there = u[self.node]
-            right = _times(decay, there) + _times(mass, du[self.node])
+            right = product(decay, there) + product(mass, du[self.node])
             if position is not None:
-                right += _times(position[k].astype(single), there) * (1j * strength).astype(
+                right += product(position[k].astype(single), there) * (1j * strength).astype(
                     right.dtype)
             if square is not None:
-                right += _times(square[k].astype(single), there) * strength_squared.astype(single)
+                right += product(square[k].astype(single), there) * strength_squared.astype(single)
             total -= single(sign) * np.einsum("tnc,tnc->tc", p[self.node], right).real
         (p, q), (u, v) = ([x[self._facet] for x in part] for part in parts[:2])
-        f = np.einsum("fmc,fmc->fc", p - q, _times(own, u - v)).real
+        f = np.einsum("fmc,fmc->fc", p - q, product(own, u - v)).real
         if rest is not None:
-            f += np.einsum("fmc,fmc->fc", p, _times(rest, v)).real
-            f += np.einsum("fmc,fmc->fc", q, _times(rest.transpose(0, 2, 1), u)).real
+            f += np.einsum("fmc,fmc->fc", p, product(rest, v)).real
+            f += np.einsum("fmc,fmc->fc", q, product(rest.transpose(0, 2, 1), u)).real
         total -= self.jump.T @ ((2 * (self.jump @ c))[:, None].astype(single) * f)
         for sign, outflow, p, u in zip(self._signs, self._outflow, *parts[:2], strict=True):
             if np.any(outflow):
-                f = (p[self._rim] * _times(outflow.astype(single), u[self._rim])).real.sum(axis=1)
+                f = (p[self._rim] * product(outflow.astype(single), u[self._rim])).real.sum(axis=1)
                 total -= self._rim_cell.T @ (single(sign) * f)
         total *= weight.astype(single)
         return total.reshape(len(c), -1, m).sum(axis=1).T
 
 
-class _Adjoint:
+class Adjoint:
     """The measurements of one sweep, and the derivatives of their magnitudes."""
 
     def __init__(self, model: GradedModel, c, basis: Basis, modes, sweep: Sweep):
@@ -357,7 +357,7 @@ class _Adjoint:
             if k:
                 y = frame.between(np.ascontiguousarray(y), times[k - 1], True)
         nodes = (self.modes @ frame.R).astype(np.float32)
-        P, U, slope = (_times(nodes[None], np.hstack(part).astype(np.complex64)[None])[0]
+        P, U, slope = (product(nodes[None], np.hstack(part).astype(np.complex64)[None])[0]
                        for part in (adjoints, states, slopes))
         along = (1 - self.model.mass_floor) * np.tensordot(
             run.direction, self.model.blocks.position, axes=1)
@@ -383,14 +383,14 @@ class _Adjoint:
             u = np.hstack([np.exp(-rates * time * t) * right for t in at])
             slope = np.hstack([-rates * np.exp(-rates * time * t) * right for t in at])
             p = np.hstack([np.exp(-rates * time * (1 - t)) * left for t in at])
-            P, U, dU = (_times(self.single[None], x.astype(np.complex64)[None])[0]
+            P, U, dU = (product(self.single[None], x.astype(np.complex64)[None])[0]
                         for x in (p, u, slope))
             weight = twice * np.concatenate([w * (high - low) * time for w in weights])
             self.total = self.total + self.model.contract(self.c, P, U, dU, weight,
                                                           right.shape[1])
 
 
-def _times(matrices: np.ndarray, columns: np.ndarray) -> np.ndarray:
+def product(matrices: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Real matrices ``(t, n, n)`` by complex columns ``(t, n, m)``, as twice as many real ones."""
     columns = np.ascontiguousarray(columns)
     if not np.iscomplexobj(columns):
