@@ -12,7 +12,8 @@ column out; `means` gives one row for each boundary, SNR and method.
 
 NAME.csv has the heads and cells that are shown, and a column `source`. NAME.json says for each
 source by which command, at which commit, on which day and on what machine it was made. Rows of a
-benchmark that are added replace those of the same target, boundary, SNR and method.
+benchmark that are added replace those of the same target, boundary, SNR and method, those of a
+validation those of the same family and level.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ KEPT = (("boundary", "boundary", ""), ("SNR", "snr", "g"), ("method", "method", 
         ("status", "status", ""))
 #: Of runs that differ from these, the target's name says so.
 USUAL = {"target_mesh": "grid", "acquisition": "published", "seed": "0"}
+#: Families of a validation, as `spinverse validate` has them.
+ORDER = ("1", "2", "3", "4", "5", "6", "7", "exchange", "layers", "narrowing", "short_time",
+         "effective", "lattice", "published", "b_values", "orders", "agreement", "tolerance")
 VERDICT = re.compile(r"^ *(\w+) +(default|refined) +(.+?) \((?:target|expected) (.+?)\) in (\S+): "
                      r"(.*); (\d+) s$", re.MULTILINE)
 
@@ -120,10 +124,35 @@ def from_validation(text: str) -> list[dict]:
     return [dict(zip(heads, line, strict=True)) for line in VERDICT.findall(text)]
 
 
+def cases_of(text: str) -> list[dict]:
+    """Every case of a validation, from its tables in markdown."""
+    found, heads = [], []
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if line.startswith("### family "):
+            family, heads = line.split()[-1], []
+        elif cells and not heads:
+            heads = ["family", *cells[:-1], "note"]
+        elif cells and cells[0] != "---":
+            found.append(dict(zip(heads, [family, *cells], strict=True)))
+    return found
+
+
 def _case(row: dict) -> tuple:
     """What makes a row of a benchmark one; of other tables all of it."""
     heads = ("target", *GROUP)
     return tuple(row[head] for head in (heads if all(head in row for head in heads) else row))
+
+
+def add_validation(name: str, text: str, key: str, source: dict) -> None:
+    """Take the families and levels of a validation, and their cases, in place of those there."""
+    for file, new in ((name, from_validation(text)), (f"{name}_cases", cases_of(text))):
+        rows, sources = load(file)
+        there = {(row["family"], row["level"]) for row in new}
+        rows = [row for row in rows if (row["family"], row["level"]) not in there]
+        rows = sorted([*rows, *(row | {"source": key} for row in new)],
+                      key=lambda row: (row["level"] == "refined", ORDER.index(row["family"])))
+        save(file, rows, sources | {key: source})
 
 
 def add(name: str, path: Path, source: dict) -> None:
@@ -132,7 +161,7 @@ def add(name: str, path: Path, source: dict) -> None:
     if path.is_file():
         new = read(path)
     elif (path / "table.json").exists():
-        new = from_validation((path / "table.md").read_text())
+        return add_validation(name, (path / "table.md").read_text(), key, source)
     else:
         new = [from_benchmark(row) for row in read(path / "table.csv")]
         if (RESULTS / f"{name}.csv").exists():

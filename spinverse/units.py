@@ -97,6 +97,11 @@ def gradient_from_si(gradient):
     return np.multiply(gradient, 1000.0)
 
 
+def gradient_from_hertz(gradient):
+    """Gradient strength from Hz/m of protons, as in Pulseq, to mT/m."""
+    return np.multiply(gradient, 2e3 * np.pi / GAMMA)
+
+
 def describe_range(values, digits: int = 4) -> str:
     """Text for the range of values, for instance ``1 to 2.5``; nan are left out."""
     values = np.asarray(values, dtype=float)

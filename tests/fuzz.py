@@ -6,6 +6,7 @@ and the file is kept.
 """
 
 import faulthandler
+import importlib.util
 import io
 import resource
 import signal
@@ -136,6 +137,18 @@ def load_checkpoint(path: Path) -> None:
     small_mesh().scatter_facets(found.triples, found.permeability, "checkpoint")
 
 
+def spin_echo(path: Path) -> None:
+    import pypulseq as pp
+
+    sequence, lobe = pp.Sequence(), pp.make_trapezoid("x", area=1e3, duration=4e-3)
+    sequence.add_block(pp.make_block_pulse(np.pi / 2, duration=1e-3, use="excitation"))
+    sequence.add_block(lobe)
+    sequence.add_block(pp.make_block_pulse(np.pi, duration=1e-3, use="refocusing"))
+    sequence.add_block(lobe)
+    sequence.add_block(pp.make_adc(8, dwell=2e-5))
+    sequence.write(str(path))
+
+
 def permeability() -> dict[str, bytes]:
     ours = small_mesh()
     return written("permeability.npz", lambda path: export.write_permeability(
@@ -172,6 +185,9 @@ FORMATS: dict[str, tuple[Callable[[], dict[str, bytes]], Callable[[Path], object
     "checkpoint": (checkpoint, load_checkpoint),
     "permeability": (permeability, lambda p: export.read_permeability(p, small_mesh())),
 }
+
+if importlib.util.find_spec("pypulseq"):
+    FORMATS["seq"] = lambda: written("a.seq", spin_echo), tables.read_acquisition
 
 
 # ---- what becomes of them -----------------------------------------------------------------------

@@ -550,7 +550,7 @@ def test_read_acquisition_refuses(copy, table):
             match="delta: given, but the file has such a column")
     refuses(
         read_acquisition, copy / "none.txt",
-        match="suffix '.txt', expected .csv, .npz, .scheme, .bval or .json",
+        match="suffix '.txt', expected .csv, .npz, .scheme, .seq, .bval or .json",
     )  # fmt: skip
     refuses(read_acquisition, copy / "none.scheme", match="none.scheme: there is no such file")
     refuses(read_acquisition, copy / "none.bval", delta=5, Delta=20, match="there is no such file")

@@ -24,6 +24,8 @@ FILES = {
     "noise_and_uncertainty": (["uncertainty.png"], []),
     "real_data": (["voxel.png"], ["dipy", "nibabel", "gmsh"]),
     "cluster": (["ranks_1.npz"], []),
+    "exchange_models": (["exchange_models.csv", "exchange_models.png"],
+                        ["graymatter_swissknife"]),
 }
 
 

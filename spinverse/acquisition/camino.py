@@ -26,14 +26,13 @@ from .. import units
 from ..errors import InputError, warn_caller
 from . import files
 from .pulses import PGSE
-from .samples import Sampled, SampledGradient, held
+from .samples import ROUNDED, Sampled, SampledGradient, along_a_line, held
 from .table import Acquisition, b_of_gradient
 from .waveform import Waveform
 
 _VERSIONS = {"STEJSKALTANNER": "STEJSKALTANNER", "1": "STEJSKALTANNER", "BVECTOR": "BVECTOR",
              "2": "BVECTOR", "GRADIENT_WAVEFORM": "GRADIENT_WAVEFORM"}
-_ROUNDED = 1e-6  # of the peak: two shapes that differ less are one,
-_ROUNDED_DIGITS = 3.0  # or by less than this many of the last digit that the file has,
+_ROUNDED_DIGITS = 3.0  # shapes are one that differ by less than this many of the file's last digit,
 _ROUNDED_MOST = 1e-3  # but for this much of the peak
 _REMARKS = ("#", "%")
 _COLUMNS = {"STEJSKALTANNER": "x y z |G| DELTA delta TE", "BVECTOR": "x y z b"}
@@ -206,7 +205,7 @@ def _waveforms(path, rows, digit: float) -> Acquisition:
         if not np.any(G):
             continue
         largest = float(np.max(np.linalg.norm(G, axis=1)))
-        same = np.clip(_ROUNDED_DIGITS * digit / largest, _ROUNDED, _ROUNDED_MOST)
+        same = np.clip(_ROUNDED_DIGITS * digit / largest, ROUNDED, _ROUNDED_MOST)
         peak, shape, vectors[row] = _shape(path, line, G, same)
         for k, (step, other, _, rounded) in enumerate(known):
             if step == dt and other.shape == shape.shape and \
@@ -236,20 +235,8 @@ def _shape(path, line: int, G: np.ndarray, same: float) -> tuple[float, np.ndarr
     if np.max(np.abs(rest)) > _ROUNDED_AREA * np.sum(area):
         raise InputError(f"{path}: line {line}: the gradients add up to {rest.tolist()} of "
                          f"{area.tolist()}, expected 0 (fold the 180-degree pulse into the sign)")
-    G = G - np.abs(G) * np.divide(rest, area, out=np.zeros(3), where=area > 0.0)
-    sizes = np.linalg.norm(G, axis=1)
-    peak = float(np.max(sizes))
-    direction = G[int(np.argmax(sizes))] / peak
-    first = int(np.argmax(sizes > _ROUNDED * peak))
-    direction = direction * np.sign(G[first] @ direction or 1.0)
-    along = G @ direction
-    if np.max(np.abs(G - along[:, None] * direction)) > same * peak:
-        return peak, G / peak, direction
-    if same > _ROUNDED:  # all samples know the direction better than one
-        direction = along @ G / np.linalg.norm(along @ G)
-        along = G @ direction
-        peak = float(np.max(np.abs(along)))
-    return peak, along / peak, direction
+    return along_a_line(G - np.abs(G) * np.divide(rest, area, out=np.zeros(3), where=area > 0.0),
+                        same)
 
 
 def _slices(waveform: Waveform, step: float) -> tuple[float, np.ndarray]:

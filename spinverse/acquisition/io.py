@@ -29,6 +29,7 @@ from .camino import is_scheme, read_camino
 from .files import in_a_folder, read_lines, without_small_b, write_text
 from .fsl import read_fsl
 from .plain import plain_values
+from .pulseq import read_pulseq
 from .pulses import PGSE
 from .signals import Signals
 from .table import Acquisition
@@ -82,8 +83,8 @@ def read_acquisition(path: str | Path, bvec: str | Path | None = None, *, delta=
 
     The name says which: .csv and .npz as described above, .scheme (or any file that starts with
     VERSION:) by ``read_camino``, .bval and .bvec (or .bvals and .bvecs) of one name, .json, .nii
-    and .nii.gz by ``read_bids``, and files called bvals or bval with bvecs or bvec beside them by
-    ``read_fsl``.
+    and .nii.gz by ``read_bids``, .seq by ``read_pulseq``, and files called bvals or bval with bvecs
+    or bvec beside them by ``read_fsl``.
 
     Args:
         bvec: The file of directions, if ``path`` is a bval file and it is not beside it under the
@@ -106,11 +107,15 @@ def read_acquisition(path: str | Path, bvec: str | Path | None = None, *, delta=
         return read_fsl(path, bvec, **times, b0_threshold=b0_threshold)
     if path.name.endswith(SUFFIXES):
         return read_bids(path, **times, b0_threshold=b0_threshold)
+    if path.suffix.lower() == ".seq":
+        for name in (name for name, time in times.items() if time is not None):
+            raise InputError(f"{path}: {name}: given, but a Pulseq file has its own times")
+        return read_pulseq(path, b0_threshold)
     if path.suffix == ".scheme" or (path.suffix not in (".csv", ".npz") and is_scheme(path)):
         return read_camino(path, **times, b0_threshold=b0_threshold)
     if path.suffix.lower() not in (".csv", ".npz"):
-        raise InputError(f"{path}: suffix {path.suffix!r}, expected .csv, .npz, .scheme, .bval or "
-                         ".json")
+        raise InputError(f"{path}: suffix {path.suffix!r}, expected .csv, .npz, .scheme, .seq, "
+                         ".bval or .json")
     times = {_TIME_COLUMNS[name]: value for name, value in times.items() if value is not None}
     columns, definitions = _read(path, times)
     columns["b"] = without_small_b(path, columns["b"], b0_threshold)

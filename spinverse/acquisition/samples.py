@@ -20,6 +20,8 @@ from .waveform import (
     with_ends,
 )
 
+ROUNDED = 1e-6  # of the peak: values that differ less are one
+
 
 def _numbers(field: str, values: Any, ndim: int) -> np.ndarray:
     """``values`` as a finite array of ``ndim`` axes, or the InputError that names ``field``."""
@@ -46,6 +48,27 @@ def held(step: float, values: Any) -> tuple[np.ndarray, np.ndarray]:
     first = np.concatenate([[0], np.flatnonzero(changes) + 1])
     edges = step * np.append(first, values.shape[0])
     return np.repeat(edges, 2)[1:-1], np.repeat(values[first], 2, axis=0)
+
+
+def along_a_line(G: np.ndarray, same: float) -> tuple[float, np.ndarray, np.ndarray]:
+    """Peak, shape (K,) or (K, 3) of largest length 1, and direction (3,) of samples (K, 3).
+
+    The shape is (K,) where all samples are along a line, to ``same`` of the peak. The direction is
+    that of the first gradient.
+    """
+    sizes = np.linalg.norm(G, axis=1)
+    peak = float(np.max(sizes))
+    direction = G[int(np.argmax(sizes))] / peak
+    first = int(np.argmax(sizes > ROUNDED * peak))
+    direction = direction * np.sign(G[first] @ direction or 1.0)
+    along = G @ direction
+    if np.max(np.abs(G - along[:, None] * direction)) > same * peak:
+        return peak, G / peak, direction
+    if same > ROUNDED:  # all samples know the direction better than one
+        direction = along @ G / np.linalg.norm(along @ G)
+        along = G @ direction
+        peak = float(np.max(np.abs(along)))
+    return peak, along / peak, direction
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,8 @@ _TINY = 1e-300
 class WholeSystem(DriftSystem):
     """Sparse operators of a whole mesh."""
 
+    left_out: float = 0.0  # as ranks hold different directions
+
     @cached_property
     def _factors(self) -> dict[float, PETSc.KSP]:
         return {}
@@ -178,14 +180,18 @@ class DirectionBases:
         self.problem, self.acquisition, self.ratio = problem, acquisition, low
         self.tolerance = tolerance
         self.shares = 0
-        # all of a direction are on one rank
         _, which = np.unique(np.round(acquisition.directions, 9), axis=0, return_inverse=True)
-        self._mine = np.flatnonzero(which.ravel() % problem.comm.size == problem.comm.rank)
+        which = which.ravel()
+        strongest = which[np.argmax(acquisition.strength)]
+        # all of a direction are on one rank; what has no gradient is where the strongest is, which
+        # is the first: its basis is that of them
+        known = np.where(acquisition.strength > 0, which, strongest)
+        mine = np.flatnonzero(known % problem.comm.size == problem.comm.rank)
+        self._mine = mine[np.argsort(known[mine] != strongest, kind="stable")]
         self._sweeps = DriftSweeps.of(acquisition.select(self._mine), STEP) if len(
             self._mine) else None
-        strongest = which.ravel()[np.argmax(acquisition.strength)]
-        self._alone = bool(np.all(which.ravel()[acquisition.strength > 0] == strongest))
-        self._measured = acquisition.select(which.ravel() == strongest)
+        self._alone = bool(np.all(known == strongest))
+        self._measured = acquisition.select(which == strongest)
         self._tried = DriftSweeps.of(self._measured, STEP)
         self.estimated_error, self.num_modes = np.nan, 2 + 3 * LINKS
         self.progress: Callable[[str, int, int], None] = silent

@@ -129,6 +129,8 @@ class DriftSystem:
         squares: C_jk, sparse, of `AXIS_PAIRS`.
         fastest: largest diffusivity, um^2/ms.
         start: ``(n,)``, which also receives; ones if None.
+        left_out: terms of Chebyshev sums, relative, that are not summed. Which these are depends
+            on the directions at hand.
     """
 
     decay: Any
@@ -137,6 +139,7 @@ class DriftSystem:
     squares: list[scipy.sparse.csr_matrix]
     fastest: float
     start: np.ndarray | None = None
+    left_out: float = 1e-7
 
     @cached_property
     def load(self) -> np.ndarray:
@@ -196,7 +199,7 @@ class DriftSystem:
         C = along(self.squares, along_pairs(directions))
         start = np.einsum("ndr,n->dr", V.reshape(n, D, r), self.load)
         return Reduced(between(self.decay), 0.5 * (N - N.transpose(0, 2, 1)), C, start,
-                       V.reshape(n, D, r), self.fastest)
+                       V.reshape(n, D, r), self.fastest, self.left_out)
 
     def signals(self, sweeps: DriftSweeps, bases: Reduced | None = None) -> np.ndarray:
         """``(N,)`` complex, of the measurements of ``sweeps``; bases of their directions."""
@@ -224,7 +227,7 @@ class Reduced:
         decay, drift, square: ``(D, r, r)`` in the mass-orthonormal functions of each.
         start: ``(D, r)``.
         functions: ``(n, D, r)`` their values.
-        fastest: see `DriftSystem`.
+        fastest, left_out: see `DriftSystem`.
     """
 
     decay: np.ndarray
@@ -233,6 +236,7 @@ class Reduced:
     start: np.ndarray
     functions: np.ndarray
     fastest: float
+    left_out: float
 
     @cached_property
     def highest(self) -> float:
@@ -242,7 +246,8 @@ class Reduced:
     def of(self, which: np.ndarray) -> Reduced:
         """Some of the directions, ``(d,)``."""
         return Reduced(self.decay[which], self.drift[which], self.square[which],
-                       self.start[which], self.functions[:, which], self.fastest)
+                       self.start[which], self.functions[:, which], self.fastest,
+                       self.left_out)
 
     def begin(self, number: int) -> np.ndarray:
         """The start, ``(D, r, number)`` complex."""
@@ -274,7 +279,7 @@ class Reduced:
             return v
 
         c = np.exp(-duration * low / found.steps) * np.array(found.coefficients)
-        c = c[: _needed(c)]
+        c = c[: max(int(np.flatnonzero(np.abs(c) > self.left_out).max(initial=0)) + 1, 2)]
         for _ in range(found.steps):
             before, now = y, apply(y)
             total = c[0] * y + (c[1] * now if len(c) > 1 else 0.0)
@@ -371,8 +376,3 @@ def _orthonormal(mass, columns: np.ndarray) -> np.ndarray:
 def _rounded(bound: float) -> float:
     """A bound that few plans serve: the next of steps of 10 %."""
     return float(1.1 ** np.ceil(np.log(max(bound, 1e-6)) / np.log(1.1)))
-
-
-def _needed(c: np.ndarray) -> int:
-    """Terms of a Chebyshev sum, to 1e-7."""
-    return max(int(np.flatnonzero(np.abs(c) > 1e-7).max(initial=0)) + 1, 2)
