@@ -20,7 +20,6 @@ from scipy.sparse import csr_matrix
 from .graded import Adjoint, product
 from .propagation import Sweep, Sweeps
 from .restricted import RestrictedModel
-from .walls import labels_beside
 
 Move = tuple[int, int]  # mesh cell, new label
 
@@ -47,13 +46,12 @@ class Effects:
         order = np.unique(labels).tolist()
         nodes, local = np.unique(model.smooth.node[self._cells], return_inverse=True)
         self.basis, fields = model.fields(labels, nodes)
-        self.modes = np.vstack([fields[label][k] for k in (0, 1) for label in order])
+        self.modes = np.vstack([fields[label] for label in order])
         row = {label: k * len(nodes) for k, label in enumerate(order)}
-        continued = len(order) * len(nodes)
         local = local.reshape(len(moves), -1)
         # what cells lose and gain
-        self._at = [local + np.array([row[label] for label in which.tolist()])[:, None] + more
-                    for which, more in ((before, 0), (after, continued))]
+        self._at = [local + np.array([row[label] for label in which.tolist()])[:, None]
+                    for which in (before, after)]
         self._density = [-blocks.density_of(before), blocks.density_of(after)]
         self._decay = [np.array([blocks.decay_of(label)[cell] for cell, label in zip(
             self._cells, which, strict=True)]) for which in (before, after)]
@@ -63,7 +61,7 @@ class Effects:
         # facets by the labels of their two sides, each once; what they count in moves and pairs
         items: dict[tuple[int, int, int], int] = {}
         entries: list[tuple[int, int, float]] = []
-        facets = _facets_of(whole.sides, len(whole.cells))
+        facets = whole.facets_of
 
         def count(output, facet, one, other, sign):
             """``one`` is the label of the first side of the facet, ``other`` of the second."""
@@ -85,12 +83,12 @@ class Effects:
             x, y = moves[one][1], moves[two][1]
             for this, that, sign in ((x, y, 1.0), (x, b, -1.0), (a, y, -1.0), (a, b, 1.0)):
                 count(k, facet, this, that, sign)
-        self._facets(model, labels, items, nodes, row, continued)
+        self._facets(model, items, nodes, row)
         out, item, sign = (np.array(x) for x in zip(*entries, strict=True))
         self._count = csr_matrix((sign, (out, item)), shape=(self._outputs, len(items)),
                                  dtype=np.float32)
 
-    def _facets(self, model, labels, items, nodes, row, continued):
+    def _facets(self, model, items, nodes, row):
         """Matrices of the facets between their two sides, and where their values are."""
         blocks, whole = model.blocks, model.blocks.whole
         facet, one, other = np.array(list(items)).T
@@ -114,10 +112,8 @@ class Effects:
                             * blocks.at_open[facet[tied]])
         where = np.searchsorted(nodes, model.smooth.node.ravel()[blocks.nodes[facet, 0]])
         where = np.minimum(where, len(nodes) - 1)
-        beside = labels_beside(labels, whole.sides[facet])
         self._where = np.hstack([
-            where + (np.array([row[label] for label in which.tolist()])
-                     + continued * ((which != beside[0]) & (which != beside[1])))[:, None]
+            where + np.array([row[label] for label in which.tolist()])[:, None]
             for which in (one, other)])
         self._exchange = values.reshape(len(facet), 2 * p, 2 * p).astype(np.float32)
 
@@ -170,12 +166,3 @@ class Effects:
         total -= self._count @ f
         total *= weight.astype(single)
         return total.reshape(self._outputs, -1, m).sum(axis=1).T
-
-
-def _facets_of(sides: np.ndarray, cells: int) -> list[list[int]]:
-    found: list[list[int]] = [[] for _ in range(cells)]
-    for facet, (first, second) in enumerate(sides.tolist()):
-        found[first].append(facet)
-        if second >= 0:
-            found[second].append(facet)
-    return found

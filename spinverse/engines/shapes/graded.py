@@ -20,12 +20,12 @@ from functools import cached_property
 import numpy as np
 import scipy.linalg
 import scipy.sparse
-from scipy.sparse.csgraph import connected_components
 
 from ..basis.spectrum import decay_rates
 from .blocks import Blocks
 from .drift import DriftAdjoint, DriftSweeps, DriftSystem
 from .propagation import Basis, Run, Sweep, Sweeps, received, signals
+from .smooth import Smooth, nodes_of, scattered
 from .walls import Walls
 
 FLOOR = 1e-4  # share of a field where it should not be
@@ -43,19 +43,19 @@ class GradedModel:
         walls: permeabilities.
         modes: number of modes.
         mass_floor: share of the mass that is always there.
+        smooth: functions that the fields are expanded in; None: any at the nodes.
     """
 
-    def __init__(self, blocks: Blocks, walls: Walls, modes: int = 160, mass_floor: float = FLOOR):
+    def __init__(self, blocks: Blocks, walls: Walls, modes: int = 160, mass_floor: float = FLOOR,
+                 smooth: Smooth | None = None):
         self.blocks, self.walls, self.modes, self.mass_floor = blocks, walls, modes, mass_floor
+        self.smooth = smooth
         whole = self.whole = blocks.whole
         cells, n = blocks.mass.shape[:2]
         inner = self.inner = np.flatnonzero(~whole.outer)
         rim = np.flatnonzero(whole.outer)
-        a, b = blocks.nodes[inner, 0].ravel(), blocks.nodes[inner, 1].ravel()
-        graph = scipy.sparse.coo_matrix((np.ones(len(a)), (a, b)), shape=(cells * n,) * 2)
-        node = connected_components(graph, directed=False)[1]
-        self.num_nodes = int(node.max()) + 1
-        self.node = node.reshape(cells, n)
+        self.node = nodes_of(blocks)
+        node, self.num_nodes = self.node.ravel(), int(self.node.max()) + 1
         self.jump = _sparse(np.repeat([[1.0, -1.0]], len(inner), axis=0), whole.sides[inner],
                             cells)
         self._rim_cell = _sparse(np.ones((len(rim), 1)), whole.sides[rim, :1], cells)
@@ -97,50 +97,54 @@ class GradedModel:
 
         The inside comes first.
         """
-        blocks, nv = self.blocks, self.num_nodes
         A, M = self._operators(c)
-        X = np.zeros((3, 2 * nv, 2 * nv))
-        for here, share, rho in zip((slice(0, nv), slice(nv, 2 * nv)), (c, 1 - c), self._density,
-                                    strict=True):
-            weight = rho * (self.mass_floor + (1 - self.mass_floor) * share)
-            for axis in range(3):
-                X[axis, here, here] = self._put(self.node, blocks.position[axis], weight)
+        X = [scipy.sparse.block_diag([self._put(self.node, values, weight)
+                                      for weight in self._mass_weights(c)], "csr")
+             for values in self.blocks.position]
+        P = self._functions
+        A, M = (matrix.toarray() if P is None else P.T @ (matrix @ P) for matrix in (A, M))
         K = min(self.modes, len(A))
         some = {"subset_by_index": [0, K - 1]} if K < len(A) else {}
         rates, modes = scipy.linalg.eigh(A, M, check_finite=False, **some)
-        positions = np.stack([modes.T @ x @ modes for x in X])
-        return Basis(decay_rates(rates), modes.T @ M.sum(axis=1), np.eye(K), [positions],
-                     dtype), modes
+        load = modes.T @ M.sum(axis=1)
+        if P is not None:
+            modes = P @ modes
+            load = (self._operators(c)[1] @ modes).sum(axis=0)
+        positions = np.stack([modes.T @ (x @ modes) for x in X])
+        return Basis(decay_rates(rates), load, np.eye(K), [positions], dtype), modes
 
-    def _put(self, where: np.ndarray, values: np.ndarray, weight: np.ndarray) -> np.ndarray:
-        nv = self.num_nodes
-        index = (where[:, :, None] * nv + where[:, None, :]).ravel()
-        return np.bincount(index, (values * weight[:, None, None]).ravel(),
-                           nv * nv).reshape(nv, nv)
+    @cached_property
+    def _functions(self) -> np.ndarray | None:
+        """Of both fields at the nodes, ``(2 Nv, functions)``."""
+        if self.smooth is None:
+            return None
+        return scipy.linalg.block_diag(self.smooth.inside, self.smooth.outside)
 
-    def _operators(self, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Decay and mass between the nodes, ``(2 Nv, 2 Nv)``."""
-        blocks, nv, put = self.blocks, self.num_nodes, self._put
-        A, M = np.zeros((2 * nv, 2 * nv)), np.zeros((2 * nv, 2 * nv))
-        fields = slice(0, nv), slice(nv, 2 * nv)
-        for here, share, rho, decay, outflow in zip(
-                fields, (c, 1 - c), self._density, self._decays, self._outflow, strict=True):
-            A[here, here] = put(self.node, decay, rho * (FLOOR + (1 - FLOOR) * share))
-            A[here, here] += put(self._rim, outflow, rho * (self._rim_cell @ share))
-            weight = rho * (self.mass_floor + (1 - self.mass_floor) * share)
-            M[here, here] = put(self.node, blocks.mass, weight)
-        walls = (self.jump @ c) ** 2
-        inside, outside = fields
+    def _mass_weights(self, c: np.ndarray) -> list[np.ndarray]:
+        return [rho * (self.mass_floor + (1 - self.mass_floor) * share)
+                for share, rho in zip((c, 1 - c), self._density, strict=True)]
+
+    def _put(self, where: np.ndarray, values: np.ndarray,
+             weight: np.ndarray) -> scipy.sparse.csr_matrix:
+        return scattered(where, values * weight[:, None, None], self.num_nodes)
+
+    def _operators(self, c: np.ndarray) -> tuple:
+        """Decay and mass between the nodes, ``(2 Nv, 2 Nv)``, sparse."""
+        put, walls = self._put, (self.jump @ c) ** 2
         own, other = (put(self._facet, F, walls) for F in (self._own, self._other))
-        A[inside, inside] += own
-        A[outside, outside] += own
-        A[inside, outside] += other
-        A[outside, inside] += other.T
+        inside, outside = (
+            put(self.node, decay, rho * (FLOOR + (1 - FLOOR) * share))
+            + put(self._rim, outflow, rho * (self._rim_cell @ share)) + own
+            for share, rho, decay, outflow in zip(
+                (c, 1 - c), self._density, self._decays, self._outflow, strict=True))
+        A = scipy.sparse.bmat([[inside, other], [other.T, outside]], "csr")
+        M = scipy.sparse.block_diag([put(self.node, self.blocks.mass, weight)
+                                     for weight in self._mass_weights(c)], "csr")
         return A, M
 
     def system(self, c: np.ndarray) -> DriftSystem:
         """The operators of a periodic box at shares ``(Nt,)``; nodes as of `basis`."""
-        A, M = self._operators(c)
+        A, M = (matrix.toarray() for matrix in self._operators(c))
         n, half = len(A), self.num_nodes
         fields = [(here * half + self.node, self._density[here] * (FLOOR + (1 - FLOOR) * share))
                   for here, share in enumerate((c, 1 - c))]

@@ -1,82 +1,27 @@
-"""Signals of a partition in modes of the box without walls: what a shape costs is that of the modes.
+"""Signals of a partition in modes of the box: what a shape costs is that of the modes, not the mesh.
 
-In each label magnetisation is smooth up to its walls, even where these are stairs. So it is expanded
-in the lowest modes of the whole mesh, restricted to the cells of the label: of the mesh with its
-outer boundary for label 0, of the mesh with closed faces for the others. Matrices are sums over
-cells, for label 0 the whole less the other labels: what they cost goes with the cells inside, and
-all else with the number of modes. On lattices of 576 and 2160 cells, 80 modes each: signals to 1e-6
-mean square, what a cell at the wall changes to 2 %.
+In each label magnetisation is smooth up to its walls, even where these are stairs. So it is
+expanded in the lowest modes of the whole mesh, restricted to the cells of the label: of the mesh
+with its outer boundary for label 0, with closed faces for the others. Matrices are sums over cells,
+for label 0 the whole less the other labels: what they cost goes with the cells inside, and all else
+with the number of modes. On lattices of 576 to 5376 cells, 100 modes each: signals to 1e-6 mean
+square, what a cell at the wall changes to 2 %.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import scipy.linalg
-import scipy.sparse.linalg
-from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import connected_components
 
-from ...mesh.whole import WholeMesh
 from .blocks import Blocks
 from .partition import PartitionModel
 from .propagation import Basis
+from .smooth import Smooth, scattered
 from .walls import Walls
 
-FUNCTIONS = 100  # modes of the box, for each of the two kinds of labels
 KEPT = 60, 50  # modes of label 0, and of each other label, at most
 TOLD_APART = 1e-7  # of the largest mass: combinations of functions that a label still tells
-CONTINUED = 0.0  # likewise, where fields are continued beyond the label
-SHIFT = 1e-2  # 1/ms below the spectrum: of the factor for modes of the box
 DENSE = 400  # nodes up to which matrices of a label are dense
-
-
-class Smooth:
-    """Functions that the magnetisation of a label is expanded in, at the nodes of a mesh.
-
-    Args:
-        blocks: matrices of the cells and facets.
-        walls: permeabilities.
-        number: of functions for each kind.
-
-    Attributes:
-        node: ``(Nt, n)`` number of the node of each value of a cell.
-        outside, inside: ``(nodes, number)`` for label 0 and for the others.
-    """
-
-    def __init__(self, blocks: Blocks, walls: Walls, number: int = FUNCTIONS):
-        self.node = nodes_of(blocks)
-        nv, whole = int(self.node.max()) + 1, blocks.whole
-        A = scattered(self.node, blocks.decay_of(0), nv)
-        M = scattered(self.node, blocks.mass, nv)
-        rim = np.flatnonzero(whole.outer)
-        leaves = scattered(self.node.ravel()[blocks.nodes[rim, 0]],
-                           walls.outer * blocks.exchange[rim, 0, :, 0], nv)
-        self.inside = _modes(A, M, number)
-        self.outside = _modes(A + leaves, M, number) if walls.outer else self.inside
-
-
-def nodes_of(blocks: Blocks) -> np.ndarray:
-    """The node of each value of a cell where no facet is a wall, ``(Nt, n)``."""
-    inner = ~blocks.whole.outer
-    cells, n = blocks.mass.shape[:2]
-    a, b = blocks.nodes[inner, 0].ravel(), blocks.nodes[inner, 1].ravel()
-    graph = csr_matrix((np.ones(len(a), np.int8), (a, b)), shape=(cells * n,) * 2)
-    return connected_components(graph, directed=False)[1].reshape(cells, n)
-
-
-def scattered(where: np.ndarray, values: np.ndarray, size: int) -> csr_matrix:
-    """The sum of matrices ``(m, n, n)`` of nodes ``(m, n)``."""
-    rows = np.broadcast_to(where[:, :, None], values.shape).ravel()
-    columns = np.broadcast_to(where[:, None, :], values.shape).ravel()
-    return csr_matrix((values.ravel(), (rows, columns)), shape=(size, size))
-
-
-def _modes(A: csr_matrix, M: csr_matrix, number: int) -> np.ndarray:
-    if number > A.shape[0] // 3:
-        return scipy.linalg.eigh(A.toarray(), M.toarray(),
-                                 subset_by_index=[0, min(number, A.shape[0]) - 1])[1]
-    start = np.ones(A.shape[0])  # the same on all ranks
-    return scipy.sparse.linalg.eigsh(A.tocsc(), number, M.tocsc(), sigma=-SHIFT, v0=start)[1]
 
 
 class RestrictedModel(PartitionModel):
@@ -111,14 +56,14 @@ class RestrictedModel(PartitionModel):
             nodes: ``(n,)`` numbers as of `Smooth.node`.
 
         Returns:
-            The basis, and ``(2, n, K)`` for each label: in its cells, and as it continues there.
+            The basis, and ``(n, K)`` for each label, which also continues beyond its cells.
         """
         basis, found, end = self.basis(labels, float), {}, 0
         for label in np.unique(labels).tolist():
-            both = np.array(self._coefficients[label])
-            begin, end = end, end + both.shape[2]
+            F = self._coefficients[label]
+            begin, end = end, end + F.shape[1]
             B = self.smooth.inside if label else self.smooth.outside
-            found[label] = (B[nodes] @ both) @ basis.modes[begin:end]
+            found[label] = (B[nodes] @ F) @ basis.modes[begin:end]
         return basis, found
 
     def _unknowns(self, labels: np.ndarray) -> np.ndarray:
@@ -181,16 +126,6 @@ class RestrictedModel(PartitionModel):
         Q = Q[:, told] / np.sqrt(mass[told])
         rates, Z = scipy.linalg.eigh(Q.T @ A @ Q, driver="evd", check_finite=False)
         K = len(rates) if self.modes is None else min(len(rates), self.modes[int(label > 0)])
-        F = Q @ Z[:, :K]
-        far = mass[told] > CONTINUED * mass[-1]
-        self._coefficients[label] = F, Q[:, far] @ Z[far, :K]
+        F = self._coefficients[label] = Q @ Z[:, :K]
         positions = np.stack([F.T @ x @ F for x in X])
         return np.diag(rates[:K]), b @ F, place, F.T @ load, positions
-
-
-def suits(whole: WholeMesh) -> bool:
-    """Whether a mesh is one for this model: large, and not periodic."""
-    return len(whole.cells) > LEAST and not whole.periodic
-
-
-LEAST = 1000  # mesh cells: fewer have little more nodes than functions

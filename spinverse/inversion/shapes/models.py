@@ -21,7 +21,8 @@ from ...engines.shapes.directions import DirectionBases
 from ...engines.shapes.effects import Effects
 from ...engines.shapes.graded import FLOOR, GradedModel
 from ...engines.shapes.partition import PartitionModel
-from ...engines.shapes.restricted import RestrictedModel, Smooth, suits
+from ...engines.shapes.restricted import RestrictedModel
+from ...engines.shapes.smooth import Smooth, suits
 from ...engines.shapes.walls import Walls
 from ...errors import InputError
 from ...mesh.whole import WholeMesh
@@ -227,7 +228,8 @@ class Models:
 
     def graded(self, theta: np.ndarray, modes: int, mass_floor: float = FLOOR) -> GradedModel:
         """The model of shares of cells."""
-        return GradedModel(*self._at(theta), modes, mass_floor)
+        return GradedModel(*self._at(theta), modes, mass_floor,
+                           self._smooth(FUNCTIONS) if self.large else None)
 
     def graded_jacobian(self, model: GradedModel, c: np.ndarray, look: Look,
                         longest: float) -> tuple[np.ndarray, np.ndarray]:

@@ -40,7 +40,7 @@ RELAXED = 1e-2  # of the mean curvature: keeps shares of moves apart when places
 # the largest in the coordinate; and below which there is nothing to gain
 TUNINGS, FAST, LONGEST, SHORTEST = 3, 12, 0.5, 2e-5
 LOOSER = 10.0  # by how much steps are damped less after one that gained
-# of large meshes: what changes of a correction over what changes of the residual since; share of the
+# large meshes: a correction drifts by this share of what the residual changes; share of the
 # residual that it may be wrong by
 DRIFT, GOOD = 0.05, 0.3
 EFFECTS = 30  # shapes that cost what the effects of all moves do on large meshes
