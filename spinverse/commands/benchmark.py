@@ -124,7 +124,8 @@ def run(arguments, comm: MPI.Comm) -> None:
         with _alone(out):
             rows = _collect(bench)
     else:
-        chosen, known = targets.find(arguments.targets, arguments.cubes), methods.find(arguments.methods)
+        chosen = targets.find(arguments.targets, arguments.cubes)
+        known = methods.find(arguments.methods)
         inside, outside = arguments.diffusivity[0], arguments.diffusivity[-1]
         made = {boundary: [targets.across(target) if boundary == "periodic" else target
                            for target in chosen]

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import scipy.linalg
@@ -281,10 +282,25 @@ class GradedModel:
         return total.reshape(len(c), -1, m).sum(axis=1).T
 
 
+class Derivatives(Protocol):
+    """What `Adjoint` asks: see `GradedModel`."""
+
+    blocks: Blocks
+    mass_floor: float
+
+    def mass_term(self, p: np.ndarray, u: np.ndarray) -> np.ndarray:
+        """As of `GradedModel`."""
+
+    def contract(self, c: np.ndarray, P: np.ndarray, U: np.ndarray, slope: np.ndarray,
+                 weight: np.ndarray, m: int, position: Sequence[np.ndarray] | None = None,
+                 strength: np.ndarray | None = None) -> np.ndarray:
+        """As of `GradedModel`."""
+
+
 class Adjoint:
     """The measurements of one sweep, and the derivatives of their magnitudes."""
 
-    def __init__(self, model: GradedModel, c, basis: Basis, modes, sweep: Sweep):
+    def __init__(self, model: Derivatives, c, basis: Basis, modes, sweep: Sweep):
         self.model, self.c, self.basis, self.modes, self.sweep = model, c, basis, modes, sweep
         self.single = modes.astype(np.float32)
         self.total: np.ndarray | float = 0.0

@@ -1,4 +1,4 @@
-"""Signals of a partition in modes of the box: what a shape costs is that of the modes, not the mesh.
+"""Signals of a partition in modes of the box: a shape costs what the modes cost, not the mesh.
 
 In each label magnetisation is smooth up to its walls, even where these are stairs. So it is
 expanded in the lowest modes of the whole mesh, restricted to the cells of the label: of the mesh
