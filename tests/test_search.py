@@ -834,11 +834,12 @@ def test_presets_fall_back_where_a_search_cannot_run(coarse, caplog):
     assert stages_for(problem, "default") == [Shapes()] and not caplog.records
     large = spinverse.mesh.build(spinverse.mesh.box, lengths=(10, 10, 10), cells=(9, 9, 9))
     table = acquisition()
-    problem = InverseProblem(large, spinverse.Signals(table, np.exp(-table.b / 3000)))
+    problem = InverseProblem(large, spinverse.Signals(table, np.exp(-table.b / 3000)),
+                             boundary="periodic")
     found = stages_for(problem, "default")
     assert found == spinverse.stages.facets()
     assert "facets in place of default, because the mesh has 4374 cells" in caplog.text
-    with pytest.raises(InputError, match="4374 cells, and the search takes at most 4000"):
+    with pytest.raises(InputError, match="4374 cells, and the search takes at most 4000 in a periodic box"):
         solve(problem, [Shapes()], problem.state(1.0))
 
 

@@ -48,22 +48,25 @@ class Target:
     shapes: tuple = ()
 
 
-def grid() -> tuple[np.ndarray, np.ndarray]:
+def grid(cubes: int = CUBES) -> tuple[np.ndarray, np.ndarray]:
     """The grid of our own targets, centred at the origin: points (um) and tets."""
-    points, tets = bcc(np.linspace(-SIDE / 2, SIDE / 2, CUBES + 1))
-    tets = tets[(tets >= (CUBES + 1) ** 3).sum(axis=1) == 2]  # two cube centres: no pyramid
+    points, tets = bcc(np.linspace(-SIDE / 2, SIDE / 2, cubes + 1))
+    tets = tets[(tets >= (cubes + 1) ** 3).sum(axis=1) == 2]  # two cube centres: no pyramid
     used, tets = np.unique(tets, return_inverse=True)
     return points[used], tets.reshape(-1, 4)
 
 
-def on_grid(name: str, shapes: Sequence) -> Target:
+def on_grid(name: str, shapes: Sequence, cubes: int = CUBES) -> Target:
     """Compartments on the grid, each the largest connected part of the cells in its shape.
+
+    The names of finer or coarser grids end in the number of cubes.
 
     Cell tags are 1, 2, ... in the order of ``shapes``, and 0 outside. Interface facets separate
     different tags; the outer facets of cells that are not outside are among them. A shape that
     holds no centroid is an InputError.
     """
-    points, tets = grid()
+    points, tets = grid(cubes)
+    name = name if cubes == CUBES else f"{name}-{cubes}cubes"
     centroids = points[tets].mean(axis=1)
     data = labelled(name, points, tets, (shape.contains(centroids) for shape in shapes),
                     f"centroid of the {len(tets)} cells, expected at least one")
@@ -215,9 +218,9 @@ OWN = (*FIXED, *(f"axon-{seed}" for seed in range(6)), *(f"two-cells-{seed}" for
        "touching-0", "nested-0", "blob-0")
 
 
-def node(seed: int) -> Target:
+def node(seed: int, cubes: int = CUBES) -> Target:
     """The axon of this seed, with a ring in the middle that leaks."""
-    target = on_grid(f"node-{seed}", axon(seed))
+    target = on_grid(f"node-{seed}", axon(seed), cubes)
     data, (tube,) = target.data, target.shapes
     axis = int(np.argmax(np.ptp(tube.path, axis=0)))
     along = data.points[data.interface_facets].mean(axis=1)[:, axis]
@@ -225,17 +228,17 @@ def node(seed: int) -> Target:
     return replace(target, data=replace(data, interface_tags=tags))
 
 
-def own(name: str) -> Target:
+def own(name: str, cubes: int = CUBES) -> Target:
     """One of our own: ``sphere``, ``axon-3``, ...; or the InputError of an unknown name."""
     if name in FIXED:
-        return on_grid(name, FIXED[name])
+        return on_grid(name, FIXED[name], cubes)
     match = re.fullmatch(r"([a-z-]+)-(\d{1,9})", name)
     if match and match[1] == "node":
-        return node(int(match[2]))
+        return node(int(match[2]), cubes)
     if match is None or match[1] not in SEEDED:
         raise InputError(f"target {name!r}: expected a file, a folder of files, own, "
                          f"{', '.join(FIXED)}, or {', '.join(SEEDED)}, node with a seed as axon-0")
-    return on_grid(name, SEEDED[match[1]](int(match[2])))
+    return on_grid(name, SEEDED[match[1]](int(match[2])), cubes)
 
 
 # ---- from files -----------------------------------------------------------------------------
@@ -252,13 +255,16 @@ def from_file(path: Path) -> Target:
     return Target(path.stem, data)
 
 
-def find(words: Sequence[str]) -> list[Target]:
-    """The targets that words stand for: our own, files, folders with ``.npz`` files of targets."""
+def find(words: Sequence[str], cubes: int = CUBES) -> list[Target]:
+    """The targets that words stand for: our own, files, folders with ``.npz`` files of targets.
+
+    ``cubes``: of the grid of our own, along each side.
+    """
     found: list[Target] = []
     for word in words:
         path = Path(word).expanduser()
         if word == "own":
-            found += map(own, OWN)
+            found += [own(name, cubes) for name in OWN]
         elif path.is_dir():
             files = [file for file in sorted(path.glob("*.npz")) if _has_membrane(file)]
             if not files:
@@ -268,7 +274,7 @@ def find(words: Sequence[str]) -> list[Target]:
         elif path.is_file():
             found.append(from_file(path))
         else:
-            found.append(own(word))
+            found.append(own(word, cubes))
     check_names("target", found)
     return found
 

@@ -22,6 +22,7 @@ from ..report.screen import Screen
 from . import interruption
 
 HELP = "reconstruct targets whose membrane is known, and tabulate how well"
+MOST_CUBES = 20  # 91,200 tetrahedra
 MARKER = "benchmark.lock"  # in the folder of a benchmark
 
 
@@ -50,6 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target-mesh", choices=runs.TARGET_MESHES, default="grid",
                         help="fine: signals of the true, smooth shape on a mesh of its own; our "
                         "own targets only (default grid: that of the reconstruction)")
+    parser.add_argument("--cubes", type=int, metavar="N", default=targets.CUBES,
+                        help="of the grid of our own targets along each side: 12 N^2 (N - 1) "
+                        f"tetrahedra (default {targets.CUBES}, as published: 576)")
     parser.add_argument("--wall", nargs="+", type=float, metavar="K", default=[runs.WALL],
                         help="permeability of the targets' membranes, um/ms (default "
                         f"{runs.WALL:g})")
@@ -87,6 +91,11 @@ def run(arguments, comm: MPI.Comm) -> None:
         raise InputError(f"--jobs {jobs}: expected at least 1")
     if not arguments.time_limit > 0:
         raise InputError(f"--time-limit {arguments.time_limit:g}: expected a positive time in s")
+    if not 2 <= arguments.cubes <= MOST_CUBES:
+        raise InputError(f"--cubes {arguments.cubes}: expected 2 to {MOST_CUBES}")
+    if arguments.cubes != targets.CUBES and "periodic" in arguments.boundary:
+        raise InputError(f"--cubes {arguments.cubes}: periodic boxes have a grid of their own, "
+                         f"expected {targets.CUBES} with --boundary periodic")
     for snr in arguments.snr:
         if not snr > 0:
             raise InputError(f"--snr {snr:g}: expected a positive number or inf")
@@ -115,7 +124,8 @@ def run(arguments, comm: MPI.Comm) -> None:
         with _alone(out):
             rows = _collect(bench)
     else:
-        chosen, known = targets.find(arguments.targets), methods.find(arguments.methods)
+        chosen = targets.find(arguments.targets, arguments.cubes)
+        known = methods.find(arguments.methods)
         inside, outside = arguments.diffusivity[0], arguments.diffusivity[-1]
         made = {boundary: [targets.across(target) if boundary == "periodic" else target
                            for target in chosen]

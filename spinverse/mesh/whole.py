@@ -92,6 +92,16 @@ class WholeMesh:
             result[b].append(a)
         return result
 
+    @cached_property
+    def facets_of(self) -> list[list[int]]:
+        """Facets of each cell."""
+        result: list[list[int]] = [[] for _ in range(len(self.cells))]
+        for facet, (first, second) in enumerate(self.sides.tolist()):
+            result[first].append(facet)
+            if second >= 0:
+                result[second].append(facet)
+        return result
+
     @property
     def periodic(self) -> bool:
         """Whether all faces are glued: the mesh has no outside."""

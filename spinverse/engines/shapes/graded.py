@@ -16,16 +16,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import scipy.linalg
 import scipy.sparse
-from scipy.sparse.csgraph import connected_components
 
 from ..basis.spectrum import decay_rates
 from .blocks import Blocks
 from .drift import DriftAdjoint, DriftSweeps, DriftSystem
 from .propagation import Basis, Run, Sweep, Sweeps, received, signals
+from .smooth import Smooth, nodes_of, scattered
 from .walls import Walls
 
 FLOOR = 1e-4  # share of a field where it should not be
@@ -43,19 +44,19 @@ class GradedModel:
         walls: permeabilities.
         modes: number of modes.
         mass_floor: share of the mass that is always there.
+        smooth: functions that the fields are expanded in; None: any at the nodes.
     """
 
-    def __init__(self, blocks: Blocks, walls: Walls, modes: int = 160, mass_floor: float = FLOOR):
+    def __init__(self, blocks: Blocks, walls: Walls, modes: int = 160, mass_floor: float = FLOOR,
+                 smooth: Smooth | None = None):
         self.blocks, self.walls, self.modes, self.mass_floor = blocks, walls, modes, mass_floor
+        self.smooth = smooth
         whole = self.whole = blocks.whole
         cells, n = blocks.mass.shape[:2]
         inner = self.inner = np.flatnonzero(~whole.outer)
         rim = np.flatnonzero(whole.outer)
-        a, b = blocks.nodes[inner, 0].ravel(), blocks.nodes[inner, 1].ravel()
-        graph = scipy.sparse.coo_matrix((np.ones(len(a)), (a, b)), shape=(cells * n,) * 2)
-        node = connected_components(graph, directed=False)[1]
-        self.num_nodes = int(node.max()) + 1
-        self.node = node.reshape(cells, n)
+        self.node = nodes_of(blocks)
+        node, self.num_nodes = self.node.ravel(), int(self.node.max()) + 1
         self.jump = _sparse(np.repeat([[1.0, -1.0]], len(inner), axis=0), whole.sides[inner],
                             cells)
         self._rim_cell = _sparse(np.ones((len(rim), 1)), whole.sides[rim, :1], cells)
@@ -97,50 +98,54 @@ class GradedModel:
 
         The inside comes first.
         """
-        blocks, nv = self.blocks, self.num_nodes
         A, M = self._operators(c)
-        X = np.zeros((3, 2 * nv, 2 * nv))
-        for here, share, rho in zip((slice(0, nv), slice(nv, 2 * nv)), (c, 1 - c), self._density,
-                                    strict=True):
-            weight = rho * (self.mass_floor + (1 - self.mass_floor) * share)
-            for axis in range(3):
-                X[axis, here, here] = self._put(self.node, blocks.position[axis], weight)
+        X = [scipy.sparse.block_diag([self._put(self.node, values, weight)
+                                      for weight in self._mass_weights(c)], "csr")
+             for values in self.blocks.position]
+        P = self._functions
+        A, M = (matrix.toarray() if P is None else P.T @ (matrix @ P) for matrix in (A, M))
         K = min(self.modes, len(A))
         some = {"subset_by_index": [0, K - 1]} if K < len(A) else {}
         rates, modes = scipy.linalg.eigh(A, M, check_finite=False, **some)
-        positions = np.stack([modes.T @ x @ modes for x in X])
-        return Basis(decay_rates(rates), modes.T @ M.sum(axis=1), np.eye(K), [positions],
-                     dtype), modes
+        load = modes.T @ M.sum(axis=1)
+        if P is not None:
+            modes = P @ modes
+            load = (self._operators(c)[1] @ modes).sum(axis=0)
+        positions = np.stack([modes.T @ (x @ modes) for x in X])
+        return Basis(decay_rates(rates), load, np.eye(K), [positions], dtype), modes
 
-    def _put(self, where: np.ndarray, values: np.ndarray, weight: np.ndarray) -> np.ndarray:
-        nv = self.num_nodes
-        index = (where[:, :, None] * nv + where[:, None, :]).ravel()
-        return np.bincount(index, (values * weight[:, None, None]).ravel(),
-                           nv * nv).reshape(nv, nv)
+    @cached_property
+    def _functions(self) -> np.ndarray | None:
+        """Of both fields at the nodes, ``(2 Nv, functions)``."""
+        if self.smooth is None:
+            return None
+        return scipy.linalg.block_diag(self.smooth.inside, self.smooth.outside)
 
-    def _operators(self, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Decay and mass between the nodes, ``(2 Nv, 2 Nv)``."""
-        blocks, nv, put = self.blocks, self.num_nodes, self._put
-        A, M = np.zeros((2 * nv, 2 * nv)), np.zeros((2 * nv, 2 * nv))
-        fields = slice(0, nv), slice(nv, 2 * nv)
-        for here, share, rho, decay, outflow in zip(
-                fields, (c, 1 - c), self._density, self._decays, self._outflow, strict=True):
-            A[here, here] = put(self.node, decay, rho * (FLOOR + (1 - FLOOR) * share))
-            A[here, here] += put(self._rim, outflow, rho * (self._rim_cell @ share))
-            weight = rho * (self.mass_floor + (1 - self.mass_floor) * share)
-            M[here, here] = put(self.node, blocks.mass, weight)
-        walls = (self.jump @ c) ** 2
-        inside, outside = fields
+    def _mass_weights(self, c: np.ndarray) -> list[np.ndarray]:
+        return [rho * (self.mass_floor + (1 - self.mass_floor) * share)
+                for share, rho in zip((c, 1 - c), self._density, strict=True)]
+
+    def _put(self, where: np.ndarray, values: np.ndarray,
+             weight: np.ndarray) -> scipy.sparse.csr_matrix:
+        return scattered(where, values * weight[:, None, None], self.num_nodes)
+
+    def _operators(self, c: np.ndarray) -> tuple:
+        """Decay and mass between the nodes, ``(2 Nv, 2 Nv)``, sparse."""
+        put, walls = self._put, (self.jump @ c) ** 2
         own, other = (put(self._facet, F, walls) for F in (self._own, self._other))
-        A[inside, inside] += own
-        A[outside, outside] += own
-        A[inside, outside] += other
-        A[outside, inside] += other.T
+        inside, outside = (
+            put(self.node, decay, rho * (FLOOR + (1 - FLOOR) * share))
+            + put(self._rim, outflow, rho * (self._rim_cell @ share)) + own
+            for share, rho, decay, outflow in zip(
+                (c, 1 - c), self._density, self._decays, self._outflow, strict=True))
+        A = scipy.sparse.bmat([[inside, other], [other.T, outside]], "csr")
+        M = scipy.sparse.block_diag([put(self.node, self.blocks.mass, weight)
+                                     for weight in self._mass_weights(c)], "csr")
         return A, M
 
     def system(self, c: np.ndarray) -> DriftSystem:
         """The operators of a periodic box at shares ``(Nt,)``; nodes as of `basis`."""
-        A, M = self._operators(c)
+        A, M = (matrix.toarray() for matrix in self._operators(c))
         n, half = len(A), self.num_nodes
         fields = [(here * half + self.node, self._density[here] * (FLOOR + (1 - FLOOR) * share))
                   for here, share in enumerate((c, 1 - c))]
@@ -178,11 +183,11 @@ class GradedModel:
         S, J = np.zeros(sweeps.number, complex), np.zeros((sweeps.number, len(c)))
         for k, sweep in enumerate(sweeps.parts):
             if mine(k):
-                S[sweep.rows], J[sweep.rows] = _Adjoint(self, c, basis, modes, sweep).result()
+                S[sweep.rows], J[sweep.rows] = Adjoint(self, c, basis, modes, sweep).result()
         if len(sweeps.still) and mine(len(sweeps.parts)):
             time, which = np.unique(sweeps.echo_time, return_inverse=True)
             sweep = Sweep((), 0, np.arange(len(time)), np.zeros(len(time)), time)
-            values, slopes = _Adjoint(self, c, basis, modes, sweep).result()
+            values, slopes = Adjoint(self, c, basis, modes, sweep).result()
             S[sweeps.still], J[sweeps.still] = values[which], slopes[which]
         return S, J
 
@@ -229,7 +234,7 @@ class GradedModel:
         """Re p . dM u for values at the nodes ``(2 Nv, m)``, ``(m, Nt)``."""
         total = np.zeros((len(self.node), p.shape[1]))
         for sign, a, b in zip(self._signs, *(np.split(x, 2) for x in (p, u)), strict=True):
-            right = _times(self.blocks.mass, b[self.node])
+            right = product(self.blocks.mass, b[self.node])
             total += sign * np.einsum("tnc,tnc->tc", a[self.node], right).real
         return (1 - self.mass_floor) * total.T
 
@@ -256,31 +261,46 @@ class GradedModel:
         total = np.zeros((len(c), P.shape[1]), single)
         for k, (sign, decay, p, u, du) in enumerate(zip(self._signs, decays, *parts, strict=True)):
             there = u[self.node]
-            right = _times(decay, there) + _times(mass, du[self.node])
+            right = product(decay, there) + product(mass, du[self.node])
             if position is not None:
-                right += _times(position[k].astype(single), there) * (1j * strength).astype(
+                right += product(position[k].astype(single), there) * (1j * strength).astype(
                     right.dtype)
             if square is not None:
-                right += _times(square[k].astype(single), there) * strength_squared.astype(single)
+                right += product(square[k].astype(single), there) * strength_squared.astype(single)
             total -= single(sign) * np.einsum("tnc,tnc->tc", p[self.node], right).real
         (p, q), (u, v) = ([x[self._facet] for x in part] for part in parts[:2])
-        f = np.einsum("fmc,fmc->fc", p - q, _times(own, u - v)).real
+        f = np.einsum("fmc,fmc->fc", p - q, product(own, u - v)).real
         if rest is not None:
-            f += np.einsum("fmc,fmc->fc", p, _times(rest, v)).real
-            f += np.einsum("fmc,fmc->fc", q, _times(rest.transpose(0, 2, 1), u)).real
+            f += np.einsum("fmc,fmc->fc", p, product(rest, v)).real
+            f += np.einsum("fmc,fmc->fc", q, product(rest.transpose(0, 2, 1), u)).real
         total -= self.jump.T @ ((2 * (self.jump @ c))[:, None].astype(single) * f)
         for sign, outflow, p, u in zip(self._signs, self._outflow, *parts[:2], strict=True):
             if np.any(outflow):
-                f = (p[self._rim] * _times(outflow.astype(single), u[self._rim])).real.sum(axis=1)
+                f = (p[self._rim] * product(outflow.astype(single), u[self._rim])).real.sum(axis=1)
                 total -= self._rim_cell.T @ (single(sign) * f)
         total *= weight.astype(single)
         return total.reshape(len(c), -1, m).sum(axis=1).T
 
 
-class _Adjoint:
+class Derivatives(Protocol):
+    """What `Adjoint` asks: see `GradedModel`."""
+
+    blocks: Blocks
+    mass_floor: float
+
+    def mass_term(self, p: np.ndarray, u: np.ndarray) -> np.ndarray:
+        """As of `GradedModel`."""
+
+    def contract(self, c: np.ndarray, P: np.ndarray, U: np.ndarray, slope: np.ndarray,
+                 weight: np.ndarray, m: int, position: Sequence[np.ndarray] | None = None,
+                 strength: np.ndarray | None = None) -> np.ndarray:
+        """As of `GradedModel`."""
+
+
+class Adjoint:
     """The measurements of one sweep, and the derivatives of their magnitudes."""
 
-    def __init__(self, model: GradedModel, c, basis: Basis, modes, sweep: Sweep):
+    def __init__(self, model: Derivatives, c, basis: Basis, modes, sweep: Sweep):
         self.model, self.c, self.basis, self.modes, self.sweep = model, c, basis, modes, sweep
         self.single = modes.astype(np.float32)
         self.total: np.ndarray | float = 0.0
@@ -357,7 +377,7 @@ class _Adjoint:
             if k:
                 y = frame.between(np.ascontiguousarray(y), times[k - 1], True)
         nodes = (self.modes @ frame.R).astype(np.float32)
-        P, U, slope = (_times(nodes[None], np.hstack(part).astype(np.complex64)[None])[0]
+        P, U, slope = (product(nodes[None], np.hstack(part).astype(np.complex64)[None])[0]
                        for part in (adjoints, states, slopes))
         along = (1 - self.model.mass_floor) * np.tensordot(
             run.direction, self.model.blocks.position, axes=1)
@@ -383,14 +403,14 @@ class _Adjoint:
             u = np.hstack([np.exp(-rates * time * t) * right for t in at])
             slope = np.hstack([-rates * np.exp(-rates * time * t) * right for t in at])
             p = np.hstack([np.exp(-rates * time * (1 - t)) * left for t in at])
-            P, U, dU = (_times(self.single[None], x.astype(np.complex64)[None])[0]
+            P, U, dU = (product(self.single[None], x.astype(np.complex64)[None])[0]
                         for x in (p, u, slope))
             weight = twice * np.concatenate([w * (high - low) * time for w in weights])
             self.total = self.total + self.model.contract(self.c, P, U, dU, weight,
                                                           right.shape[1])
 
 
-def _times(matrices: np.ndarray, columns: np.ndarray) -> np.ndarray:
+def product(matrices: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Real matrices ``(t, n, n)`` by complex columns ``(t, n, m)``, as twice as many real ones."""
     columns = np.ascontiguousarray(columns)
     if not np.iscomplexobj(columns):

@@ -89,7 +89,7 @@ class PartitionModel:
                 for values in (blocks.drift, blocks.square))
         return DriftSystem(A, dense(rho * blocks.mass), N, C, blocks.fastest)
 
-    def basis(self, labels: np.ndarray) -> Basis:
+    def basis(self, labels: np.ndarray, dtype=np.float32) -> Basis:
         """The modes of all labels, coupled."""
         nodes = self.blocks.nodes
         number = self._unknowns(labels)
@@ -117,7 +117,7 @@ class PartitionModel:
                 A[sizes[j]:sizes[j + 1], sizes[i]:sizes[i + 1]] += C.T
         rates, Q = scipy.linalg.eigh(A, driver="evd", check_finite=False, overwrite_a=True)
         start = Q.T @ np.concatenate([part[1] for part in found])
-        return Basis(decay_rates(rates), start, Q, [part[2] for part in found])
+        return Basis(decay_rates(rates), start, Q, [part[2] for part in found], dtype)
 
     def _between(self, labels: np.ndarray, facets: np.ndarray) -> np.ndarray:
         """What some walls contribute, ``(n, 2, p, 2, p)``."""

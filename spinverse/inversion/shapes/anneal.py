@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 STEPS = 4000  # of a chain: enough for sets of ten moves to come and go several times
-MOST = 16  # moves at a time: beyond, effects add up no more
+MOST, SHARE = 16, 0.08  # moves at a time, at least, and of all: beyond, effects add up no more
 
 
 def anneal(r: np.ndarray, D: np.ndarray, parents: list, rivals: list, interactions: dict,
@@ -29,7 +29,7 @@ def anneal(r: np.ndarray, D: np.ndarray, parents: list, rivals: list, interactio
     for k, mine in enumerate(parents):
         if mine is not None:
             needs[k, list(mine)] = True
-    deep = needs.any(axis=1)
+    deep, most = needs.any(axis=1), max(MOST, int(SHARE * n))
     group_of = np.full(n, -1)
     for g, group in enumerate(rivals):
         group_of[group] = g
@@ -47,7 +47,7 @@ def anneal(r: np.ndarray, D: np.ndarray, parents: list, rivals: list, interactio
                 if len(support) == 1:
                     score[support[0]] = np.inf
         score[~on & taken[group_of]] = np.inf
-        if on.sum() >= MOST:
+        if on.sum() >= most:
             score[~on] = np.inf
         if last >= 0:
             score[last] = np.inf

@@ -10,11 +10,14 @@ from collections.abc import Iterator
 from functools import cached_property
 
 import numpy as np
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from ...mesh.whole import WholeMesh
 
 EXACT = 1e-6  # of the size of a mesh cell: maps this near are exact
+STEPS, NEAR = 200, 2.0  # of places at most, as on 576 cells; in cell sizes, where all are tried
 SMALLEST = 4  # mesh cells of a compartment: fewer make no closed surface of their own
 
 
@@ -44,11 +47,23 @@ class Cells:
 
     def allowed(self, labels: np.ndarray) -> bool:
         """Whether a partition is allowed."""
-        for label in range(1, int(labels.max(initial=0)) + 1):
-            inside = labels == label
-            if np.count_nonzero(inside) < SMALLEST or len(self.pieces(inside)) != 1:
-                return False
-        return bool(labels.any()) and not any(self._pockets(labels))
+        a, b = self.sides.T
+        same = labels[a] == labels[b]
+        graph = csr_matrix((np.ones(np.count_nonzero(same), np.int8), (a[same], b[same])),
+                           shape=(len(labels),) * 2)
+        number, piece = connected_components(graph, directed=False)
+        label_of = np.zeros(number, int)
+        label_of[piece] = labels
+        size, most = np.bincount(piece), int(labels.max(initial=0))
+        inside = np.bincount(label_of, minlength=most + 1)[1:]  # pieces of each label
+        if not most or np.any(inside != 1) or size[label_of > 0].min() < SMALLEST:
+            return False
+        outside = np.flatnonzero(label_of == 0)
+        if self.whole.periodic:
+            return len(outside) <= 1
+        at_rim = np.zeros(number, bool)
+        at_rim[piece[self.at_rim]] = True
+        return bool(at_rim[outside].all())
 
     def _pockets(self, labels: np.ndarray) -> Iterator[list[int]]:
         """Parts of the outside that nothing connects with the rim, or the largest without one."""
@@ -109,6 +124,7 @@ class Cells:
             steps = whole.wrapped(steps + EXACT * size) - EXACT * size
             _, first = np.unique(np.round(steps / (EXACT * size)), axis=0, return_index=True)
             steps = steps[np.sort(first)]
+        steps = _spread(steps, size)
         result = []
         for step in steps:
             for sign in (1, -1):
@@ -134,6 +150,19 @@ class Cells:
         box = np.ptp(self.whole.points, axis=0).max()
         return [source for sign, step, source in self.maps
                 if sign > 0 and 0 < np.linalg.norm(step) < 0.6 * box]
+
+
+def _spread(steps: np.ndarray, size: float) -> np.ndarray:
+    """Of many steps those to near vertices, and of the others some that lie everywhere, um."""
+    if len(steps) <= STEPS:
+        return steps
+    length = np.linalg.norm(steps, axis=1)
+    chosen = np.flatnonzero(length < NEAR * size).tolist()
+    gap = np.min([np.linalg.norm(steps - steps[k], axis=1) for k in chosen], axis=0)
+    while len(chosen) < STEPS:
+        chosen.append(int(gap.argmax()))
+        gap = np.minimum(gap, np.linalg.norm(steps - steps[chosen[-1]], axis=1))
+    return steps[np.sort(chosen)]
 
 
 def changed(labels: np.ndarray, moves) -> np.ndarray:

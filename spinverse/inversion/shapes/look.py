@@ -49,6 +49,10 @@ class Look:
         """Expected normalised magnitudes of all rows from the signals that were propagated."""
         return self.likelihood.expected(signals)
 
+    def change(self, signals: np.ndarray, slopes: np.ndarray) -> np.ndarray:
+        """Of the expected magnitudes of all rows, ``(N, n)``, from those of the signals'."""
+        return self.likelihood.slope(signals, slopes)
+
     def directions(self, number: int) -> Look:
         """At most ``number`` of the directions, spread as well as a greedy choice does."""
         rows = self.rows_of(number)
@@ -116,3 +120,6 @@ class Lifted(Look):
 
     def predicted(self, signals: np.ndarray) -> np.ndarray:
         return self.part.expected(signals) @ self.lift + self.mean
+
+    def change(self, signals: np.ndarray, slopes: np.ndarray) -> np.ndarray:
+        return self.lift.T @ self.part.slope(signals, slopes)

@@ -18,8 +18,11 @@ from scipy.stats import qmc
 from ...engines.modal.matrix_formalism import MatrixFormalism
 from ...engines.shapes.blocks import Assembly, Blocks
 from ...engines.shapes.directions import DirectionBases
+from ...engines.shapes.effects import Effects
 from ...engines.shapes.graded import FLOOR, GradedModel
 from ...engines.shapes.partition import PartitionModel
+from ...engines.shapes.restricted import RestrictedModel
+from ...engines.shapes.smooth import Smooth, suits
 from ...engines.shapes.walls import Walls
 from ...errors import InputError
 from ...extra_terms import has
@@ -34,7 +37,11 @@ PARTITION_STEP = 0.5  # ms, longest: 1e-3 of the signals, which the full model c
 PARTITION_MODES = (60, 30)
 # of the full model, a share of the number of mesh cells: signals to 1e-5 on the lattices
 FULL_MODES = {True: 0.35, False: 0.46}  # by absorbing
-FEWEST_MODES = 96
+FEWEST_MODES, MOST_MODES = 96, 300  # signals to 1e-5 on finer ones, too
+# modes of the box that fields are expanded in, of signals, and of what moves change: with more of
+# them fields go astray beyond their labels
+FUNCTIONS, FEWER = 100, 40
+EFFECTS_STEP = 1.0  # ms, longest
 RESISTANCE, TRIALS, MOST = 2.0, (1.0, 3.0), 4.0  # of open facets; values that fit it; bound
 UNIT = 1.6e-4  # mean square change of signals by a share at the edge, where `Models.unit` is 1
 DESIGN = 7, 28  # points to begin with, for each unknown number, and at most
@@ -85,6 +92,7 @@ class Models:
         self._assembly = Assembly(self._forward, self.whole)
         self._known: dict[tuple, Blocks] = {}
         self._engines: dict[int, tuple] = {}
+        self._functions: dict[int, Smooth] = {}
 
     # ---- theta ----------------------------------------------------------------------------------
 
@@ -139,7 +147,36 @@ class Models:
     def partition(self, theta: np.ndarray) -> PartitionModel:
         """The model of sharp hypotheses."""
         blocks, walls = self._at(theta)
+        if self.large:
+            return RestrictedModel(blocks, walls, self._smooth(FUNCTIONS))
         return PartitionModel(blocks, walls, PARTITION_MODES if walls.absorbing else None)
+
+    @property
+    def large(self) -> bool:
+        """Whether the mesh is one where fields are expanded in modes of the whole box."""
+        return suits(self.whole)
+
+    def _smooth(self, number: int) -> Smooth:
+        """Modes of the box at the start of theta: functions to expand in, whatever theta is."""
+        if number not in self._functions:
+            self._functions[number] = self.comm.bcast(Smooth(*self._at(self.start), number))
+        return self._functions[number]
+
+    def effects(self, labels: np.ndarray, theta: np.ndarray, look: Look, moves: Sequence,
+                pairs: Sequence) -> tuple[np.ndarray, np.ndarray]:
+        """What moves change of the residual, and pairs of neighbouring ones beside their sum.
+
+        ``(moves, N)`` and ``(pairs, N)``, to first order; of meshes that are `large`.
+        """
+        model = RestrictedModel(*self._at(theta), self._smooth(FEWER))
+        S, J = Effects(model, labels, moves, pairs).measure(
+            look.sweeps(EFFECTS_STEP, model.kind),
+            lambda k: k % self.comm.size == self.comm.rank)
+        if self.comm.size > 1:
+            self.comm.Allreduce(MPI.IN_PLACE, S)
+            self.comm.Allreduce(MPI.IN_PLACE, J)
+        found = look.change(S, J).T
+        return found[: len(moves)], found[len(moves):]
 
     def residuals(self, shapes: list[np.ndarray], theta: np.ndarray, look: Look) -> np.ndarray:
         """Of partitions, not corrected by the full model, ``(n, N)``."""
@@ -199,7 +236,8 @@ class Models:
 
     def graded(self, theta: np.ndarray, modes: int, mass_floor: float = FLOOR) -> GradedModel:
         """The model of shares of cells."""
-        return GradedModel(*self._at(theta), modes, mass_floor)
+        return GradedModel(*self._at(theta), modes, mass_floor,
+                           self._smooth(FUNCTIONS) if self.large else None)
 
     def graded_jacobian(self, model: GradedModel, c: np.ndarray, look: Look,
                         longest: float) -> tuple[np.ndarray, np.ndarray]:
@@ -236,7 +274,7 @@ class Models:
                                                            look.likelihood.acquisition)
         if id(look) not in self._engines:
             number = int(FULL_MODES[self.problem.absorbing] * len(self.whole.cells))
-            number = min(max(FEWEST_MODES, number), self._forward.num_unknowns)
+            number = min(max(FEWEST_MODES, min(number, MOST_MODES)), self._forward.num_unknowns)
             self._engines[id(look)] = look, MatrixFormalism(
                 self._forward, look.likelihood.acquisition, number)
         return self._engines[id(look)][1].signals(kappa)

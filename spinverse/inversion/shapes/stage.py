@@ -18,7 +18,9 @@ from .schedule import ONE, TWO, Strategy, run
 from .search import Search
 from .settings import Settings
 
-LARGEST = 4000  # mesh cells: the fast models are dense
+# mesh cells: every rank holds the mesh and the functions that fields are expanded in; in periodic
+# boxes the fast models are dense
+LARGEST, LARGEST_PERIODIC = 100_000, 4000
 MOST_CELLS = 2  # the schedule has strategies for so many
 
 
@@ -27,7 +29,7 @@ class Shapes:
     """A search for the shapes of cells: which mesh cells lie inside.
 
     Every interface is closed by construction. Walls have the lowest permeability of the range, all
-    other facets the highest. For meshes of up to a few thousand cells, and all waveforms.
+    other facets the highest. For meshes of up to 100,000 cells, and all waveforms.
 
     Attributes:
         name: for the history.
@@ -72,9 +74,10 @@ class Shapes:
 
     def unsuitable(self, problem: InverseProblem) -> str:
         """Why the search cannot run on a problem; "" if it can. Collective."""
-        if problem.mesh.num_cells > LARGEST:
+        largest = LARGEST_PERIODIC if problem.periodic else LARGEST
+        if problem.mesh.num_cells > largest:
             return (f"the mesh has {problem.mesh.num_cells} cells, and the search takes at most "
-                    f"{LARGEST}")
+                    f"{largest}{' in a periodic box' if problem.periodic else ''}")
         forward = problem.forward(problem.permeability(1.0).values)
         try:
             blocks.check(forward)

@@ -34,11 +34,14 @@ class Surrogate:
         cells: adjacency.
         labels: the partition.
         before: surrogate of a partition nearby, whose effects far from the change still hold.
+        effects: of moves and pairs of neighbouring ones, ``(n, N)`` and ``(m, N)``, from the states
+            at the partition; None: each of them is solved.
         pairs: whether to measure more than the moves at the wall, one by one.
     """
 
     def __init__(self, residuals: Callable, cells: Cells, labels: np.ndarray,
-                 before: Surrogate | None = None, pairs: bool = True):
+                 before: Surrogate | None = None, pairs: bool = True,
+                 effects: Callable | None = None):
         self.labels = labels
         self.r = residuals([labels])[0]
         single = [(m, changed(labels, [m])) for m in cells.moves(labels)]
@@ -46,6 +49,10 @@ class Surrogate:
         self.moves = [m for m, _ in single]
         self.number, self.measured = len(single), [shape for _, shape in single]
         if not single:
+            return
+        if effects is not None:
+            self.measured = []
+            self._from_states(cells, effects, pairs)
             return
         effects = list(residuals(self.measured) - self.r)
         if not pairs:
@@ -106,6 +113,35 @@ class Surrogate:
         self.interactions = {k: (np.array([j for j, _ in items]),
                                  np.array([value for _, value in items]))
                              for k, items in links.items()}
+        self.rivals = [group for group in by_cell.values() if len(group) > 1]
+
+    def _from_states(self, cells: Cells, effects: Callable, pairs: bool) -> None:
+        """Without solving anything: moves at the wall, those behind them, and neighbours."""
+        labels, place = self.labels, {m: k for k, m in enumerate(self.moves)}
+        parents: dict[int, set] = {}
+        for k, (cell, label) in enumerate(self.moves[: self.number] if pairs else ()):
+            for other in cells.neighbours[cell]:
+                move = other, label
+                if labels[other] != labels[cell] or place.get(move, len(labels)) < self.number:
+                    continue
+                if move not in place:
+                    place[move] = len(self.moves)
+                    self.moves.append(move)
+                parents.setdefault(place[move], set()).add(k)
+        self.parents = [parents.get(k) for k in range(len(self.moves))]
+        by_cell: dict[int, list[int]] = {}
+        for k, (cell, _) in enumerate(self.moves):
+            by_cell.setdefault(cell, []).append(k)
+        both = [(k, j) for k, (cell, _) in enumerate(self.moves) for other in cells.neighbours[cell]
+                for j in by_cell.get(other, ()) if j > k] if pairs else []
+        self.D, V = effects(self.labels, self.moves, both)
+        links: dict[int, list[int]] = {}
+        for n, (a, b) in enumerate(both):
+            links.setdefault(a, []).append(n)
+            links.setdefault(b, []).append(n)
+        self.interactions = {
+            k: (np.array([both[n][both[n][0] == k] for n in mine]), V[mine])
+            for k, mine in links.items()}
         self.rivals = [group for group in by_cell.values() if len(group) > 1]
 
     @property

@@ -40,6 +40,10 @@ RELAXED = 1e-2  # of the mean curvature: keeps shares of moves apart when places
 # the largest in the coordinate; and below which there is nothing to gain
 TUNINGS, FAST, LONGEST, SHORTEST = 3, 12, 0.5, 2e-5
 LOOSER = 10.0  # by how much steps are damped less after one that gained
+# large meshes: a correction drifts by this share of what the residual changes; share of the
+# residual that it may be wrong by
+DRIFT, GOOD = 0.05, 0.3
+EFFECTS = 30  # shapes that cost what the effects of all moves do on large meshes
 MADE_UP = 3.0  # rms residuals that unknown numbers may make up for, in the whitening
 
 Places = Callable[[np.ndarray], Sequence[Placement]]
@@ -69,6 +73,7 @@ class Walk:
         self._known: dict[bytes, np.ndarray] = {}
         self._exact: dict[bytes, np.ndarray] = {}
         self._bias: np.ndarray | float = 0.0  # of the fast model, once corrected
+        self._corrected: np.ndarray | None = None  # the uncorrected residual that it was made at
         self._slopes = np.zeros((0, len(look.measured)))
         self._visited: set[bytes] = set()
         self._surrogate: Surrogate | None = None
@@ -94,11 +99,23 @@ class Walk:
         """Correct the fast model at a shape, of which the full model tells the misfit."""
         key = labels.tobytes()
         if key not in self._exact:
+            r = self._still_corrected(labels)
+            if r is not None:
+                return Hypothesis(labels, self.theta, float(np.mean(r**2)), self.seed)
             self._exact[key] = self.models.exact(labels, self.theta, self.look)
         self._bias = 0.0
-        self._bias = self.residuals([labels])[0] - self._exact[key]
+        raw = self.residuals([labels])[0]
+        self._bias, self._corrected = raw - self._exact[key], raw
         return Hypothesis(labels, self.theta, float(np.mean(self._exact[key] ** 2)),
                           self.seed)
+
+    def _still_corrected(self, labels: np.ndarray) -> np.ndarray | None:
+        """The residual, if the last correction is good enough for it; of large meshes."""
+        if not self.models.large or self._corrected is None:
+            return None
+        r = self.residuals([labels])[0]
+        change = r + self._bias - self._corrected
+        return r if DRIFT * np.linalg.norm(change) < GOOD * np.linalg.norm(r) else None
 
     # ---- walking --------------------------------------------------------------------------------
 
@@ -130,8 +147,7 @@ class Walk:
         """
         self.tune()
         floor = self.models.floor
-        surrogate = self._surrogate = Surrogate(self.residuals, self.cells, self.here.labels,
-                                                self._surrogate)
+        surrogate = self._surrogate = self._measured(self.here.labels)
         if surrogate.number < 2:
             return False
         self.unit = unit = surrogate.unit
@@ -245,7 +261,7 @@ class Walk:
         """
         shapes = [place(self.here.labels) for place in places]
         which = [k for k, shape in enumerate(shapes) if self.cells.allowed(shape)]
-        surrogate = Surrogate(self.residuals, self.cells, self.here.labels, pairs=False)
+        surrogate = self._measured(self.here.labels, pairs=False)
         if surrogate.number < 2 or not which:
             return []
         W = surrogate.whitening(self._far(surrogate.unit))
@@ -270,7 +286,7 @@ class Walk:
         """
         labels = self.here.labels
         if self._surrogate is None or self._surrogate.labels is not labels:
-            self._surrogate = Surrogate(self.residuals, self.cells, labels, self._surrogate)
+            self._surrogate = self._measured(labels)
         surrogate = self._surrogate
         W = surrogate.whitening(self._far(surrogate.unit))
         r = self._answered(self.residuals([place(labels)]))[0]
@@ -293,6 +309,18 @@ class Walk:
         return self.residuals([s for s in shapes if self.cells.allowed(s)]) - here
 
     # ---- a step in parts ------------------------------------------------------------------------
+
+    def _measured(self, labels: np.ndarray, pairs: bool = True) -> Surrogate:
+        """The surrogate round a partition."""
+        if not self.models.large:
+            return Surrogate(self.residuals, self.cells, labels, self._surrogate if pairs else None,
+                             pairs)
+
+        def effects(labels, moves, pairs):
+            self.shapes += EFFECTS
+            return self.models.effects(labels, self.theta, self.look, moves, pairs)
+
+        return Surrogate(self.residuals, self.cells, labels, None, pairs, effects)
 
     def _noise(self, unit: float) -> float:
         """Rms of the noise over that of what single moves change."""

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
+from ..cells import changed
 from ..ellipsoids import cost, starts
 from ..graded import blurred
 from ..hypothesis import Hypothesis
 from ..ledger import SearchLedger
+from ..models import UNIT
 from ..search import Search
 from .two_cells import pairs
 from .walking import walk_from
@@ -42,8 +46,14 @@ def thetas_of(search: Search, ledger: SearchLedger) -> list:
 
 
 def _set_unit(search: Search, start: Hypothesis, ledger: SearchLedger) -> None:
-    sides = search.models.whole.sides[~search.models.whole.outer]
-    search.models.measure_unit(blurred(sides, start.labels > 0, 1), start.theta, search.first)
+    models, cells, labels = search.models, search.cells, start.labels
+    if models.large:  # from the moves themselves, which cost less there
+        moves = [move for move in cells.moves(labels) if cells.allowed(changed(labels, [move]))]
+        D, _ = models.effects(labels, start.theta, search.first, moves, [])
+        models.unit = float(np.mean(D**2)) / UNIT
+    else:
+        sides = models.whole.sides[~models.whole.outer]
+        models.measure_unit(blurred(sides, labels > 0, 1), start.theta, search.first)
     ledger.set_score()
 
 
