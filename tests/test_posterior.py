@@ -201,7 +201,7 @@ def test_prior_alone(two):
 def test_sampler_against_enumeration(cube, comm):
     shapes, none = allowed(cube), np.zeros(0)
     assert len(shapes) == 13
-    sampling = Sampling(samples=1200, chains=2, steps=1, learning=12, examples=40)
+    sampling = Sampling(samples=4000, chains=2, steps=1, learning=12, examples=40)
     run = _Run(cube, sampling, comm)
     run.begin(None, None)
     while run.round < LEARNING + KEEPING:
@@ -215,6 +215,7 @@ def test_sampler_against_enumeration(cube, comm):
     labels = np.concatenate([part["labels"] for part in run.samples])
     counts = Counter(s.tobytes() for s in labels)
     found = {key: number / len(labels) for key, number in counts.items()}
+    # neighbouring samples are alike: 0.128 and 0.039 with 1000 and 4000 of them
     assert distance(found, exact) < 0.1
 
 

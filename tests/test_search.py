@@ -839,7 +839,7 @@ def test_presets_fall_back_where_a_search_cannot_run(coarse, caplog):
     found = stages_for(problem, "default")
     assert found == spinverse.stages.facets()
     assert "facets in place of default, because the mesh has 4374 cells" in caplog.text
-    with pytest.raises(InputError, match="4374 cells, and the search takes at most 4000 in a periodic box"):
+    with pytest.raises(InputError, match="4374 cells, and the search takes at most 4000 in a"):
         solve(problem, [Shapes()], problem.state(1.0))
 
 

@@ -62,7 +62,8 @@ def against(found: Posterior, labels: np.ndarray, true: dict[str, float]) -> dic
                            "expected_f1": found.expected_f1, "solves": found.solves,
                            **found.correction,
                            "r_hat": max(found.r_hat.values()),
-                           "effective_samples": np.nanmin(list(found.effective.values()))}
+                           "effective_samples": min((n for n in found.effective.values() if n == n),
+                                                    default=np.nan)}
     for name in QUANTITIES:
         values, x = found.quantities[name], true[name]
         row[f"{name}"], row[f"{name} median"] = x, np.median(values)
