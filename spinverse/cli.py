@@ -30,7 +30,8 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errn
 AT_THE_END = ("-log", "-options", "-malloc", "-memory", "-objects", "-info", "-help", "-on_error",
               "-fp_trap", "-viewer")
 #: Modules of `spinverse.commands`.
-COMMANDS = ("simulate", "reconstruct", "calibrate", "report", "benchmark", "validate", "config")
+COMMANDS = ("simulate", "reconstruct", "calibrate", "design", "report", "benchmark", "validate",
+            "config")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -94,6 +94,34 @@ def test_our_own(name):
         assert (degree % 2 == 0).all()  # closed, the outer facets of the cell included
 
 
+@pytest.mark.parametrize("number", [3, 6])
+def test_several_balls(number):
+    """Each has at least four mesh cells, connected, and is as it would be alone."""
+    target = targets.own(f"cells-{number}-1")
+    data, again = target.data, targets.own(f"cells-{number}-1").data
+    assert len(target.shapes) == number and np.array_equal(data.cell_tags, again.cell_tags)
+    _, pairs = facets_of(data.cells)
+    for tag, shape in enumerate(target.shapes, 1):
+        member = data.cell_tags == tag
+        assert member.sum() >= 4 and 3 <= shape.radius <= 5
+        parts = cell_regions(len(member), pairs, ~member[pairs].all(axis=1))[member]
+        assert len(set(parts.tolist())) == 1
+        np.testing.assert_array_equal(member, shape.contains(data.points[data.cells].mean(axis=1)))
+    with pytest.raises(InputError, match="cells with a number and a seed as cells-3-0"):
+        targets.own("cells-2-0")
+
+
+def test_finer_grids_of_our_own():
+    """Their number of cells, and about the same volume inside."""
+    coarse, fine = (targets.own("axon-0", cubes) for cubes in (4, 6))
+    assert (coarse.name, fine.name) == ("axon-0", "axon-0-6cubes")
+    assert len(fine.data.cells) == 12 * 6**2 * 5
+    inside = [(t.data.cell_tags > 0).mean() for t in (coarse, fine)]
+    assert abs(inside[1] / inside[0] - 1) < 0.2
+    names = [target.name for target in targets.find(["sphere", "cells-3-1"], 5)]
+    assert names == ["sphere-5cubes", "cells-3-1-5cubes"]
+
+
 def test_kinds_of_pairs():
     touching, nested, apart = (targets.own(name).data
                                for name in ("touching-0", "nested-0", "two-cells-0"))

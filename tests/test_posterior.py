@@ -25,9 +25,10 @@ from spinverse import (
     Unknown,
     cli,
 )
+from spinverse.acquisition import TrapezoidPGSE
 from spinverse.acquisition.io import write_signals
 from spinverse.inversion.likelihood import Likelihood
-from spinverse.inversion.posterior import calibration, diagnostics
+from spinverse.inversion.posterior import calibration, design, diagnostics
 from spinverse.inversion.posterior.result import align, largest_expected_f1
 from spinverse.inversion.posterior.run import KEEPING, LEARNING, _Run, sample
 from spinverse.inversion.posterior.sampler import Space, alone
@@ -381,3 +382,58 @@ def test_counts_of_a_calibration():
     for row in calibration.coverage(rows):
         assert abs(row["covered"] - row["level"]) < 4 * row["error"]
     assert all(row["chi-square of 9"] < 30 for row in calibration.ranks(rows))
+
+
+# ---- design -------------------------------------------------------------------------------------
+
+def test_a_choice_is_the_best_step_by_step():
+    """Against the formula; b = 0 comes with its sequence."""
+    table = Acquisition.pgse([0, 500, 1000, 3000], np.eye(3)[:2], 8, [12, 40])
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(40, len(table))) * np.where(table.b > 0, 3.0, 0.0)
+    X[:, 5] = X[:, 4]
+    C, within = np.cov(X.T), np.ones(len(table), bool)
+    found = design.choose(C, table, 6, within)
+    for n in range(1, 7):
+        A = C[np.ix_(found.rows[:n], found.rows[:n])]
+        expected = 0.5 * np.linalg.slogdet(np.eye(n) + A)[1]
+        assert found.information[n - 1] == pytest.approx(expected)
+    first = found.rows[1]
+    assert C[first, first] == np.diag(C).max() and table.b[found.rows[0]] == 0
+    assert found.information[-1] > found.at_random[:, -1].mean()
+    assert found.of_all >= found.information[-1]
+    for sequence in set(table.waveform_index[found.rows]):
+        assert (table.b[found.rows[table.waveform_index[found.rows] == sequence]] == 0).sum() == 1
+    within[table.b > 1000] = False
+    assert table.b[design.choose(C, table, 6, within).rows].max() == 1000
+    with pytest.raises(InputError, match="measurements: 1, expected 2 to the 12 within"):
+        design.choose(C, table, 1, within)
+
+
+def test_limits_of_a_scanner():
+    sharp = Acquisition.pgse([0, 1000], [[1.0, 0, 0]], 10, 30)
+    ramped = Acquisition.product(TrapezoidPGSE(10, 30, 0.5), [0, 1000], [[1.0, 0, 0]])
+    assert np.array_equal(design.slew_rate(sharp), [0.0, np.inf])
+    strength = ramped.gradient_strength_mT_m[1]
+    assert design.slew_rate(ramped)[1] == pytest.approx(strength / 0.5, rel=1e-6)
+    assert design.allowed(ramped, slew=1.01 * strength / 0.5).all()
+    assert not design.allowed(Acquisition.pgse([0, 100, 9000], [[1.0, 0, 0]], 10, 30),
+                              gradient=40.0)[2]
+    with pytest.raises(InputError, match="leave no measurement with a gradient of 2"):
+        design.allowed(sharp, slew=200.0)
+
+
+def test_design(folder_of_run, capsys):
+    words = ["design", "run.yaml", "--hypotheses", "20", "--measurements", "5", "-o", "out"]
+    assert cli.main(words) == 0
+    said, out = capsys.readouterr().out, folder_of_run / "out"
+    assert "5 measurements tell" in said and "left of the variance of volume" in said
+    chosen = spinverse.acquisition.read_acquisition(out / "acquisition.csv")
+    assert len(chosen) == 5 and (out / "design.csv").read_text().count("\n") == 6
+    assert json.loads((out / "summary.json").read_text())["pool"] == len(acquisition())
+    for more, message in ((["--hypotheses", "5"], "--hypotheses 5: expected at least 20"),
+                          (["--time", "10"], "one of them is missing"),
+                          (["--gradient", "0.1"], "leave no measurement with a gradient"),
+                          (["--measurements", "99"], "measurements: 99, expected 2 to")):
+        assert cli.main([*words[:2], *more, "-o", "other"]) == 2
+        assert message in capsys.readouterr().err and not (folder_of_run / "other").exists()

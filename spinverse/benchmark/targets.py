@@ -32,6 +32,7 @@ from ..mesh.whole import WholeMesh
 SIDE, CUBES = 80.0 / 3.0, 4  # um, and along each side, as in the published benchmark
 PERIODIC_CUBES, ACROSS = 5, 0.4  # in periodic boxes; by how much of the side shapes are shifted
 LEAKY = 2  # tag of interface facets of a patch
+LEAST, PLACES = 4, 100  # mesh cells of a cell of several; places tried for each
 NODE = 7.0  # um, length of a node along its axon: a ring of facets on the grid
 
 
@@ -192,6 +193,31 @@ def nested(seed: int) -> tuple[Ball, Ball]:
     return Ball(inner, tuple(centre + rng.uniform(-1.0, 1.0, 3))), Ball(outer, tuple(centre))
 
 
+def several(number: int, seed: int) -> tuple[Ball, ...]:
+    """Balls of 3 to 5 um inside the box, apart or nearly touching.
+
+    Each holds at least `LEAST` cells of the published grid, which are connected.
+    """
+    rng = np.random.default_rng([6, number, seed])
+    points, tets = grid()
+    centroids = points[tets].mean(axis=1)
+    _, pairs = facets_of(tets, "grid")
+    while True:
+        balls: list[Ball] = []
+        for radius in rng.uniform(3.0, 5.0, number):
+            for _ in range(PLACES):
+                centre = rng.uniform(-1, 1, 3) * (SIDE / 2 - radius)
+                if all(np.linalg.norm(centre - b.centre) > radius + b.radius for b in balls):
+                    balls.append(Ball(radius, tuple(centre)))
+                    break
+        insides = [ball.contains(centroids) for ball in balls]
+        if len(balls) == number and all(map(np.any, insides)):
+            tags = _compartments("several", len(tets), pairs, insides, "centroid")
+            if all(np.count_nonzero(tags == k) == np.count_nonzero(inside) >= LEAST
+                   for k, inside in enumerate(insides, 1)):
+                return tuple(balls)
+
+
 def blob(seed: int) -> tuple[Blob]:
     """A blob of about 9 um with random lobes."""
     return (Blob(seed),)
@@ -235,9 +261,13 @@ def own(name: str, cubes: int = CUBES) -> Target:
     match = re.fullmatch(r"([a-z-]+)-(\d{1,9})", name)
     if match and match[1] == "node":
         return node(int(match[2]), cubes)
+    many = re.fullmatch(r"cells-([3-9])-(\d{1,9})", name)
+    if many:
+        return on_grid(name, several(int(many[1]), int(many[2])), cubes)
     if match is None or match[1] not in SEEDED:
         raise InputError(f"target {name!r}: expected a file, a folder of files, own, "
-                         f"{', '.join(FIXED)}, or {', '.join(SEEDED)}, node with a seed as axon-0")
+                         f"{', '.join(FIXED)}, or {', '.join(SEEDED)}, node with a seed as axon-0, "
+                         "or cells with a number and a seed as cells-3-0")
     return on_grid(name, SEEDED[match[1]](int(match[2])), cubes)
 
 

@@ -305,6 +305,21 @@ def calibration(path: Path, reliability: list[dict], coverage: list[dict],
     figure.savefig(path, dpi=DPI)
 
 
+def design(path: Path, found) -> None:
+    """Information over the number of measurements: chosen, at random, of all (`Design`)."""
+    figure = figure_of(5.5, 3.6, layout="constrained")
+    axis = figure.subplots()
+    number = np.arange(1, len(found.rows) + 1)
+    axis.plot(number, found.information, color=PREDICTED, label="chosen")
+    for k, nats in enumerate(found.at_random):
+        axis.plot(number, nats[: len(number)], color=MEASURED, linewidth=0.6, alpha=0.6,
+                  label="at random" if not k else None)
+    axis.axhline(found.of_all, color="#999999", linewidth=1, label="all")
+    axis.set(xlabel="measurements", ylabel="information (nats)", ylim=(0, None))
+    axis.legend(fontsize=8, frameon=False)
+    figure.savefig(path, dpi=DPI)
+
+
 def permeability(path: Path, found: Found, cut: float | None = None) -> None:
     """Histogram of the permeability of unknown facets, with the cut (um/ms) if there was one."""
     unknown, (logs, edges) = found.unknown, bins(found, cut)
