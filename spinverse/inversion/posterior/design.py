@@ -14,8 +14,6 @@ on their noisy signals leaves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -117,7 +115,7 @@ def choose(covariance: np.ndarray, acquisition: Acquisition, number: int, within
                   np.array(random))
 
 
-def gained(covariance: np.ndarray, rows: Sequence[int], number: int) -> np.ndarray:
+def gained(covariance: np.ndarray, rows: np.ndarray, number: int) -> np.ndarray:
     """Nats of the first 1, 2, ... of some rows, ``(number,)``; the last counts on if they end."""
     C = covariance[np.ix_(rows, rows)] + np.eye(len(rows))
     found = np.cumsum(np.log(np.diag(np.linalg.cholesky(C))))
