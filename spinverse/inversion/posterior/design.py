@@ -14,6 +14,7 @@ on their noisy signals leaves.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 
 import numpy as np
 
