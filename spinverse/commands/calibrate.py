@@ -13,17 +13,12 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from .. import config
 from ..atomic import replace
-from ..config.physics import in_keys
 from ..errors import InputError, on_all, on_root
-from ..inversion import InverseProblem, Sampling
 from ..inversion.posterior import calibration
-from ..inversion.posterior.sampler import Space, alone
 from ..report import folder
 from ..report.screen import Screen
-from . import shared
-from .reconstruct import read_signals
+from . import hypotheses, shared
 
 HELP = "truths from the prior of a run file, their posteriors, and whether these hold them"
 MARKER = "calibrate.json"  # in the folder: what it is of
@@ -46,20 +41,12 @@ def run(arguments, comm: MPI.Comm) -> None:
     screen, out = Screen(comm, arguments.quiet), arguments.output
     if arguments.truths < 1:
         raise InputError(f"--truths {arguments.truths}: expected at least 1")
-    run = shared.everywhere(comm, config.read, arguments.config, config.ReconstructConfig)
-    signals = read_signals(run, comm, arguments.config)
-    with shared.named(str(arguments.config)):
-        mesh, _ = shared.make_mesh(run.mesh, comm, None, run.tissue.boundary)
-        with in_keys():
-            problem = InverseProblem(mesh, signals, **run.known(comm))
-            sampling = Sampling() if run.posterior is None else run.posterior.sampling()
-            space = Space(alone(problem), sampling.prior, sampling.cells or 1)
-            on_all(comm, lambda: space.models)
+    run, signals, sampling, space = hypotheses.of_run(arguments.config, comm)
     inputs = shared.hashes(comm, arguments.config, run, signals=run.signals.file)
     sums = {name: item["sha256"] for name, item in inputs.items()}
     on_root(comm, _prepare, out, sums, arguments.force)
-    screen.say(f"{arguments.truths} truths on {mesh.num_cells} mesh cells, "
-               f"{len(signals)} measurements, {problem.likelihood.describe()}")
+    screen.say(f"{arguments.truths} truths on {space.problem.mesh.num_cells} mesh cells, "
+               f"{len(signals)} measurements, {space.likelihood.describe()}")
 
     path = out / "examples.npz"
     if not comm.bcast(path.is_file()):

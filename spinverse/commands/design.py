@@ -9,17 +9,13 @@ from pathlib import Path
 import numpy as np
 from mpi4py import MPI
 
-from .. import config
 from ..acquisition.io import write_acquisition
-from ..config.physics import in_keys
-from ..errors import InputError, on_all, on_root
-from ..inversion import InverseProblem, Sampling
+from ..errors import InputError, on_root
 from ..inversion.posterior import design
-from ..inversion.posterior.sampler import Space, alone, examples
+from ..inversion.posterior.sampler import examples
 from ..report import folder
 from ..report.screen import Screen
-from . import shared
-from .reconstruct import read_signals
+from . import hypotheses, shared
 
 HELP = "choose the measurements of a pool that tell most about shapes and numbers"
 
@@ -59,21 +55,13 @@ def run(arguments, comm: MPI.Comm) -> None:
     if (arguments.time is None) != (arguments.repetition_time is None):
         raise InputError("--time and --repetition-time: one of them is missing, expected both or "
                          "none")
-    run = shared.everywhere(comm, config.read, arguments.config, config.ReconstructConfig)
-    signals = read_signals(run, comm, arguments.config)
-    with shared.named(str(arguments.config)):
-        mesh, _ = shared.make_mesh(run.mesh, comm, None, run.tissue.boundary)
-        with in_keys():
-            problem = InverseProblem(mesh, signals, **run.known(comm))
-            sampling = Sampling() if run.posterior is None else run.posterior.sampling()
-            space = Space(alone(problem), sampling.prior, sampling.cells or 1)
-            on_all(comm, lambda: space.models)
+    run, signals, sampling, space = hypotheses.of_run(arguments.config, comm)
     table = signals.acquisition
     within = design.allowed(table, arguments.gradient, arguments.slew, arguments.echo_time)
     number = _number(arguments, int(np.count_nonzero(within)))
     screen.say(f"{number} of {len(table)} measurements, {np.count_nonzero(within)} within the "
-               f"limits; {arguments.hypotheses} hypotheses on {mesh.num_cells} mesh cells, "
-               f"{problem.likelihood.describe()}")
+               f"limits; {arguments.hypotheses} hypotheses on "
+               f"{space.problem.mesh.num_cells} mesh cells, {space.likelihood.describe()}")
     # always as many chains, so that the choice does not depend on the number of ranks
     chains = range(design.CHAINS)
     mine = {c: examples(space, (sampling.seed, c, 10**7), -(-arguments.hypotheses // len(chains)))

@@ -314,7 +314,7 @@ def design(path: Path, found) -> None:
     for k, nats in enumerate(found.at_random):
         axis.plot(number, nats[: len(number)], color=MEASURED, linewidth=0.6, alpha=0.6,
                   label="at random" if not k else None)
-    axis.axhline(found.of_all, color="#999999", linewidth=1, label="all")
+    axis.axhline(found.of_all, color="#999999", linewidth=1, linestyle="--", label="all")
     axis.set(xlabel="measurements", ylabel="information (nats)", ylim=(0, None))
     axis.legend(fontsize=8, frameon=False)
     figure.savefig(path, dpi=DPI)

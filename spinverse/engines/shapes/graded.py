@@ -98,21 +98,19 @@ class GradedModel:
 
         The inside comes first.
         """
-        A, M = self._operators(c)
+        A, mass = self._operators(c)
         X = [scipy.sparse.block_diag([self._put(self.node, values, weight)
                                       for weight in self._mass_weights(c)], "csr")
              for values in self.blocks.position]
         P = self._functions
-        A, M = (matrix.toarray() if P is None else P.T @ (matrix @ P) for matrix in (A, M))
+        A, M = (matrix.toarray() if P is None else P.T @ (matrix @ P) for matrix in (A, mass))
         K = min(self.modes, len(A))
         some = {"subset_by_index": [0, K - 1]} if K < len(A) else {}
         rates, modes = scipy.linalg.eigh(A, M, check_finite=False, **some)
-        load = modes.T @ M.sum(axis=1)
-        if P is not None:
-            modes = P @ modes
-            load = (self._operators(c)[1] @ modes).sum(axis=0)
+        modes = modes if P is None else P @ modes
         positions = np.stack([modes.T @ (x @ modes) for x in X])
-        return Basis(decay_rates(rates), load, np.eye(K), [positions], dtype), modes
+        return Basis(decay_rates(rates), (mass @ modes).sum(axis=0), np.eye(K), [positions],
+                     dtype), modes
 
     @cached_property
     def _functions(self) -> np.ndarray | None:

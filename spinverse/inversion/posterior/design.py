@@ -5,8 +5,9 @@ What measurements A with noise of variance s^2 tell about which hypothesis it is
 
     I(A) = 1/2 ln det(1 + C_AA / s^2)   nats,
 
-a lower bound that grows less and less: taking the one that adds most, again and again, comes within
-a share 1 - 1/e of the best choice of so many (Krause, Singh and Guestrin, JMLR 9, 235, 2008).
+an upper bound for signals that are not normal. Each further one adds less, so taking the one that
+adds most, again and again, has at least a share 1 - 1/e of the best choice of so many (Krause,
+Singh and Guestrin, JMLR 9, 235, 2008).
 Magnitudes well above the noise are taken as normal. Whether the choice serves is then asked of
 hypotheses that it was not made for: how much of the variance of cells and numbers linear regression
 on their noisy signals leaves.
@@ -124,7 +125,7 @@ def gained(covariance: np.ndarray, rows: np.ndarray, number: int) -> np.ndarray:
 
 
 def _greedy(covariance, acquisition, number, within) -> np.ndarray:
-    variance, K = np.diag(covariance).copy(), covariance.copy()
+    K = covariance
     free, rows, known = within & (acquisition.b > 0), [], set()
 
     def take(row):

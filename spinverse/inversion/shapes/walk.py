@@ -59,7 +59,8 @@ class Walk:
         seed: of the annealing.
 
     Attributes:
-        here: the present hypothesis and its misfit by the full model.
+        here: the present hypothesis and its misfit by the full model; on large meshes by the fast
+            one as it was corrected last.
         best: the one of the lowest misfit so far.
         unit: of misfits, see `Surrogate.unit`.
         white: whitened misfit after the last step, in this unit.
