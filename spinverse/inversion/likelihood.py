@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from scipy.special import ive
+from scipy.special import i0e, i1e
 
 from ..acquisition import Acquisition, Signals
 from ..quantities.hardi import shells_of, spherical_harmonics
@@ -220,11 +220,11 @@ class Likelihood:
             predicted = predicted * ((predicted * self._unlifted) @ self._together) / np.maximum(
                 predicted**2 @ self._together, 1e-300)
         left = -0.5 * (self.measured - predicted) ** 2 / variance
-        if self.rician:  # I0 is exp of its argument times ive
-            left = left + np.log(ive(0, self.measured * predicted / variance) / variance)
+        if self.rician:  # I0 is exp of its argument times i0e
+            left += np.log(i0e(self.measured * predicted / variance) / variance)
         else:
-            left = left - 0.5 * np.log(variance)
-        return np.sum(left, axis=-1)
+            left -= 0.5 * np.log(variance)
+        return left.sum(axis=-1)
 
     def drawn(self, predicted: np.ndarray, rng: np.random.Generator) -> Likelihood:
         """Of measurements drawn from `log_density`, at `normalised` magnitudes ``(N,)``."""
@@ -314,7 +314,7 @@ def rician_mean(signal: np.ndarray, sigma: float) -> np.ndarray:
     if not sigma:
         return signal
     x = signal**2 / (4 * sigma**2)
-    return sigma * np.sqrt(np.pi / 2) * ((1 + 2 * x) * ive(0, x) + 2 * x * ive(1, x))
+    return sigma * np.sqrt(np.pi / 2) * ((1 + 2 * x) * i0e(x) + 2 * x * i1e(x))
 
 
 def rician_slope(signal: np.ndarray, sigma: float) -> np.ndarray:
@@ -322,7 +322,7 @@ def rician_slope(signal: np.ndarray, sigma: float) -> np.ndarray:
     if not sigma:
         return np.ones_like(signal)
     x = signal**2 / (4 * sigma**2)
-    return np.sqrt(np.pi / 2) * signal / (2 * sigma) * (ive(0, x) + ive(1, x))
+    return np.sqrt(np.pi / 2) * signal / (2 * sigma) * (i0e(x) + i1e(x))
 
 
 def repeated_noise(signals: Signals) -> tuple[float, float]:

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import log
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 from ..likelihood import Likelihood
 from ..shapes.models import Models
@@ -23,8 +25,8 @@ RIDGES = 10.0 ** np.arange(-7, 2)  # of the trace of the Gram matrix over its si
 TESTED = 5  # one example of so many tests the ridge
 NEAR = 10.0  # chi-square for each measurement, beyond which an example counts less
 
-_ROWS, _COLUMNS = np.triu_indices(3)
-_DIAGONAL = np.flatnonzero(_ROWS == _COLUMNS)
+_ROWS, _COLUMNS = (index.tolist() for index in np.triu_indices(3))
+_SUMS = 16  # moments of the inside, and of the walls
 
 
 class Features:
@@ -35,45 +37,59 @@ class Features:
     """
 
     def __init__(self, prior: Prior, moves: Moves, models: Models):
-        self.active, whole = models.active, models.whole
+        whole = models.whole
         self.mirror = mirror = moves.mirror
-        self.low, self.width = models.bounds[0], np.ptp(models.bounds, axis=0)
+        self._numbers = [values.tolist() for values in (
+            models.bounds[0], np.ptp(models.bounds, axis=0), models.cell_of)]
         n, number = whole.normals, len(whole.facets)
-        self.tensor = np.stack([n[:, i] * n[:, j] for i in range(3) for j in range(i, 3)], 1) / (
+        self.tensor = 10 * np.stack([n[:, i] * n[:, j] for i in range(3) for j in range(i, 3)], 1) / (
             np.maximum(whole.areas, 1e-300)[:, None] * prior.area_scale * number)
-        sides = np.where(whole.sides < 0, -1, mirror[whole.sides])
-        place = {tuple(sorted(pair)): f for f, pair in enumerate(whole.sides.tolist())}
-        self.opposite = np.array([place.get(tuple(sorted(pair)), f)
-                                  for f, pair in enumerate(sides.tolist())])
+        middle, every = whole.points[whole.facets].mean(axis=1) - whole.centre, np.arange(number)
+        mirrored = not np.array_equal(mirror, np.arange(len(mirror)))
+        self.opposite = cKDTree(middle).query(-middle)[1] if mirrored else every
         x = (whole.centroids - whole.centre) / np.ptp(whole.points, axis=0).max()
         self.moments = (whole.volumes / whole.volumes.sum())[:, None] * np.column_stack(
             [np.ones(len(x)), x, *(x[:, i] * x[:, j] for i in range(3) for j in range(i, 3))])
-        few = 3 + len(self.low)
-        self.pairs = np.triu_indices(few + len(_DIAGONAL) * 2 + 1)
+        few = 3 + len(models.cell_of)
+        many = few + 8
+        rows, columns = np.triu_indices(many)
+        self.pairs = rows * many + columns
         #: of smooth ones, and with mesh cells
-        self.number = 1 + few + 7 + len(self.pairs[0]) + 18 + 6 * few
+        self.number = len(self.pairs) + 18 + 6 * few
         self.ends = self.number, self.number + len(mirror), self.number + len(mirror) + number
 
-    def smooth(self, labels: np.ndarray, theta: np.ndarray, inside: np.ndarray,
-               walls: np.ndarray) -> np.ndarray:
-        """Sizes, surfaces by orientation, second moments of the inside, numbers; products."""
-        T, moments = 10 * walls @ self.tensor, inside @ self.moments
-        V = max(moments[0], 1e-12)
-        c = moments[1:4] / V
-        spread = 10 * (moments[4:] / V - c[_ROWS] * c[_COLUMNS])
-        few = np.concatenate([
-            [V, T[_DIAGONAL].sum(), labels.max()],
-            ((theta - self.low) / self.width - 0.5) * self.active(labels)])
-        per_volume = T / (3 * V)
-        base = np.concatenate([few, per_volume[_DIAGONAL], spread[_DIAGONAL], [np.log(V)]])
-        return np.concatenate([[1.0], base, base[self.pairs[0]] * base[self.pairs[1]], T,
-                               per_volume, spread, (few[:, None] * T).ravel()])
+    def smooth(self, moments: np.ndarray, T: np.ndarray, theta: np.ndarray,
+               number: int) -> np.ndarray:
+        """Sizes, surfaces by orientation, second moments of the inside, numbers; products.
+
+        Args:
+            moments: ``(10,)`` of the inside: sum of `moments`.
+            T: ``(6,)`` of the walls: sum of `tensor`.
+            theta: coordinates.
+            number: of cells.
+        """
+        # plain numbers: arrays this small take longer
+        (V, *c), T = moments[:4].tolist(), T.tolist()
+        V = max(V, 1e-12)
+        c = [x / V for x in c]
+        spread = [10 * (m / V - c[i] * c[j])
+                  for m, i, j in zip(moments[4:].tolist(), _ROWS, _COLUMNS, strict=True)]
+        per_volume = [t / (3 * V) for t in T]
+        few = [V, T[0] + T[3] + T[5], number, *(
+            ((x - low) / width - 0.5) * (cell <= number)
+            for x, low, width, cell in zip(theta.tolist(), *self._numbers, strict=True))]
+        many = np.array([1.0, *few, per_volume[0], per_volume[3], per_volume[5],
+                         spread[0], spread[3], spread[5], log(V)])
+        return np.concatenate([
+            np.multiply.outer(many, many).take(self.pairs), T, per_volume, spread,
+            np.multiply.outer(few, T).ravel()])
 
     def __call__(self, labels: np.ndarray, theta: np.ndarray, walls: np.ndarray) -> np.ndarray:
         """All of them, ``(F,)``; ``walls`` as of `Prior.walls`."""
         inside, w = (labels > 0).astype(float), walls.astype(float)
-        return np.concatenate([self.smooth(labels, theta, inside, w),
-                               inside + inside[self.mirror], w + w[self.opposite]])
+        return np.concatenate([
+            self.smooth(inside @ self.moments, w @ self.tensor, theta, int(labels.max())),
+            inside + inside[self.mirror], w + w[self.opposite]])
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,12 +109,27 @@ class Emulator:
     variance: np.ndarray
 
     @cached_property
-    def _parts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Slopes by smooth features, mesh cells and facets."""
-        f, end = self.features, self.features.number
-        cells = self.slopes[end: end + len(f.mirror)]
-        walls = self.slopes[end + len(f.mirror):]
-        return self.slopes[:end], cells + cells[f.mirror], walls + walls[f.opposite]
+    def table(self) -> np.ndarray:
+        """What each mesh cell inside and each wall adds to `sums`, ``(Nt + Nf, 16 + N)``."""
+        f = self.features
+        cells, walls = np.split(self.slopes[f.number:], [len(f.mirror)])
+        return np.block([
+            [f.moments, np.zeros((len(f.mirror), 6)), cells + cells[f.mirror]],
+            [np.zeros((len(f.opposite), 10)), f.tensor, walls + walls[f.opposite]]])
+
+    def sums(self, labels: np.ndarray, walls: np.ndarray) -> np.ndarray:
+        """All that `value` needs to know of a partition, ``(16 + N,)``: linear in it."""
+        return np.concatenate([labels > 0, walls]).astype(float) @ self.table
+
+    def value(self, sums: np.ndarray, theta: np.ndarray, number: int) -> float:
+        """Log-likelihood of what was measured, errors of the emulator on top of the noise."""
+        predicted = sums[_SUMS:] + self.features.smooth(
+            sums[:10], sums[10:_SUMS], theta, number) @ self._smooth
+        return float(self.likelihood.log_density(np.maximum(predicted, 0.0), self.variance))
+
+    @cached_property
+    def _smooth(self) -> np.ndarray:
+        return np.ascontiguousarray(self.slopes[: self.features.number])
 
     @classmethod
     def learnt(cls, features: Features, likelihood: Likelihood, X: np.ndarray,
@@ -126,9 +157,5 @@ class Emulator:
         return cls(features, likelihood, slopes, variance)
 
     def log_likelihood(self, labels: np.ndarray, theta: np.ndarray, walls: np.ndarray) -> float:
-        """Of what was measured, errors of the emulator on top of the noise."""
-        inside, w = (labels > 0).astype(float), walls.astype(float)
-        smooth, by_cell, by_wall = self._parts
-        predicted = self.features.smooth(labels, theta, inside, w) @ smooth + (
-            inside @ by_cell + w @ by_wall)
-        return float(self.likelihood.log_density(np.maximum(predicted, 0.0), self.variance))
+        """`value` of a hypothesis."""
+        return self.value(self.sums(labels, walls), theta, int(labels.max()))

@@ -3,24 +3,30 @@
 Single mesh cells at a wall, pairs of them, numbers, the whole shape shifted or reflected
 (`Cells.maps`), cells exchanged, born and dying. Which kind is tried does not depend on the
 hypothesis, and log q(back) - log q(there) comes with every proposal: Metropolis and Hastings.
+
+Labels are a `bytearray` here, since one of them is read in a third of the time that an array takes;
+its last item is 0 and of no cell: -1 is what is beyond the mesh.
 """
 
 from __future__ import annotations
 
 from functools import cached_property
+from math import log, log1p
 
 import numpy as np
 
 from ..shapes.cells import SMALLEST, Cells
 
-# how often each kind is tried; four of five flips find no wall, which costs nothing
+# how often each kind is tried; the first ones need a wall, and four of five find none: it costs
+# next to nothing
 KINDS = {"flip": 0.3, "cluster": 0.3, "pair": 0.3, "number": 0.05, "place": 0.02,
          "exchange": 0.01, "birth": 0.02}
 BONDS = (0.1, 0.2, 0.3, 0.45)  # chances of facets, of which clusters have one
 LARGEST = 60  # mesh cells of a cluster
 STEPS = (0.3, 0.1, 0.03)  # of numbers, in widths of their range
 
-Made = tuple[np.ndarray, np.ndarray, float]
+#: Which mesh cells change, to which labels, theta after it, log of the ratio of proposals.
+Made = tuple[list[int], list[int], np.ndarray, float]
 
 
 class Moves:
@@ -37,57 +43,47 @@ class Moves:
         self.cells, self.bounds, self.cell_of, self.most = cells, bounds, cell_of, most
         there = {"number": bounds.size > 0, "exchange": most > 1, "birth": most > 1}
         self.kinds = [kind for kind in KINDS if there.get(kind, True)]
+        self._made = [getattr(self, f"_{kind}") for kind in self.kinds]
         self._until = np.cumsum([KINDS[kind] for kind in self.kinds])
-        whole = cells.whole
-        self._sides, self._flat = whole.sides.tolist(), whole.sides.ravel()
-        self._at_walls = np.array([kind in ("flip", "cluster", "pair") for kind in self.kinds])
-        self._outer = np.bincount(whole.sides[whole.outer, 0], minlength=len(whole.cells)).tolist()
+        self._flat = cells.whole.sides.ravel().tolist()
+        self._width = np.ptp(bounds, axis=0)
+        #: across the facets of each cell, -1 for what is beyond the mesh
+        self.around = [[a if b == cell else b for a, b in cells.whole.sides[facets].tolist()]
+                       for cell, facets in enumerate(cells.whole.facets_of)]
 
-    def draws(self, rng: np.random.Generator, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Which kinds of moves are tried, on which sides of which facets, ``(number,)`` each."""
+    def draws(self, rng: np.random.Generator, number: int) -> tuple[list[int], list[int]]:
+        """Which kinds of moves are tried, on which sides of which facets, ``number`` each."""
         kinds = np.searchsorted(self._until, rng.random(number) * self._until[-1], side="right")
-        return kinds, rng.integers(2 * len(self._sides), size=number)
+        return kinds.tolist(), rng.integers(len(self._flat), size=number).tolist()
 
-    def idle(self, labels: np.ndarray, kinds: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """Which of `draws` find no wall where they need one, bool."""
-        beyond = np.append(labels, 0)  # -1 is beyond the mesh
-        here, other = self._flat[places], self._flat[places ^ 1]
-        return self._at_walls[kinds] & ((here < 0) | (beyond[here] == beyond[other]))
-
-    def propose(self, rng: np.random.Generator, kind: int, place: int, labels: np.ndarray,
+    def propose(self, rng: np.random.Generator, kind: int, place: int, labels: bytearray,
                 theta: np.ndarray) -> Made | None:
-        """Labels, theta and the logarithm of the ratio of proposals; None if there are none.
-
-        Whether the partition is allowed is not looked at.
-        """
-        return getattr(self, f"_{self.kinds[kind]}")(rng, place, labels, theta)
+        """A proposal, None if there is none. Whether it is allowed is not looked at."""
+        return self._made[kind](rng, place, labels, theta)
 
     # ---- mesh cells ------------------------------------------------------------------------------
 
-    def _across(self, place: int, labels: np.ndarray) -> tuple[int, int] | None:
+    def _across(self, place: int, labels: bytearray) -> tuple[int, int] | None:
         """A cell that takes the label across one of its facets, all facets alike."""
-        facet, side = divmod(place, 2)
-        cell, other = self._sides[facet][side], self._sides[facet][1 - side]
+        cell = self._flat[place]
         if cell < 0:
             return None
-        label = int(labels[other]) if other >= 0 else 0
+        label = labels[self._flat[place ^ 1]]
         return None if label == labels[cell] else (cell, label)
 
-    def _ways(self, labels, cell: int, label: int) -> int:
+    def _ways(self, labels: bytearray, cell: int, label: int) -> int:
         """Facets across which a cell may take a label."""
-        return sum(int(labels[other]) == label for other in self.cells.neighbours[cell]) + (
-            self._outer[cell] if label == 0 else 0)
+        return [labels[other] for other in self.around[cell]].count(label)
 
     def _flip(self, rng, place, labels, theta) -> Made | None:
         move = self._across(place, labels)
         if move is None:
             return None
         cell, label = move
-        back = self._ways(labels, cell, int(labels[cell]))
+        back = self._ways(labels, cell, labels[cell])
         if not back:
             return None
-        return _with(labels, move), theta, float(np.log(
-            back / self._ways(labels, cell, label)))
+        return [cell], [label], theta, log(back / self._ways(labels, cell, label))
 
     def _cluster(self, rng, place, labels, theta) -> Made | None:
         """A connected set of one label takes another label that it touches.
@@ -98,50 +94,57 @@ class Moves:
         move = self._across(place, labels)
         if move is None:
             return None
-        (cell, label), p = move, BONDS[rng.integers(len(BONDS))]
-        old, neighbours = int(labels[cell]), self.cells.neighbours
+        (cell, label), p = move, BONDS[int(len(BONDS) * rng.random())]
+        old, around = labels[cell], self.around
         part, grown = [cell], {cell}
         for here in part:
-            for other in neighbours[here]:
-                if other not in grown and labels[other] == old and rng.random() < p:
+            for other in around[here]:
+                if other >= 0 and labels[other] == old and other not in grown and rng.random() < p:
                     grown.add(other)
                     part.append(other)
             if len(part) > LARGEST:
                 return None
-        beside = [int(labels[other]) for here in part for other in neighbours[here]
+        beside = [labels[other] if other >= 0 else -1 for here in part for other in around[here]
                   if other not in grown]
+        rim = beside.count(-1)
         same, there = beside.count(old), beside.count(label)
-        rim = sum(self._outer[here] for here in part)
         begins, returns = there + rim * (label == 0), same + rim * (old == 0)
         if not returns:
             return None
-        new = labels.copy()
-        new[part] = label
-        return new, theta, float(np.log(returns / begins) + (there - same) * np.log1p(-p))
+        return (part, [label] * len(part), theta,
+                log(returns / begins) + (there - same) * log1p(-p))
 
     def _pair(self, rng, place, labels, theta) -> Made | None:
         """Two at once: what either of them alone makes need not be allowed."""
         a = self._across(place, labels)
         if a is None:
             return None
-        one = _with(labels, a)
-        b = self._across(int(rng.integers(2 * len(self._sides))), one)
-        if b is None or a[0] == b[0]:
+        cell, old, ways = a[0], labels[a[0]], self._ways
+        there = ways(labels, *a)
+        labels[cell] = a[1]
+        b = self._across(int(len(self._flat) * rng.random()), labels)
+        if b is None or b[0] == cell:
+            labels[cell] = old
             return None
-        other, both = _with(labels, b), _with(one, b)
-        undo_a, undo_b = (a[0], int(labels[a[0]])), (b[0], int(labels[b[0]]))
-        there = self._ways(labels, *a) * self._ways(one, *b) + (
-            self._ways(labels, *b) * self._ways(other, *a))
-        back = self._ways(both, *undo_b) * self._ways(one, *undo_a) + (
-            self._ways(both, *undo_a) * self._ways(other, *undo_b))
-        return (both, theta, float(np.log(back / there))) if back else None
+        other, last = b[0], labels[b[0]]
+        there, back = there * ways(labels, *b), ways(labels, cell, old)
+        labels[other] = b[1]
+        back *= ways(labels, other, last)
+        undone = ways(labels, cell, old)
+        labels[cell] = old
+        there_b, back_b = ways(labels, *a), undone * ways(labels, other, last)
+        labels[other] = last
+        there, back = there + ways(labels, *b) * there_b, back + back_b
+        if not back:
+            return None
+        return [cell, other], [a[1], b[1]], theta, log(back / there)
 
     # ---- numbers ---------------------------------------------------------------------------------
 
     def _number(self, rng, place, labels, theta) -> Made:
-        new, k = theta.copy(), rng.integers(len(theta))
-        new[k] += rng.choice(STEPS) * np.ptp(self.bounds[:, k]) * rng.normal()
-        return labels, new, 0.0
+        new, k = theta.copy(), int(len(theta) * rng.random())
+        new[k] += STEPS[int(len(STEPS) * rng.random())] * self._width[k] * rng.normal()
+        return [], [], new, 0.0
 
     # ---- places ----------------------------------------------------------------------------------
 
@@ -173,27 +176,30 @@ class Moves:
     def _place(self, rng, place, labels, theta) -> Made | None:
         if not self._maps:
             return None
-        source, back = self._maps[rng.integers(len(self._maps))]
+        source, back = self._maps[int(len(self._maps) * rng.random())]
         if rng.random() < 0.5:  # which magnitudes do not see at all
             source = back = self.mirror
-        new = moved(labels, source)
+        old = np.frombuffer(labels, np.int8)[:-1]
+        new = moved(old, source)
         # nothing may leave the mesh, and the way back leads back
-        return (new, theta, 0.0) if np.array_equal(moved(new, back), labels) else None
+        if not np.array_equal(moved(new, back), old):
+            return None
+        return *_between(old, new), theta, 0.0
 
     # ---- cells -----------------------------------------------------------------------------------
 
     def _exchange(self, rng, place, labels, theta) -> Made | None:
         """Two cells exchange their numbers in the count, with all that they have."""
-        number = int(labels.max())
+        number = max(labels)
         if number < 2:
             return None
         a, b = rng.choice(number, 2, replace=False) + 1
-        table = np.arange(number + 1)
+        table = np.arange(number + 1, dtype=np.int8)
         table[[a, b]] = b, a
-        there, new = theta.copy(), table.astype(labels.dtype)[labels]
+        there, old = theta.copy(), np.frombuffer(labels, np.int8)[:-1]
         first, second = (np.flatnonzero(self.cell_of == label) for label in (a, b))
         there[first], there[second] = theta[second], theta[first]
-        return new, there, 0.0
+        return *_between(old, table[old]), there, 0.0
 
     @cached_property
     def _seeds(self) -> np.ndarray:
@@ -207,24 +213,22 @@ class Moves:
 
     def _birth(self, rng, place, labels, theta) -> Made | None:
         """A further cell of the smallest size appears outside, or the last one goes."""
-        number, seeds = int(labels.max()), self._seeds
+        number, seeds = max(labels), self._seeds
         if rng.random() < 0.5:
-            chosen = seeds[rng.integers(len(seeds))]
-            if number >= self.most or labels[chosen].any():
+            chosen = seeds[int(len(seeds) * rng.random())].tolist()
+            if number >= self.most or any(labels[cell] for cell in chosen):
                 return None
-            new = labels.copy()
-            new[chosen] = number + 1
-            return new, theta, float(np.log(len(seeds)))
-        if number < 2 or np.count_nonzero(labels == number) != SMALLEST:
+            return chosen, [number + 1] * SMALLEST, theta, log(len(seeds))
+        if number < 2 or labels.count(number) != SMALLEST:
             return None
-        return np.where(labels == number, 0, labels).astype(labels.dtype), theta, -float(
-            np.log(len(seeds)))
+        chosen = [cell for cell, label in enumerate(labels) if label == number]
+        return chosen, [0] * SMALLEST, theta, -log(len(seeds))
 
 
-def _with(labels: np.ndarray, move: tuple[int, int]) -> np.ndarray:
-    new = labels.copy()
-    new[move[0]] = move[1]
-    return new
+def _between(old: np.ndarray, new: np.ndarray) -> tuple[list[int], list[int]]:
+    """Which cells differ, and what they become."""
+    changed = np.flatnonzero(old != new)
+    return changed.tolist(), new[changed].tolist()
 
 
 def moved(labels: np.ndarray, source: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ number of cells have the same dimension (Carlin and Chib, J. R. Stat. Soc. B 57,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf, log
 
 import numpy as np
 
@@ -67,6 +68,7 @@ class Prior:
     def __init__(self, shapes: ShapePrior, models: Models, cells: Cells):
         self.shapes, self.cells, self.whole = shapes, cells, models.whole
         self.bounds, self.start, self.precision = models.bounds, models.start, models.precision
+        self._numbers = [values.tolist() for values in (*self.bounds, self.start, self.precision)]
         self.area_scale = shapes.area_scale or FACETS * float(np.mean(self.whole.areas))
         self.middle = float(np.log(shapes.volume_fraction * self.whole.volumes.sum()))
 
@@ -82,10 +84,16 @@ class Prior:
     def log_density(self, labels: np.ndarray, theta: np.ndarray,
                     walls: np.ndarray | None = None) -> float:
         """Of an allowed partition, up to a constant; -inf where nothing is inside."""
-        V, S = self.sizes(labels, walls)
-        if V <= 0 or ((theta < self.bounds[0]) | (theta > self.bounds[1])).any():
-            return -np.inf
-        away = (np.log(V) - self.middle) / self.shapes.volume_spread
-        return (-S / self.area_scale - 0.5 * away**2
-                - self.shapes.per_cell * (int(labels.max()) - 1)
-                - 0.5 * float(self.precision @ (theta - self.start) ** 2))
+        return self.of_sizes(*self.sizes(labels, walls), int(labels.max()), theta)
+
+    def of_sizes(self, V: float, S: float, number: int, theta: np.ndarray) -> float:
+        """The same of volume, area and number of cells."""
+        if V <= 0:
+            return -inf
+        found = -S / self.area_scale - self.shapes.per_cell * (number - 1) - 0.5 * (
+            (log(V) - self.middle) / self.shapes.volume_spread) ** 2
+        for x, low, high, start, precision in zip(theta.tolist(), *self._numbers, strict=True):
+            if not low <= x <= high:
+                return -inf
+            found -= 0.5 * precision * (x - start) ** 2
+        return found

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import inf, log
 
 import numpy as np
 from mpi4py import MPI
@@ -35,6 +36,7 @@ from .emulator import Emulator, Features
 from .moves import Moves
 from .prior import Prior, ShapePrior
 
+COUPLE, CC = 0.0, (0,0,0,0)
 LADDER = 7  # emulated posteriors of a chain
 HOTTEST = 1e-3  # smallest beta above 0 to begin with
 MOVES = 20  # of each member of the ladder, between exchanges
@@ -95,6 +97,21 @@ class Space:
         return Moves(self.cells, self.models.bounds, self.models.cell_of, self.most)
 
     @cached_property
+    def sides(self) -> list[tuple[int, int]]:
+        """Cells on the two sides of each facet, -1 beyond the mesh."""
+        return [(a, b) for a, b in self.models.whole.sides.tolist()]
+
+    @cached_property
+    def volumes(self) -> list[float]:
+        """Of mesh cells, um^3."""
+        return self.models.whole.volumes.tolist()
+
+    @cached_property
+    def areas(self) -> list[float]:
+        """Of facets, um^2."""
+        return self.models.whole.areas.tolist()
+
+    @cached_property
     def features(self) -> Features:
         return Features(self.prior, self.moves, self.models)
 
@@ -107,7 +124,7 @@ class Space:
         """The same hypotheses with other data of the same acquisition."""
         other = replace(self, data=likelihood)
         other.__dict__.update({name: getattr(self, name) for name in (
-            "models", "cells", "prior", "moves", "features")})  # what takes time to make
+            "models", "cells", "prior", "moves", "features", "sides", "volumes", "areas")})  # what takes time to make
         return other
 
     def predicted(self, labels: np.ndarray, theta: np.ndarray) -> np.ndarray:
@@ -126,34 +143,13 @@ class Space:
              emulator: Emulator | None = None, beta: float = 1.0, tally: np.ndarray | None = None
              ) -> tuple[np.ndarray, np.ndarray]:
         """``number`` moves, reversible for the prior times exp(beta L*)."""
-        def value_of(labels, theta):
-            walls = self.prior.walls(labels)
-            value = self.prior.log_density(labels, theta, walls)
-            if emulator is None or not beta or value == -np.inf:
-                return value
-            return value + beta * emulator.log_likelihood(labels, theta, walls)
-
-        here, moves = value_of(labels, theta), self.moves
-        kinds, places = moves.draws(rng, number)
-        todo = np.flatnonzero(~moves.idle(labels, kinds, places)).tolist()
-        if tally is not None:
-            tally[:, 0] += np.bincount(kinds, minlength=len(tally))
-        while todo:
-            k = todo.pop(0)
-            made = moves.propose(rng, kinds[k], int(places[k]), labels, theta)
-            if made is None:
-                continue
-            new, there, ratio = made
-            value = value_of(new, there)
-            if np.log(rng.random()) < value - here + ratio and (
-                    new is labels or self.cells.allowed(new)):
-                if new is not labels:
-                    todo = (k + 1 + np.flatnonzero(~moves.idle(new, kinds[k + 1:], places[k + 1:]))
-                            ).tolist()
-                labels, theta, here = new, there, value
-                if tally is not None:
-                    tally[kinds[k], 1] += 1
-        return labels, theta
+        here = Place(self, labels, theta, emulator, beta)
+        kinds, places = self.moves.draws(rng, number)
+        for kind, place in zip(kinds, places, strict=True):
+            moved = here.move(rng, kind, place)
+            if tally is not None:
+                tally[kind] += 1, moved
+        return np.frombuffer(bytes(here.labels), np.int8)[:-1], here.theta
 
     def first(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """An allowed hypothesis to begin with: an ellipsoid, or all; numbers from their ranges."""
@@ -174,6 +170,91 @@ class Space:
             here = self.walk(rng, *here, apart)
             found.append(here)
         return found
+
+
+class Place:
+    """Where a walk is; what a move changes is computed by differences.
+
+    Args:
+        space: of hypotheses.
+        labels, theta: an allowed hypothesis.
+        emulator, beta: the walk is reversible for the prior times exp(beta L*).
+    """
+
+    def __init__(self, space: Space, labels: np.ndarray, theta: np.ndarray,
+                 emulator: Emulator | None, beta: float):
+        self.space, self.theta, self.beta = space, theta, beta
+        self.emulator = emulator if beta else None
+        self.labels, self.number = bytearray(labels.tobytes() + b"\0"), int(labels.max())
+        walls = space.prior.walls(labels)
+        self.sizes = space.prior.sizes(labels, walls)
+        self.prior = space.prior.of_sizes(*self.sizes, self.number, theta)
+        self.L = 0.0
+        if self.emulator is not None:
+            self.sums = self.emulator.sums(labels, walls)
+            self.L = self.emulator.value(self.sums, theta, self.number)
+
+    def move(self, rng: np.random.Generator, kind: int, place: int) -> bool:
+        """Try a move; whether it was made."""
+        space, labels = self.space, self.labels
+        made = space.moves.propose(rng, kind, place, labels, self.theta)
+        if made is None:
+            return False
+        cells, values, theta, ratio = made
+        before = [labels[cell] for cell in cells]
+        rows, signs = self._changed(cells, values)
+        (V, S), number = self.sizes, self.number
+        if cells:
+            volumes, areas, n = space.volumes, space.areas, len(space.volumes)
+            for row, sign in zip(rows, signs, strict=True):
+                if row < n:
+                    V += sign * volumes[row]
+                else:
+                    S += sign * areas[row - n]
+            number = max(labels)
+            if COUPLE and len(theta) and rng.random() < COUPLE and V > 0:
+                c1, c2 = rng.normal(CC[0], CC[1]), rng.normal(CC[2], CC[3])
+                theta = theta + c1 * log(V / self.sizes[0]) + c2 * log(S / V / self.sizes[1] * self.sizes[0])
+        prior = space.prior.of_sizes(V, S, number, theta)
+        gain = prior - self.prior + ratio - log(1.0 - rng.random())
+        L, sums = 0.0, None
+        good = gain > (-inf if self.emulator is not None else 0.0) and (
+            not cells or space.cells.still_allowed(labels, cells, before))
+        if good and self.emulator is not None:
+            sums = self.sums
+            if rows:
+                sums = sums + np.array(signs) @ self.emulator.table[rows]
+            L = self.emulator.value(sums, theta, number)
+            good = gain + self.beta * (L - self.L) > 0
+        if not good:
+            for cell, label in zip(cells, before, strict=True):
+                labels[cell] = label
+            return False
+        self.theta, self.sizes, self.number, self.prior = theta, (V, S), number, prior
+        if self.emulator is not None:
+            self.L, self.sums = L, sums
+        return True
+
+    def _changed(self, cells: list[int], values: list[int]) -> tuple[list[int], list[float]]:
+        """Give cells their labels; which mesh cells come and go, and which walls.
+
+        Rows of `Emulator.table`, and 1 or -1.
+        """
+        labels, sides, n = self.labels, self.space.sides, len(self.space.volumes)
+        facets_of, rows, signs = self.space.models.whole.facets_of, [], []
+        facets = {facet for cell in cells for facet in facets_of[cell]}
+        were = [labels[a] != labels[b] for a, b in (sides[facet] for facet in facets)]
+        for cell, label in zip(cells, values, strict=True):
+            if (labels[cell] > 0) != (label > 0):
+                rows.append(cell)
+                signs.append(1.0 if label else -1.0)
+            labels[cell] = label
+        for facet, was in zip(facets, were, strict=True):
+            a, b = sides[facet]
+            if (labels[a] != labels[b]) != was:
+                rows.append(n + facet)
+                signs.append(-1.0 if was else 1.0)
+        return rows, signs
 
 
 @dataclass(frozen=True, eq=False)

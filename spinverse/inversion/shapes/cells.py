@@ -28,6 +28,7 @@ class Cells:
         self.whole, self.neighbours = whole, whole.neighbours
         self.at_rim = np.zeros(len(whole.cells), bool)
         self.at_rim[whole.sides[whole.outer, 0]] = True
+        self._rim = self.at_rim.tolist()
         self.sides = whole.sides[~whole.outer]
 
     def pieces(self, chosen: np.ndarray) -> list[list[int]]:
@@ -64,6 +65,69 @@ class Cells:
         at_rim = np.zeros(number, bool)
         at_rim[piece[self.at_rim]] = True
         return bool(at_rim[outside].all())
+
+    def still_allowed(self, labels: bytearray, changed: list[int], before: list[int]) -> bool:
+        """Whether a partition is allowed that was so before some cells changed: a local look.
+
+        Args:
+            labels: of the cells, and a 0 behind them.
+            changed: cells whose label is another one now, none: allowed.
+            before: their labels before.
+        """
+        for label in {*before}:
+            left = labels.count(label) if label else SMALLEST
+            if left < SMALLEST and (left or label < max(labels)):  # the last one may go
+                return False
+        # what is cut off touches what has changed
+        seeds: dict[int, set[int]] = {}
+        for cell in changed:
+            for other in (cell, *self.neighbours[cell]):
+                seeds.setdefault(labels[other], set()).add(other)
+        now = [labels[cell] for cell in changed]
+        for label, some in seeds.items():
+            if not label and not self.whole.periodic:
+                if not self._reach_the_rim(labels, some):
+                    return False
+                continue
+            own = now.count(label)
+            if own and len(some) == own and labels.count(label) > own:
+                return False  # apart from the rest
+            if len(some) > 1 and not self._together(labels, label, some):
+                return False
+        return True
+
+    def _together(self, labels: bytearray, label: int, some: set[int]) -> bool:
+        """Whether some cells of a label are connected in it."""
+        part, left = [next(iter(some))], set(some)
+        left.discard(part[0])
+        seen = {part[0]}
+        for cell in part:
+            for other in self.neighbours[cell]:
+                if labels[other] == label and other not in seen:
+                    seen.add(other)
+                    part.append(other)
+                    if other in left:
+                        left.discard(other)
+                        if not left:
+                            return True
+        return not left
+
+    def _reach_the_rim(self, labels: bytearray, some: set[int]) -> bool:
+        """Whether some cells outside are connected with the rim."""
+        open_ones: set[int] = set()
+        for seed in some:
+            part, seen = [seed], {seed}
+            for cell in part:
+                if self._rim[cell] or cell in open_ones:
+                    open_ones |= seen
+                    break
+                for other in self.neighbours[cell]:
+                    if labels[other] == 0 and other not in seen:
+                        seen.add(other)
+                        part.append(other)
+            else:
+                return False
+        return True
 
     def _pockets(self, labels: np.ndarray) -> Iterator[list[int]]:
         """Parts of the outside that nothing connects with the rim, or the largest without one."""
