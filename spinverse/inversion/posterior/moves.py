@@ -19,9 +19,9 @@ from ..shapes.cells import SMALLEST, Cells
 
 # how often each kind is tried; the first ones need a wall, and four of five find none: it costs
 # next to nothing
-KINDS = {"flip": 0.3, "cluster": 0.3, "pair": 0.3, "number": 0.05, "place": 0.02,
+KINDS = {"flip": 0.15, "cluster": 0.6, "pair": 0.05, "number": 0.15, "place": 0.02,
          "exchange": 0.01, "birth": 0.02}
-BONDS = (0.1, 0.2, 0.3, 0.45)  # chances of facets, of which clusters have one
+BONDS = (0.2, 0.35, 0.5)  # chances of facets, of which clusters have one
 LARGEST = 60  # mesh cells of a cluster
 STEPS = (0.3, 0.1, 0.03)  # of numbers, in widths of their range
 

@@ -19,6 +19,9 @@ from .emulator import Emulator
 from .prior import ShapePrior
 from .result import Posterior, made
 from .sampler import (
+    LADDERED,
+    RARE,
+    WALKED,
     Arrays,
     Space,
     Tuned,
@@ -28,11 +31,13 @@ from .sampler import (
     examples,
     first_betas,
     longer,
+    rarer,
     spaced,
 )
 
 LEARNING, KEEPING = 6, 4  # rounds before samples are kept, and of samples
 FIRST_LENGTH = 20  # moves that the emulator alone decides, to begin with
+LEARNT = 1500  # likeliest examples, that the emulator first learns from
 CHECKED = 12  # samples whose log-likelihood the full model computes
 
 
@@ -153,7 +158,7 @@ class _Run:
     def __init__(self, space: Space, sampling: Sampling, comm: MPI.Comm):
         self.space, self.sampling, self.comm, self.round = space, sampling, comm, 0
         self.samples: list[Arrays] = []
-        self.ways, self.moves = np.zeros((2, 2)), np.zeros((len(space.moves.kinds), 2))
+        self.ways, self.moves = np.zeros((3, 2)), np.zeros((len(space.moves.kinds), 2))
         self.solves = 0
 
     def _shared(self, function: Callable) -> list:
@@ -167,11 +172,15 @@ class _Run:
             space.models.fit_resistance(*start, space.models.all)
         parts = [known] if known is not None else self._shared(
             lambda c: examples(space, (s.seed, c, 0), s.examples // s.chains, start))
-        self.examples = {name: np.concatenate([part[name] for part in parts])
-                         for name in parts[0]}
-        self.solves = 0 if known is not None else len(self.examples["labels"])
-        self.chains = self._shared(lambda c: begin(space, self.examples, (s.seed, c, 1), start))
-        self.betas, self.length = first_betas(), FIRST_LENGTH
+        every = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        self.solves = 0 if known is not None else len(every["labels"])
+        # chains that share what they begin with would agree too early
+        self.chains = self._shared(lambda c: begin(space, {
+            name: values[c:: s.chains] for name, values in every.items()}, (s.seed, c, 1), start))
+        near = np.argsort(-space.likelihood.log_density(every["predicted"]), kind="stable")
+        near = np.sort(near[:LEARNT])  # in no order: some are left out to test with
+        self.examples = {name: values[near] for name, values in every.items()}
+        self.betas, self.length, self.every = first_betas(), FIRST_LENGTH, RARE[0]
         self.bias = np.zeros(len(space.likelihood))
         self._learn()
 
@@ -183,7 +192,7 @@ class _Run:
         self._features = np.vstack([known, *new]) if len(known) else np.array(new)
         self.tuned = Tuned(Emulator.learnt(space.features, space.likelihood, self._features,
                                            self.examples["predicted"]),
-                           self.betas, self.length, self.bias)
+                           self.betas, self.length, self.every, self.bias)
 
     def advance(self) -> None:
         """One round of all chains, and what is adapted after it."""
@@ -214,7 +223,9 @@ class _Run:
                          for name in self.examples}
         rejected, ways = (sum(each[name] for each in met) for name in ("rejected", "ways"))
         self.betas = spaced(self.betas, rejected[0] / np.maximum(rejected[1], 1))
-        self.length = longer(self.length, ways[0, 0] / max(ways[0, 1], 1))
+        accepted = ways[:, 0] / np.maximum(ways[:, 1], 1)
+        self.length = longer(self.length, accepted[WALKED])
+        self.every = rarer(accepted[WALKED], accepted[LADDERED])
         if found[0][3] is not None:
             self.bias = np.mean([each[3] for each in found], axis=0)
         self._learn()
@@ -224,6 +235,7 @@ class _Run:
     def state(self) -> dict[str, Any]:
         """Plain arrays to go on from."""
         arrays = {"round": self.round, "betas": self.betas, "length": self.length,
+                  "every": self.every,
                   "bias": self.bias, "ways": self.ways, "moves": self.moves,
                   "solves": self.solves, "resistance": self.space.models.resistance}
         for name, parts in (("chain", self.chains), ("sample", self.samples)):
@@ -235,7 +247,8 @@ class _Run:
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Go on from `state`."""
         try:
-            self.round, self.length = int(saved["round"]), int(saved["length"])
+            self.round, self.length, self.every = (int(saved[name]) for name in (
+                "round", "length", "every"))
             self.betas, self.bias = saved["betas"], saved["bias"]
             self.ways, self.moves = saved["ways"], saved["moves"]
             self.solves = int(saved["solves"])
@@ -263,7 +276,8 @@ class _Run:
         order = [self.samples[k * self.sampling.chains + c] for c in range(self.sampling.chains)
                  for k in range(KEEPING)]
         samples = {name: np.concatenate([part[name] for part in order]) for name in order[0]}
-        names = ("accepted after moves", "accepted exchanges with the ladder")
+        names = ("accepted after moves", "accepted exchanges with the ladder",
+                 "exchanged with the reservoir")
         acceptance = {name: float(a / max(n, 1)) for name, (a, n) in zip(
             names, self.ways, strict=True)}
         acceptance |= {f"{kind} by the emulator": float(a / max(n, 1)) for kind, (n, a) in zip(

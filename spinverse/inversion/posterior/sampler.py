@@ -42,8 +42,10 @@ HOTTEST = 1e-3  # smallest beta above 0 to begin with
 MOVES = 20  # of each member of the ladder, between exchanges
 FREE = 5  # times as many at beta 0, where a move costs least
 LENGTHS = 5, 400  # moves of x that the emulator alone decides: fewest, most
+RARE = 2, 20  # of so many steps one is an exchange with the ladder, most and fewest
+WALKED, LADDERED, RESERVOIR = range(3)  # ways in which a chain moves
 WANTED = 0.4  # of such moves that the fast model should accept
-APART = 200  # moves of the prior between two that are kept
+APART = 500  # moves of the prior between two that are kept: volumes are half forgotten
 CHOICE = 10.0  # effective number of examples that a chain may begin with
 TRIES = 100  # drawings of a first shape
 
@@ -265,17 +267,19 @@ class Tuned:
         emulator: of the likelihood.
         betas: of the ladder, from 1 to 0.
         length: moves of x that the emulator alone decides.
+        every: of so many steps one is an exchange with the ladder.
         bias: ``(N,)`` full model minus fast model, normalised magnitudes.
     """
 
     emulator: Emulator
     betas: np.ndarray
     length: int
+    every: int
     bias: np.ndarray
 
-    def log_likelihood(self, predicted: np.ndarray) -> float:
-        return float(self.emulator.likelihood.log_density(
-            np.maximum(predicted + self.bias, 0.0)))
+    def log_likelihood(self, predicted: np.ndarray) -> np.ndarray:
+        """Of predictions of the fast model ``(..., N)``, ``(...)``."""
+        return self.emulator.likelihood.log_density(np.maximum(predicted + self.bias, 0.0))
 
 
 def first_betas(number: int = LADDER) -> np.ndarray:
@@ -292,6 +296,11 @@ def spaced(betas: np.ndarray, rejected: np.ndarray) -> np.ndarray:
 def longer(length: int, accepted: float) -> int:
     """More moves between decisions where many are accepted, fewer where few are."""
     return int(np.clip(round(length * np.exp(accepted - WANTED) ** 1.5), *LENGTHS))
+
+
+def rarer(walked: float, exchanged: float) -> int:
+    """Exchanges with the ladder where they are accepted as often as walks, at `RARE`."""
+    return int(np.clip(round(2 * walked / max(exchanged, 1e-3)), *RARE))
 
 
 def examples(space: Space, seed: tuple, number: int,
@@ -316,10 +325,11 @@ def begin(space: Space, known: Arrays, seed: tuple,
     """The first state of a chain: at the start, or at one of the examples that explain most.
 
     By weights exp(beta L), with the largest beta that leaves some of them a choice; the ladder
-    begins with examples of the prior.
+    begins with examples of the prior, all of which are the reservoir.
     """
     rng = np.random.default_rng(seed)
-    ladder = rng.choice(np.flatnonzero(known["prior"]), LADDER)
+    mine = np.flatnonzero(known["prior"])
+    ladder = rng.choice(mine, LADDER)
     L = space.likelihood.log_density(known["predicted"])
     for beta in np.geomspace(1.0, 1e-6, 61):
         weights = np.exp(beta * (L - L.max()))
@@ -328,7 +338,9 @@ def begin(space: Space, known: Arrays, seed: tuple,
     k = rng.choice(len(L), p=weights / weights.sum())
     x = start or (known["labels"][k], known["theta"][k])
     return {"labels": x[0], "theta": x[1], "predicted": space.predicted(*x),
-            "ladder_labels": known["labels"][ladder], "ladder_theta": known["theta"][ladder]}
+            "ladder_labels": known["labels"][ladder], "ladder_theta": known["theta"][ladder],
+            **{f"reservoir_{name}": known[name][mine]
+               for name in ("labels", "theta", "predicted")}}
 
 
 def advance(space: Space, tuned: Tuned, state: Arrays, seed: tuple, steps: int, keep: int,
@@ -352,9 +364,10 @@ def advance(space: Space, tuned: Tuned, state: Arrays, seed: tuple, steps: int, 
     nu = state["predicted"]
     ladder: list[tuple[np.ndarray, np.ndarray]] = list(zip(
         state["ladder_labels"], state["ladder_theta"], strict=True))
-    # log-likelihoods, by the model and by the emulator
-    L, ways = tuned.log_likelihood(nu), np.zeros((2, 2))
-    rejected = np.zeros((2, len(ladder) - 1))
+    others = [state[f"reservoir_{name}"].copy() for name in ("labels", "theta", "predicted")]
+    # log-likelihoods: of the chain, and of the reservoir
+    L, Ls = float(tuned.log_likelihood(nu)), tuned.log_likelihood(others[2])
+    ways, rejected = np.zeros((3, 2)), np.zeros((2, len(ladder) - 1))
     tally = np.zeros((len(space.moves.kinds), 2))
     kept: list[tuple] = []
     computed: list[tuple] = []
@@ -364,34 +377,38 @@ def advance(space: Space, tuned: Tuned, state: Arrays, seed: tuple, steps: int, 
         return emulator.log_likelihood(*z, prior.walls(z[0]))
 
     for step in range(steps):
-        for j, beta in enumerate(tuned.betas):
-            ladder[j] = space.walk(rng, *ladder[j], MOVES * (1 if beta else FREE), emulator, beta)
-        values = [emulated(z) for z in ladder]
-        for j in range(step % 2, len(ladder) - 1, 2):
-            chance = min(1.0, np.exp(min(0.0, (tuned.betas[j] - tuned.betas[j + 1])
-                                         * (values[j + 1] - values[j]))))
-            rejected[:, j] += 1 - chance, 1
-            if rng.random() < chance:
-                ladder[j], ladder[j + 1] = ladder[j + 1], ladder[j]
-                values[j], values[j + 1] = values[j + 1], values[j]
-        way = step // 2 % 2  # both pairs of the ladder before each
-        y = ladder[0] if way else space.walk(rng, *x, tuned.length, emulator, 1.0, tally)
+        until = np.cumsum(np.exp(Ls - max(L, Ls.max(initial=-inf))))
+        k = int(np.searchsorted(until, rng.random() * (
+            until[-1] + np.exp(L - max(L, Ls.max())))))
+        ways[RESERVOIR] += k < len(Ls), 1
+        if k < len(Ls):  # x and it change places; to stay is the other choice
+            y, predicted = (others[0][k].copy(), others[1][k].copy()), others[2][k].copy()
+            others[0][k], others[1][k], others[2][k] = *x, nu
+            x, nu, L, Ls[k] = y, predicted, float(Ls[k]), L
+        way = LADDERED if step % tuned.every == tuned.every - 1 else WALKED
+        if way == LADDERED:
+            for pairs in range(2):
+                _exchange(space, tuned, rng, ladder, pairs, rejected)
+        y = ladder[0] if way == LADDERED else space.walk(
+            rng, *x, tuned.length, emulator, 1.0, tally)
         if not np.array_equal(y[0], x[0]) or not np.array_equal(y[1], x[1]):
             predicted = space.predicted(*y)
             computed.append(y)
             met.append(predicted)
-            there = tuned.log_likelihood(predicted)
+            there = float(tuned.log_likelihood(predicted))
             chance = min(1.0, np.exp(min(0.0, there - emulated(y) - L + emulated(x))))
             ways[way] += chance, 1
             if rng.random() < chance:
-                if way:
+                if way == LADDERED:
                     ladder[0] = x
                 x, nu, L = y, predicted, there
         if (step + 1) % keep == 0:
             kept.append((*x, L))
     after = {"labels": x[0], "theta": x[1], "predicted": nu,
              "ladder_labels": np.array([z[0] for z in ladder]),
-             "ladder_theta": np.array([z[1] for z in ladder])}
+             "ladder_theta": np.array([z[1] for z in ladder]),
+             "reservoir_labels": others[0], "reservoir_theta": others[1],
+             "reservoir_predicted": others[2]}
     samples = {"labels": np.array([s[0] for s in kept], np.int8).reshape(len(kept), len(x[0])),
                "theta": np.array([s[1] for s in kept]).reshape(len(kept), len(x[1])),
                "log_likelihood": np.array([s[2] for s in kept])}
@@ -401,3 +418,18 @@ def advance(space: Space, tuned: Tuned, state: Arrays, seed: tuple, steps: int, 
              "predicted": np.array(met).reshape(n, len(nu)), "rejected": rejected, "ways": ways,
              "moves": tally}
     return after, samples, found
+
+
+def _exchange(space: Space, tuned: Tuned, rng: np.random.Generator, ladder: list,
+              pairs: int, rejected: np.ndarray) -> None:
+    """All of the ladder move, then even pairs of neighbours (0), or odd ones (1), exchange."""
+    for j, beta in enumerate(tuned.betas):
+        ladder[j] = space.walk(rng, *ladder[j], MOVES * (1 if beta else FREE), tuned.emulator,
+                               beta)
+    values = [tuned.emulator.log_likelihood(*z, space.prior.walls(z[0])) for z in ladder]
+    for j in range(pairs, len(ladder) - 1, 2):
+        chance = min(1.0, np.exp(min(0.0, (tuned.betas[j] - tuned.betas[j + 1])
+                                     * (values[j + 1] - values[j]))))
+        rejected[:, j] += 1 - chance, 1
+        if rng.random() < chance:
+            ladder[j], ladder[j + 1] = ladder[j + 1], ladder[j]
