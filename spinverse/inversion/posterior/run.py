@@ -19,9 +19,8 @@ from .emulator import Emulator
 from .prior import ShapePrior
 from .result import Posterior, made
 from .sampler import (
-    LADDERED,
-    RARE,
-    WALKED,
+    LEVELS,
+    WANTED,
     Arrays,
     Space,
     Tuned,
@@ -31,13 +30,13 @@ from .sampler import (
     examples,
     first_betas,
     longer,
-    rarer,
     spaced,
 )
 
 LEARNING, KEEPING = 6, 4  # rounds before samples are kept, and of samples
 FIRST_LENGTH = 20  # moves that the emulator alone decides, to begin with
 LEARNT = 1500  # likeliest examples, that the emulator first learns from
+STATE = ("round", "betas", "lengths", "bias", "decided", "rejected", "moves", "solves")
 CHECKED = 12  # samples whose log-likelihood the full model computes
 
 
@@ -158,7 +157,7 @@ class _Run:
     def __init__(self, space: Space, sampling: Sampling, comm: MPI.Comm):
         self.space, self.sampling, self.comm, self.round = space, sampling, comm, 0
         self.samples: list[Arrays] = []
-        self.ways, self.moves = np.zeros((3, 2)), np.zeros((len(space.moves.kinds), 2))
+        self.decided, self.moves = np.zeros((2, LEVELS)), np.zeros((len(space.moves.kinds), 2))
         self.solves = 0
 
     def _shared(self, function: Callable) -> list:
@@ -180,7 +179,8 @@ class _Run:
         near = np.argsort(-space.likelihood.log_density(every["predicted"]), kind="stable")
         near = np.sort(near[:LEARNT])  # in no order: some are left out to test with
         self.examples = {name: values[near] for name, values in every.items()}
-        self.betas, self.length, self.every = first_betas(), FIRST_LENGTH, RARE[0]
+        self.betas, self.lengths = first_betas(), np.full(LEVELS, FIRST_LENGTH)
+        self.rejected = np.zeros((2, LEVELS))
         self.bias = np.zeros(len(space.likelihood))
         self._learn()
 
@@ -192,7 +192,7 @@ class _Run:
         self._features = np.vstack([known, *new]) if len(known) else np.array(new)
         self.tuned = Tuned(Emulator.learnt(space.features, space.likelihood, self._features,
                                            self.examples["predicted"]),
-                           self.betas, self.length, self.every, self.bias)
+                           self.betas, self.lengths, self.bias)
 
     def advance(self) -> None:
         """One round of all chains, and what is adapted after it."""
@@ -203,8 +203,8 @@ class _Run:
         def one(c):
             state, samples, met = advance(space, self.tuned, self.chains[c],
                                           (s.seed, c, number + 2), steps, s.steps)
-            x = state["labels"], state["theta"]
-            bias = space.exact(*x) - state["predicted"] if learning and number % 2 else None
+            x = state["labels"][0], state["theta"][0]
+            bias = space.exact(*x) - state["predicted"][0] if learning and number % 2 else None
             return state, samples, met, bias
 
         found = self._shared(one)
@@ -215,17 +215,17 @@ class _Run:
         if not learning:
             for c, (_, samples, _, _) in enumerate(found):
                 self.samples.append({**samples, "chain": np.full(len(samples["labels"]), c)})
-            self.ways += sum(each["ways"] for each in met)
+            self.decided += sum(each["decided"] for each in met)
+            self.rejected += sum(each["rejected"] for each in met)
             self.moves += sum(each["moves"] for each in met)
             return
         met = [{**each, "prior": np.zeros(len(each["theta"]), bool)} for each in met]
         self.examples = {name: np.concatenate([self.examples[name], *(e[name] for e in met)])
                          for name in self.examples}
-        rejected, ways = (sum(each[name] for each in met) for name in ("rejected", "ways"))
+        rejected, decided = (sum(each[name] for each in met) for name in ("rejected", "decided"))
         self.betas = spaced(self.betas, rejected[0] / np.maximum(rejected[1], 1))
-        accepted = ways[:, 0] / np.maximum(ways[:, 1], 1)
-        self.length = longer(self.length, accepted[WALKED])
-        self.every = rarer(accepted[WALKED], accepted[LADDERED])
+        self.lengths = longer(self.lengths, np.where(
+            decided[1], decided[0] / np.maximum(decided[1], 1), WANTED))
         if found[0][3] is not None:
             self.bias = np.mean([each[3] for each in found], axis=0)
         self._learn()
@@ -234,10 +234,8 @@ class _Run:
 
     def state(self) -> dict[str, Any]:
         """Plain arrays to go on from."""
-        arrays = {"round": self.round, "betas": self.betas, "length": self.length,
-                  "every": self.every,
-                  "bias": self.bias, "ways": self.ways, "moves": self.moves,
-                  "solves": self.solves, "resistance": self.space.models.resistance}
+        arrays = {name: getattr(self, name) for name in STATE} | {
+            "resistance": self.space.models.resistance}
         for name, parts in (("chain", self.chains), ("sample", self.samples)):
             arrays |= {f"{name}/{k}/{key}": value for k, part in enumerate(parts)
                        for key, value in part.items()}
@@ -247,11 +245,9 @@ class _Run:
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Go on from `state`."""
         try:
-            self.round, self.length, self.every = (int(saved[name]) for name in (
-                "round", "length", "every"))
-            self.betas, self.bias = saved["betas"], saved["bias"]
-            self.ways, self.moves = saved["ways"], saved["moves"]
-            self.solves = int(saved["solves"])
+            for name in STATE:
+                value = saved[name]
+                setattr(self, name, value if np.ndim(value) else int(value))
             self.space.models.resistance = float(saved["resistance"])
 
             def part(name):
@@ -276,10 +272,11 @@ class _Run:
         order = [self.samples[k * self.sampling.chains + c] for c in range(self.sampling.chains)
                  for k in range(KEEPING)]
         samples = {name: np.concatenate([part[name] for part in order]) for name in order[0]}
-        names = ("accepted after moves", "accepted exchanges with the ladder",
-                 "exchanged with the reservoir")
-        acceptance = {name: float(a / max(n, 1)) for name, (a, n) in zip(
-            names, self.ways, strict=True)}
+        decided, rejected = (values[0] / np.maximum(values[1], 1) for values in (
+            self.decided, self.rejected))
+        acceptance = {"decisions of the fast model": float(decided[0]),
+                      "exchanges between temperatures": 1 - float(rejected[:-1].max()),
+                      "exchanges of the hottest with the prior": 1 - float(rejected[-1])}
         acceptance |= {f"{kind} by the emulator": float(a / max(n, 1)) for kind, (n, a) in zip(
             self.space.moves.kinds, self.moves, strict=True)}
         return made(self.space, samples, facets, acceptance, self._correction(samples),

@@ -1,16 +1,17 @@
-"""Chains over hypotheses: tempering on the emulator, decisions by the fast model.
+"""Chains over hypotheses: tempering, proposals by the emulator, decisions by the fast model.
 
-A chain holds one hypothesis x of the posterior, and a ladder of others, z_0, z_1, ..., of emulated
-posteriors exp(beta_j L*) times the prior, from beta_0 = 1 to the prior itself at 0, where shapes
-are free. All of the ladder costs no signals. x moves in two ways, each of which takes one partition
-whose signals are computed: some moves that the emulator alone decides, and an exchange with z_0.
-Both are accepted with min(1, exp(L(y) - L*(y) - L(x) + L*(x))), which is exact whatever the
-emulator is like (surrogate transitions: Liu, Monte Carlo Strategies in Scientific Computing, 2001,
-9.4.3; delayed acceptance: Christen and Fox, J. Comput. Graph. Stat. 14, 795, 2005). Neighbours of
-the ladder exchange in turn, even pairs and odd ones, and betas are spaced for equal rejections
-(Syed, Bouchard-Cote, Deligiannidis and Doucet, J. R. Stat. Soc. B 84, 321, 2022).
+A chain holds hypotheses x_0, x_1, ..., x_n of the posteriors exp(beta_j L) times the prior, from
+beta_0 = 1 to small ones, and a reservoir of many at beta 0, of the prior itself, whose signals are
+known as well. x_j moves by some moves that the emulator alone decides, at beta_j, and then a
+decision by the fast model, min(1, exp(beta_j (L(y) - L*(y) - L(x) + L*(x)))), which is exact
+whatever the emulator is like (surrogate transitions: Liu, Monte Carlo Strategies in Scientific
+Computing, 2001, 9.4.3; delayed acceptance: Christen and Fox, J. Comput. Graph. Stat. 14, 795,
+2005). All else costs no signals: neighbours exchange in turn, even pairs and odd ones, with betas
+spaced for equal rejections (Syed, Bouchard-Cote, Deligiannidis and Doucet, J. R. Stat. Soc. B 84,
+321, 2022), and each x_j is drawn anew from itself and all of the reservoir, with chances that are
+proportional to exp(beta_j L); what it was before takes the place of what is drawn.
 
-What is adapted, emulator, betas, number of moves and the full model's correction, is fixed before
+What is adapted, emulator, betas, numbers of moves and the full model's correction, is fixed before
 samples are kept.
 """
 
@@ -36,14 +37,9 @@ from .emulator import Emulator, Features
 from .moves import Moves
 from .prior import Prior, ShapePrior
 
-COUPLE, CC = 0.0, (0,0,0,0)
-LADDER = 7  # emulated posteriors of a chain
-HOTTEST = 1e-3  # smallest beta above 0 to begin with
-MOVES = 20  # of each member of the ladder, between exchanges
-FREE = 5  # times as many at beta 0, where a move costs least
+LEVELS = 5  # posteriors of a chain, of which the first is the one asked for
+HOTTEST = 0.05  # smallest beta to begin with
 LENGTHS = 5, 400  # moves of x that the emulator alone decides: fewest, most
-RARE = 2, 20  # of so many steps one is an exchange with the ladder, most and fewest
-WALKED, LADDERED, RESERVOIR = range(3)  # ways in which a chain moves
 WANTED = 0.4  # of such moves that the fast model should accept
 APART = 500  # moves of the prior between two that are kept: volumes are half forgotten
 CHOICE = 10.0  # effective number of examples that a chain may begin with
@@ -214,9 +210,6 @@ class Place:
                 else:
                     S += sign * areas[row - n]
             number = max(labels)
-            if COUPLE and len(theta) and rng.random() < COUPLE and V > 0:
-                c1, c2 = rng.normal(CC[0], CC[1]), rng.normal(CC[2], CC[3])
-                theta = theta + c1 * log(V / self.sizes[0]) + c2 * log(S / V / self.sizes[1] * self.sizes[0])
         prior = space.prior.of_sizes(V, S, number, theta)
         gain = prior - self.prior + ratio - log(1.0 - rng.random())
         L, sums = 0.0, None
@@ -265,16 +258,14 @@ class Tuned:
 
     Attributes:
         emulator: of the likelihood.
-        betas: of the ladder, from 1 to 0.
-        length: moves of x that the emulator alone decides.
-        every: of so many steps one is an exchange with the ladder.
+        betas: of the levels, from 1 on.
+        lengths: moves that the emulator alone decides, of each level.
         bias: ``(N,)`` full model minus fast model, normalised magnitudes.
     """
 
     emulator: Emulator
     betas: np.ndarray
-    length: int
-    every: int
+    lengths: np.ndarray
     bias: np.ndarray
 
     def log_likelihood(self, predicted: np.ndarray) -> np.ndarray:
@@ -282,25 +273,23 @@ class Tuned:
         return self.emulator.likelihood.log_density(np.maximum(predicted + self.bias, 0.0))
 
 
-def first_betas(number: int = LADDER) -> np.ndarray:
-    """Geometric, and 0."""
-    return np.r_[np.geomspace(1.0, HOTTEST, number - 1), 0.0]
+def first_betas() -> np.ndarray:
+    """Geometric."""
+    return np.geomspace(1.0, HOTTEST, LEVELS)
 
 
 def spaced(betas: np.ndarray, rejected: np.ndarray) -> np.ndarray:
-    """Betas with equal rejections between neighbours, from those between the present ones."""
+    """Betas with equal rejections between neighbours, from those between the present ones.
+
+    ``rejected``: of each level with the next, and of the last one with the reservoir, at 0.
+    """
     barrier = np.r_[0.0, np.cumsum(np.maximum(rejected, 1e-3))]
-    return np.interp(np.linspace(0, barrier[-1], len(betas)), barrier, betas)
+    return np.interp(np.linspace(0, barrier[-1], len(barrier)), barrier, np.r_[betas, 0.0])[:-1]
 
 
-def longer(length: int, accepted: float) -> int:
+def longer(lengths: np.ndarray, accepted: np.ndarray) -> np.ndarray:
     """More moves between decisions where many are accepted, fewer where few are."""
-    return int(np.clip(round(length * np.exp(accepted - WANTED) ** 1.5), *LENGTHS))
-
-
-def rarer(walked: float, exchanged: float) -> int:
-    """Exchanges with the ladder where they are accepted as often as walks, at `RARE`."""
-    return int(np.clip(round(2 * walked / max(exchanged, 1e-3)), *RARE))
+    return np.clip(np.round(lengths * np.exp(1.5 * (accepted - WANTED))), *LENGTHS).astype(int)
 
 
 def examples(space: Space, seed: tuple, number: int,
@@ -313,7 +302,7 @@ def examples(space: Space, seed: tuple, number: int,
     rng = np.random.default_rng(seed)
     near = [] if start is None else [start, *(space.walk(rng, *start, 5 * (k % 40 + 1))
                                               for k in range(number // 2))]
-    found = [*near, *space.draws(rng, max(number - len(near), LADDER))]
+    found = [*near, *space.draws(rng, max(number - len(near), LEVELS))]
     return {"labels": np.array([labels for labels, _ in found], np.int8),
             "theta": np.array([theta for _, theta in found]),
             "predicted": np.array([space.predicted(*each) for each in found]),
@@ -324,23 +313,23 @@ def begin(space: Space, known: Arrays, seed: tuple,
           start: tuple[np.ndarray, np.ndarray] | None) -> Arrays:
     """The first state of a chain: at the start, or at one of the examples that explain most.
 
-    By weights exp(beta L), with the largest beta that leaves some of them a choice; the ladder
-    begins with examples of the prior, all of which are the reservoir.
+    By weights exp(beta L), with the largest beta that leaves some of them a choice. All examples of
+    the prior are the reservoir.
     """
     rng = np.random.default_rng(seed)
+    names = "labels", "theta", "predicted"
     mine = np.flatnonzero(known["prior"])
-    ladder = rng.choice(mine, LADDER)
     L = space.likelihood.log_density(known["predicted"])
     for beta in np.geomspace(1.0, 1e-6, 61):
         weights = np.exp(beta * (L - L.max()))
         if weights.sum() ** 2 >= CHOICE * np.sum(weights**2):
             break
-    k = rng.choice(len(L), p=weights / weights.sum())
-    x = start or (known["labels"][k], known["theta"][k])
-    return {"labels": x[0], "theta": x[1], "predicted": space.predicted(*x),
-            "ladder_labels": known["labels"][ladder], "ladder_theta": known["theta"][ladder],
-            **{f"reservoir_{name}": known[name][mine]
-               for name in ("labels", "theta", "predicted")}}
+    chosen = rng.choice(len(L), LEVELS, p=weights / weights.sum())
+    state = {name: known[name][chosen] for name in names}
+    if start is not None:
+        state["labels"][0], state["theta"][0] = start
+        state["predicted"][0] = space.predicted(*start)
+    return state | {f"reservoir_{name}": known[name][mine] for name in names}
 
 
 def advance(space: Space, tuned: Tuned, state: Arrays, seed: tuple, steps: int, keep: int,
@@ -356,80 +345,63 @@ def advance(space: Space, tuned: Tuned, state: Arrays, seed: tuple, steps: int, 
 
     Returns:
         The state after them; samples (labels, theta, log-likelihood); and what was met:
-        partitions that were computed, rejections between neighbours of the ladder, tried and
-        accepted moves.
+        partitions that were computed, decisions of each level, rejections between levels, tried and
+        accepted moves of the first.
     """
     rng, emulator, prior = np.random.default_rng(seed), tuned.emulator, space.prior
-    x: tuple[np.ndarray, np.ndarray] = state["labels"], state["theta"]
-    nu = state["predicted"]
-    ladder: list[tuple[np.ndarray, np.ndarray]] = list(zip(
-        state["ladder_labels"], state["ladder_theta"], strict=True))
+    n, betas = len(tuned.betas), tuned.betas
+    z = list(zip(state["labels"], state["theta"], state["predicted"], strict=True))
     others = [state[f"reservoir_{name}"].copy() for name in ("labels", "theta", "predicted")]
-    # log-likelihoods: of the chain, and of the reservoir
-    L, Ls = float(tuned.log_likelihood(nu)), tuned.log_likelihood(others[2])
-    ways, rejected = np.zeros((3, 2)), np.zeros((2, len(ladder) - 1))
+    # log-likelihoods: of the levels, and of the reservoir
+    L, free = tuned.log_likelihood(state["predicted"]), tuned.log_likelihood(others[2])
+    decided, rejected = np.zeros((2, n)), np.zeros((2, n))
     tally = np.zeros((len(space.moves.kinds), 2))
     kept: list[tuple] = []
-    computed: list[tuple] = []
-    met: list[np.ndarray] = []
+    met: list[tuple] = []
 
-    def emulated(z):
-        return emulator.log_likelihood(*z, prior.walls(z[0]))
+    def error(labels, theta, value):
+        return value - emulator.log_likelihood(labels, theta, prior.walls(labels))
 
     for step in range(steps):
-        until = np.cumsum(np.exp(Ls - max(L, Ls.max(initial=-inf))))
-        k = int(np.searchsorted(until, rng.random() * (
-            until[-1] + np.exp(L - max(L, Ls.max())))))
-        ways[RESERVOIR] += k < len(Ls), 1
-        if k < len(Ls):  # x and it change places; to stay is the other choice
-            y, predicted = (others[0][k].copy(), others[1][k].copy()), others[2][k].copy()
-            others[0][k], others[1][k], others[2][k] = *x, nu
-            x, nu, L, Ls[k] = y, predicted, float(Ls[k]), L
-        way = LADDERED if step % tuned.every == tuned.every - 1 else WALKED
-        if way == LADDERED:
-            for pairs in range(2):
-                _exchange(space, tuned, rng, ladder, pairs, rejected)
-        y = ladder[0] if way == LADDERED else space.walk(
-            rng, *x, tuned.length, emulator, 1.0, tally)
-        if not np.array_equal(y[0], x[0]) or not np.array_equal(y[1], x[1]):
-            predicted = space.predicted(*y)
-            computed.append(y)
-            met.append(predicted)
-            there = float(tuned.log_likelihood(predicted))
-            chance = min(1.0, np.exp(min(0.0, there - emulated(y) - L + emulated(x))))
-            ways[way] += chance, 1
-            if rng.random() < chance:
-                if way == LADDERED:
-                    ladder[0] = x
-                x, nu, L = y, predicted, there
+        for j in range(n):
+            every = np.append(free, L[j])
+            until = np.cumsum(np.exp(betas[j] * (every - every.max())))
+            k = int(np.searchsorted(until, rng.random() * until[-1], side="right"))
+            if j == n - 1:
+                rejected[:, j] += 1 - until[-2] / until[-1], 1
+            if k < len(free):
+                y = tuple(part[k].copy() for part in others)
+                for part, value in zip(others, z[j], strict=True):
+                    part[k] = value
+                z[j], L[j], free[k] = y, free[k], L[j]
+        for j in (0, 1 + step % (n - 1)):
+            labels, theta, _ = z[j]
+            y = space.walk(rng, labels, theta, int(tuned.lengths[j]), emulator, betas[j],
+                           None if j else tally)
+            if np.array_equal(y[0], labels) and np.array_equal(y[1], theta):
+                continue
+            met.append((*y, space.predicted(*y)))
+            there = float(tuned.log_likelihood(met[-1][2]))
+            gain = betas[j] * (error(*y, there) - error(labels, theta, L[j]))
+            decided[:, j] += min(1.0, np.exp(min(0.0, gain))), 1
+            if np.log(1.0 - rng.random()) < gain:
+                z[j], L[j] = met[-1], there
+        for j in range(step % 2, n - 1, 2):
+            gain = (betas[j] - betas[j + 1]) * (L[j + 1] - L[j])
+            rejected[:, j] += 1 - min(1.0, np.exp(min(0.0, gain))), 1
+            if np.log(1.0 - rng.random()) < gain:
+                z[j], z[j + 1], L[j], L[j + 1] = z[j + 1], z[j], L[j + 1], L[j]
         if (step + 1) % keep == 0:
-            kept.append((*x, L))
-    after = {"labels": x[0], "theta": x[1], "predicted": nu,
-             "ladder_labels": np.array([z[0] for z in ladder]),
-             "ladder_theta": np.array([z[1] for z in ladder]),
-             "reservoir_labels": others[0], "reservoir_theta": others[1],
-             "reservoir_predicted": others[2]}
-    samples = {"labels": np.array([s[0] for s in kept], np.int8).reshape(len(kept), len(x[0])),
-               "theta": np.array([s[1] for s in kept]).reshape(len(kept), len(x[1])),
-               "log_likelihood": np.array([s[2] for s in kept])}
-    n = len(computed)
-    found = {"labels": np.array([y[0] for y in computed], np.int8).reshape(n, len(x[0])),
-             "theta": np.array([y[1] for y in computed]).reshape(n, len(x[1])),
-             "predicted": np.array(met).reshape(n, len(nu)), "rejected": rejected, "ways": ways,
-             "moves": tally}
-    return after, samples, found
+            kept.append((*z[0][:2], L[0]))
+    after = _columns(z, ("labels", "theta", "predicted"), state)
+    after |= dict(zip((f"reservoir_{name}" for name in after), others, strict=True))
+    samples = _columns(kept, ("labels", "theta"), state) | {
+        "log_likelihood": np.array([row[2] for row in kept])}
+    found = _columns(met, ("labels", "theta", "predicted"), state)
+    return after, samples, found | {"decided": decided, "rejected": rejected, "moves": tally}
 
 
-def _exchange(space: Space, tuned: Tuned, rng: np.random.Generator, ladder: list,
-              pairs: int, rejected: np.ndarray) -> None:
-    """All of the ladder move, then even pairs of neighbours (0), or odd ones (1), exchange."""
-    for j, beta in enumerate(tuned.betas):
-        ladder[j] = space.walk(rng, *ladder[j], MOVES * (1 if beta else FREE), tuned.emulator,
-                               beta)
-    values = [tuned.emulator.log_likelihood(*z, space.prior.walls(z[0])) for z in ladder]
-    for j in range(pairs, len(ladder) - 1, 2):
-        chance = min(1.0, np.exp(min(0.0, (tuned.betas[j] - tuned.betas[j + 1])
-                                     * (values[j + 1] - values[j]))))
-        rejected[:, j] += 1 - chance, 1
-        if rng.random() < chance:
-            ladder[j], ladder[j + 1] = ladder[j + 1], ladder[j]
+def _columns(rows: list[tuple], names: tuple[str, ...], like: Arrays) -> Arrays:
+    """Arrays by name, with the items and types of others of these names."""
+    return {name: np.array([row[k] for row in rows], like[name].dtype).reshape(
+        len(rows), *like[name].shape[1:]) for k, name in enumerate(names)}
