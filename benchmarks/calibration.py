@@ -17,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
+STEPS = 1, 2  # of chains between samples: the more data tell, the more; below SNR 50 and from it on
 RUN = """mesh: {{builder: box, lengths_um: [15, 15, 10], cells: [3, 3, 2]}}
 signals: {{file: signals.npz, noise: {noise}}}
 unknown: {{wall_permeability: {{start: 0.02, low: 0.001, high: 1.0}}}}
-posterior: {{samples: 160, chains: 2, steps: 1, learning: 36, examples: 800}}
+posterior: {{samples: 400, chains: 2, steps: {steps}, learning: 60, examples: 12000}}
 """
 
 
@@ -32,7 +33,7 @@ def write(folder: Path, snr: float) -> None:
     mesh = spinverse.mesh.build(spinverse.mesh.box, [15.0, 15.0, 10.0], cells=[3, 3, 2])
     table = spinverse.Acquisition.pgse([0, 0, 1000, 3000], np.eye(3), delta=[8, 8], Delta=[12, 40])
     write_signals(folder / "signals.npz", spinverse.simulate(spinverse.Tissue(mesh), table))
-    (folder / "run.yaml").write_text(RUN.format(noise=1 / snr))
+    (folder / "run.yaml").write_text(RUN.format(noise=1 / snr, steps=STEPS[snr >= 50]))
 
 
 def rows_of(summary: dict, snr: float) -> list[dict]:

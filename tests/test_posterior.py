@@ -29,9 +29,10 @@ from spinverse.acquisition import TrapezoidPGSE
 from spinverse.acquisition.io import write_signals
 from spinverse.inversion.likelihood import Likelihood
 from spinverse.inversion.posterior import calibration, design, diagnostics
+from spinverse.inversion.posterior.emulator import Emulator
 from spinverse.inversion.posterior.result import align, largest_expected_f1
 from spinverse.inversion.posterior.run import KEEPING, LEARNING, _Run, sample
-from spinverse.inversion.posterior.sampler import Space, alone
+from spinverse.inversion.posterior.sampler import Place, Space, alone
 
 FEW = Sampling(samples=8, chains=2, steps=1, learning=6, examples=40)
 
@@ -109,12 +110,24 @@ def test_own_normalisation_does_not_know_the_unit():
 
 # ---- moves --------------------------------------------------------------------------------------
 
+def proposed(space, rng, kind, place, labels, theta):
+    """Labels and theta after a proposal, and the logarithm of the ratio; None if there is none."""
+    known = bytearray(labels.tobytes() + b"\0")
+    made = space.moves.propose(rng, space.moves.kinds.index(kind), place, known, theta)
+    assert known == labels.tobytes() + b"\0"
+    if made is None:
+        return None
+    cells, values, there, ratio = made
+    new = labels.copy()
+    new[cells] = values
+    return new, there, ratio
+
+
 def proposals(space, kind, labels, theta, number, seed):
     """How often each partition is proposed, and how often back by the ratios that come with it."""
-    rng, moves = np.random.default_rng(seed), space.moves
-    which, counts, expected = moves.kinds.index(kind), {}, {}
+    rng, counts, expected = np.random.default_rng(seed), {}, {}
     for place in rng.integers(2 * len(space.models.whole.sides), size=number):
-        made = moves.propose(rng, which, int(place), labels, theta)
+        made = proposed(space, rng, kind, int(place), labels, theta)
         if made is not None:
             key = made[0].tobytes()
             counts[key] = counts.get(key, 0) + 1
@@ -156,11 +169,11 @@ def test_moves_go_back_as_often_as_they_say(two, kind):
 def test_births_go_back(two):
     rng, theta = np.random.default_rng(0), two.models.start
     labels = one_cell(two)
-    which, number = two.moves.kinds.index("birth"), len(two.moves._seeds)
-    made = [m for m in (two.moves.propose(rng, which, 0, labels, theta) for _ in range(400)) if m]
+    number = len(two.moves._seeds)
+    made = [m for m in (proposed(two, rng, "birth", 0, labels, theta) for _ in range(400)) if m]
     assert made and all(new.max() == 2 and np.isclose(ratio, np.log(number))
                         for new, _, ratio in made)
-    back = [m for m in (two.moves.propose(rng, which, 0, made[0][0], theta)
+    back = [m for m in (proposed(two, rng, "birth", 0, made[0][0], theta)
                         for _ in range(40)) if m]
     assert back and all(np.array_equal(new, labels) and np.isclose(ratio, -np.log(number))
                         for new, _, ratio in back)
@@ -168,10 +181,42 @@ def test_births_go_back(two):
 
 def test_cells_exchange_all_they_have(two):
     labels, theta = two_cells(two), np.array([0.1, 0.2])
-    new, there, ratio = two.moves.propose(np.random.default_rng(0), two.moves.kinds.index(
-        "exchange"), 0, labels, theta)
+    new, there, ratio = proposed(two, np.random.default_rng(0), "exchange", 0, labels, theta)
     assert np.array_equal(new, np.array([0, 2, 1])[labels]) and ratio == 0
     assert np.array_equal(there, [0.2, 0.1])
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5])
+def test_differences_are_those_of_the_whole(two, beta):
+    """A local look at what is allowed, and sums of prior and emulator, step by step."""
+    rng, N = np.random.default_rng(0), len(two.likelihood)
+    emulator = Emulator(two.features, two.likelihood,
+                        0.01 * rng.normal(size=(two.features.ends[-1], N)), np.full(N, 1e-4))
+    place, seen = Place(two, two_cells(two), two.models.start, emulator, beta), Counter()
+    look = two.cells.still_allowed
+
+    def both(labels, changed, before):
+        found = look(labels, changed, before)
+        assert found == two.cells.allowed(np.frombuffer(bytes(labels[:-1]), np.int8))
+        seen[found] += 1
+        return found
+
+    two.cells.still_allowed = both
+    try:
+        for kind, at in zip(*two.moves.draws(rng, 4000), strict=True):
+            if not place.move(rng, kind, at):
+                continue
+            labels = np.frombuffer(bytes(place.labels[:-1]), np.int8)
+            seen[int(labels.max()), "cells"] += 1
+            walls = two.prior.walls(labels)
+            assert np.isclose(place.prior, two.prior.log_density(labels, place.theta, walls))
+            if beta:
+                predicted = two.features(labels, place.theta, walls) @ emulator.slopes
+                assert np.isclose(place.L, two.likelihood.log_density(
+                    np.maximum(predicted, 0.0), emulator.variance))
+    finally:
+        del two.cells.still_allowed
+    assert min(seen[True], seen[False], seen[2, "cells"]) > 20
 
 
 # ---- against enumeration ------------------------------------------------------------------------
@@ -198,26 +243,76 @@ def test_prior_alone(two):
     assert kstest(at, "uniform").pvalue > 1e-3
 
 
-@pytest.mark.slow
-def test_sampler_against_enumeration(cube, comm):
-    shapes, none = allowed(cube), np.zeros(0)
-    assert len(shapes) == 13
-    sampling = Sampling(samples=4000, chains=2, steps=1, learning=12, examples=40)
-    run = _Run(cube, sampling, comm)
+def sampled(space, sampling, comm):
+    """Samples of all chains, and what the sampler says that they are of."""
+    run = _Run(space, sampling, comm)
     run.begin(None, None)
     while run.round < LEARNING + KEEPING:
         run.advance()
-    bias = run.bias
+    return {name: np.concatenate([part[name] for part in run.samples])
+            for name in ("labels", "theta")}, run.bias
+
+
+def shares(values):
+    return {key: number / len(values) for key, number in Counter(values).items()}
+
+
+def made_up(space):
+    """The same shapes and numbers with a model of no sense that takes no time."""
+    rng, N = np.random.default_rng(1), len(space.likelihood)
+    first, slope = rng.uniform(0.2, 1.0, size=(2, len(space.models.whole.cells), N))
+    low, high = space.models.bounds[:, 0]
+
+    def predicted(labels, theta):
+        inside, x = (labels > 0) / len(labels), (theta[0] - low) / (high - low)
+        return inside @ first + np.cos(5 * x) * (inside @ slope) ** 2
+
+    space.__dict__["predicted"] = predicted
+    space.__dict__["exact"] = lambda labels, theta: predicted(labels, theta) + 0.01
+    return space
+
+
+@pytest.mark.parametrize("sigma", [0.07, 1e3])
+def test_sampler_against_enumeration(comm, sigma):
+    """Shapes, and the permeability of the walls in tenths of its range: of a posterior with
+    emulator, temperatures and reservoir, and of the prior, where data say nothing."""
+    unknown = {"wall_permeability": Unknown(0.02, 0.001, 1.0)}
+    space = Space(alone(problem_on([1, 1, 1], unknown=unknown)), ShapePrior())
+    space = made_up(space.measured(replace(space.likelihood, sigma=sigma)))
+    shapes, (low, high) = allowed(space), space.models.bounds[:, 0]
+    measured = space.exact(shapes[5], np.array([0.3 * low + 0.7 * high]))
+    space = made_up(space.measured(replace(space.likelihood, measured=measured)))
+    sampling = Sampling(samples=2400, chains=2, steps=1, learning=30, examples=60)
+    found, bias = sampled(space, sampling, comm)
+    assert np.allclose(bias, 0.01)
+    grid = low + (np.arange(400) + 0.5) / 400 * (high - low)
+    log_p = np.array([[space.prior.log_density(s, np.array([x])) + space.likelihood.log_density(
+        np.maximum(space.predicted(s, np.array([x])) + bias, 0.0)) for x in grid] for s in shapes])
+    p = np.exp(log_p - log_p.max())
+    p /= p.sum()
+    tenths = p.reshape(len(shapes), 10, -1).sum(axis=2)
+    exact = {(s.tobytes(), k): tenths[n, k] for n, s in enumerate(shapes) for k in range(10)}
+    at = np.minimum(10 * (found["theta"][:, 0] - low) / (high - low), 9).astype(int).tolist()
+    keys = [(s.tobytes(), k) for s, k in zip(found["labels"], at, strict=True)]
+    # as many independent draws are this far
+    rng, every = np.random.default_rng(0), np.arange(len(exact))
+    drawn = [distance(shares(rng.choice(every, len(keys), p=list(exact.values())).tolist()),
+                      dict(zip(every.tolist(), exact.values(), strict=True))) for _ in range(10)]
+    assert distance(shares(keys), exact) < 2.5 * np.mean(drawn)
+
+
+@pytest.mark.slow
+def test_sampler_with_the_model(cube, comm):
+    shapes, none = allowed(cube), np.zeros(0)
+    assert len(shapes) == 13
+    sampling = Sampling(samples=2000, chains=2, steps=1, learning=12, examples=40)
+    found, bias = sampled(cube, sampling, comm)
     log_p = np.array([cube.prior.log_density(s, none) + cube.likelihood.log_density(
         np.maximum(cube.predicted(s, none) + bias, 0.0)) for s in shapes])
     p = np.exp(log_p - log_p.max())
     exact = {s.tobytes(): weight for s, weight in zip(shapes, p / p.sum(), strict=True)}
     assert max(exact.values()) < 0.9
-    labels = np.concatenate([part["labels"] for part in run.samples])
-    counts = Counter(s.tobytes() for s in labels)
-    found = {key: number / len(labels) for key, number in counts.items()}
-    # neighbouring samples are alike: 0.128 and 0.039 with 1000 and 4000 of them
-    assert distance(found, exact) < 0.1
+    assert distance(shares([s.tobytes() for s in found["labels"]]), exact) < 0.1
 
 
 # ---- results ------------------------------------------------------------------------------------

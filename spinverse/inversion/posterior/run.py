@@ -47,9 +47,10 @@ class Sampling:
     Attributes:
         samples: that are kept, of all chains.
         chains: each with a ladder of temperatures of its own.
-        steps: of a chain between two samples, each of which computes one partition.
+        steps: of a chain between two samples, each of which computes two partitions.
         learning: steps of a chain before samples are kept.
-        examples: hypotheses that the emulator first learns from, of all chains.
+        examples: hypotheses with their signals, of all chains, that the emulator first learns
+            from, and that the hottest temperatures exchange with.
         cells: at most so many cells; None: as many as the solution that it begins with has.
         prior: of shapes.
         seed: of all that is random.
@@ -173,9 +174,10 @@ class _Run:
             lambda c: examples(space, (s.seed, c, 0), s.examples // s.chains, start))
         every = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         self.solves = 0 if known is not None else len(every["labels"])
-        # chains that share what they begin with would agree too early
+        # chains that share what they begin with would agree too early: one begins at the start
         self.chains = self._shared(lambda c: begin(space, {
-            name: values[c:: s.chains] for name, values in every.items()}, (s.seed, c, 1), start))
+            name: values[c:: s.chains] for name, values in every.items()}, (s.seed, c, 1),
+            None if c else start))
         near = np.argsort(-space.likelihood.log_density(every["predicted"]), kind="stable")
         near = np.sort(near[:LEARNT])  # in no order: some are left out to test with
         self.examples = {name: values[near] for name, values in every.items()}
@@ -275,8 +277,7 @@ class _Run:
         decided, rejected = (values[0] / np.maximum(values[1], 1) for values in (
             self.decided, self.rejected))
         acceptance = {"decisions of the fast model": float(decided[0]),
-                      "exchanges between temperatures": 1 - float(rejected[:-1].max()),
-                      "exchanges of the hottest with the prior": 1 - float(rejected[-1])}
+                      "exchanges between temperatures": 1 - float(rejected[:-1].max())}
         acceptance |= {f"{kind} by the emulator": float(a / max(n, 1)) for kind, (n, a) in zip(
             self.space.moves.kinds, self.moves, strict=True)}
         return made(self.space, samples, facets, acceptance, self._correction(samples),

@@ -39,10 +39,10 @@ from .prior import Prior, ShapePrior
 
 LEVELS = 5  # posteriors of a chain, of which the first is the one asked for
 HOTTEST = 0.05  # smallest beta to begin with
-LENGTHS = 5, 400  # moves of x that the emulator alone decides: fewest, most
+LENGTHS = 5, 150  # moves of x that the emulator alone decides: fewest, most
 WANTED = 0.4  # of such moves that the fast model should accept
 APART = 500  # moves of the prior between two that are kept: volumes are half forgotten
-CHOICE = 10.0  # effective number of examples that a chain may begin with
+CHOICE = 10.0  # effective number of examples that is a choice
 TRIES = 100  # drawings of a first shape
 
 Arrays = dict[str, np.ndarray]
@@ -281,7 +281,8 @@ def first_betas() -> np.ndarray:
 def spaced(betas: np.ndarray, rejected: np.ndarray) -> np.ndarray:
     """Betas with equal rejections between neighbours, from those between the present ones.
 
-    ``rejected``: of each level with the next, and of the last one with the reservoir, at 0.
+    ``rejected``: of each level with the next, and of the last one with the reservoir, at 0, where
+    it is small if many have a weight in it.
     """
     barrier = np.r_[0.0, np.cumsum(np.maximum(rejected, 1e-3))]
     return np.interp(np.linspace(0, barrier[-1], len(barrier)), barrier, np.r_[betas, 0.0])[:-1]
@@ -362,13 +363,13 @@ def advance(space: Space, tuned: Tuned, state: Arrays, seed: tuple, steps: int, 
     def error(labels, theta, value):
         return value - emulator.log_likelihood(labels, theta, prior.walls(labels))
 
+    w = np.exp(betas[-1] * (free - free.max()))
+    rejected[:, -1] = steps / (1 + w.sum() ** 2 / np.sum(w**2) / CHOICE), steps
     for step in range(steps):
         for j in range(n):
             every = np.append(free, L[j])
             until = np.cumsum(np.exp(betas[j] * (every - every.max())))
             k = int(np.searchsorted(until, rng.random() * until[-1], side="right"))
-            if j == n - 1:
-                rejected[:, j] += 1 - until[-2] / until[-1], 1
             if k < len(free):
                 y = tuple(part[k].copy() for part in others)
                 for part, value in zip(others, z[j], strict=True):
