@@ -1,7 +1,7 @@
 """Calibration of posteriors in a small box, for `spinverse calibrate`, and its table.
 
     python benchmarks/calibration.py DIR --snr 20          # writes DIR/run.yaml, DIR/signals.npz
-    spinverse calibrate DIR/run.yaml --truths 60 -o DIR/out
+    spinverse calibrate DIR/run.yaml --truths 70 -o DIR/out
     python benchmarks/calibration.py DIR --snr 20 --table calibration.csv
     python benchmarks/tables.py --add calibration calibration.csv --command "..."
 
@@ -52,6 +52,8 @@ def rows_of(summary: dict, snr: float) -> list[dict]:
                  f"{r['chi-square of 9']:.1f}", f"{np.sqrt(18):.1f}") for r in summary["ranks"]]
     rows += [row("R-hat of all four, largest: median", n, "1.05",
                  f"{summary['r_hat_median']:.2f}", ""),
+             row("R-hat of all four at most 1.05: share of truths", n, "0.9",
+                 f"{summary['r_hat_below_1.05']:.2f}", ""),
              row("effective samples, fewest: median", n, "100",
                  f"{summary['effective_samples_median']:.0f}", ""),
              row("full model, rms of log-likelihood: median", n, "0",

@@ -282,7 +282,7 @@ def test_sampler_against_enumeration(comm, sigma):
     shapes, (low, high) = allowed(space), space.models.bounds[:, 0]
     measured = space.exact(shapes[5], np.array([0.3 * low + 0.7 * high]))
     space = made_up(space.measured(replace(space.likelihood, measured=measured)))
-    sampling = Sampling(samples=2400, chains=2, steps=1, learning=30, examples=60)
+    sampling = Sampling(samples=1200, chains=2, steps=1, learning=30, examples=60)
     found, bias = sampled(space, sampling, comm)
     assert np.allclose(bias, 0.01)
     grid = low + (np.arange(400) + 0.5) / 400 * (high - low)

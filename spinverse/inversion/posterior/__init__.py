@@ -2,8 +2,8 @@
 
     prior         of shapes and numbers, in one formula
     moves         proposals with their ratios
-    emulator      a cheap stand-in for the model
-    sampler       chains: tempering on the emulator, decisions by the fast model
+    emulator      a cheap stand-in for the model, that proposes
+    sampler       chains: temperatures, a reservoir of the prior, decisions by the fast model
     diagnostics   R-hat and effective samples
     result        probabilities, intervals, shapes, files
     run           chains on all ranks, resumable

@@ -42,8 +42,9 @@ class Features:
         self._numbers = [values.tolist() for values in (
             models.bounds[0], np.ptp(models.bounds, axis=0), models.cell_of)]
         n, number = whole.normals, len(whole.facets)
-        self.tensor = 10 * np.stack([n[:, i] * n[:, j] for i in range(3) for j in range(i, 3)], 1) / (
-            np.maximum(whole.areas, 1e-300)[:, None] * prior.area_scale * number)
+        size = np.maximum(whole.areas, 1e-300)[:, None] * prior.area_scale * number
+        self.tensor = 10 / size * np.stack(
+            [n[:, i] * n[:, j] for i in range(3) for j in range(i, 3)], axis=1)
         middle, every = whole.points[whole.facets].mean(axis=1) - whole.centre, np.arange(number)
         mirrored = not np.array_equal(mirror, np.arange(len(mirror)))
         self.opposite = cKDTree(middle).query(-middle)[1] if mirrored else every

@@ -120,9 +120,10 @@ class Space:
 
     def measured(self, likelihood: Likelihood) -> Space:
         """The same hypotheses with other data of the same acquisition."""
-        other = replace(self, data=likelihood)
-        other.__dict__.update({name: getattr(self, name) for name in (
-            "models", "cells", "prior", "moves", "features", "sides", "volumes", "areas")})  # what takes time to make
+        other, made = replace(self, data=likelihood), (
+            "models", "cells", "prior", "moves", "features", "sides", "volumes", "areas")
+        # what takes time to make
+        other.__dict__.update({name: getattr(self, name) for name in made})
         return other
 
     def predicted(self, labels: np.ndarray, theta: np.ndarray) -> np.ndarray:
