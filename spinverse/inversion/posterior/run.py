@@ -46,7 +46,7 @@ class Sampling:
 
     Attributes:
         samples: that are kept, of all chains.
-        chains: each with a ladder of temperatures of its own.
+        chains: each with temperatures and a reservoir of its own.
         steps: of a chain between two samples, each of which computes two partitions.
         learning: steps of a chain before samples are kept.
         examples: hypotheses with their signals, of all chains, that the emulator first learns
