@@ -51,8 +51,8 @@ class Surrogate:
         if not single:
             return
         if effects is not None:
-            self.measured = []
             self._from_states(cells, effects, pairs)
+            self.D[: self.number] = residuals(self.measured) - self.r
             return
         effects = list(residuals(self.measured) - self.r)
         if not pairs:
@@ -147,19 +147,34 @@ class Surrogate:
     @property
     def unit(self) -> float:
         """1 where single moves change the normalised signals by 1 % rms."""
-        return float(np.mean(self.D[: self.number] ** 2)) / _CHANGE
+        return unit_of(self.D[: self.number])
 
     def whitening(self, keep: float, also: np.ndarray | None = None) -> np.ndarray:
-        """(C + keep^2 tr C / N)^(-1/2), C of single moves, scaled to their mean square.
+        """As of `whitening`, by single moves at the wall."""
+        return whitening(self.D[: self.number], keep, also, self.D)
 
-        ``also``: other changes, ``(m, N)``, much larger ones, that C is to have, too.
-        """
-        D = self.D[: self.number]
-        N = D.shape[1]
-        C = D.T @ D / len(D)
-        level = keep**2 * np.trace(C) / N
-        if also is not None and len(also):
-            C = C + also.T @ also / len(also)
-        values, vectors = np.linalg.eigh(C)
-        W = (vectors / np.sqrt(np.maximum(values, 0) + level)) @ vectors.T
-        return W * np.sqrt(np.mean(D**2) / np.mean((D @ W) ** 2))
+
+def unit_of(D: np.ndarray) -> float:
+    """`Surrogate.unit` of the effects of single moves, ``(n, N)``."""
+    return float(np.mean(D**2)) / _CHANGE
+
+
+def whitening(D: np.ndarray, keep: float, also: np.ndarray | None = None,
+              every: np.ndarray | None = None) -> np.ndarray:
+    """(C + keep^2 tr C / N)^(-1/2), C of single moves, scaled to their mean square.
+
+    Args:
+        D: ``(n, N)`` their effects.
+        keep: see above.
+        also: other changes, ``(m, N)``, much larger ones, that C is to have, too.
+        every: whose mean square stays as it is; ``D`` if not given.
+    """
+    every = D if every is None else every
+    N = D.shape[1]
+    C = D.T @ D / len(D)
+    level = keep**2 * np.trace(C) / N
+    if also is not None and len(also):
+        C = C + also.T @ also / len(also)
+    values, vectors = np.linalg.eigh(C)
+    W = (vectors / np.sqrt(np.maximum(values, 0) + level)) @ vectors.T
+    return W * np.sqrt(np.mean(every**2) / np.mean((every @ W) ** 2))
