@@ -70,7 +70,7 @@ class Search:
     def told(self, walk: Walk, part: int) -> Walk:
         """A walk that looks at enough: from few directions many moves do not come apart."""
         s, here = self.settings, walk.here
-        if (walk.look is self.all or part < s.early and here.cells == 1
+        if (self.models.large or walk.look is self.all or part < s.early and here.cells == 1
                 and len(self.cells.moves(here.labels)) <= s.moves):
             return walk
         told = Walk(self.models, self.cells, self.all, walk.seed)

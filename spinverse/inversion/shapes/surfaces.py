@@ -26,7 +26,8 @@ from .models import Models
 from .surrogate import unit_of, whitening
 from .walk import EFFECTS, FAR, FAR_NOISY, LONGEST
 
-DEGREES = (2, 6), (4, 10), (6, 10)  # degree of the polynomials, steps at most
+DEGREES = (2, 6), (3, 6), (4, 12), (5, 6), (6, 12)  # of the polynomials, steps at most
+OWN = 0.3  # deviation of points of a mesh cell from its centroid along an axis, in its size
 DAMPING, LEAST = 1e-2, 1e-6  # of the mean curvature, when a degree begins and at least
 TRIES, HARDER, EASIER = 8, 4.0, 0.25  # dampings of a step; their factors
 SHORT, LONG = 0.05, 3.0  # rms of a wall's movement, in sizes of a mesh cell: nothing, too far
@@ -73,34 +74,32 @@ class Surfaces:
         self.shapes = 0
 
     def fit(self, start: Hypothesis, degrees: Sequence[tuple[int, int]] = DEGREES) -> Smooth:
-        """From ellipsoids about the cells of a start to level sets of ever higher degree."""
-        levels = Levels(self.models, 2)
-        a = np.array([self._ellipsoid(levels, start.labels == k)
-                      for k in range(1, start.cells + 1)])
-        here = self._at(levels, a, start.theta)
-        if here is None:  # thin or bent: as it is
-            return Smooth(start, np.inf, self.shapes)
-        best = np.inf
+        """From polynomials near the walls of a start to ones of ever higher degree."""
+        levels, a, here, best = None, None, None, np.inf
         for degree, steps in degrees:
             finer = Levels(self.models, degree)
-            a = np.array([finer.scaled(finer.raised(one, levels.powers)) for one in a])
+            if here is None:
+                a = np.array([self._ellipsoid(finer, start.labels == k)
+                              for k in range(1, start.cells + 1)])
+            else:
+                a = np.array([finer.scaled(finer.raised(one, levels.powers)) for one in a])
             levels = finer
             # the scale decides between cells that meet
-            here = self._at(levels, a, here.theta) or here
-            a, here, best = self._degree(levels, a, here, steps)
-        return Smooth(here, best, self.shapes)
+            here = self._at(levels, a, start.theta if here is None else here.theta) or here
+            if here is not None:
+                a, here, best = self._degree(levels, a, here, steps)
+        return Smooth(here or start, best, self.shapes)
 
     def _ellipsoid(self, levels: Levels, inside: np.ndarray) -> np.ndarray:
-        """The ellipsoid with the moments of some mesh cells."""
+        """Coefficients of the ellipsoid with the moments of some mesh cells."""
         whole = self.whole
         x, w = (whole.centroids - whole.centre)[inside], whole.volumes[inside]
         middle = np.average(x, axis=0, weights=w)
-        spread = np.atleast_2d(np.cov((x - middle).T, aweights=w, bias=True))
-        spread = spread + (0.3 * self.models.size) ** 2 * np.eye(3)  # of the mesh cells themselves
+        spread = np.cov((x - middle).T, aweights=w, bias=True)
+        spread = spread + (OWN * self.models.size) ** 2 * np.eye(3)
         away = whole.centroids - whole.centre - middle
-        # a uniform ellipsoid has a fifth of its squared axes
-        inverse = np.linalg.inv(spread) / 5
-        q = np.einsum("ni,ij,nj->n", away, inverse, away)
+        # the variance along an axis of an ellipsoid is a fifth of its square
+        q = np.einsum("ni,ij,nj->n", away, np.linalg.inv(5 * spread), away)
         return levels.scaled(np.linalg.lstsq(levels.values, 1 - q, rcond=None)[0])
 
     def _at(self, levels: Levels, a: np.ndarray, theta: np.ndarray) -> Hypothesis | None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from .cells import Cells, changed
 
+RINGS = 2  # of mesh cells round a change, where single moves are solved anew
 _CHANGE = 1e-4  # mean square change of normalised signals by single moves, where `unit` is 1
 
 
@@ -35,7 +36,7 @@ class Surrogate:
         labels: the partition.
         before: surrogate of a partition nearby, whose effects far from the change still hold.
         effects: of moves and pairs of neighbouring ones, ``(n, N)`` and ``(m, N)``, from the states
-            at the partition; None: each of them is solved.
+            at the partition, where single ones are solved beside; None: pairs are solved, too.
         pairs: whether to measure more than the moves at the wall, one by one.
     """
 
@@ -52,7 +53,7 @@ class Surrogate:
             return
         if effects is not None:
             self._from_states(cells, effects, pairs)
-            self.D[: self.number] = residuals(self.measured) - self.r
+            self._solved(cells, residuals, before)
             return
         effects = list(residuals(self.measured) - self.r)
         if not pairs:
@@ -65,9 +66,7 @@ class Surrogate:
             by_cell.setdefault(cell, []).append(k)
         touched = np.ones(len(labels), bool)
         if before is not None:
-            touched = np.zeros(len(labels), bool)
-            for cell in np.flatnonzero(before.labels != labels).tolist():
-                touched[[cell, *cells.neighbours[cell]]] = True
+            touched = _touched(cells, before.labels != labels)
 
         def old(kind, a, b):
             if before is None or touched[a[0]] or touched[b[0]]:
@@ -115,6 +114,25 @@ class Surrogate:
                              for k, items in links.items()}
         self.rivals = [group for group in by_cell.values() if len(group) > 1]
 
+    def _solved(self, cells: Cells, residuals: Callable, before: Surrogate | None) -> None:
+        """Correct effects of single moves by solving those near what has changed since ``before``.
+
+        What solving adds to the others, once found, holds as long as their surroundings do.
+        """
+        self.solved: dict[tuple, np.ndarray] = {}
+        if before is not None:
+            near = before.labels != self.labels
+            for _ in range(RINGS):
+                near = near | _touched(cells, near)
+            self.solved = {move: more for move, more in before.solved.items() if not near[move[0]]}
+        moves = self.moves[: self.number]
+        ask = [k for k, move in enumerate(moves) if move not in self.solved]
+        self.measured = [self.measured[k] for k in ask]
+        if ask:
+            values = residuals(self.measured) - self.r - self.D[ask]
+            self.solved.update(zip((moves[k] for k in ask), values, strict=True))
+        self.D[: self.number] += np.array([self.solved[move] for move in moves])
+
     def _from_states(self, cells: Cells, effects: Callable, pairs: bool) -> None:
         """Without solving anything: moves at the wall, those behind them, and neighbours."""
         labels, place = self.labels, {m: k for k, m in enumerate(self.moves)}
@@ -152,6 +170,14 @@ class Surrogate:
     def whitening(self, keep: float, also: np.ndarray | None = None) -> np.ndarray:
         """As of `whitening`, by single moves at the wall."""
         return whitening(self.D[: self.number], keep, also, self.D)
+
+
+def _touched(cells: Cells, which: np.ndarray) -> np.ndarray:
+    """Some mesh cells and those that share a facet with them, ``(Nt,)`` bool."""
+    found = which.copy()
+    for cell in np.flatnonzero(which).tolist():
+        found[cells.neighbours[cell]] = True
+    return found
 
 
 def unit_of(D: np.ndarray) -> float:
