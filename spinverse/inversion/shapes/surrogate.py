@@ -14,6 +14,7 @@ import numpy as np
 
 from .cells import Cells, changed
 
+FAR_OFF = 0.5  # of the effect of a move: what solving adds, above which it is solved every time
 RINGS = 2  # of mesh cells round a change, where single moves are solved anew
 _CHANGE = 1e-4  # mean square change of normalised signals by single moves, where `unit` is 1
 
@@ -126,6 +127,11 @@ class Surrogate:
                 near = near | _touched(cells, near)
             self.solved = {move: more for move, more in before.solved.items() if not near[move[0]]}
         moves = self.moves[: self.number]
+        for k, move in enumerate(moves):  # what is far off need not stay as it is
+            more = self.solved.get(move)
+            if more is not None and np.linalg.norm(more) > FAR_OFF * np.linalg.norm(
+                    self.D[k] + more):
+                del self.solved[move]
         ask = [k for k, move in enumerate(moves) if move not in self.solved]
         self.measured = [self.measured[k] for k in ask]
         if ask:
