@@ -1,7 +1,7 @@
 """Smooth shapes with sharp walls: level sets of polynomials, moved by Gauss-Newton steps.
 
-Each cell k has a polynomial psi_k, the outside psi_0 = 0, and a mesh cell belongs to the label whose
-psi is the largest at its centroid. Where the wall from p to q moves by
+Each cell k has a polynomial psi_k, the outside psi_0 = 0, and a mesh cell belongs to the label
+whose psi is the largest at its centroid. Where the wall from p to q moves by
 
     (d psi_p - d psi_q) / |grad (psi_p - psi_q)|
 

@@ -134,7 +134,7 @@ class Walk:
         self._visited.add(labels.tobytes())
         self._uphill = 0
         self.iterations, self.unit, self.marks = 0, 1.0, [self.here.misfit]
-        self.white = np.inf
+        self.white, self._whites = np.inf, []
 
     def fork(self, labels: np.ndarray) -> Walk:
         """Another walk, from another partition, that knows what this one does."""
@@ -171,6 +171,7 @@ class Walk:
             return False
         self._uphill += value >= before
         self.white = value / unit
+        self._whites.append(self.white)
         self._visited.add(shape.tobytes())
         self.here = self._centred(shape)
         self.iterations += 1
@@ -180,13 +181,20 @@ class Walk:
         return True
 
     def stalled(self) -> bool:
-        """Whether the last iterations did not lower the best misfit by a good deal."""
+        """Whether the last iterations did not lower the best misfit by a good deal.
+
+        On large meshes neither the whitened one, of which the plain one tells little far away.
+        """
         floor = self.models.floor
         patience = PATIENCE_NOISY if floor else PATIENCE
         if len(self.marks) <= patience:
             return False
         before, now = min(self.marks[:-patience]), min(self.marks[-patience:])
-        return before - now < GAIN * max(before - floor, GAIN_NOISY * floor)
+        if before - now >= GAIN * max(before - floor, GAIN_NOISY * floor):
+            return False
+        whites = self._whites
+        return not self.models.large or bool(floor) or len(whites) <= patience or (
+            min(whites[-patience:]) > (1 - GAIN) * min(whites[:-patience]))
 
     def run(self, iterations: int, target: float, report: Callable | None = None,
             shapes: float = np.inf, places: Places | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Smooth shapes, for large meshes: ellipsoids made level sets of polynomials; then walks of the best."""
+"""Smooth shapes, for large meshes: ellipsoids made level sets of polynomials; then walks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def smooth_shapes(search: Search, hypotheses: Sequence[Hypothesis], ledger: Sear
         if min(smooth.white for smooth in found) < NEAR:
             break
     result: list[Hypothesis] = []
-    for k, smooth in enumerate(sorted(found, key=lambda smooth: smooth.white)[: search.settings.walks]):
+    found.sort(key=lambda smooth: smooth.white)
+    for k, smooth in enumerate(found[: search.settings.walks]):
         walk = search.scout(ledger.stream(turn, 4, k))
         walk.begin(smooth.hypothesis.labels, smooth.hypothesis.theta)
         run(walk, search.settings.steps, ledger)
