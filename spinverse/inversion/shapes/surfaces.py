@@ -139,7 +139,7 @@ class Surfaces:
             damped[:n, :n] = metric * np.trace(H[:n, :n]) / np.trace(metric)
             damped[:n, :n] += SINGULAR * np.trace(damped[:n, :n]) / n * np.eye(n)
             damped[n:, n:] = np.diag(np.diag(H[n:, n:]) + 1e-300)
-            active = np.flatnonzero(models.active(here.labels)) if len(slopes) else []
+            active = np.flatnonzero(models.active(here.labels)) if len(slopes) else np.arange(0)
             before = float(np.mean(rw**2))
             values.append(before / unit)
             better = None

@@ -134,7 +134,8 @@ class Walk:
         self._visited.add(labels.tobytes())
         self._uphill = 0
         self.iterations, self.unit, self.marks = 0, 1.0, [self.here.misfit]
-        self.white, self._whites = np.inf, []
+        self.white = np.inf
+        self._whites: list[float] = []
 
     def fork(self, labels: np.ndarray) -> Walk:
         """Another walk, from another partition, that knows what this one does."""
