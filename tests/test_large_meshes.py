@@ -15,9 +15,11 @@ from spinverse.inversion.shapes import schedule
 from spinverse.inversion.shapes.cells import SMALLEST, STEPS, Cells, changed
 from spinverse.inversion.shapes.hypothesis import overlap
 from spinverse.inversion.shapes.ledger import SearchLedger
+from spinverse.inversion.shapes.levels import Levels
 from spinverse.inversion.shapes.models import PARTITION_MODES, Models
 from spinverse.inversion.shapes.search import Search
 from spinverse.inversion.shapes.settings import Settings
+from spinverse.inversion.shapes.surfaces import Surfaces
 from spinverse.mesh.whole import WholeMesh
 
 CUBES = 5  # 1200 mesh cells
@@ -103,6 +105,80 @@ def test_effects_of_moves_from_the_states_at_one_partition(comm, target, case):
     together = sums + np.array([V[pairs.index(pair)] for pair in some])
     assert np.linalg.norm(together - both) < 0.3 * np.linalg.norm(both)
     assert np.linalg.norm(together - both) < np.linalg.norm(sums - both)
+
+
+def test_parts_of_a_label_that_meet_at_a_node(target):
+    """They have magnetisation of their own there, as without modes of the box."""
+    models = models_of(target, MPI.COMM_SELF)
+    model, whole = models.partition(models.start), models.whole
+    assert isinstance(model, RestrictedModel)
+    cells, labels = Cells(whole), shapes_of(models)[0]
+    # mesh cells that touch the ball at vertices alone, with one that connects each with it
+    rng, meeting = np.random.default_rng(0), 0
+    while meeting < 6:
+        cell = int(rng.choice(np.flatnonzero(labels == 0)))
+        trial = labels.copy()
+        trial[[cell, cells.neighbours[cell][0]]] = 1
+        if cells.allowed(trial):
+            model.basis(trial)
+            if len(model._apart[0]) > meeting:
+                labels, meeting = trial, len(model._apart[0])
+    full = PartitionModel(model.blocks, model.walls, PARTITION_MODES)
+    sweeps = models.all.sweeps(0.5, model.kind)
+    expected = np.abs(full.signals(labels, sweeps))
+    change = np.abs(full.signals(shapes_of(models)[0], sweeps)) - expected
+    error = np.abs(model.signals(labels, sweeps)) - expected
+    assert np.linalg.norm(error) < 0.1 * np.linalg.norm(change)
+
+
+@pytest.mark.mpi
+def test_walls_move_as_the_slopes_of_smooth_shapes_say(comm, target):
+    models = models_of(target, comm, cells=2)
+    levels, surfaces = Levels(models, 2), Surfaces(models, Cells(models.whole), models.all)
+    x = (models.whole.centroids - models.whole.centre).T
+    # two ellipsoids that meet
+    first = 1 - ((x[0] + 3) / 6) ** 2 - (x[1] / 5) ** 2 - (x[2] / 6) ** 2
+    second = 1 - ((x[0] - 4) / 5) ** 2 - (x[1] / 6) ** 2 - (x[2] / 5) ** 2
+    a = np.array([levels.scaled(np.linalg.lstsq(levels.values, psi, rcond=None)[0])
+                  for psi in (first, second)])
+    here = surfaces._at(levels, a, models.start)
+    J, metric, D, moved = surfaces._slopes(levels, a, here)
+    assert J.shape == (len(models.all.measured), a.size) and metric.shape == (a.size,) * 2
+    assert here.cells == 2
+    # a mesh cell flips or not: half a cell both ways, one coefficient at a time
+    alike = []
+    for step in np.eye(a.size)[:10]:
+        step = 0.5 * models.size * step / np.sqrt(np.mean((moved @ step) ** 2))
+        up, down = (models.residuals([surfaces._at(levels, a + sign * step.reshape(a.shape),
+                                                   models.start).labels], models.start,
+                                     models.all)[0] for sign in (1, -1))
+        found, said = up - down, 2 * J @ step
+        alike.append(found @ said / np.linalg.norm(found) / np.linalg.norm(said))
+    assert np.min(alike) > 0.8 and np.mean(alike) > 0.9
+
+
+def test_smooth_shapes_come_near_the_truth(target):
+    """From a far start, with the permeability unknown; no search yet."""
+    mesh = spinverse.mesh.Mesh.from_data(target.data, MPI.COMM_SELF)
+    kappa = Permeability.on(mesh, membrane=0.05, elsewhere=100.0, outer=100.0)
+    table = Acquisition.pgse(b=[0, 1000, 3000, 5000], directions=10, delta=[5, 10],
+                             Delta=[6, 20])
+    signals = spinverse.simulate(Tissue(mesh, permeability=kappa), table, tolerance=1e-4)
+    models = Models(InverseProblem(mesh, signals, boundary="absorbing",
+                                   unknown=("wall_permeability",)))
+    x = models.whole.centroids
+    start = ((x - [2.0, 1.0, 0.0]) / [9.0, 5.0, 4.0]) ** 2 @ np.ones(3) < 1
+    surfaces = Surfaces(models, Cells(models.whole), models.all)
+    begun = surfaces._hypothesis(start.astype(np.int8), models.start)
+    smooth = surfaces.fit(begun, ((2, 8), (4, 6)))
+    truth = (target.data.cell_tags > 0).astype(np.int8)
+    assert smooth.hypothesis.misfit < 0.02 * begun.misfit
+    # wherever it is
+    places = [np.where(source >= 0, smooth.hypothesis.labels[source], 0)
+              for _, _, source in Cells(models.whole).maps]
+    assert max(overlap(place, truth) for place in places) > 0.7
+    found = models.values(smooth.hypothesis.theta)["wall_permeability"]
+    assert 0.03 < np.ravel(found)[0] < 0.08
 
 
 def test_allowed_partitions_as_by_their_pieces(target):

@@ -293,23 +293,23 @@ class Reduced:
 class DriftAdjoint:
     """Measurements of one direction, and the derivatives of their magnitudes by shares of cells.
 
-    As of `spinverse.engines.shapes.graded`, of which ``contract`` and ``mass_term`` are asked.
+    ``shares`` are the derivatives of the operators, `graded.Shares`.
     """
 
-    def __init__(self, graded, c: np.ndarray, basis: Reduced, along: np.ndarray,
-                 pieces: tuple, fold: int, strength: np.ndarray):
-        self.graded, self.c, self.basis = graded, c, basis
+    def __init__(self, shares, basis: Reduced, along: np.ndarray, pieces: tuple, fold: int,
+                 strength: np.ndarray):
+        self.shares, self.basis = shares, basis
         self.fold, self.strength = fold, strength.reshape(1, -1)
         self.pieces = [(part, wave) for duration, wave in pieces for part in (
             [duration] if isinstance(wave, Wave) and wave.rate else _cut(duration))]
-        blocks = graded.blocks
+        blocks = shares.blocks
         x, y, z = along
         six = x * x, y * y, z * z, 2 * x * y, 2 * x * z, 2 * y * z
         self.drifts = [np.tensordot(along, drift, axes=1) for drift in blocks.drift_of_two]
         self.squares = [np.tensordot(six, square, axes=1) for square in blocks.square_of_two]
 
     def result(self) -> tuple[np.ndarray, np.ndarray]:
-        """Signals ``(m,)`` and derivatives ``(m, Nt)``."""
+        """Signals ``(m,)`` and derivatives by the shares, ``(m, n)``."""
         basis, fold, g = self.basis, self.fold, self.strength
         y, middles = basis.begin(g.shape[1]), []
         for duration, wave in self.pieces:
@@ -320,8 +320,8 @@ class DriftAdjoint:
         S = (left * y).sum(axis=1)[0]
         size = np.abs(S)
         p = np.divide(S.conj(), size, out=np.zeros_like(S), where=size > 0) * left
-        V = basis.functions[:, 0]
-        total = self.graded.mass_term(V @ p[0], V @ y[0])
+        V = basis.functions[:, 0][self.shares.nodes]
+        total = self.shares.mass_term(V @ p[0], V @ y[0])
         P, U, slopes, weights, turns, squares = [], [], [], [], [], []
         for (duration, wave), u in zip(reversed(self.pieces), reversed(middles), strict=True):
             phase, square = _means(wave)
@@ -335,8 +335,8 @@ class DriftAdjoint:
             weights.append(np.full(g.shape[1], (2 if fold else 1) * duration))
             p = basis.moved(p, duration / 2, wave, g, back=True)
         P, U, slopes = ((V @ np.hstack(part)).astype(np.complex64) for part in (P, U, slopes))
-        total = total + self.graded.contract(
-            self.c, P, U, slopes, np.concatenate(weights), g.shape[1], self.drifts,
+        total = total + self.shares.contract(
+            P, U, slopes, np.concatenate(weights), g.shape[1], self.drifts,
             np.concatenate(turns), self.squares, np.concatenate(squares))
         return S, total
 

@@ -129,11 +129,11 @@ class Effects:
         for k, sweep in enumerate(sweeps.parts):
             if mine(k):
                 S[sweep.rows], J[sweep.rows] = Adjoint(
-                    self, np.zeros(0), self.basis, self.modes, sweep).result()
+                    self, self.basis, self.modes, sweep).result()
         if len(sweeps.still) and mine(len(sweeps.parts)):
             time, which = np.unique(sweeps.echo_time, return_inverse=True)
             sweep = Sweep((), 0, np.arange(len(time)), np.zeros(len(time)), time)
-            values, slopes = Adjoint(self, np.zeros(0), self.basis, self.modes, sweep).result()
+            values, slopes = Adjoint(self, self.basis, self.modes, sweep).result()
             S[sweeps.still], J[sweeps.still] = values[which], slopes[which]
         return S, J
 
@@ -147,10 +147,10 @@ class Effects:
             total[: self.number] += rho[:, None] * np.einsum("tnc,tnc->tc", p[at], right).real
         return total.T
 
-    def contract(self, c: np.ndarray, P: np.ndarray, U: np.ndarray, slope: np.ndarray,
-                 weight: np.ndarray, m: int, position: Sequence[np.ndarray] | None = None,
+    def contract(self, P: np.ndarray, U: np.ndarray, slope: np.ndarray, weight: np.ndarray, m: int,
+                 position: Sequence[np.ndarray] | None = None,
                  strength: np.ndarray | None = None) -> np.ndarray:
-        """As of `GradedModel.contract`, ``(m, moves + pairs)``."""
+        """As of `Shares.contract`, ``(m, moves + pairs)``."""
         single = np.float32
         total = np.zeros((self._outputs, P.shape[1]), single)
         mass = self._mass.astype(single)

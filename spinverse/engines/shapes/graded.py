@@ -167,32 +167,36 @@ class GradedModel:
         return signals(sweeps, self.basis(c)[0])
 
     def jacobian(self, c: np.ndarray, sweeps: Sweeps | DriftSweeps,
-                 mine: Callable[[int], bool] = lambda k: True) -> tuple[np.ndarray, np.ndarray]:
-        """Signals ``(N,)``, and derivatives of their magnitudes by the shares, ``(N, Nt)``.
+                 mine: Callable[[int], bool] = lambda k: True,
+                 cells: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Signals ``(N,)``, and derivatives of their magnitudes by the shares, ``(N, n)``.
 
         Args:
             c: ``(Nt,)``.
             sweeps: the measurements.
             mine: says whether to do the k-th part of the work; rows of others stay zero.
+            cells: whose shares count; all of them if not given.
         """
+        shares = Shares(self, c, np.arange(len(c)) if cells is None else cells)
         if isinstance(sweeps, DriftSweeps):
-            return self._drifting(c, sweeps, mine)
+            return self._drifting(c, sweeps, mine, shares)
         basis, modes = self.basis(c)
-        S, J = np.zeros(sweeps.number, complex), np.zeros((sweeps.number, len(c)))
+        modes = modes[shares.nodes]
+        S, J = np.zeros(sweeps.number, complex), np.zeros((sweeps.number, len(shares.cells)))
         for k, sweep in enumerate(sweeps.parts):
             if mine(k):
-                S[sweep.rows], J[sweep.rows] = Adjoint(self, c, basis, modes, sweep).result()
+                S[sweep.rows], J[sweep.rows] = Adjoint(shares, basis, modes, sweep).result()
         if len(sweeps.still) and mine(len(sweeps.parts)):
             time, which = np.unique(sweeps.echo_time, return_inverse=True)
             sweep = Sweep((), 0, np.arange(len(time)), np.zeros(len(time)), time)
-            values, slopes = Adjoint(self, c, basis, modes, sweep).result()
+            values, slopes = Adjoint(shares, basis, modes, sweep).result()
             S[sweeps.still], J[sweeps.still] = values[which], slopes[which]
         return S, J
 
-    def _drifting(self, c: np.ndarray, sweeps: DriftSweeps,
-                  mine: Callable[[int], bool]) -> tuple[np.ndarray, np.ndarray]:
+    def _drifting(self, c: np.ndarray, sweeps: DriftSweeps, mine: Callable[[int], bool],
+                  shares: Shares) -> tuple[np.ndarray, np.ndarray]:
         """`jacobian` of a periodic box; a part of the work is one direction of a waveform."""
-        S, J = np.zeros(sweeps.number, complex), np.zeros((sweeps.number, len(c)))
+        S, J = np.zeros(sweeps.number, complex), np.zeros((sweeps.number, len(shares.cells)))
         directions = sweeps.directions if len(sweeps.directions) else np.eye(3)[:1]
         bases = self.system(c).bases(directions)
         work = [(which, rows, strength, sweep.pieces, sweep.fold) for sweep in sweeps.parts
@@ -204,7 +208,7 @@ class GradedModel:
         for k, (which, rows, strength, pieces, fold) in enumerate(work):
             if mine(k):
                 S[rows], J[rows] = DriftAdjoint(
-                    self, c, bases.of(np.array([which])), directions[which], pieces, fold,
+                    shares, bases.of(np.array([which])), directions[which], pieces, fold,
                     strength).result()
         return S, J
 
@@ -221,85 +225,118 @@ class GradedModel:
         return (*(a.astype(np.float32) for a in scaled),
                 rest.astype(np.float32) if self.blocks.at_walls is not None else None)
 
-    @property
-    def _signs(self) -> np.ndarray:
-        """Of what the fields change with a share: the outside loses what the inside gains."""
-        return self._density * [1, -1]
 
-    # ---- derivatives of the operators by the shares ------------------------------------------
+class Shares:
+    """Derivatives of the operators by the shares of some cells.
+
+    Args:
+        model: of the shares.
+        c: ``(Nt,)``.
+        cells: ``(n,)`` those that count.
+
+    Attributes:
+        nodes: those of `GradedModel.basis` that count.
+    """
+
+    def __init__(self, model: GradedModel, c: np.ndarray, cells: np.ndarray):
+        self.cells, self.blocks, self.mass_floor = cells, model.blocks, model.mass_floor
+        every = len(cells) == len(c)
+        jump, rim = model.jump[:, cells], model._rim_cell[:, cells]
+        walls = model.jump @ c
+        # facets between equal shares change nothing to first order
+        facets = np.flatnonzero((walls != 0) & (jump.getnnz(axis=1) > 0))
+        outer = np.flatnonzero(rim.getnnz(axis=1) > 0)
+        self._jump = (scipy.sparse.diags(2 * walls[facets]) @ jump[facets]).astype(np.float32)
+        self._rim_cell = rim[outer].astype(np.float32)
+        used = np.unique(np.concatenate([x.ravel() for x in (
+            model.node[cells], model._facet[facets], model._rim[outer])]))
+        self.nodes = np.concatenate([used, used + model.num_nodes])
+        self._node, self._facet, self._rim = (np.searchsorted(used, x) for x in (
+            model.node[cells], model._facet[facets], model._rim[outer]))
+        # the outside loses what the inside gains
+        self._signs = model._density * [1, -1]
+
+        def chosen(values, which):
+            return values if every else values[which]
+
+        inside, outside, self._light, own, rest = model._single
+        self._decays = [chosen(decay, cells) for decay in (inside, outside)]
+        self._mass, self._light = chosen(model.blocks.mass, cells), chosen(self._light, cells)
+        self._own, self._rest = own[facets], None if rest is None else rest[facets]
+        self._outflow = [outflow[outer].astype(np.float32) for outflow in model._outflow]
 
     def mass_term(self, p: np.ndarray, u: np.ndarray) -> np.ndarray:
-        """Re p . dM u for values at the nodes ``(2 Nv, m)``, ``(m, Nt)``."""
-        total = np.zeros((len(self.node), p.shape[1]))
+        """Re p . dM u for values at the `nodes`, ``(m, n)``."""
+        total = np.zeros((len(self.cells), p.shape[1]))
         for sign, a, b in zip(self._signs, *(np.split(x, 2) for x in (p, u)), strict=True):
-            right = product(self.blocks.mass, b[self.node])
-            total += sign * np.einsum("tnc,tnc->tc", a[self.node], right).real
+            right = product(self._mass, b[self._node])
+            total += sign * np.einsum("tnc,tnc->tc", a[self._node], right).real
         return (1 - self.mass_floor) * total.T
 
-    def contract(self, c: np.ndarray, P: np.ndarray, U: np.ndarray, slope: np.ndarray,
+    def contract(self, P: np.ndarray, U: np.ndarray, slope: np.ndarray,
                  weight: np.ndarray, m: int, position: Sequence[np.ndarray] | None = None,
                  strength: np.ndarray | None = None,
                  square: Sequence[np.ndarray] | None = None,
                  strength_squared: np.ndarray | None = None) -> np.ndarray:
-        """-sum of weights Re p . ((dA + i g dX) u + dM u'), ``(m, Nt)``.
+        """-sum of weights Re p . ((dA + i g dX) u + dM u'), ``(m, n)``.
 
         Args:
-            c: shares.
-            P, U, slope: p, u and u' at the nodes, ``(2 Nv, n m)`` complex, single precision.
-            weight: ``(n m,)`` of the times.
+            P, U, slope: p, u and u' at the `nodes`, ``(2 nodes, k m)`` complex, single precision.
+            weight: ``(k m,)`` of the times.
             m: number of measurements, which come one after the other at each time.
-            position: inside and outside, ``(Nt, n, n)`` along the gradient, times what their
+            position: inside and outside, ``(Nt, p, p)`` along the gradient, times what their
                 weights change with a share; None at rest. In a periodic box the drift.
-            strength: ``(n m,)`` g, or Q.
+            strength: ``(k m,)`` g, or Q.
             square, strength_squared: what Q^2 multiplies there, likewise, and Q^2.
         """
         single = np.float32
-        *decays, mass, own, rest = self._single
         parts = [np.split(x, 2) for x in (P, U, slope)]
-        total = np.zeros((len(c), P.shape[1]), single)
-        for k, (sign, decay, p, u, du) in enumerate(zip(self._signs, decays, *parts, strict=True)):
-            there = u[self.node]
-            right = product(decay, there) + product(mass, du[self.node])
+        total = np.zeros((len(self.cells), P.shape[1]), single)
+        for k, (sign, decay, p, u, du) in enumerate(zip(self._signs, self._decays, *parts,
+                                                        strict=True)):
+            there = u[self._node]
+            right = product(decay, there) + product(self._light, du[self._node])
             if position is not None:
-                right += product(position[k].astype(single), there) * (1j * strength).astype(
-                    right.dtype)
+                right += product(position[k][self.cells].astype(single), there) * (
+                    1j * strength).astype(right.dtype)
             if square is not None:
-                right += product(square[k].astype(single), there) * strength_squared.astype(single)
-            total -= single(sign) * np.einsum("tnc,tnc->tc", p[self.node], right).real
+                right += product(square[k][self.cells].astype(single),
+                                 there) * strength_squared.astype(single)
+            total -= single(sign) * np.einsum("tnc,tnc->tc", p[self._node], right).real
         (p, q), (u, v) = ([x[self._facet] for x in part] for part in parts[:2])
-        f = np.einsum("fmc,fmc->fc", p - q, product(own, u - v)).real
-        if rest is not None:
-            f += np.einsum("fmc,fmc->fc", p, product(rest, v)).real
-            f += np.einsum("fmc,fmc->fc", q, product(rest.transpose(0, 2, 1), u)).real
-        total -= self.jump.T @ ((2 * (self.jump @ c))[:, None].astype(single) * f)
+        f = np.einsum("fmc,fmc->fc", p - q, product(self._own, u - v)).real
+        if self._rest is not None:
+            f += np.einsum("fmc,fmc->fc", p, product(self._rest, v)).real
+            f += np.einsum("fmc,fmc->fc", q, product(self._rest.transpose(0, 2, 1), u)).real
+        total -= self._jump.T @ f
         for sign, outflow, p, u in zip(self._signs, self._outflow, *parts[:2], strict=True):
             if np.any(outflow):
-                f = (p[self._rim] * product(outflow.astype(single), u[self._rim])).real.sum(axis=1)
+                f = (p[self._rim] * product(outflow, u[self._rim])).real.sum(axis=1)
                 total -= self._rim_cell.T @ (single(sign) * f)
         total *= weight.astype(single)
-        return total.reshape(len(c), -1, m).sum(axis=1).T
+        return total.reshape(len(self.cells), -1, m).sum(axis=1).T
 
 
 class Derivatives(Protocol):
-    """What `Adjoint` asks: see `GradedModel`."""
+    """What `Adjoint` asks: see `Shares`."""
 
     blocks: Blocks
     mass_floor: float
 
     def mass_term(self, p: np.ndarray, u: np.ndarray) -> np.ndarray:
-        """As of `GradedModel`."""
+        """As of `Shares`."""
 
-    def contract(self, c: np.ndarray, P: np.ndarray, U: np.ndarray, slope: np.ndarray,
-                 weight: np.ndarray, m: int, position: Sequence[np.ndarray] | None = None,
+    def contract(self, P: np.ndarray, U: np.ndarray, slope: np.ndarray, weight: np.ndarray, m: int,
+                 position: Sequence[np.ndarray] | None = None,
                  strength: np.ndarray | None = None) -> np.ndarray:
-        """As of `GradedModel`."""
+        """As of `Shares`."""
 
 
 class Adjoint:
     """The measurements of one sweep, and the derivatives of their magnitudes."""
 
-    def __init__(self, model: Derivatives, c, basis: Basis, modes, sweep: Sweep):
-        self.model, self.c, self.basis, self.modes, self.sweep = model, c, basis, modes, sweep
+    def __init__(self, model: Derivatives, basis: Basis, modes: np.ndarray, sweep: Sweep):
+        self.model, self.basis, self.modes, self.sweep = model, basis, modes, sweep
         self.single = modes.astype(np.float32)
         self.total: np.ndarray | float = 0.0
 
@@ -380,7 +417,7 @@ class Adjoint:
         along = (1 - self.model.mass_floor) * np.tensordot(
             run.direction, self.model.blocks.position, axes=1)
         self.total = self.total + self.model.contract(
-            self.c, P, U, slope, np.concatenate(weight), len(g), [along, along],
+            P, U, slope, np.concatenate(weight), len(g), [along, along],
             np.concatenate(strength))
         return basis.decay(h[0] / 2) * (frame.R @ y)
 
@@ -404,8 +441,7 @@ class Adjoint:
             P, U, dU = (product(self.single[None], x.astype(np.complex64)[None])[0]
                         for x in (p, u, slope))
             weight = twice * np.concatenate([w * (high - low) * time for w in weights])
-            self.total = self.total + self.model.contract(self.c, P, U, dU, weight,
-                                                          right.shape[1])
+            self.total = self.total + self.model.contract(P, U, dU, weight, right.shape[1])
 
 
 def product(matrices: np.ndarray, columns: np.ndarray) -> np.ndarray:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 import scipy.linalg
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 from .blocks import Blocks
 from .partition import PartitionModel
@@ -63,11 +65,38 @@ class RestrictedModel(PartitionModel):
             F = self._coefficients[label]
             begin, end = end, end + F.shape[1]
             B = self.smooth.inside if label else self.smooth.outside
-            found[label] = (B[nodes] @ F) @ basis.modes[begin:end]
+            found[label] = (B[nodes] @ F[: B.shape[1]]) @ basis.modes[begin:end]
         return basis, found
 
     def _unknowns(self, labels: np.ndarray) -> np.ndarray:
-        return self._number
+        """The row of each value in each cell, ``(Nt n,)``: that of its node, or one of its own.
+
+        Parts of a label that meet at a node and not across facets have values of their own there:
+        all but the largest have rows beyond the nodes.
+        """
+        nodes, inner, nv = self.blocks.nodes, self._inner, len(self.smooth.outside)
+        one, other = labels[self.sides[inner]].T
+        at_wall = np.zeros(nv, bool)
+        at_wall[self._number[nodes[inner[one != other], 0]]] = True
+        values = np.flatnonzero(at_wall[self._number])
+        place = np.full(self._number.size, -1)
+        place[values] = np.arange(len(values))
+        a, b = (place[nodes[inner[one == other], side]].ravel() for side in range(2))
+        tied = a >= 0
+        graph = coo_matrix((np.ones(np.count_nonzero(tied), np.int8), (a[tied], b[tied])),
+                           shape=(len(values),) * 2)
+        count, part = connected_components(graph, directed=False)
+        where = np.zeros(count, int)  # label and node of a part
+        where[part] = (labels[values // self._values.shape[1]].astype(int) * nv
+                       + self._number[values])
+        order = np.lexsort((-np.bincount(part, minlength=count), where))
+        further = order[1:][where[order[1:]] == where[order[:-1]]]
+        self._apart = where[further] // nv, where[further] % nv
+        row = np.full(count, -1)
+        row[further] = nv + np.arange(len(further))
+        number = self._number.copy()
+        number[values] = np.where(row[part] < 0, number[values], row[part])
+        return number
 
     def _open_terms(self, facets, size, number=None):
         """The user's terms on facets that are no walls."""
@@ -76,51 +105,16 @@ class RestrictedModel(PartitionModel):
         return scattered(where, self.blocks.at_open[facets].reshape(*where.shape, -1), size)
 
     def _block(self, labels, label, number, wall):
-        """As of `PartitionModel`, with modes at all nodes of the mesh."""
-        blocks, nodes, rho = self.blocks, self.blocks.nodes, self.blocks.density_of(label)
-        B = self.smooth.inside if label else self.smooth.outside
-        rim = np.flatnonzero(self.outer)
-        chosen = (labels == label) if label else (labels != 0)
-        cells, rim = np.flatnonzero(chosen), rim[chosen[self.sides[rim, 0]]]
+        """As of `PartitionModel`, with modes at the rows of the walls."""
+        nodes = self.blocks.nodes
+        A, M, X, load = self._matrices(labels, label, number)
         traced = [wall[labels[self.sides[wall, side]] == label] for side in range(2)]
-        # nodes of the cells; of label 0 those at its walls are among them
-        used, local = np.unique(number[self._values[cells]], return_inverse=True)
-        local, size = local.reshape(len(cells), -1), len(used)
-        place = np.full(len(B), -1)
-        place[used] = np.arange(size)
-        at = place[number]
-        b = B[used]
-
-        def projected(matrix):
-            return b.T @ (matrix @ b)
-
-        def sum_of(where, values):
-            if size > DENSE:
-                return scattered(where, values, size)
-            entries = (where[:, :, None] * size + where[:, None, :]).ravel()
-            return np.bincount(entries, values.ravel(), size * size).reshape(size, size)
-
-        sums = [sum_of(local, values[cells])
-                for values in (blocks.decay_of(label), blocks.mass, *blocks.position)]
-        load = np.asarray(sums[1].sum(axis=0)).ravel() @ b
-        outflow = (self._between(labels, rim)[:, 0, :, 0] / rho if label else self._rim[rim])
-        if len(rim):
-            sums[0] = sums[0] + sum_of(at[nodes[rim, 0]], outflow)
-        if blocks.at_open is not None:
-            both = (labels[self.sides[self._inner]] == label).all(axis=1)
-            # of the whole, less all that are not within label 0
-            facets = self._inner[both if label else ~both]
-            if label or len(facets):
-                sums[0] = sums[0] + self._open_terms(facets, size, at)
-        A, M, *X = (rho * projected(matrix) for matrix in sums)
-        load = rho * load
-        if not label:
-            A, M, *X = (whole - part for whole, part in zip(self._all, (A, M, *X), strict=True))
-            load = self._load - load
+        place, b = self._rows(label, [number[nodes[mine, side]]
+                                      for side, mine in enumerate(traced)])
         for side, mine in enumerate(traced):
             if len(mine):
-                A = A + projected(sum_of(at[nodes[mine, side]],
-                                         self._between(labels, mine)[:, side, :, side]))
+                flux = self._between(labels, mine)[:, side, :, side]
+                A = A + b.T @ (_sum(place[number[nodes[mine, side]]], flux, len(b)) @ b)
         mass, Q = scipy.linalg.eigh(M, driver="evd", check_finite=False)
         told = mass > TOLD_APART * mass[-1]
         Q = Q[:, told] / np.sqrt(mass[told])
@@ -129,3 +123,74 @@ class RestrictedModel(PartitionModel):
         F = self._coefficients[label] = Q @ Z[:, :K]
         positions = np.stack([F.T @ x @ F for x in X])
         return np.diag(rates[:K]), b @ F, place, F.T @ load, positions
+
+    def _rows(self, label: int, which: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """The place of each row among those that count, and the functions of a label there.
+
+        Each further part has a function of its own beside those of the box.
+        """
+        B = self.smooth.inside if label else self.smooth.outside
+        of, node = self._apart
+        (nv, n), mine = B.shape, np.cumsum(of == label) - 1
+        used = np.unique(np.concatenate([rows.ravel() for rows in which]))
+        place = np.full(nv + len(of), -1)
+        place[used] = np.arange(len(used))
+        b = np.zeros((len(used), n + np.count_nonzero(of == label)))
+        smooth = int(np.searchsorted(used, nv))
+        b[:smooth, :n] = B[used[:smooth]]
+        further = used[smooth:] - nv
+        b[smooth:, :n] = B[node[further]]
+        b[np.arange(smooth, len(used)), n + mine[further]] = 1.0
+        return place, b
+
+    def _matrices(self, labels: np.ndarray, label: int, number: np.ndarray) -> tuple:
+        """Decay, without walls, mass, positions and load of the functions of a label."""
+        rim = np.flatnonzero(self.outer)
+        here, at_rim = labels == label, labels[self.sides[rim, 0]] == label
+        both = here[self.sides[self._inner]].all(axis=1)
+        if label:
+            return self._summed(labels, label, number, np.flatnonzero(here), rim[at_rim],
+                                self._inner[both])
+        # of the whole less all that is not within label 0, and what further parts add
+        A, M, X, load = self._summed(labels, 0, self._number, np.flatnonzero(~here), rim[~at_rim],
+                                     self._inner[~both])
+        n = self.smooth.outside.shape[1]
+        A, M, *X = (whole - part[:n, :n] for whole, part in zip(self._all, (A, M, *X),
+                                                                strict=True))
+        load = self._load - load[:n]
+        further, nodes = number >= len(self.smooth.outside), self.blocks.nodes
+        cells = np.flatnonzero(here & further[self._values].any(axis=1))
+        if not len(cells):
+            return A, M, X, load
+        more = self._summed(
+            labels, 0, number, cells,
+            rim[at_rim & further[nodes[rim, 0]].any(axis=1)],
+            self._inner[both & further[nodes[self._inner]].any(axis=(1, 2))])
+        A, M, *X = (np.block([[smooth, part[:n, n:]], [part[n:, :n], part[n:, n:]]])
+                    for smooth, part in zip((A, M, *X), (*more[:2], *more[2]), strict=True))
+        return A, M, X, np.append(load, more[3][n:])
+
+    def _summed(self, labels, label, number, cells, rim, inner):
+        """As `_matrices`, of some cells, and facets that are no walls, with what label 0 has."""
+        blocks, nodes, rho = self.blocks, self.blocks.nodes, self.blocks.density_of(label)
+        place, b = self._rows(label, [number[self._values[cells]], number[nodes[rim, 0]],
+                                      number[nodes[inner]]])
+        at, size = place[number], len(b)
+        sums = [_sum(at[self._values[cells]], values[cells], size)
+                for values in (blocks.decay_of(label), blocks.mass, *blocks.position)]
+        if len(rim):
+            outflow = self._between(labels, rim)[:, 0, :, 0] / rho if label else self._rim[rim]
+            sums[0] = sums[0] + _sum(at[nodes[rim, 0]], outflow, size)
+        if blocks.at_open is not None and len(inner):
+            sums[0] = sums[0] + self._open_terms(inner, size, at)
+        load = rho * (np.asarray(sums[1].sum(axis=0)).ravel() @ b)
+        A, M, *X = (rho * (b.T @ (matrix @ b)) for matrix in sums)
+        return A, M, X, load
+
+
+def _sum(where: np.ndarray, values: np.ndarray, size: int):
+    """The sum of matrices ``(m, n, n)`` of places ``(m, n)``."""
+    if size > DENSE:
+        return scattered(where, values, size)
+    entries = (where[:, :, None] * size + where[:, None, :]).ravel()
+    return np.bincount(entries, values.ravel(), size * size).reshape(size, size)

@@ -15,6 +15,7 @@ STEP = 1.0  # ms, longest, of the model
 SCREENED = (80, 1e-6)  # modes and least share of the mass, to tell random ellipsoids apart
 MODES = 120
 DAMPING, TRIES = 1e-2, 7  # of what a step changes in the shares; dampings
+SURE = 1e-4  # shares this near 0 or 1 stay there: slopes by coefficients to 2e-4
 SINGULAR = 1e-6  # of the mean: keeps combinations apart that shares do not tell
 GAIN, AT_LEAST = 2e-2, 4  # share of the misfit whose gain is enough, after so many iterations
 ALIKE = 0.6  # overlap of shares from which on two ellipsoids are one
@@ -41,17 +42,16 @@ class Levels:
         self.powers = [e for e in product(range(degree + 1), repeat=3) if sum(e) <= degree]
         self.volumes = whole.volumes
         x = whole.centroids - whole.centre
-        self.centroids, self.values = x, self._basis(x)
-        step = 1e-4 * self.half.min()
-        self.slopes = [(self._basis(x + step * axis) - self._basis(x - step * axis)) / (2 * step)
-                       for axis in np.eye(3)]
+        self.centroids, self.values = x, self.basis(x)
+        self.slopes = self.gradients(x)
         corners = whole.points[whole.cells] - whole.centre
         a, b = _INNER
-        self.inner = [self._basis(np.einsum("tvi,v->ti", corners,
+        self.inner = [self.basis(np.einsum("tvi,v->ti", corners,
                                             np.where(np.arange(4) == k, a, b)))
                       for k in range(4)]
 
-    def _basis(self, x: np.ndarray) -> np.ndarray:
+    def basis(self, x: np.ndarray) -> np.ndarray:
+        """The polynomials at points ``(m, 3)`` um from the middle of the box, ``(m, n)``."""
         y = x / self.half
 
         def one(t, degree):
@@ -59,6 +59,12 @@ class Levels:
 
         return np.stack([one(y[:, 0], i) * one(y[:, 1], j) * one(y[:, 2], k)
                          for i, j, k in self.powers], axis=1)
+
+    def gradients(self, x: np.ndarray) -> np.ndarray:
+        """Their derivatives along each axis, ``(3, m, n)`` 1/um."""
+        step = 1e-4 * self.half.min()
+        return np.array([(self.basis(x + step * axis) - self.basis(x - step * axis)) / (2 * step)
+                         for axis in np.eye(3)])
 
     def scaled(self, a: np.ndarray) -> np.ndarray:
         """Coefficients of the same surface whose values are distances near it, about, um."""
@@ -128,12 +134,13 @@ def fit(models: Models, theta: np.ndarray, levels: Levels, a: np.ndarray, look: 
 
     def around(a):
         c, slope = levels.shares(a, width)
-        predicted, J = models.graded_jacobian(model, c, look, STEP)
+        graded = np.flatnonzero((c > SURE) & (c < 1 - SURE))
+        predicted, J = models.graded_jacobian(model, c, look, STEP, graded)
         r = predicted - look.measured
         # damped by what a step changes in the shares
         metric = slope.T @ (slope * levels.volumes[:, None]) / levels.volumes.sum()
         metric += SINGULAR * np.eye(len(a)) * np.trace(metric) / len(a)
-        Ja = J @ slope
+        Ja = J @ slope[graded]
         return c, float(np.mean(r**2)), Ja.T @ Ja / len(r), Ja.T @ r / len(r), metric
 
     a = levels.scaled(a)

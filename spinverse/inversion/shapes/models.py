@@ -40,7 +40,7 @@ FULL_MODES = {True: 0.35, False: 0.46}  # by absorbing
 FEWEST_MODES, MOST_MODES = 96, 300  # signals to 1e-5 on finer ones, too
 # modes of the box that fields are expanded in, of signals, and of what moves change: with more of
 # them fields go astray beyond their labels
-FUNCTIONS, FEWER = 100, 40
+FUNCTIONS, FEWER = 200, 60
 EFFECTS_STEP = 1.0  # ms, longest
 RESISTANCE, TRIALS, MOST = 2.0, (1.0, 3.0), 4.0  # of open facets; values that fit it; bound
 UNIT = 1.6e-4  # mean square change of signals by a share at the edge, where `Models.unit` is 1
@@ -239,11 +239,11 @@ class Models:
         return GradedModel(*self._at(theta), modes, mass_floor,
                            self._smooth(FUNCTIONS) if self.large else None)
 
-    def graded_jacobian(self, model: GradedModel, c: np.ndarray, look: Look,
-                        longest: float) -> tuple[np.ndarray, np.ndarray]:
+    def graded_jacobian(self, model: GradedModel, c: np.ndarray, look: Look, longest: float,
+                        cells: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Expected magnitudes and their derivatives by the shares; sweeps dealt out to ranks."""
         S, J = model.jacobian(c, look.sweeps(longest, model.kind),
-                              lambda k: k % self.comm.size == self.comm.rank)
+                              lambda k: k % self.comm.size == self.comm.rank, cells)
         if self.comm.size > 1:  # each row comes from one rank: the sum adds zeros
             self.comm.Allreduce(MPI.IN_PLACE, S)
             self.comm.Allreduce(MPI.IN_PLACE, J)

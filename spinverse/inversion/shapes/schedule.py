@@ -14,6 +14,7 @@ from .search import Search
 from .strategies.graded_shapes import graded_shapes
 from .strategies.one_cell import one_cell
 from .strategies.polish import polish
+from .strategies.smooth_shapes import smooth_shapes
 from .strategies.two_cells import two_cells
 from .strategies.walking import go_on
 
@@ -24,19 +25,22 @@ Strategy = Callable[[Search, Sequence[Hypothesis], SearchLedger, int], list[Hypo
 #: The parts of a round: where one cell is likely, and where two are.
 ONE: tuple[Strategy, ...] = (one_cell, graded_shapes, one_cell, graded_shapes, one_cell, two_cells)
 TWO: tuple[Strategy, ...] = (one_cell, two_cells, two_cells, graded_shapes, two_cells, one_cell)
+#: The parts of a round on large meshes (`Models.large`).
+FINE: tuple[Strategy, ...] = (smooth_shapes,) * len(ONE)
 #: What follows each part where the data have noise.
 AFTER: tuple[Strategy, ...] = (polish,)
 
 
 def run(search: Search, ledger: SearchLedger, state: Mapping[str, np.ndarray] | None = None,
-        rounds: tuple[Sequence[Strategy], Sequence[Strategy]] = (ONE, TWO)) -> str:
+        rounds: tuple[Sequence[Strategy], Sequence[Strategy]] | None = None) -> str:
     """Run the schedule until one hypothesis explains the data. Collective.
 
     Args:
         search: what is searched.
         ledger: has the best hypothesis at the end.
         state: of a search that was interrupted (`SearchLedger.state`).
-        rounds: the schedule where one cell is likely, and where several are.
+        rounds: the schedule where one cell is likely, and where several are; `ONE` and `TWO`, or
+            `FINE` on a large mesh, if not given.
 
     Returns:
         Why it ended.
@@ -44,6 +48,8 @@ def run(search: Search, ledger: SearchLedger, state: Mapping[str, np.ndarray] | 
     Raises:
         SolverError: no start gave a closed surface.
     """
+    if rounds is None:
+        rounds = (FINE, FINE) if search.models.large else (ONE, TWO)
     hypotheses: list[Hypothesis] = []
     first = 0 if state is None else ledger.restore(state)
     if state is not None and state["within"]:

@@ -70,9 +70,14 @@ class Search:
     def told(self, walk: Walk, part: int) -> Walk:
         """A walk that looks at enough: from few directions many moves do not come apart."""
         s, here = self.settings, walk.here
-        if (walk.look is self.all or part < s.early and here.cells == 1
-                and len(self.cells.moves(here.labels)) <= s.moves):
+        moves, look = len(self.cells.moves(here.labels)), self.all
+        if walk.look is look or (not self.models.large and part < s.early and here.cells == 1
+                                 and moves <= s.moves):
             return walk
-        told = Walk(self.models, self.cells, self.all, walk.seed)
+        if self.models.large:  # as many rows as moves
+            each = max(len(walk.look.measured) // s.few, 1)
+            look = self.models.all.directions(-(-moves // each))
+            look = walk.look if len(look.measured) <= len(walk.look.measured) else look
+        told = Walk(self.models, self.cells, look, walk.seed)
         told.begin(here.labels, here.theta)
         return told

@@ -14,7 +14,7 @@ from ..ledger import Ledger, State
 from ..parameters import NOISE
 from ..problem import InverseProblem
 from .ledger import SearchLedger
-from .schedule import ONE, TWO, Strategy, run
+from .schedule import Strategy, run
 from .search import Search
 from .settings import Settings
 
@@ -42,7 +42,8 @@ class Shapes:
             ones count 2.5). The search ends with the best one so far after some more.
         stop_at: mean-square misfit that ends the search where there is no noise.
         seed: of all that is random.
-        schedule: strategies of a round, where one cell is likely and where several are.
+        schedule: strategies of a round, where one cell is likely and where several are; None: the
+            usual ones, see `spinverse.inversion.shapes.schedule`.
 
     Raises:
         InputError: a number out of its range.
@@ -56,7 +57,7 @@ class Shapes:
     budget: int = 40_000
     stop_at: float = 1e-7
     seed: int = 0
-    schedule: tuple[Sequence[Strategy], Sequence[Strategy]] = (ONE, TWO)
+    schedule: tuple[Sequence[Strategy], Sequence[Strategy]] | None = None
 
     def __post_init__(self):
         for name, least, most in (("cells", 1, MOST_CELLS), ("ellipsoids", 1, np.inf),

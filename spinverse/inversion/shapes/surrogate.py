@@ -14,6 +14,8 @@ import numpy as np
 
 from .cells import Cells, changed
 
+FAR_OFF = 0.5  # of the effect of a move: what solving adds, above which it is solved every time
+RINGS = 2  # of mesh cells round a change, where single moves are solved anew
 _CHANGE = 1e-4  # mean square change of normalised signals by single moves, where `unit` is 1
 
 
@@ -35,7 +37,7 @@ class Surrogate:
         labels: the partition.
         before: surrogate of a partition nearby, whose effects far from the change still hold.
         effects: of moves and pairs of neighbouring ones, ``(n, N)`` and ``(m, N)``, from the states
-            at the partition; None: each of them is solved.
+            at the partition, where single ones are solved beside; None: pairs are solved, too.
         pairs: whether to measure more than the moves at the wall, one by one.
     """
 
@@ -51,8 +53,8 @@ class Surrogate:
         if not single:
             return
         if effects is not None:
-            self.measured = []
             self._from_states(cells, effects, pairs)
+            self._solved(cells, residuals, before)
             return
         effects = list(residuals(self.measured) - self.r)
         if not pairs:
@@ -65,9 +67,7 @@ class Surrogate:
             by_cell.setdefault(cell, []).append(k)
         touched = np.ones(len(labels), bool)
         if before is not None:
-            touched = np.zeros(len(labels), bool)
-            for cell in np.flatnonzero(before.labels != labels).tolist():
-                touched[[cell, *cells.neighbours[cell]]] = True
+            touched = _touched(cells, before.labels != labels)
 
         def old(kind, a, b):
             if before is None or touched[a[0]] or touched[b[0]]:
@@ -115,6 +115,30 @@ class Surrogate:
                              for k, items in links.items()}
         self.rivals = [group for group in by_cell.values() if len(group) > 1]
 
+    def _solved(self, cells: Cells, residuals: Callable, before: Surrogate | None) -> None:
+        """Correct effects of single moves by solving those near what has changed since ``before``.
+
+        What solving adds to the others, once found, holds as long as their surroundings do.
+        """
+        self.solved: dict[tuple, np.ndarray] = {}
+        if before is not None:
+            near = before.labels != self.labels
+            for _ in range(RINGS):
+                near = near | _touched(cells, near)
+            self.solved = {move: more for move, more in before.solved.items() if not near[move[0]]}
+        moves = self.moves[: self.number]
+        for k, move in enumerate(moves):  # what is far off need not stay as it is
+            more = self.solved.get(move)
+            if more is not None and np.linalg.norm(more) > FAR_OFF * np.linalg.norm(
+                    self.D[k] + more):
+                del self.solved[move]
+        ask = [k for k, move in enumerate(moves) if move not in self.solved]
+        self.measured = [self.measured[k] for k in ask]
+        if ask:
+            values = residuals(self.measured) - self.r - self.D[ask]
+            self.solved.update(zip((moves[k] for k in ask), values, strict=True))
+        self.D[: self.number] += np.array([self.solved[move] for move in moves])
+
     def _from_states(self, cells: Cells, effects: Callable, pairs: bool) -> None:
         """Without solving anything: moves at the wall, those behind them, and neighbours."""
         labels, place = self.labels, {m: k for k, m in enumerate(self.moves)}
@@ -147,19 +171,42 @@ class Surrogate:
     @property
     def unit(self) -> float:
         """1 where single moves change the normalised signals by 1 % rms."""
-        return float(np.mean(self.D[: self.number] ** 2)) / _CHANGE
+        return unit_of(self.D[: self.number])
 
     def whitening(self, keep: float, also: np.ndarray | None = None) -> np.ndarray:
-        """(C + keep^2 tr C / N)^(-1/2), C of single moves, scaled to their mean square.
+        """As of `whitening`, by single moves at the wall."""
+        return whitening(self.D[: self.number], keep, also, self.D)
 
-        ``also``: other changes, ``(m, N)``, much larger ones, that C is to have, too.
-        """
-        D = self.D[: self.number]
-        N = D.shape[1]
-        C = D.T @ D / len(D)
-        level = keep**2 * np.trace(C) / N
-        if also is not None and len(also):
-            C = C + also.T @ also / len(also)
-        values, vectors = np.linalg.eigh(C)
-        W = (vectors / np.sqrt(np.maximum(values, 0) + level)) @ vectors.T
-        return W * np.sqrt(np.mean(D**2) / np.mean((D @ W) ** 2))
+
+def _touched(cells: Cells, which: np.ndarray) -> np.ndarray:
+    """Some mesh cells and those that share a facet with them, ``(Nt,)`` bool."""
+    found = which.copy()
+    for cell in np.flatnonzero(which).tolist():
+        found[cells.neighbours[cell]] = True
+    return found
+
+
+def unit_of(D: np.ndarray) -> float:
+    """`Surrogate.unit` of the effects of single moves, ``(n, N)``."""
+    return float(np.mean(D**2)) / _CHANGE
+
+
+def whitening(D: np.ndarray, keep: float, also: np.ndarray | None = None,
+              every: np.ndarray | None = None) -> np.ndarray:
+    """(C + keep^2 tr C / N)^(-1/2), C of single moves, scaled to their mean square.
+
+    Args:
+        D: ``(n, N)`` their effects.
+        keep: see above.
+        also: other changes, ``(m, N)``, much larger ones, that C is to have, too.
+        every: whose mean square stays as it is; ``D`` if not given.
+    """
+    every = D if every is None else every
+    N = D.shape[1]
+    C = D.T @ D / len(D)
+    level = keep**2 * np.trace(C) / N
+    if also is not None and len(also):
+        C = C + also.T @ also / len(also)
+    values, vectors = np.linalg.eigh(C)
+    W = (vectors / np.sqrt(np.maximum(values, 0) + level)) @ vectors.T
+    return W * np.sqrt(np.mean(every**2) / np.mean((every @ W) ** 2))

@@ -78,7 +78,7 @@ class Walk:
         self._slopes = np.zeros((0, len(look.measured)))
         self._visited: set[bytes] = set()
         self._surrogate: Surrogate | None = None
-        self._flat = FLAT
+        self._flat, self._least = FLAT, 0.0
         self.shapes = 0
 
     # ---- what partitions leave of the data ------------------------------------------------------
@@ -116,7 +116,9 @@ class Walk:
             return None
         r = self.residuals([labels])[0]
         change = r + self._bias - self._corrected
-        return r if DRIFT * np.linalg.norm(change) < GOOD * np.linalg.norm(r) else None
+        good = DRIFT * np.linalg.norm(change) < GOOD * np.linalg.norm(r)
+        # what may be the best so far is known exactly
+        return r if good and np.mean(r**2) > self._least else None
 
     # ---- walking --------------------------------------------------------------------------------
 
@@ -125,6 +127,7 @@ class Walk:
         """Go to a partition; ``nearby``: few cells away, what pairs of moves do still holds."""
         if theta is not None and not np.array_equal(theta, self.theta):
             self._at(theta)
+        self._least = 0.0
         self.here = self.best = self._centred(labels)
         if not nearby:
             self._visited, self._surrogate = set(), None
@@ -132,6 +135,7 @@ class Walk:
         self._uphill = 0
         self.iterations, self.unit, self.marks = 0, 1.0, [self.here.misfit]
         self.white = np.inf
+        self._whites: list[float] = []
 
     def fork(self, labels: np.ndarray) -> Walk:
         """Another walk, from another partition, that knows what this one does."""
@@ -146,6 +150,7 @@ class Walk:
         Args:
             places: what going there changes does not count.
         """
+        self._least = self.best.misfit
         self.tune()
         floor = self.models.floor
         surrogate = self._surrogate = self._measured(self.here.labels)
@@ -167,6 +172,7 @@ class Walk:
             return False
         self._uphill += value >= before
         self.white = value / unit
+        self._whites.append(self.white)
         self._visited.add(shape.tobytes())
         self.here = self._centred(shape)
         self.iterations += 1
@@ -176,13 +182,20 @@ class Walk:
         return True
 
     def stalled(self) -> bool:
-        """Whether the last iterations did not lower the best misfit by a good deal."""
+        """Whether the last iterations did not lower the best misfit by a good deal.
+
+        On large meshes neither the whitened one, of which the plain one tells little far away.
+        """
         floor = self.models.floor
         patience = PATIENCE_NOISY if floor else PATIENCE
         if len(self.marks) <= patience:
             return False
         before, now = min(self.marks[:-patience]), min(self.marks[-patience:])
-        return before - now < GAIN * max(before - floor, GAIN_NOISY * floor)
+        if before - now >= GAIN * max(before - floor, GAIN_NOISY * floor):
+            return False
+        whites = self._whites
+        return not self.models.large or bool(floor) or len(whites) <= patience or (
+            min(whites[-patience:]) > (1 - GAIN) * min(whites[:-patience]))
 
     def run(self, iterations: int, target: float, report: Callable | None = None,
             shapes: float = np.inf, places: Places | None = None) -> None:
@@ -321,7 +334,7 @@ class Walk:
             self.shapes += EFFECTS
             return self.models.effects(labels, self.theta, self.look, moves, pairs)
 
-        return Surrogate(self.residuals, self.cells, labels, None, pairs, effects)
+        return Surrogate(self.residuals, self.cells, labels, self._surrogate, pairs, effects)
 
     def _noise(self, unit: float) -> float:
         """Rms of the noise over that of what single moves change."""

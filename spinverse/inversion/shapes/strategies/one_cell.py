@@ -33,7 +33,7 @@ def one_cell(search: Search, hypotheses: Sequence[Hypothesis], ledger: SearchLed
     ledger.report("1 ellipsoid", found[0].misfit)
     ledger.calibrate(found[0])
     if not turn:
-        _set_unit(search, found[0], ledger)
+        set_unit(search, found[0], ledger)
         ledger.several = _two_are_likely(search, found[0], ledger)
         if ledger.several:
             return found
@@ -45,7 +45,8 @@ def thetas_of(search: Search, ledger: SearchLedger) -> list:
     return search.models.design if ledger.best is None else [ledger.best.theta]
 
 
-def _set_unit(search: Search, start: Hypothesis, ledger: SearchLedger) -> None:
+def set_unit(search: Search, start: Hypothesis, ledger: SearchLedger) -> None:
+    """Of misfits, from what moves change at a first start."""
     models, cells, labels = search.models, search.cells, start.labels
     if models.large:  # from the moves themselves, which cost less there
         moves = [move for move in cells.moves(labels) if cells.allowed(changed(labels, [move]))]

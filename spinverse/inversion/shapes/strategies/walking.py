@@ -108,6 +108,11 @@ def go_on(search: Search, ledger: SearchLedger) -> list[Hypothesis]:
 def follow(search: Search, walk: Walk, ledger: SearchLedger) -> list[Hypothesis]:
     """Walk on; where it stalls, elsewhere on the lattice."""
     s, found = search.settings, []
+    if search.models.large:  # from few directions as long as that gains
+        run(walk, s.walk, ledger)
+        found.append(ledger.take(walk))
+        if ledger.over():
+            return found
     walk = search.told(walk, ledger.part)
     for turn in range(1, s.turns + 1):
         run(walk, s.walk, ledger)

@@ -1,0 +1,69 @@
+"""Smooth shapes, for large meshes: ellipsoids made level sets of polynomials; then walks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..ellipsoids import cost, starts
+from ..hypothesis import Hypothesis
+from ..ledger import SearchLedger
+from ..search import Search
+from ..surfaces import Smooth, Surfaces
+from .one_cell import PER_THETA, set_unit, thetas_of
+from .walking import follow, run
+
+# whitened misfit, in units of `Walk.unit`: others are not looked at any more; walks find the rest
+GOOD, NEAR = 2e-3, 1e-2
+FEWER = 0.3  # of the whitened misfit with one cell less, to believe in one more
+
+
+def smooth_shapes(search: Search, hypotheses: Sequence[Hypothesis], ledger: SearchLedger,
+                  turn: int) -> list[Hypothesis]:
+    """New starts: of one cell, and of one more as long as that explains far more. Collective."""
+    found: list[Smooth] = []
+    for number in range(1, search.settings.cells + 1):
+        more = _fitted(search, ledger, turn, number)
+        least = min((smooth.white for smooth in found), default=np.inf)
+        if not more or found and min(smooth.white for smooth in more) > FEWER * least:
+            break
+        found = more
+        if min(smooth.white for smooth in found) < NEAR:
+            break
+    result: list[Hypothesis] = []
+    found.sort(key=lambda smooth: smooth.white)
+    for k, smooth in enumerate(found[: search.settings.walks]):
+        walk = search.scout(ledger.stream(turn, 4, k))
+        walk.begin(smooth.hypothesis.labels, smooth.hypothesis.theta)
+        run(walk, search.settings.steps, ledger)
+        result.append(ledger.take(walk))
+        if not ledger.over():
+            result += follow(search, walk, ledger)
+        if ledger.over():
+            break
+    return result
+
+
+def _fitted(search: Search, ledger: SearchLedger, turn: int, number: int) -> list[Smooth]:
+    """So many cells: the best ellipsoids, each fitted until one is good."""
+    s, models, thetas = search.settings, search.models, thetas_of(search, ledger)
+    tried = max(number * s.ellipsoids, PER_THETA * len(thetas) if len(thetas) > 1 else 0)
+    begun = starts(models, search.cells, search.first, number, tried, s.candidates,
+                   ledger.stream(turn), thetas)
+    ledger.spend(cost(models, number, tried, s.candidates, len(thetas)))
+    if not begun:
+        return []
+    ledger.report(f"{number} ellipsoid{'s' * (number > 1)}", begun[0].misfit)
+    ledger.calibrate(begun[0])
+    if not turn and number == 1:
+        set_unit(search, begun[0], ledger)
+    found = []
+    for start in begun:
+        smooth = Surfaces(models, search.cells, search.first).fit(start)
+        ledger.spend(smooth.shapes)
+        ledger.report("smooth", smooth.hypothesis.misfit)
+        found.append(smooth)
+        if smooth.white < GOOD:
+            break
+    return found

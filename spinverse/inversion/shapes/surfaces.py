@@ -1,0 +1,201 @@
+"""Smooth shapes with sharp walls: level sets of polynomials, moved by Gauss-Newton steps.
+
+Each cell k has a polynomial psi_k, the outside psi_0 = 0, and a mesh cell belongs to the label
+whose psi is the largest at its centroid. Where the wall from p to q moves by
+
+    (d psi_p - d psi_q) / |grad (psi_p - psi_q)|
+
+towards q, the residual changes by what a volume there does: the effects of the moves of the mesh
+cells on either side (`Models.effects`), over their volumes. So a step costs what these effects do,
+and each try one partition. Residuals are whitened by the effects, as those of walks are: what is
+finer than the polynomials is taken for noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .cells import Cells
+from .hypothesis import Hypothesis
+from .levels import Levels
+from .look import Look
+from .models import Models
+from .surrogate import unit_of, whitening
+from .walk import EFFECTS, FAR, FAR_NOISY, LONGEST
+
+DEGREES = (2, 6), (3, 6), (4, 12), (5, 6), (6, 12)  # of the polynomials, steps at most
+OWN = 0.3  # deviation of points of a mesh cell from its centroid along an axis, in its size
+DAMPING, LEAST = 1e-2, 1e-6  # of the mean curvature, when a degree begins and at least
+TRIES, HARDER, EASIER = 8, 4.0, 0.25  # dampings of a step; their factors
+SHORT, LONG = 0.05, 3.0  # rms of a wall's movement, in sizes of a mesh cell: nothing, too far
+GAIN = 0.02  # share of the whitened misfit: less than this in two steps ends a degree
+SINGULAR = 1e-6  # of the mean: keeps combinations apart that walls do not tell
+
+
+@dataclass(frozen=True, eq=False)
+class Smooth:
+    """What a fit came to.
+
+    Attributes:
+        hypothesis: labels, theta, and the plain misfit of the fast model.
+        white: whitened misfit, in units of `Surrogate.unit`.
+        shapes: partitions that it looked at; the effects of all moves count as `EFFECTS`.
+    """
+
+    hypothesis: Hypothesis
+    white: float
+    shapes: int
+
+
+class Surfaces:
+    """Level sets that follow a hypothesis, fitted to measurements.
+
+    Args:
+        models: of the search, on a mesh that is large.
+        cells: adjacency.
+        look: measurements that count.
+    """
+
+    def __init__(self, models: Models, cells: Cells, look: Look):
+        self.models, self.cells, self.look, self.whole = models, cells, look, models.whole
+        whole = self.whole
+        corners = whole.points[whole.facets] - whole.centre
+        self._middle = corners.mean(axis=1)
+        across = np.zeros((len(corners), 3))
+        self._inner = np.flatnonzero(~whole.outer)
+        first, second = whole.sides[self._inner].T
+        across[self._inner] = whole.centroids[second] - whole.centroids[first]
+        area = 0.5 * np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+        sign = np.where((area * across).sum(axis=1) < 0, -1.0, 1.0)
+        self._area = sign[:, None] * area  # um^2, from the first side to the second
+        self.shapes = 0
+
+    def fit(self, start: Hypothesis, degrees: Sequence[tuple[int, int]] = DEGREES) -> Smooth:
+        """From polynomials near the walls of a start to ones of ever higher degree."""
+        levels, a, here, best = None, None, None, np.inf
+        for degree, steps in degrees:
+            finer = Levels(self.models, degree)
+            if here is None:
+                a = np.array([self._ellipsoid(finer, start.labels == k)
+                              for k in range(1, start.cells + 1)])
+            else:
+                a = np.array([finer.scaled(finer.raised(one, levels.powers)) for one in a])
+            levels = finer
+            # the scale decides between cells that meet
+            here = self._at(levels, a, start.theta if here is None else here.theta) or here
+            if here is not None:
+                a, here, best = self._degree(levels, a, here, steps)
+        return Smooth(here or start, best, self.shapes)
+
+    def _ellipsoid(self, levels: Levels, inside: np.ndarray) -> np.ndarray:
+        """Coefficients of the ellipsoid with the moments of some mesh cells."""
+        whole = self.whole
+        x, w = (whole.centroids - whole.centre)[inside], whole.volumes[inside]
+        middle = np.average(x, axis=0, weights=w)
+        spread = np.cov((x - middle).T, aweights=w, bias=True)
+        spread = spread + (OWN * self.models.size) ** 2 * np.eye(3)
+        away = whole.centroids - whole.centre - middle
+        # the variance along an axis of an ellipsoid is a fifth of its square
+        q = np.einsum("ni,ij,nj->n", away, np.linalg.inv(5 * spread), away)
+        return levels.scaled(np.linalg.lstsq(levels.values, 1 - q, rcond=None)[0])
+
+    def _at(self, levels: Levels, a: np.ndarray, theta: np.ndarray) -> Hypothesis | None:
+        """The partition of some coefficients ``(cells, n)``, if it is allowed."""
+        psi = np.vstack([np.zeros(len(self.whole.cells)), a @ levels.values.T])
+        labels = psi.argmax(axis=0).astype(np.int8)
+        if len(np.unique(labels[labels > 0])) < len(a):
+            return None
+        labels = self.cells.repaired(labels)
+        if not self.cells.allowed(labels):
+            return None
+        return self._hypothesis(labels, theta)
+
+    def _hypothesis(self, labels: np.ndarray, theta: np.ndarray) -> Hypothesis:
+        self.shapes += 1
+        self._r = self.models.residuals([labels], theta, self.look)[0]
+        return Hypothesis(labels, theta, float(np.mean(self._r**2)))
+
+    def _degree(self, levels: Levels, a: np.ndarray, here: Hypothesis,
+                steps: int) -> tuple[np.ndarray, Hypothesis, float]:
+        """Levenberg-Marquardt on the coefficients and the unknown numbers."""
+        models, mu, size = self.models, DAMPING, self.models.size
+        values: list[float] = []
+        for _ in range(steps):
+            r = self.models.residuals([here.labels], here.theta, self.look)[0]
+            J, metric, D, moved = self._slopes(levels, a, here)
+            slopes = models.slopes(here.labels, here.theta, self.look)
+            self.shapes += 2 * len(slopes) + 1
+            unit = unit_of(D)
+            noise = np.sqrt(models.floor / (1e-4 * unit))
+            W = whitening(D, max(FAR, FAR_NOISY * noise))
+            Jw, rw, N = W @ J, W @ r, len(r)
+            Tw = slopes @ W
+            both = np.hstack([Jw, Tw.T])
+            H, g, n = both.T @ both / N, both.T @ rw / N, Jw.shape[1]
+            damped = np.zeros_like(H)
+            damped[:n, :n] = metric * np.trace(H[:n, :n]) / np.trace(metric)
+            damped[:n, :n] += SINGULAR * np.trace(damped[:n, :n]) / n * np.eye(n)
+            damped[n:, n:] = np.diag(np.diag(H[n:, n:]) + 1e-300)
+            active = np.flatnonzero(models.active(here.labels)) if len(slopes) else np.arange(0)
+            before = float(np.mean(rw**2))
+            values.append(before / unit)
+            better = None
+            for _ in range(TRIES):
+                step = -np.linalg.solve(H + mu * damped, g)
+                far = float(np.sqrt(np.mean((moved @ step[:n]) ** 2)))
+                longest = np.abs(step[n:]).max(initial=0.0)
+                if far < SHORT * size and longest < SHORT:
+                    break
+                if far < LONG * size and longest < LONGEST:
+                    theta = here.theta.copy()
+                    theta[active] += step[n:]
+                    theta = np.clip(theta, *models.bounds) if len(theta) else theta
+                    there = self._at(levels, a + step[:n].reshape(a.shape), theta)
+                    if there is not None and np.mean((W @ self._r) ** 2) < before:
+                        better = there, float(np.mean((W @ self._r) ** 2)) / unit
+                        break
+                mu *= HARDER
+            if better is None:
+                break
+            a, (here, white), mu = a + step[:n].reshape(a.shape), better, max(mu * EASIER, LEAST)
+            if white > (1 - GAIN) * values[-1] and len(values) > 1:
+                values.append(white)
+                break
+            values.append(white)
+        return a, here, values[-1]
+
+    def _slopes(self, levels: Levels, a: np.ndarray, here: Hypothesis) -> tuple:
+        """Derivatives of the residual by the coefficients, ``(N, cells n)``.
+
+        And what damps them, the effects of single moves, and how far walls move, by facet.
+        """
+        labels, whole, n = here.labels, self.whole, a.shape[1]
+        moves = self.cells.moves(labels)
+        D, _ = self.models.effects(labels, here.theta, self.look, moves, [])
+        self.shapes += EFFECTS
+        place = {move: k for k, move in enumerate(moves)}
+        walls = self._inner[np.not_equal(*labels[whole.sides[self._inner]].T)]
+        first, second = whole.sides[walls].T
+        p, q = labels[first].astype(int), labels[second].astype(int)
+        gain = np.array([place[c, k] for c, k in zip(second.tolist(), p.tolist(), strict=True)])
+        loss = np.array([place[c, k] for c, k in zip(first.tolist(), q.tolist(), strict=True)])
+        # of a volume that p takes from q
+        per_volume = 0.5 * (D[gain] / whole.volumes[second, None]
+                            - D[loss] / whole.volumes[first, None])
+        x = self._middle[walls]
+        psi = np.vstack([np.zeros(n), a])
+        slope = np.einsum("dfk,fk->fd", levels.gradients(x), psi[p] - psi[q])
+        steep = np.sqrt((slope**2).sum(axis=1) + 1e-12)
+        # the stairs' area, as far as it faces the way the wall moves
+        facing = np.maximum(-(self._area[walls] * slope).sum(axis=1) / steep, 0.0)
+        basis = levels.basis(x) / steep[:, None]
+        moved = np.zeros((len(walls), len(a), n))
+        for sign, labels_there in ((1.0, p), (-1.0, q)):
+            inside = np.flatnonzero(labels_there > 0)
+            moved[inside, labels_there[inside] - 1] += sign * basis[inside]
+        moved = moved.reshape(len(walls), -1)
+        J = per_volume.T @ (facing[:, None] * moved)
+        return J, moved.T @ (facing[:, None] * moved) / facing.sum(), D, moved
