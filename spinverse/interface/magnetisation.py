@@ -92,7 +92,7 @@ def write_magnetisation(path: str | Path, problem: BlochTorrey, times: Sequence[
     # of a Lagrange element the corners come first, in the order of the geometry
     slabs, width, owned = mesh.cell_slabs, mesh.dim + 1, mesh.num_owned_cells
     corners = turned(mesh, problem.space.dofmap.list[:owned, :width].copy())
-    geometry = mesh.domain.geometry
+    geometry = mesh.geometry
     x = slabs.collect(turned(mesh, geometry.x[geometry.dofmaps[0][:owned]])).reshape(-1, 3)
     numbers = Ranges(mesh.comm, mesh.num_cells).start * width + np.arange(len(x))
     names = [f"{path.stem}_{k:04d}.vtu" for k in range(len(times))]

@@ -37,7 +37,7 @@ class WholeMesh:
     @classmethod
     def of(cls, mesh: Mesh) -> WholeMesh:
         """Gather a distributed mesh on every rank. Collective; for meshes of moderate size."""
-        geometry, count, vertices = mesh.domain.geometry, mesh.num_owned_cells, mesh.input_nodes
+        geometry, count, vertices = mesh.geometry, mesh.num_owned_cells, mesh.input_nodes
         parts = mesh.comm.allgather((mesh.input_cells[:count],
                                      vertices[geometry.dofmaps[0][:count]], vertices, geometry.x))
         ids = np.concatenate([part[0] for part in parts])

@@ -113,11 +113,11 @@ def _wall_tensors(tissue: Tissue, parts: TissueCompartments) -> np.ndarray:
 
 def facet_normals(mesh: Mesh) -> np.ndarray:
     """Unit normal of each owned facet within the mesh's dimensions, either way, ``(nf, 3)``."""
-    x = mesh.domain.geometry.x
+    x = mesh.geometry.x
     corners = mesh.facet_corners
     if not len(corners):
         return np.zeros((0, 3))
-    centroid = x[mesh.domain.geometry.dofmaps[0][mesh.facet_cells[:, 0]]].mean(axis=1)
+    centroid = x[mesh.geometry.dofmaps[0][mesh.facet_cells[:, 0]]].mean(axis=1)
     normal = centroid - corners[:, 0]
     if corners.shape[1] > 1:
         # without its part along the facet
