@@ -36,6 +36,9 @@ def glued(mesh: Mesh, axes: str = "xyz") -> Mesh:
     if mesh.dim != 3:
         raise InputError(f"boundary: periodic, on a mesh of dimension {mesh.dim}, expected "
                          "tetrahedra")
+    if mesh.curved:
+        raise InputError(f"boundary: periodic, on mesh '{mesh.name}' with curved cells, expected "
+                         "straight ones (order 1) where facets on its faces are unknown")
     numbers = periodic_axes(mesh, axes)
     nodes = mesh.input_nodes[mesh.facet_nodes]
     found = [np.empty((0, 2), np.int64)]

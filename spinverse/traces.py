@@ -19,7 +19,7 @@ import scipy.sparse
 from mpi4py import MPI
 from petsc4py import PETSc
 
-from .mesh.curved import facet_density
+from .mesh.curved import facet_vectors
 from .mesh.distributed import Mesh
 from .parallel.exchange import Route, reduced
 from .periodic import faces, pair_across
@@ -47,8 +47,10 @@ class FacetTraces:
         bary = np.column_stack([1 - points.sum(axis=1), points])
         nq, nf = len(weights), len(self._cells)
         # basix weights sum to the measure of the reference facet
-        scale = np.sqrt(weights * facet_density(self.mesh, bary)) if self.mesh.curved else \
-            np.sqrt(weights[None, :] / weights.sum() * self.mesh.facet_areas[:, None])
+        if self.mesh.curved:
+            scale = np.sqrt(weights * np.linalg.norm(facet_vectors(self.mesh, bary), axis=2))
+        else:
+            scale = np.sqrt(weights[None, :] / weights.sum() * self.mesh.facet_areas[:, None])
         reference = np.vstack([np.zeros(dim), np.eye(dim)])
         rows, cols, values = [], [], []
         for side, sign in ((0, 1.0), (1, -1.0)):

@@ -150,13 +150,17 @@ def _points(mesh: Mesh) -> np.ndarray:
 
 
 def turned(mesh: Mesh, values: np.ndarray) -> np.ndarray:
-    """Values ``(owned cells, d + 1, ...)`` of corners; swapped in place in inverted tetrahedra."""
+    """Values ``(owned cells, d + 1, ...)`` of corners; swapped in place in inverted tetrahedra.
+
+    Or values at all nodes of cells of second order, in VTK's order.
+    """
+    swap = [0, 1, 3, 2, 4, 8, 7, 6, 5, 9][: values.shape[1]]
     x, nodes = mesh.geometry.x, mesh.geometry.dofmaps[0][: mesh.num_owned_cells]
     for begin in range(0, len(nodes) if mesh.dim == 3 else 0, BLOCK):
         corners = x[nodes[begin: begin + BLOCK]]
         inverted = np.linalg.det(corners[:, 1:] - corners[:, :1]) < 0
         part = values[begin: begin + BLOCK]
-        part[inverted] = part[inverted][:, [0, 1, 3, 2]]
+        part[inverted] = part[inverted][:, swap]
     return values
 
 

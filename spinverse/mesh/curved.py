@@ -16,8 +16,11 @@ import basix.ufl
 import dolfinx
 import numpy as np
 import ufl
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
 
-from ..errors import InputError
+from ..errors import InputError, warn_caller
 from .checks import cell_volumes, facets_of, find_facets
 from .ordered import FacetRows, FacetSlabs
 
@@ -29,7 +32,10 @@ KINDS = {1: basix.CellType.interval, 2: basix.CellType.triangle, 3: basix.CellTy
 # corners of the edges of a cell, in the order of the nodes after its corners
 EDGES = {2: ((1, 2), (0, 2), (0, 1)), 3: ((2, 3), (1, 3), (1, 2), (0, 3), (0, 2), (0, 1))}
 STRAIGHT = 1e-12  # of its length, how far the middle of a straight edge may be from half way
-THINNEST = 0.05  # of a cell's mean Jacobian determinant, what is left of it where it is least
+THINNEST = 0.1  # of a cell's mean Jacobian determinant, what is left of it where it is least
+HALVINGS = 4  # of what an edge is bent by, before it is straight
+CREASE = np.pi / 3  # rad, about between normals of triangles of one surface: more is a crease
+MANY = 0.02  # of all curved edges, what is said
 FACET_DEGREE = 6  # of the quadrature of areas: sqrt of a polynomial, to 1e-7 on good facets
 BLOCK = 50_000  # cells or facets whose Jacobians are held at a time
 
@@ -79,12 +85,121 @@ class Bent(NamedTuple):
         middles[:, :dim] = centre + np.where(fixed, offset, across)
         return cls(edges, middles)
 
+    def relaxed(self, points: np.ndarray, cells: np.ndarray) -> Bent:
+        """Straighter where a cell would be turned inside out, and on opposite faces of a box alike.
+
+        Warns of it where it is more than a few edges: surfaces are facets there.
+        """
+        half = points[self.curved_edges].mean(axis=1)
+        twin = _twins(points, half)
+        near = np.flatnonzero(np.isin(cells, self.curved_edges).sum(axis=1) > 1)
+        order = np.lexsort(self.curved_edges.T[::-1])
+        ends = cells[near][:, EDGES[cells.shape[1] - 1]]
+        place = find_facets(self.curved_edges[order], ends.reshape(-1, 2)).reshape(ends.shape[:2])
+        place = np.where(place < 0, -1, order[place])
+        share = np.ones(len(half))
+        for halving in range(HALVINGS + 1):
+            bent = self._replace(middles=half + share[:, None] * (self.middles - half))
+            thin = _thinnest(cell_nodes(points, cells[near], *bent)) < THINNEST
+            if not thin.any():
+                break
+            edges = np.unique(place[thin])
+            share[np.isin(twin, twin[edges[edges >= 0]])] *= 0.5 if halving < HALVINGS - 1 else 0.0
+        count = np.count_nonzero(share < 1)
+        if count > MANY * len(share):
+            warn_caller(f"{count} of {len(share)} curved edges are straighter than the surface, as "
+                        "cells would be turned inside out (try a smaller size)")
+        return bent
+
     def volumes(self, points: np.ndarray, cells: np.ndarray) -> np.ndarray:
         """Of cells ``(Nt, d + 1)`` with these edges, ``(Nt,)`` um^d."""
         found = np.abs(cell_volumes(points, cells))
         near = np.flatnonzero(np.isin(cells, self.curved_edges).sum(axis=1) > 1)
         found[near] = volumes_of(cell_nodes(points, cells[near], *self))
         return found
+
+
+def by_normals(points: np.ndarray, cells: np.ndarray, facets: np.ndarray,
+               inside: np.ndarray) -> Bent:
+    """Edges of a faceted surface in 3-D, bent as its normals at vertices say.
+
+    Normals are means over the triangles around a vertex that are exact on spheres (Max, J. Graphics
+    Tools 4 (1999) 1); with normals n and m at its ends a and b an edge is a cubic whose middle is
+    (a + b)/2 - (((b - a) . n) n + ((a - b) . m) m)/8 (Vlachos, Peters, Boyd and Mitchell, I3D 2001,
+    159). Edges that touch a crease or a rim stay straight.
+
+    Args:
+        facets: ``(n, 3)`` of the surface.
+        inside: ``(Nt,)`` bool, cells on one side of it.
+    """
+    every, pairs = facets_of(cells)
+    place = find_facets(every, facets)
+    sides = pairs[place]
+    first = inside[sides[:, 0]]
+    cell = np.where(first, sides[:, 0], sides[:, 1])
+    x = points[facets]
+    normal = np.cross(x[:, 1] - x[:, 0], x[:, 2] - x[:, 0])
+    outward = x.mean(axis=1) - points[cells[cell]].mean(axis=1)
+    turn = np.where(np.einsum("fi,fi->f", normal, outward) < 0, -1.0, 1.0)[:, None]
+    at_vertex = np.zeros_like(points)
+    for k in range(3):
+        e, f = x[:, (k + 1) % 3] - x[:, k], x[:, (k + 2) % 3] - x[:, k]
+        size = (e**2).sum(axis=1) * (f**2).sum(axis=1)
+        np.add.at(at_vertex, facets[:, k], turn * normal / size[:, None])
+    length = np.linalg.norm(at_vertex, axis=1, keepdims=True)
+    at_vertex = np.divide(at_vertex, length, out=np.zeros_like(points), where=length > 0)
+    sharp = np.einsum("fi,fki->fk", turn * normal, at_vertex[facets]) < np.cos(
+        CREASE / 2) * np.linalg.norm(normal, axis=1)[:, None]
+    i, j = np.triu_indices(3, 1)
+    rows, count = np.unique(np.sort(np.stack([facets[:, i], facets[:, j]], axis=-1).reshape(-1, 2),
+                                    axis=1), axis=0, return_counts=True)
+    kept = np.zeros(len(points), bool)
+    kept[facets[sharp]] = kept[rows[count != 2]] = True
+    edges = rows[~kept[rows].any(axis=1)]
+    (a, b), (n, m) = (values[edges].swapaxes(0, 1) for values in (points, at_vertex))
+    along = b - a
+    bend = (np.einsum("ei,ei->e", along, n)[:, None] * n
+            - np.einsum("ei,ei->e", along, m)[:, None] * m) / 8
+    return Bent(edges, (a + b) / 2 - bend).relaxed(points, cells)
+
+
+def extruded(bent: Bent, flat: np.ndarray, points: np.ndarray, cells: np.ndarray) -> Bent:
+    """Edges of the prisms over a plane mesh with ``bent`` edges, of vertices ``flat (Nv, 3)``.
+
+    Args:
+        points, cells: of `grids.extrude`.
+    """
+    layers = len(points) // len(flat)
+    tree = cKDTree(flat[:, :2])
+    under = tree.query(points[: len(flat), :2])[1]  # extrusion renumbers
+    under = np.tile(under, layers)
+    edges = edges_of(cells)
+    ends = np.sort(under[edges], axis=1)
+    order = np.lexsort(bent.curved_edges.T[::-1])
+    place = find_facets(bent.curved_edges[order], ends)
+    edges, place = edges[place >= 0], order[place[place >= 0]]
+    middles = points[edges].mean(axis=1)
+    middles[:, :2] = bent.middles[place, :2]
+    return Bent(edges, middles)
+
+
+def _twins(points: np.ndarray, half: np.ndarray) -> np.ndarray:
+    """A number for each place, the same for places opposite of each other on a box around all."""
+    low, high = points.min(axis=0), points.max(axis=0)
+    tiny = 1e-9 * float((high - low).max())
+    flat = high - low <= tiny
+    place = np.where((np.abs(half - high) <= 1e3 * tiny) & ~flat, low, half)
+    pairs = cKDTree(place).query_pairs(1e3 * tiny, output_type="ndarray")
+    graph = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(half),) * 2)
+    return connected_components(graph, directed=False)[1]
+
+
+def _thinnest(nodes: np.ndarray) -> np.ndarray:
+    """Least determinant of the Jacobian over its mean, of cells with nodes as `determinants`."""
+    kind = KINDS[{6: 2, 10: 3}[nodes.shape[1]]]
+    found = determinants(nodes, basix.create_lattice(kind, 3, basix.LatticeType.equispaced, True))
+    mean = found.mean(axis=1)
+    return np.where(mean > 0, found.min(axis=1) / np.where(mean > 0, mean, 1.0), -1.0)
 
 
 def cell_nodes(points: np.ndarray, cells: np.ndarray, edges: np.ndarray,
@@ -114,8 +229,12 @@ def determinants(nodes: np.ndarray, places: np.ndarray) -> np.ndarray:
     """Of the Jacobian of cells with ``nodes (n, 6 or 10, 3)`` at reference places, ``(n, q)``."""
     dim = {6: 2, 10: 3}[nodes.shape[1]]
     slopes = _slopes(dim, places)
-    found = [np.linalg.det(np.einsum("cki,jqk->cqij", part[..., :dim], slopes))
-             for part in np.array_split(nodes, len(nodes) // BLOCK + 1)]
+    found = []
+    for part in np.array_split(nodes, len(nodes) // BLOCK + 1):
+        # columns of the Jacobian, (c, q, 3) each
+        columns = [np.einsum("cki,qk->cqi", part, slope) for slope in slopes]
+        normal = np.cross(columns[0], columns[1])
+        found.append(normal[..., 2] if dim == 2 else (normal * columns[2]).sum(axis=2))
     return np.concatenate(found)
 
 
@@ -146,11 +265,7 @@ def check(data: MeshData) -> None:
     if len(np.unique(edges, axis=0)) < len(edges):
         raise InputError(f"{where}: a curved edge is there twice, expected each once")
     cells = bent_cells(data)
-    nodes = cell_nodes(data.points, data.cells[cells], edges, data.middles)
-    lattice = basix.create_lattice(KINDS[data.dim], 3, basix.LatticeType.equispaced, True)
-    found = determinants(nodes, lattice)
-    least = found.min(axis=1) / found.mean(axis=1)
-    bad = (found.mean(axis=1) <= 0) | (least <= 0)
+    bad = _thinnest(cell_nodes(data.points, data.cells[cells], edges, data.middles)) <= 0
     for first in np.flatnonzero(bad)[:1]:
         raise InputError(f"{where}: {bad.sum()} of {len(data.cells)} cells are turned inside out "
                          f"by their curved edges, first cell {cells[first]}, expected none (try a "
@@ -174,7 +289,11 @@ def second_order(straight: dolfinx.mesh.Mesh, names: np.ndarray, edges: np.ndarr
     on_edges, first = np.unique(nodes[:, dim + 1:], return_index=True)
     ends = np.sort(names[geometry.dofmaps[0][:, EDGES[dim]]].reshape(-1, 2)[first], axis=1)
     mine = on_edges < owned
-    rows = FacetRows(FacetSlabs(comm, ends[mine]), edges)
+    rows = FacetRows(slabs := FacetSlabs(comm, ends[mine]), edges)
+    lost = comm.allreduce(len(edges)) - (slabs.total - rows.missing)
+    if lost:
+        raise InputError(f"curved_edges: {lost} are no edges of the mesh or are given twice, "
+                         "expected each once")
     found = rows.values(np.asarray(middles, float), default=np.nan)
     vector = dolfinx.la.vector(index_map, 3)
     values = vector.array.reshape(-1, 3)
@@ -189,8 +308,26 @@ def second_order(straight: dolfinx.mesh.Mesh, names: np.ndarray, edges: np.ndarr
         index_map, nodes, dolfinx.fem.coordinate_element(
             dolfinx.mesh.CellType[kind], 2, basix.LagrangeVariant.gll_warped),
         np.ascontiguousarray(values[:, :dim]), own)
+    moved = (values != x).any(axis=1)
+    cells = nodes[: straight.topology.index_map(dim).size_local]
+    inverted = comm.allreduce(int(np.count_nonzero(
+        _thinnest(values[cells[moved[cells].any(axis=1)]]) <= 0)))
+    if inverted:
+        raise InputError(f"curved_edges: they turn {inverted} cells inside out, expected none (try "
+                         "smaller cells, or order 1)")
     return dolfinx.mesh.Mesh(dolfinx.cpp.mesh.Mesh_float64(
         comm, straight.topology._cpp_object, made._cpp_object), ufl.Mesh(element))
+
+
+def _bent_nodes(mesh: Mesh) -> np.ndarray:
+    """Which nodes are the middles of bent edges, ``(n,)`` bool."""
+    geometry, dim = mesh.domain.geometry, mesh.dim
+    ends = mesh.geometry.x[mesh.geometry.dofmaps[0][:, EDGES[dim]]]
+    away = np.linalg.norm(geometry.x[geometry.dofmaps[0][:, dim + 1:]] - ends.mean(axis=2), axis=2)
+    found = np.zeros(len(geometry.x), bool)
+    found[geometry.dofmaps[0][:, dim + 1:]] = away > STRAIGHT * np.linalg.norm(
+        ends[:, :, 1] - ends[:, :, 0], axis=2)
+    return found
 
 
 def bent_edges(mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
@@ -198,32 +335,46 @@ def bent_edges(mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
 
     By nodes as `Mesh.input_nodes`.
     """
-    x, dim = mesh.domain.geometry, mesh.dim
-    nodes, first = np.unique(x.dofmaps[0][:, dim + 1:], return_index=True)
+    geometry, dim = mesh.domain.geometry, mesh.dim
+    nodes, first = np.unique(geometry.dofmaps[0][:, dim + 1:], return_index=True)
     ends = mesh.geometry.dofmaps[0][:, EDGES[dim]].reshape(-1, 2)[first]
-    corners, middles = mesh.geometry.x[ends], x.x[nodes]
-    away = np.linalg.norm(middles - corners.mean(axis=1), axis=1)
-    length = np.linalg.norm(corners[:, 1] - corners[:, 0], axis=1)
-    chosen = (nodes < x.index_map().size_local) & (away > STRAIGHT * length)
+    chosen = _bent_nodes(mesh)[nodes] & (nodes < geometry.index_map().size_local)
     slabs = FacetSlabs(mesh.comm, np.sort(mesh.input_nodes[ends[chosen]], axis=1))
-    return slabs.keys, slabs.collect(middles[chosen])
+    return slabs.keys, slabs.collect(geometry.x[nodes[chosen]])
 
 
-def facet_density(mesh: Mesh, bary: np.ndarray) -> np.ndarray:
-    """Area of each owned facet over that of the reference one, ``(nf, q)``, at places of it.
+def cell_volumes_of(mesh: Mesh) -> np.ndarray:
+    """Of the cells on this rank, ghosts last, ``(nc,)`` um^d."""
+    found = np.abs(cell_volumes(mesh.geometry.x, mesh.geometry.dofmaps[0]))
+    nodes = mesh.domain.geometry.dofmaps[0]
+    cells = _bent_nodes(mesh)[nodes].any(axis=1)
+    found[cells] = volumes_of(mesh.domain.geometry.x[nodes[cells]])
+    return found
+
+
+def facet_vectors(mesh: Mesh, bary: np.ndarray) -> np.ndarray:
+    """Normals of the owned facets at places of them, ``(nf, q, 3)``, of either sign.
+
+    They are as long as the area is over that of the reference facet.
 
     Args:
         bary: ``(q, d)`` barycentric coordinates in the order of `Mesh.facet_places`.
     """
     dim, geometry = mesh.dim, mesh.domain.geometry
     reference = np.vstack([np.zeros(dim), np.eye(dim)])
-    density = np.empty((mesh.num_owned_facets, len(bary)))
+    vectors = np.empty((mesh.num_owned_facets, len(bary), 3))
     for corner, facets in mesh.facets_by_corner(0):
         slopes = _slopes(dim, bary @ reference[list(corner)])
         along = reference[list(corner)][1:] - reference[corner[0]]
         for part in np.array_split(facets, len(facets) // BLOCK + 1):
             nodes = geometry.x[geometry.dofmaps[0][mesh.facet_cells[part, 0]]]
-            tangents = np.einsum("cki,jqk,tj->cqti", nodes, slopes, along)
-            gram = np.einsum("cqti,cqsi->cqts", tangents, tangents)
-            density[part] = np.sqrt(np.maximum(np.linalg.det(gram), 0.0))
-    return density
+            tangents = [np.einsum("cki,jqk,j->cqi", nodes, slopes, t, optimize=True)
+                        for t in along]
+            vectors[part] = np.cross(*(tangents if dim == 3 else (tangents[0], (0.0, 0.0, 1.0))))
+    return vectors
+
+
+def facet_rule(mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
+    """`facet_vectors` at the points of a quadrature rule, and its weights ``(q,)``."""
+    places, weights = basix.make_quadrature(KINDS[mesh.dim - 1], FACET_DEGREE)
+    return facet_vectors(mesh, np.column_stack([1 - places.sum(axis=1), places])), weights

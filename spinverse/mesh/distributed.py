@@ -174,10 +174,8 @@ class Mesh:
     def facet_areas(self) -> np.ndarray:
         """Area of each owned facet, ``(nf,)``, um^2; length in 2-D, 1 in 1-D."""
         if self.curved:
-            places, weights = basix.make_quadrature(curved.KINDS[self.dim - 1],
-                                                    curved.FACET_DEGREE)
-            bary = np.column_stack([1 - places.sum(axis=1), places])
-            return curved.facet_density(self, bary) @ weights
+            vectors, weights = curved.facet_rule(self)
+            return np.linalg.norm(vectors, axis=2) @ weights
         edges = self.facet_corners[:, 1:] - self.facet_corners[:, :1]
         gram = np.einsum("fik,fjk->fij", edges, edges)
         return np.sqrt(np.maximum(np.linalg.det(gram), 0.0)) / factorial(self.dim - 1)
@@ -218,7 +216,7 @@ class Mesh:
     def cell_volumes(self) -> np.ndarray:
         """Volume of each cell on this rank, ghosts last, ``(nc,)``, um^d."""
         if self.curved:
-            return curved.volumes_of(self.domain.geometry.x[self.domain.geometry.dofmaps[0]])
+            return curved.cell_volumes_of(self)
         return np.abs(cell_volumes(self.geometry.x, self.geometry.dofmaps[0]))
 
     @cached_property

@@ -11,7 +11,7 @@ from spinverse.errors import InputError, SolverError
 from spinverse.mesh import arguments as expect
 from spinverse.mesh import gmsh_model
 from spinverse.mesh.checks import cell_volumes
-from spinverse.mesh.curved import Bent, surface_facets
+from spinverse.mesh.curved import Bent, extruded, surface_facets
 from spinverse.mesh.data import MeshData
 from spinverse.mesh.grids import BALL, GROWTH, extrude, oriented, tagged
 
@@ -52,13 +52,8 @@ def cylinders(radii: Sequence[float], height: float, size: float | Sequence[floa
     flat, triangles, tags, bent = _layered(name, 2, radii, size, match_volume, order, 3 * layers)
     points, tets = extrude(flat, triangles, height, layers)
     tags = np.tile(np.repeat(tags, 3), layers)
-    if bent is not None:
-        facets = surface_facets(tets, tags)
-        z = points[facets, 2]
-        points_r = np.linalg.norm(points[:, :2], axis=1)
-        bent = Bent.around(points, facets[np.ptp(z, axis=1) > 0], np.zeros((len(points), 2)),
-                           points_r)
-    return tagged(name, points, tets, tags, bent)
+    return tagged(name, points, tets, tags,
+                  None if bent is None else extruded(bent, flat, points, tets))
 
 
 def spheres(radii: Sequence[float], size: float | Sequence[float],
@@ -123,7 +118,8 @@ def sphere_in_box(radius: float, box: Sequence[float], size: float,
             gmsh, name, target=None if fine == size else target)
     points = points - centre
     tags = 1 + (_reach(points, tets, entities) > radius * (1 + 1e-6))
-    bent = None if order == 1 else _on_spheres(points, surface_facets(tets, tags, outer=False), 3)
+    bent = None if order == 1 else _on_spheres(
+        points, tets, surface_facets(tets, tags, outer=False))
     if match_volume:
         points, bent = _match(name, points, tets, tags, bent, np.array([radius]), 3,
                               fixed=radius + gap)
@@ -163,16 +159,16 @@ def _layered(name: str, dim: int, radii, size, match: bool, order,
         points[:, 2] = 0
     tags = 1 + np.abs(_reach(points, cells, entities)[:, None] - radii).argmin(axis=1)
     cells = oriented(points, cells)
-    bent = None if order == 1 else _on_spheres(points, surface_facets(cells, tags), dim)
+    bent = None if order == 1 else _on_spheres(points, cells, surface_facets(cells, tags))
     if match:
         points, bent = _match(name, points, cells, tags, bent, radii, dim)
     return points, cells, tags, bent
 
 
-def _on_spheres(points: np.ndarray, facets: np.ndarray, dim: int) -> Bent:
+def _on_spheres(points: np.ndarray, cells: np.ndarray, facets: np.ndarray) -> Bent:
     """Edges of facets whose vertices are on circles or spheres about the origin."""
-    return Bent.around(points, facets, np.zeros((len(points), dim)),
-                       np.linalg.norm(points, axis=1))
+    return Bent.around(points, facets, np.zeros((len(points), facets.shape[1])),
+                       np.linalg.norm(points, axis=1)).relaxed(points, cells)
 
 
 def _moved(bent: Bent | None, by: np.ndarray) -> Bent | None:
