@@ -71,7 +71,8 @@ def write_magnetisation(path: str | Path, problem: BlochTorrey, times: Sequence[
 
     ``path`` is a ``.pvd`` that names one ``.vtu`` a time beside it, with ``re``, ``im``,
     ``magnitude`` and ``phase`` (rad) at the corners of every cell: cells do not share corners, so
-    that jumps across membranes are there. Of elements of higher degree the corners are written.
+    that jumps across membranes are there. Of elements of higher degree the corners are written;
+    curved cells are VTK's quadratic ones if the degree is 2, and else straight.
 
     Args:
         problem: as in ``engine.problem``.

@@ -205,7 +205,7 @@ def bent(cells: Arrangement, points: np.ndarray, simplices: np.ndarray, owner: n
     flat = np.abs(np.abs(points[:, :dim]) - cells.lengths / 2) < ON_SURFACE * cells.lengths
     on_face = np.logical_and.reduce(flat[facets], axis=1).any(axis=1)
     return Bent.around(points, facets[same & ~on_face], centre, radius,
-                       flat if cells.ecs == "box" else None).relaxed(points, simplices)
+                       flat if cells.ecs == "box" else None).valid(points, simplices)
 
 
 def _geometry(gmsh, cells: Arrangement) -> dict[int, tuple[int, int]]:

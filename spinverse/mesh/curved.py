@@ -85,10 +85,18 @@ class Bent(NamedTuple):
         middles[:, :dim] = centre + np.where(fixed, offset, across)
         return cls(edges, middles)
 
-    def relaxed(self, points: np.ndarray, cells: np.ndarray) -> Bent:
+    def valid(self, points: np.ndarray, cells: np.ndarray) -> Bent:
+        """`straightened`, with a warning where it is more than a few edges."""
+        bent, count = self.straightened(points, cells)
+        if count > MANY * len(self.middles):
+            warn_caller(f"{count} of {len(self.middles)} curved edges are straighter than the "
+                        "surface, as cells would be turned inside out (try a smaller size)")
+        return bent
+
+    def straightened(self, points: np.ndarray, cells: np.ndarray) -> tuple[Bent, int]:
         """Straighter where a cell would be turned inside out, and on opposite faces of a box alike.
 
-        Warns of it where it is more than a few edges: surfaces are facets there.
+        And how many edges these are: between them surfaces are as facets.
         """
         half = points[self.curved_edges].mean(axis=1)
         twin = _twins(points, half)
@@ -105,11 +113,7 @@ class Bent(NamedTuple):
                 break
             edges = np.unique(place[thin])
             share[np.isin(twin, twin[edges[edges >= 0]])] *= 0.5 if halving < HALVINGS - 1 else 0.0
-        count = np.count_nonzero(share < 1)
-        if count > MANY * len(share):
-            warn_caller(f"{count} of {len(share)} curved edges are straighter than the surface, as "
-                        "cells would be turned inside out (try a smaller size)")
-        return bent
+        return bent, np.count_nonzero(share < 1)
 
     def volumes(self, points: np.ndarray, cells: np.ndarray) -> np.ndarray:
         """Of cells ``(Nt, d + 1)`` with these edges, ``(Nt,)`` um^d."""
@@ -160,7 +164,7 @@ def by_normals(points: np.ndarray, cells: np.ndarray, facets: np.ndarray,
     along = b - a
     bend = (np.einsum("ei,ei->e", along, n)[:, None] * n
             - np.einsum("ei,ei->e", along, m)[:, None] * m) / 8
-    return Bent(edges, (a + b) / 2 - bend).relaxed(points, cells)
+    return Bent(edges, (a + b) / 2 - bend).valid(points, cells)
 
 
 def extruded(bent: Bent, flat: np.ndarray, points: np.ndarray, cells: np.ndarray) -> Bent:
@@ -268,8 +272,8 @@ def check(data: MeshData) -> None:
     bad = _thinnest(cell_nodes(data.points, data.cells[cells], edges, data.middles)) <= 0
     for first in np.flatnonzero(bad)[:1]:
         raise InputError(f"{where}: {bad.sum()} of {len(data.cells)} cells are turned inside out "
-                         f"by their curved edges, first cell {cells[first]}, expected none (try a "
-                         "smaller size, or order 1)")
+                         f"by their curved edges, first cell {cells[first]}, expected none (read "
+                         "with repair=True makes these straighter; or smaller cells)")
 
 
 def second_order(straight: dolfinx.mesh.Mesh, names: np.ndarray, edges: np.ndarray,

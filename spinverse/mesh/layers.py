@@ -168,7 +168,7 @@ def _layered(name: str, dim: int, radii, size, match: bool, order,
 def _on_spheres(points: np.ndarray, cells: np.ndarray, facets: np.ndarray) -> Bent:
     """Edges of facets whose vertices are on circles or spheres about the origin."""
     return Bent.around(points, facets, np.zeros((len(points), facets.shape[1])),
-                       np.linalg.norm(points, axis=1)).relaxed(points, cells)
+                       np.linalg.norm(points, axis=1)).valid(points, cells)
 
 
 def _moved(bent: Bent | None, by: np.ndarray) -> Bent | None:

@@ -16,7 +16,7 @@ import numpy as np
 from spinverse.errors import InputError, one_line, warn_caller
 from spinverse.mesh.arguments import target
 from spinverse.mesh.checks import RepairWarning, cell_volumes, facets_of, find_facets
-from spinverse.mesh.curved import STRAIGHT, edges_of
+from spinverse.mesh.curved import STRAIGHT, Bent, edges_of
 from spinverse.mesh.data import CELLS, MeshData
 from spinverse.mesh.grids import oriented
 from spinverse.mesh.tetgen import read_tetgen
@@ -51,8 +51,9 @@ def read(path: str | Path, repair: bool = False) -> MeshData:
       for vertices; facets in it are interface facets.
 
     Args:
-        repair: swap two vertices of inverted tets and, in ``.npz`` too, drop vertices of no tet,
-            instead of refusing the mesh; a :class:`.RepairWarning` says what was done.
+        repair: swap two vertices of inverted tets, make curved edges straighter that turn a cell
+            inside out and, in ``.npz`` too, drop vertices of no tet, instead of refusing the mesh;
+            a :class:`.RepairWarning` says what was done.
 
     Raises:
         InputError: no such file, an unknown suffix, a file that cannot be parsed, a missing
@@ -291,6 +292,12 @@ def _repaired(data: MeshData) -> MeshData:
     if _in_range(fixed) and (inverted := cell_volumes(fixed.points, tets) < 0).any():
         tets = oriented(fixed.points, tets)
         done.append(f"{inverted.sum()} inverted tets turned")
+    fixed = replace(fixed, cells=tets)
+    if len(fixed.curved_edges) and _in_range(fixed):
+        bent, count = Bent(fixed.curved_edges, fixed.middles).straightened(fixed.points, tets)
+        if count:
+            fixed = replace(fixed, middles=bent.middles)
+            done.append(f"{count} curved edges made straighter")
     if done:
         warn_caller(f"mesh '{data.name}': " + "; ".join(done), RepairWarning)
-    return replace(fixed, cells=tets)
+    return fixed

@@ -130,7 +130,7 @@ def torus(major_radius: float, minor_radius: float, size: float,
         circle = _circle(middles, major)
         offset = middles - circle
         middles = circle + minor * offset / np.linalg.norm(offset, axis=1, keepdims=True)
-        bent = Bent(edges, middles).relaxed(points, tets)
+        bent = Bent(edges, middles).valid(points, tets)
     if match_volume:
         # fades out half the way to the box and to the middle of the hole
         fade = minor + min(gap, major - minor) / 2
