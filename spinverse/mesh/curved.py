@@ -262,7 +262,7 @@ def check(data: MeshData) -> None:
         raise InputError(f"{where}: the middle of curved edge {first} is "
                          f"{tuple(data.middles[first].tolist())}, expected finite coordinates"
                          + ("" if data.dim == 3 else " in the plane z = 0"))
-    bad = find_facets(edges_of(data.cells), edges) < 0
+    bad = find_facets(edges_of(data.cells[bent_cells(data)]), edges) < 0
     for first in np.flatnonzero(bad)[:1]:
         raise InputError(f"{where}: curved edge {first} {tuple(edges[first].tolist())} is no edge "
                          f"of a cell ({bad.sum()} such), expected the vertices of one")
