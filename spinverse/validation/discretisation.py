@@ -79,8 +79,7 @@ def discretisation(case: Case, level: str) -> Discretisation:
         size = 0.25 if layered and fine else 0.5 if fine or not layered else 0.4
         return round_layers("disk", case.lengths, size, 2 if fine else 1)
     if case.geometry == "sphere":
-        size = 1.0 if fine else 1.5
-        return round_layers("sphere", case.lengths, size, 2)
+        return round_layers("sphere", case.lengths, 1.5 if fine else 2.0, 2)
     if case.geometry == "sphere_in_cube":
         return Discretisation(sphere_in_box, (("radius", case.lengths[0]), ("box", (20.0,) * 3),
                                               ("order", 2)),

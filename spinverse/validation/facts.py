@@ -79,7 +79,7 @@ def narrowing_rows(settings: Settings) -> Iterator[Row]:
     """
     D, wanted = 2.0, 0.01
     lengths = {"slab": 10.0, "disk": 5.0, "sphere": 5.0}
-    sizes = {"slab": (0.25, 0.5), "disk": (0.4, 0.25), "sphere": (1.2, 0.9)}
+    sizes = {"slab": (0.25, 0.5), "disk": (0.4, 0.7), "sphere": (1.6, 1.2)}
     known = {entry["geometry"]: (entry["theory_c1"], entry["theory_c2"])
              for entry in ref.data()["limits"] if "theory_c1" in entry}
     for level in settings.levels:
