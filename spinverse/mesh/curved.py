@@ -113,7 +113,7 @@ class Bent(NamedTuple):
                 break
             edges = np.unique(place[thin])
             share[np.isin(twin, twin[edges[edges >= 0]])] *= 0.5 if halving < HALVINGS - 1 else 0.0
-        return bent, np.count_nonzero(share < 1)
+        return bent, int(np.count_nonzero(share < 1))
 
     def volumes(self, points: np.ndarray, cells: np.ndarray) -> np.ndarray:
         """Of cells ``(Nt, d + 1)`` with these edges, ``(Nt,)`` um^d."""
