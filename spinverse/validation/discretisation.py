@@ -76,7 +76,7 @@ def discretisation(case: Case, level: str) -> Discretisation:
     if case.geometry in ("slab", "free"):
         return stack(case.lengths, *((0.5, 2) if fine else (0.25, 1)))
     if case.geometry == "disk":
-        size = 0.25 if layered and fine else 0.5 if fine or not layered else 0.4
+        size = (0.5 if layered else 1.0) if fine else (0.4 if layered else 0.5)
         return round_layers("disk", case.lengths, size, 2 if fine else 1)
     if case.geometry == "sphere":
         return round_layers("sphere", case.lengths, 1.5 if fine else 2.0, 2)
