@@ -32,7 +32,7 @@ from spinverse.mesh import MeshData, RepairWarning, readers
 from spinverse.mesh.checks import facets_of
 from spinverse.mesh.curved import bent_edges
 from spinverse.mesh.whole import WholeMesh
-from spinverse.quantities import exchange_times, short_time_approximation
+from spinverse.quantities import exchange_times, mf_adc, short_time_approximation
 from spinverse.validation import analytic
 from spinverse.validation.convergence import fitted_order
 from spinverse.validation.references import EXCHANGE
@@ -240,6 +240,14 @@ def test_periodic_boxes():
     assert np.abs(found[0] - found[1]).max() > 0.05
 
 
+def test_means_over_long_times():
+    """The ADC of `mf_adc` against that of fine facets."""
+    table = Acquisition.pgse([500], [1, 0, 0], 5, 20)
+    found = [mf_adc(Tissue(mesh.build(mesh.disks, [5.0], size, order=order, comm=SELF)), table,
+                    degree=2).adc[0] for size, order in ((0.5, 1), (1.5, 2))]
+    assert found[0] == pytest.approx(found[1], rel=2e-4)
+
+
 def test_short_times_know_the_normals():
     """D(t) of a disc by its true area and normals: isotropic, S/V = 2/R."""
     grid = mesh.build(mesh.disks, [5.0], 1.5, order=2, comm=SELF)
@@ -346,7 +354,9 @@ def test_order_in_a_run_file(tmp_path, capsys):
         folder = tmp_path / f"out{order}"
         assert cli.main(["simulate", str(tmp_path / "run.yaml"), "-o", str(folder)]) == code
     assert len(readers.read(tmp_path / "out2" / "mesh.npz").curved_edges)
-    assert "order is 3, expected 1 (straight cells) or 2 (curved ones)" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "curved cells" in said.out
+    assert "order is 3, expected 1 (straight cells) or 2 (curved ones)" in said.err
 
 
 # ---- what is refused ----------------------------------------------------------------------------

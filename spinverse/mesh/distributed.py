@@ -352,7 +352,8 @@ class Mesh:
 
     def __str__(self) -> str:
         # not collective, as one rank alone may print
-        words = f"mesh '{self.name}': {self.num_cells} {CELLS[self.dim]}, {self.num_facets} facets"
+        kind = f"{'curved ' * self.curved}{CELLS[self.dim]}"
+        words = f"mesh '{self.name}': {self.num_cells} {kind}, {self.num_facets} facets"
         if self.comm.size > 1:
             return f"{words}, on {self.comm.size} ranks"
         return "\n".join([words, *tags_in_words(self.geometry.x, self.cell_volumes,
