@@ -47,7 +47,7 @@ def exchange_rows(settings: Settings) -> Iterator[Row]:
 
 def layer_rows(settings: Settings) -> Iterator[Row]:
     """Published three-layer signals, and unequal slabs against the layer solver. Collective."""
-    sizes = {"disk": (0.5, 0.5), "sphere": (2.0, 1.5)}
+    sizes = {"disk": (0.5, 1.0), "sphere": (2.0, 1.5)}
     for level in settings.levels:
         thicknesses, D, T2 = (3.0, 5.0, 4.0), (2.0, 1.0, 3.0), (80.0, 40.0, np.inf)
         b = (500.0, 1000.0, 2000.0, 4000.0)
