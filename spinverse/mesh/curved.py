@@ -35,6 +35,7 @@ STRAIGHT = 1e-12  # of its length, how far the middle of a straight edge may be 
 THINNEST = 0.1  # of a cell's mean Jacobian determinant, what is left of it where it is least
 HALVINGS = 4  # of what an edge is bent by, before it is straight
 CREASE = np.pi / 3  # rad, about between normals of triangles of one surface: more is a crease
+ON_FACE = 1e-6  # of a box's length, how far off its faces and from each other twins may be
 MANY = 0.02  # of all curved edges, what is said
 FACET_DEGREE = 6  # of the quadrature of areas: sqrt of a polynomial, to 1e-7 on good facets
 BLOCK = 50_000  # cells or facets whose Jacobians are held at a time
@@ -190,10 +191,9 @@ def extruded(bent: Bent, flat: np.ndarray, points: np.ndarray, cells: np.ndarray
 def _twins(points: np.ndarray, half: np.ndarray) -> np.ndarray:
     """A number for each place, the same for places opposite of each other on a box around all."""
     low, high = points.min(axis=0), points.max(axis=0)
-    tiny = 1e-9 * float((high - low).max())
-    flat = high - low <= tiny
-    place = np.where((np.abs(half - high) <= 1e3 * tiny) & ~flat, low, half)
-    pairs = cKDTree(place).query_pairs(1e3 * tiny, output_type="ndarray")
+    near = ON_FACE * float((high - low).max())
+    place = np.where((np.abs(half - high) <= near) & (high - low > near), low, half)
+    pairs = cKDTree(place).query_pairs(near, output_type="ndarray")
     graph = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(half),) * 2)
     return connected_components(graph, directed=False)[1]
 
