@@ -36,6 +36,9 @@ def glued(mesh: Mesh, axes: str = "xyz") -> Mesh:
     if mesh.dim != 3:
         raise InputError(f"boundary: periodic, on a mesh of dimension {mesh.dim}, expected "
                          "tetrahedra")
+    if mesh.curved:
+        raise InputError(f"boundary: periodic, on mesh '{mesh.name}' with curved cells, expected "
+                         "straight ones (order 1) where facets on its faces are unknown")
     numbers = periodic_axes(mesh, axes)
     nodes = mesh.input_nodes[mesh.facet_nodes]
     found = [np.empty((0, 2), np.int64)]
@@ -49,16 +52,16 @@ def glued(mesh: Mesh, axes: str = "xyz") -> Mesh:
     if _distinct(mesh.comm, np.sort(representative(same, nodes), axis=1)) != kept:
         raise InputError(f"boundary: periodic, on mesh '{mesh.name}' with fewer than three cells "
                          "along an axis, expected at least three")
-    owned, count = mesh.domain.geometry.index_map().size_local, mesh.num_owned_cells
-    points = mesh.node_slabs.collect(mesh.domain.geometry.x[:owned])
-    cells = mesh.cell_slabs.collect(mesh.input_nodes[mesh.domain.geometry.dofmaps[0][:count]])
+    owned, count = mesh.geometry.index_map().size_local, mesh.num_owned_cells
+    points = mesh.node_slabs.collect(mesh.geometry.x[:owned])
+    cells = mesh.cell_slabs.collect(mesh.input_nodes[mesh.geometry.dofmaps[0][:count]])
     tags = mesh.cell_slabs.collect(mesh.cell_tags[:count])
     names = mesh.node_slabs.collect(mesh.input_vertices[:owned])
     domain = create_domain(mesh.comm, representative(same, cells), points)
     domain = _with_nodes(domain, cells, points)
     member = mesh.interface > 0
     # what the mesh knows of an upper face goes to the lower one
-    total = mesh.domain.geometry.index_map().size_global
+    total = mesh.geometry.index_map().size_global
     ends = Ranges(mesh.comm, total).fetch(pairs.ravel(), names).reshape(-1, 3, 2)
     lower = {tuple(sorted(up)): sorted(down) for down, up in ends.transpose(0, 2, 1).tolist()}
     triples = [lower.get(tuple(row), row) for row in mesh.facet_vertices[member].tolist()]

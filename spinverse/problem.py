@@ -17,7 +17,7 @@ from . import forms
 from .errors import InputError, SpinverseError, one_line
 from .mesh.distributed import Mesh
 from .tissue import Tissue
-from .traces import FacetTraces, tie
+from .traces import FacetTraces, facet_degree, tie
 from .unknowns import Unknowns
 
 MEMBRANE = 1.0  # um/ms: facets of a much higher permeability are open, not membranes
@@ -73,7 +73,8 @@ class BlochTorrey:
             D=extra.cell_function(domain, tissue.diffusivity, "D"),
             R2=extra.cell_function(domain, 1.0 / tissue.T2, "R2"),
             kappa=self.kappa, x=ufl.SpatialCoordinate(domain) - centre, g=self.g,
-            dx=_cells(self.mesh), dS=ufl.Measure("dS", domain), ds=_boundary(tissue),
+            dx=_cells(self.mesh), dS=ufl.Measure("dS", domain, metadata=self._on_facets),
+            ds=_boundary(tissue, self._on_facets),
             extra=extra.coefficients_of(self.mesh, extra_coefficients),
             rho=extra.cell_function(domain, tissue.density, "rho") if self._balanced else None,
             periodic=self.periodic, Q=self.Q, echo_sign=self.echo_sign,
@@ -100,6 +101,12 @@ class BlochTorrey:
     @property
     def comm(self):
         return self.mesh.comm
+
+    @property
+    def _on_facets(self) -> dict:
+        """Quadrature of forms on facets: of `jump_matrix` where no degree is exact."""
+        return {"quadrature_degree": facet_degree(self.mesh, self.degree)} if self.mesh.curved \
+            else {}
 
     def set_permeability(self, values: np.ndarray) -> None:
         """New permeability of the owned facets, ``(nf,)`` um/ms; tied facets stay tied."""
@@ -362,12 +369,12 @@ def _cells(mesh: Mesh) -> ufl.Measure:
     return ufl.Measure("dx", mesh.domain, subdomain_data=tags)
 
 
-def _boundary(tissue: Tissue) -> ufl.Measure:
+def _boundary(tissue: Tissue, metadata: dict) -> ufl.Measure:
     """Measure over the outer facets that are not periodic."""
     mesh = tissue.mesh
     if not tissue.periodic:
-        return ufl.Measure("ds", mesh.domain)
+        return ufl.Measure("ds", mesh.domain, metadata=metadata)
     there = np.sort(mesh.facet_entities[mesh.outer & ~tissue.periodic_facets])
     tags = dolfinx.mesh.meshtags(mesh.domain, mesh.dim - 1, there.astype(np.int32),
                                  np.ones(len(there), dtype=np.int32))
-    return ufl.Measure("ds", mesh.domain, subdomain_data=tags)(1)
+    return ufl.Measure("ds", mesh.domain, subdomain_data=tags, metadata=metadata)(1)

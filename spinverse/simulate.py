@@ -84,7 +84,8 @@ def simulate(tissue: Tissue, acquisition: Acquisition, engine: str = "auto",
             faster in boxes that are periodic along all axes, for waveforms of one direction each
             and up to eight directions: "auto" takes it there.
         degree: polynomial degree within a cell; "auto" for 1, or 2 or 3 where that is needed to
-            resolve the phase along periodic axes to 1e-3 of the signals (`degree_for`).
+            resolve the phase along periodic axes to 1e-3 of the signals (`degree_for`); at least 2
+            in curved cells.
         modes: of the matrix formalism: a number, or "auto" for as many as ``tolerance`` needs.
         tolerance: wanted absolute error of S / S(b=0, t=0) from modes or time steps; the error of
             the mesh comes on top (``mesh_error``).
@@ -176,8 +177,9 @@ def degree_for(tissue: Tissue, acquisition: Acquisition, degree: int | str = "au
         return degree
     if degree != "auto":
         raise InputError(f"degree: {degree!r}, expected a whole number of at least 1, or 'auto'")
+    least = 2 if tissue.mesh.curved else 1
     if not tissue.periodic_axes:
-        return 1
+        return least
     mesh, axes = tissue.mesh, list(tissue.periodic_axes)
     volume = mesh.comm.allreduce(float(mesh.cell_volumes[: mesh.num_owned_cells].sum()))
     # edges of a regular simplex of the mean volume
@@ -191,7 +193,7 @@ def degree_for(tissue: Tissue, acquisition: Acquisition, degree: int | str = "au
                  * np.linalg.norm(acquisition.directions[rows][:, axes], axis=1))
         reached = max(reached, float(np.max(acquisition.strength[rows] * share, initial=0.0)))
     phase = reached * edge
-    chosen = min(1 + sum(phase > limit for limit in RESOLVED), len(RESOLVED))
+    chosen = max(least, min(1 + sum(phase > limit for limit in RESOLVED), len(RESOLVED)))
     if mesh.comm.rank == 0:
         say = _log.warning if phase > RESOLVED[-1] else _log.info
         say("degree: %d, as the phase along periodic axes turns by %.2g rad in a cell of %.2g um%s",

@@ -19,6 +19,7 @@ import scipy.sparse
 from mpi4py import MPI
 from petsc4py import PETSc
 
+from .mesh.curved import facet_vectors
 from .mesh.distributed import Mesh
 from .parallel.exchange import Route, reduced
 from .periodic import faces, pair_across
@@ -31,19 +32,7 @@ class FacetTraces:
 
     def __init__(self, mesh: Mesh, space: dolfinx.fem.FunctionSpace):
         self.mesh, self.space = mesh, space
-        dim = mesh.dim
         self._cells = mesh.facet_cells
-        # vertices, not nodes of the geometry: of a glued box the two sides have other nodes
-        topology = mesh.domain.topology
-        cell_vertices = topology.connectivity(dim, 0).array.reshape(-1, dim + 1)
-        facet_vertices = np.sort(topology.connectivity(dim - 1, 0).array.reshape(-1, dim)[
-            mesh.facet_entities], axis=1)
-        # position of the facet's vertices within each side's cell: (nf, 2, d)
-        sides = np.maximum(self._cells, 0)
-        self._corner = np.empty((len(sides), 2, dim), dtype=np.int64)
-        for side in range(2):
-            match = cell_vertices[sides[:, side], None, :] == facet_vertices[:, :, None]
-            self._corner[:, side] = match.argmax(axis=2)
 
     def jump_matrix(self, factors: np.ndarray | None = None) -> scipy.sparse.csr_matrix:
         """T, ``(nf * nq, nd)``: weighted jumps (traces on outer facets) of local functions.
@@ -54,16 +43,19 @@ class FacetTraces:
         element = self.space.element.basix_element
         dim = self.mesh.dim
         points, weights = (np.zeros((1, 0)), np.ones(1)) if dim == 1 else basix.make_quadrature(
-            _FACETS[dim], 2 * element.degree)
+            _FACETS[dim], facet_degree(self.mesh, element.degree))
         bary = np.column_stack([1 - points.sum(axis=1), points])
         nq, nf = len(weights), len(self._cells)
         # basix weights sum to the measure of the reference facet
-        scale = np.sqrt(weights[None, :] / weights.sum() * self.mesh.facet_areas[:, None])
+        if self.mesh.curved:
+            scale = np.sqrt(weights * np.linalg.norm(facet_vectors(self.mesh, bary), axis=2))
+        else:
+            scale = np.sqrt(weights[None, :] / weights.sum() * self.mesh.facet_areas[:, None])
         reference = np.vstack([np.zeros(dim), np.eye(dim)])
         rows, cols, values = [], [], []
         for side, sign in ((0, 1.0), (1, -1.0)):
             factor = np.ones(nf) if factors is None else factors[:, side]
-            for corner, facets in self._by_corner(side):
+            for corner, facets in self.mesh.facets_by_corner(side):
                 table = element.tabulate(0, bary @ reference[list(corner)])[0, :, :, 0]
                 dofs = self.space.dofmap.list[self._cells[facets, side]]
                 shape = (len(facets), nq, dofs.shape[1])
@@ -91,7 +83,7 @@ class FacetTraces:
         element = self.space.element.basix_element
         dim = self.mesh.dim
         found = np.empty((len(facets), comb(element.degree + dim - 1, dim - 1)), dtype=np.int64)
-        for corner, chosen in self._by_corner(side, facets):
+        for corner, chosen in self.mesh.facets_by_corner(side, facets):
             dofs = self.space.dofmap.list[self._cells[facets[chosen], side]]
             found[chosen] = dofs[:, _facet_nodes(element.points, corner)]
         return found
@@ -105,14 +97,14 @@ class FacetTraces:
         return pair_across(self.mesh, axis, (x[low], x[high]),
                            (global_dofs[low], global_dofs[high]))
 
-    def _by_corner(self, side: int, facets: np.ndarray | None = None):
-        """Facets grouped by which corners of the side's cell they are."""
-        facets = np.arange(len(self._cells)) if facets is None else facets
-        inside = self._cells[facets, side] >= 0
-        code = self._corner[facets, side] @ 4 ** np.arange(self.mesh.dim)
-        for value in np.unique(code[inside]):
-            corner = tuple(int(value) // 4**i % 4 for i in range(self.mesh.dim))
-            yield corner, np.flatnonzero(inside & (code == value))
+
+def facet_degree(mesh: Mesh, degree: int) -> int:
+    """Of the quadrature on facets, for polynomials of a degree; exact on straight ones.
+
+    On curved ones the area is a square root, which two degrees more bring below the error of the
+    geometry. Forms must take the same degree: T and Q are one by its quadrature points.
+    """
+    return 2 * degree + (2 if mesh.curved else 0)
 
 
 def tie(mesh: Mesh, space: dolfinx.fem.FunctionSpace, traces: FacetTraces,

@@ -88,7 +88,7 @@ def write_cells(path: str | Path, mesh: Mesh, fields: Mapping[str, np.ndarray]) 
     path, owned = Path(path), mesh.num_owned_cells
     if path.suffix != ".vtu":
         raise InputError(f"{path}: suffix {path.suffix!r}, expected .vtu")
-    nodes = mesh.input_nodes[mesh.domain.geometry.dofmaps[0][:owned]]
+    nodes = mesh.input_nodes[mesh.geometry.dofmaps[0][:owned]]
     data = _collected(mesh, "cell", {"tag": mesh.cell_tags[:owned]} | dict(fields))
     write_grid(mesh.comm, path, _points(mesh), mesh.cell_slabs.collect(turned(mesh, nodes)), data,
                {})
@@ -145,18 +145,22 @@ def write_compartment(path: str | Path, mesh: Mesh, labels: np.ndarray, compartm
 
 def _points(mesh: Mesh) -> np.ndarray:
     """This rank's rows of the mesh's vertices, in the order of the input. Collective."""
-    geometry = mesh.domain.geometry
+    geometry = mesh.geometry
     return mesh.node_slabs.collect(geometry.x[: geometry.index_map().size_local])
 
 
 def turned(mesh: Mesh, values: np.ndarray) -> np.ndarray:
-    """Values ``(owned cells, d + 1, ...)`` of corners; swapped in place in inverted tetrahedra."""
-    x, nodes = mesh.domain.geometry.x, mesh.domain.geometry.dofmaps[0][: mesh.num_owned_cells]
+    """Values ``(owned cells, d + 1, ...)`` of corners; swapped in place in inverted tetrahedra.
+
+    Or values at all nodes of cells of second order, in VTK's order.
+    """
+    swap = [0, 1, 3, 2, 4, 8, 7, 6, 5, 9][: values.shape[1]]
+    x, nodes = mesh.geometry.x, mesh.geometry.dofmaps[0][: mesh.num_owned_cells]
     for begin in range(0, len(nodes) if mesh.dim == 3 else 0, BLOCK):
         corners = x[nodes[begin: begin + BLOCK]]
         inverted = np.linalg.det(corners[:, 1:] - corners[:, :1]) < 0
         part = values[begin: begin + BLOCK]
-        part[inverted] = part[inverted][:, [0, 1, 3, 2]]
+        part[inverted] = part[inverted][:, swap]
     return values
 
 
@@ -197,7 +201,7 @@ def _write_chosen(path: Path, mesh: Mesh, chosen: np.ndarray, sides: np.ndarray,
 
     ``sides (n, 2)`` are those of the chosen ones; where ``outwards (n,)`` normals leave the first.
     """
-    corners, geometry = sorted_corners(mesh.facet_corners[chosen]), mesh.domain.geometry
+    corners, geometry = sorted_corners(mesh.facet_corners[chosen]), mesh.geometry
     inner = geometry.x[geometry.dofmaps[0][sides[:, 0]]].mean(axis=1)
     normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     leaves = np.einsum("fi,fi->f", normals, corners[:, 0] - inner) > 0

@@ -157,7 +157,7 @@ def _slow(rates: np.ndarray, share: np.ndarray, absorbing: bool) -> np.ndarray:
 def _gradient_energies(problem: BlochTorrey, modes: np.ndarray) -> np.ndarray:
     """Integral of D grad phi . grad phi for each mode, ``(K,)`` 1/ms."""
     mesh, owned = problem.mesh, problem.mesh.num_owned_cells
-    corners = mesh.domain.geometry.x[mesh.domain.geometry.dofmaps[0][:owned]]
+    corners = mesh.geometry.x[mesh.geometry.dofmaps[0][:owned]]
     inverse = np.linalg.inv(corners[:, 1:] - corners[:, :1])
     values = modes[problem.space.dofmap.list[:owned]]
     gradients = inverse @ (values[:, 1:] - values[:, :1])

@@ -23,7 +23,7 @@ from ..errors import InputError, on_root
 from ..parallel.exchange import Ranges
 from ..problem import BlochTorrey
 from .export import turned
-from .vtu import write_grid
+from .vtu import NODES, write_grid
 
 _SAME = 1e-9  # ms; times closer than this are one
 
@@ -71,7 +71,8 @@ def write_magnetisation(path: str | Path, problem: BlochTorrey, times: Sequence[
 
     ``path`` is a ``.pvd`` that names one ``.vtu`` a time beside it, with ``re``, ``im``,
     ``magnitude`` and ``phase`` (rad) at the corners of every cell: cells do not share corners, so
-    that jumps across membranes are there. Of elements of higher degree the corners are written.
+    that jumps across membranes are there. Of elements of higher degree the corners are written;
+    curved cells are VTK's quadratic ones if the degree is 2, and else straight.
 
     Args:
         problem: as in ``engine.problem``.
@@ -89,11 +90,15 @@ def write_magnetisation(path: str | Path, problem: BlochTorrey, times: Sequence[
     if not all(mesh.comm.allgather(fits)):
         raise InputError(f"values: shape {values.shape}, expected ({len(times)}, "
                          f"{len(problem.scale)}): one row for each time")
-    # of a Lagrange element the corners come first, in the order of the geometry
-    slabs, width, owned = mesh.cell_slabs, mesh.dim + 1, mesh.num_owned_cells
-    corners = turned(mesh, problem.space.dofmap.list[:owned, :width].copy())
-    geometry = mesh.domain.geometry
-    x = slabs.collect(turned(mesh, geometry.x[geometry.dofmaps[0][:owned]])).reshape(-1, 3)
+    # of a Lagrange element the corners come first, in the order of the geometry; of curved cells
+    # the middles of edges follow in both if the element is of second order too
+    slabs, owned = mesh.cell_slabs, mesh.num_owned_cells
+    second = mesh.curved and problem.degree == 2
+    chosen = np.array(NODES[mesh.dim] if second else range(mesh.dim + 1))
+    geometry, width = mesh.domain.geometry if second else mesh.geometry, len(chosen)
+    corners = turned(mesh, problem.space.dofmap.list[:owned][:, chosen])
+    x = slabs.collect(turned(mesh, geometry.x[geometry.dofmaps[0][:owned][:, chosen]]))
+    x = x.reshape(-1, 3)
     numbers = Ranges(mesh.comm, mesh.num_cells).start * width + np.arange(len(x))
     names = [f"{path.stem}_{k:04d}.vtu" for k in range(len(times))]
     for name, row in zip(names, values, strict=True):

@@ -13,7 +13,10 @@ from mpi4py import MPI
 from ..errors import InputError
 from ..parallel.files import write_together
 
-TYPES = {2: 3, 3: 5, 4: 10}  # VTK's numbers of lines, triangles and tetrahedra, by corners
+# VTK's numbers of lines, triangles and tetrahedra, of second order too, by nodes
+TYPES = {2: 3, 3: 5, 4: 10, 6: 22, 10: 24}
+# VTK's order of DOLFINx's nodes of cells of second order, by dimension
+NODES = {2: (0, 1, 2, 5, 3, 4), 3: (0, 1, 2, 3, 9, 6, 8, 7, 5, 4)}
 _LENGTH = np.dtype(np.uint64)  # stands before each array
 
 

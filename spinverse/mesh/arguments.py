@@ -125,6 +125,14 @@ def count(owner: str, key: str, value) -> int:
     return counts(owner, key, [value], 1)[0]
 
 
+def order(owner: str, value) -> int:
+    """Of the geometry: 1 or 2."""
+    if value not in (1, 2) or isinstance(value, bool):
+        raise InputError(f"{owner}: order is {shown(value)}, expected 1 (straight cells) or 2 "
+                         "(curved ones)")
+    return int(value)
+
+
 def one_of(owner: str, **options) -> None:
     """Exactly one of ``options`` is not ``None``."""
     if sum(v is not None for v in options.values()) != 1:

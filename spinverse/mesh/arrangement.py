@@ -13,6 +13,7 @@ from spinverse.errors import SolverError
 from spinverse.mesh import arguments as expect
 from spinverse.mesh import gmsh_model
 from spinverse.mesh.checks import cell_volumes
+from spinverse.mesh.curved import Bent, surface_facets
 from spinverse.mesh.grids import BALL, GROWTH, oriented
 from spinverse.mesh.packing import images, smallest_cut
 
@@ -20,6 +21,7 @@ AROUND = ("box", "tight", "none")
 TAGGED = ("common", "each")
 EDGES_A_CIRCLE = 10  # at least, however large the size
 CUT = 0.7  # edge length over the half width of what a face of the box cuts off
+ON_SURFACE = 1e-6  # of a radius or length, how far off vertices on it may be
 FLATTEST = 2.0  # edge length over the width of a layer or of a gap
 
 
@@ -102,8 +104,11 @@ def mesh(cells: Arrangement, size: float):
 
 def match(cells: Arrangement, size: float, points: np.ndarray, simplices: np.ndarray,
           owner: np.ndarray, layer: np.ndarray,
-          measure: Callable[[np.ndarray], np.ndarray] | None = None) -> np.ndarray:
+          measure: Callable[[np.ndarray], np.ndarray] | None = None,
+          bent: Bent | None = None) -> tuple[np.ndarray, Bent | None]:
     """The points, moved so that every layer of every cell holds what the smooth one does.
+
+    And the middles of bent edges, moved as the middle between their ends.
 
     Vertices move away from the centre of their cell in proportion to the square of the local
     edge length, as a chord's distance from its arc goes, so that narrow gaps with their short
@@ -145,7 +150,19 @@ def match(cells: Arrangement, size: float, points: np.ndarray, simplices: np.nda
         place = np.where(place > cells.lengths / 2 - tiny, place - cells.lengths, place)
         twin = np.array([min(same) for same in cKDTree(place).query_ball_point(place, tiny)])
     factor, moved = np.ones_like(cells.radii), points
-    measure = measure or (lambda p: np.abs(cell_volumes(p, simplices)))
+
+    def along(nodes: np.ndarray) -> Bent | None:
+        if bent is None:
+            return None
+        by = (nodes - points)[bent.curved_edges].mean(axis=1)
+        return bent._replace(middles=bent.middles + by)
+
+    def own(nodes: np.ndarray) -> np.ndarray:
+        edges = along(nodes)
+        return np.abs(cell_volumes(nodes, simplices)) if edges is None else \
+            edges.volumes(nodes, simplices)
+
+    measure = measure or own
     for _ in range(50):
         held = np.bincount(region, measure(moved)[inside], count * layers)
         held = held.reshape(count, layers).cumsum(axis=1)
@@ -155,11 +172,40 @@ def match(cells: Arrangement, size: float, points: np.ndarray, simplices: np.nda
         factor = factor * change
         shift = np.zeros_like(r)
         for i, radii in enumerate(cells.radii):
-            own = nearest == i
-            shift[own] = np.interp(r[own], [0, *radii, fade[i]], [0, *(radii * (factor[i] - 1)), 0])
+            near = nearest == i
+            shift[near] = np.interp(r[near], [0, *radii, fade[i]],
+                                    [0, *(radii * (factor[i] - 1)), 0])
         moved = points.copy()
         moved[:, :dim] += (unit * (shift * weight)[:, None])[twin]
-    return moved
+    return moved, along(moved)
+
+
+def bent(cells: Arrangement, points: np.ndarray, simplices: np.ndarray, owner: np.ndarray,
+         layer: np.ndarray) -> Bent:
+    """Edges of circles and spheres, with their middles on them and on the faces of the box."""
+    dim = cells.dim
+    facets = surface_facets(simplices, cells.tags(owner, layer, "each"))
+    centres, owners = cells.images()
+    radii = cells.radii[owners]
+    if cells.ecs == "tight":
+        radii = np.column_stack([radii, radii[:, -1] + cells.gap])
+    vertices = np.unique(facets)
+    centre, radius = np.zeros((len(points), dim)), np.full(len(points), np.nan)
+    least = np.full(len(points), ON_SURFACE)
+    for middle, own in zip(centres, radii, strict=True):
+        away = np.linalg.norm(points[vertices, :dim] - middle, axis=1)
+        for each in own:
+            off = np.abs(away - each) / each
+            near = vertices[off < least[vertices]]
+            least[near] = off[off < least[vertices]]
+            centre[near], radius[near] = middle, each
+    # facets of one circle or sphere: others are on the faces of the box
+    same = np.isfinite(radius[facets]).all(axis=1) & (radius[facets] == radius[facets[:, :1]]).all(
+        axis=1) & (centre[facets] == centre[facets[:, :1]]).all(axis=(1, 2))
+    flat = np.abs(np.abs(points[:, :dim]) - cells.lengths / 2) < ON_SURFACE * cells.lengths
+    on_face = np.logical_and.reduce(flat[facets], axis=1).any(axis=1)
+    return Bent.around(points, facets[same & ~on_face], centre, radius,
+                       flat if cells.ecs == "box" else None).valid(points, simplices)
 
 
 def _geometry(gmsh, cells: Arrangement) -> dict[int, tuple[int, int]]:

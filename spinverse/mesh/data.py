@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from spinverse.errors import InputError
-from spinverse.mesh import checks
+from spinverse.mesh import checks, curved
 from spinverse.mesh.arguments import array
 
 CELLS = {3: "tets", 2: "triangles", 1: "intervals"}  # names of cells, by dimension; npz keys
@@ -35,6 +35,9 @@ class MeshData:
         name: for messages and reports.
         input_vertices: number that each vertex had in the file, ``(Nv,)`` int64, ascending;
             differs from ``0 .. Nv-1`` only where a reader left unused vertices out.
+        curved_edges: vertices of the edges that are bent, ``(Ne, 2)`` int64, each row ascending;
+            empty in a mesh of first order. See :mod:`.curved`.
+        middles: where these edges have their middle, ``(Ne, 3)`` float64, um.
 
     Raises:
         InputError: an array of a wrong shape or type.
@@ -48,6 +51,8 @@ class MeshData:
     interface_tags: Any = None
     name: str = "mesh"
     input_vertices: Any = None
+    curved_edges: Any = None
+    middles: Any = None
 
     def __post_init__(self):
         where, given, vertices = f"mesh '{self.name}'", self.interface_facets, self.input_vertices
@@ -56,8 +61,13 @@ class MeshData:
         width = cells.shape[1] - 1
         facets = np.empty((0, width), np.int64) if given is None or np.size(given) == 0 else \
             array(where, "interface_facets", given, (None, width), np.int64)
+        edges = np.empty((0, 2), np.int64) if self.curved_edges is None else array(
+            where, "curved_edges", self.curved_edges, (None, 2), np.int64)
         values = {
             "points": points,
+            "curved_edges": np.sort(edges, axis=1),
+            "middles": np.empty((0, 3)) if self.middles is None else array(
+                where, "middles", self.middles, (len(edges), 3), np.float64),
             "cells": cells,
             "cell_tags": _tags(where, "cell_tags", self.cell_tags, len(cells)),
             "interface_facets": np.sort(facets, axis=1),
@@ -79,12 +89,17 @@ class MeshData:
     def __str__(self) -> str:
         return "\n".join([
             f"mesh '{self.name}': {len(self.cells)} {CELLS[self.dim]}, {len(self.points)} vertices",
-            *tags_in_words(self.points, np.abs(checks.cell_volumes(self.points, self.cells)),
-                           self.cell_tags, self.interface_tags)])
+            *tags_in_words(self.points, self.volumes, self.cell_tags, self.interface_tags)])
+
+    @property
+    def volumes(self) -> np.ndarray:
+        """Of the cells, ``(Nt,)`` um^d, bent edges taken into account."""
+        return curved.Bent(self.curved_edges, self.middles).volumes(self.points, self.cells)
 
     def check(self) -> MeshData:
         """Check geometry and conformity, see :func:`checks.check_mesh`; returns itself."""
         checks.check_mesh(self)
+        curved.check(self)
         return self
 
 

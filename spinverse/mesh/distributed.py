@@ -16,6 +16,7 @@ from mpi4py import MPI
 from ..errors import InputError, on_all, on_root
 from ..parallel.exchange import Ranges, gather_chosen, reduced, scatter
 from ..parallel.npz import Rows, write_npz
+from . import curved
 from .arguments import target
 from .checks import cell_volumes, find_facets
 from .data import CELLS, MeshData, tags_in_words
@@ -32,6 +33,8 @@ class Mesh:
 
     Attributes:
         domain: the dolfinx mesh (coordinates in um).
+        straight: the same cells without bent edges (`spinverse.mesh.curved`); `domain` itself
+            where no edge is bent.
         facets: the dolfinx submesh of all facets, interior and outer.
         facet_map: the entity map between the two, for ``entity_maps=[mesh.facet_map]``.
         facet_space: DG0 on `facets`; value ``i`` belongs to owned facet ``i``.
@@ -50,24 +53,27 @@ class Mesh:
     def __init__(self, domain: dolfinx.mesh.Mesh, cell_tags: np.ndarray,
                  interface_triples: np.ndarray, interface_tags: np.ndarray,
                  input_vertices: np.ndarray, name: str = "mesh", glued: str = "",
-                 same: np.ndarray | None = None):
-        """Collective. Of a dolfinx mesh, and the rest as for `from_slabs`."""
-        self.domain, self.name, self.glued = domain, name, glued
+                 same: np.ndarray | None = None,
+                 curved_edges: tuple[np.ndarray, np.ndarray] | None = None):
+        """Collective. Of a straight dolfinx mesh, and the rest as for `from_slabs`."""
+        self.domain = self.straight = domain
+        self.name, self.glued = name, glued
         self.same = np.empty((0, 2), np.int64) if same is None else same
         topology = domain.topology
         dim = topology.dim
         edges = ((dim - 1, 1), (1, 0)) if dim == 3 else ()  # of facets
         for pair in ((dim - 1, dim), (dim, dim - 1), (dim - 1, 0), (dim, 0), *edges):
             topology.create_connectivity(*pair)
-        owned = np.arange(topology.index_map(dim - 1).size_local, dtype=np.int32)
-        self.facets, self.facet_map, *_ = dolfinx.mesh.create_submesh(domain, dim - 1, owned)
-        self.facet_entities = self.facet_map.sub_topology_to_topology(owned, False)
-        self.facet_space = dolfinx.fem.functionspace(self.facets, ("DG", 0))
-
         comm, geometry = domain.comm, domain.geometry
         self.input_nodes = np.asarray(geometry.input_global_indices, dtype=np.int64)
         self.input_vertices = Ranges(comm, geometry.index_map().size_global).fetch(
             self.input_nodes, input_vertices)
+        if curved_edges is not None and comm.allreduce(len(curved_edges[0])):
+            self.domain = domain = curved.second_order(domain, self.input_vertices, *curved_edges)
+        owned = np.arange(topology.index_map(dim - 1).size_local, dtype=np.int32)
+        self.facets, self.facet_map, *_ = dolfinx.mesh.create_submesh(domain, dim - 1, owned)
+        self.facet_entities = self.facet_map.sub_topology_to_topology(owned, False)
+        self.facet_space = dolfinx.fem.functionspace(self.facets, ("DG", 0))
         self.facet_vertices = np.sort(self.input_vertices[self.facet_nodes], axis=1)
         self.outer = np.isin(self.facet_entities, dolfinx.mesh.exterior_facet_indices(topology))
         self.input_cells = np.asarray(topology.original_cell_index, dtype=np.int64)
@@ -87,14 +93,18 @@ class Mesh:
             else (None,) * 4
         triples, triple_tags = (np.empty((0, dim), np.int64), np.empty(0, np.int32)) if not root \
             else (held.input_vertices[held.interface_facets], held.interface_tags)
+        bent = (held.input_vertices[held.curved_edges], held.middles) if root else \
+            (np.empty((0, 2), np.int64), np.empty((0, 3)))
         points, cells, tags, vertices = (scatter(comm, array) for array in arrays)
-        return cls.from_slabs(comm, points, cells, tags, vertices, triples, triple_tags, name)
+        return cls.from_slabs(comm, points, cells, tags, vertices, triples, triple_tags, name,
+                              bent)
 
     @classmethod
     def from_slabs(cls, comm: MPI.Comm, points: np.ndarray, cells: np.ndarray,
                    cell_tags: np.ndarray, input_vertices: np.ndarray,
                    interface_triples: np.ndarray, interface_tags: np.ndarray,
-                   name: str = "mesh") -> Mesh:
+                   name: str = "mesh",
+                   curved_edges: tuple[np.ndarray, np.ndarray] | None = None) -> Mesh:
         """Distribute a mesh of which each rank holds an even range (`Ranges`). Collective.
 
         Args:
@@ -103,10 +113,13 @@ class Mesh:
             cell_tags: ``(m,)``.
             input_vertices: ``(n,)`` number of each point in the input.
             interface_triples, interface_tags: rows of the known membrane, on any rank.
+            curved_edges: ``(n, 2)`` vertices in the input and ``(n, 3)`` um, the middles of edges
+                that are bent; rows on any rank.
         """
         dim = cells.shape[1] - 1
         domain = create_domain(comm, cells, points[:, :dim])
-        return cls(domain, cell_tags, interface_triples, interface_tags, input_vertices, name)
+        return cls(domain, cell_tags, interface_triples, interface_tags, input_vertices, name,
+                   curved_edges=curved_edges)
 
     @property
     def comm(self) -> MPI.Comm:
@@ -116,6 +129,16 @@ class Mesh:
     def dim(self) -> int:
         """3 for tetrahedra, 2 for triangles, 1 for intervals."""
         return self.domain.topology.dim
+
+    @property
+    def geometry(self) -> dolfinx.mesh.Geometry:
+        """Vertices: nodes, coordinates and their numbers in the input, of straight cells."""
+        return self.straight.geometry
+
+    @property
+    def curved(self) -> bool:
+        """Whether edges are bent, so that cells are of second order."""
+        return self.domain is not self.straight
 
     @property
     def num_cells(self) -> int:
@@ -138,7 +161,7 @@ class Mesh:
     @cached_property
     def bounds(self) -> np.ndarray:
         """Lower and upper corner of the bounding box, ``(2, 3)``, um."""
-        x = self.domain.geometry.x
+        x = self.geometry.x
         return np.array([reduced(self.comm, x.min(axis=0, initial=np.inf), MPI.MIN),
                          reduced(self.comm, x.max(axis=0, initial=-np.inf), MPI.MAX)])
 
@@ -150,6 +173,9 @@ class Mesh:
     @cached_property
     def facet_areas(self) -> np.ndarray:
         """Area of each owned facet, ``(nf,)``, um^2; length in 2-D, 1 in 1-D."""
+        if self.curved:
+            vectors, weights = curved.facet_rule(self)
+            return np.linalg.norm(vectors, axis=2) @ weights
         edges = self.facet_corners[:, 1:] - self.facet_corners[:, :1]
         gram = np.einsum("fik,fjk->fij", edges, edges)
         return np.sqrt(np.maximum(np.linalg.det(gram), 0.0)) / factorial(self.dim - 1)
@@ -161,14 +187,14 @@ class Mesh:
         Of a facet where faces are glued those on the lower face.
         """
         nodes = dolfinx.mesh.entities_to_geometry(
-            self.domain, self.dim - 1, self.facet_entities).reshape(-1, self.dim)
+            self.straight, self.dim - 1, self.facet_entities).reshape(-1, self.dim)
         if not self.glued:
             return nodes
         place = np.searchsorted(self.same[:, 0], self.input_nodes).clip(max=len(self.same) - 1)
         on_face = self.same[place, 0] == self.input_nodes
         facets = np.flatnonzero(on_face[nodes].all(axis=1))
         links = self.domain.topology.connectivity(self.dim, self.dim - 1).array.reshape(-1, 4)
-        x, cells = self.domain.geometry.x, self.domain.geometry.dofmaps[0]
+        x, cells = self.geometry.x, self.geometry.dofmaps[0]
         found = []
         for side in self.facet_cells[facets].T:
             # facet i of a tetrahedron is opposite of its vertex i
@@ -184,12 +210,14 @@ class Mesh:
     @cached_property
     def facet_corners(self) -> np.ndarray:
         """Corner coordinates of each owned facet, ``(nf, d, 3)``, um."""
-        return self.domain.geometry.x[self.facet_nodes]
+        return self.geometry.x[self.facet_nodes]
 
     @cached_property
     def cell_volumes(self) -> np.ndarray:
         """Volume of each cell on this rank, ghosts last, ``(nc,)``, um^d."""
-        return np.abs(cell_volumes(self.domain.geometry.x, self.domain.geometry.dofmaps[0]))
+        if self.curved:
+            return curved.cell_volumes_of(self)
+        return np.abs(cell_volumes(self.geometry.x, self.geometry.dofmaps[0]))
 
     @cached_property
     def facet_cells(self) -> np.ndarray:
@@ -198,6 +226,32 @@ class Mesh:
         first, last = links.offsets[self.facet_entities], links.offsets[self.facet_entities + 1] - 1
         return np.column_stack([links.array[first],
                                 np.where(last > first, links.array[last], np.int32(-1))])
+
+    @cached_property
+    def facet_places(self) -> np.ndarray:
+        """Which corners of the cells on its two sides a facet has, ``(nf, 2, d)``.
+
+        In one order on both sides.
+        """
+        # vertices, not nodes of the geometry: of a glued box the two sides have other nodes
+        topology, dim = self.domain.topology, self.dim
+        cells = topology.connectivity(dim, 0).array.reshape(-1, dim + 1)
+        facets = np.sort(topology.connectivity(dim - 1, 0).array.reshape(-1, dim)[
+            self.facet_entities], axis=1)
+        sides = cells[np.maximum(self.facet_cells, 0)]
+        return (sides[:, :, None, :] == facets[:, None, :, None]).argmax(axis=3)
+
+    def facets_by_corner(self, side: int, facets: np.ndarray | None = None):
+        """Yield which corners of the cell on a side facets are, and the places in ``facets``.
+
+        Of the owned facets, or of some of them; those without such a cell are left out.
+        """
+        facets = np.arange(self.num_owned_facets) if facets is None else facets
+        inside = self.facet_cells[facets, side] >= 0
+        code = self.facet_places[facets, side] @ 4 ** np.arange(self.dim)
+        for value in np.unique(code[inside]):
+            corner = tuple(int(value) // 4**i % 4 for i in range(self.dim))
+            yield corner, np.flatnonzero(inside & (code == value))
 
     def find_facets(self, triples: np.ndarray) -> np.ndarray:
         """Index of the owned facet of each row of vertices, ``(n,)``, -1 where none is owned here.
@@ -228,7 +282,7 @@ class Mesh:
     @cached_property
     def node_slabs(self) -> Slabs:
         """The vertices in the order of the input, each rank its slab. Collective."""
-        nodes = self.domain.geometry.index_map()
+        nodes = self.geometry.index_map()
         return Slabs.by_number(self.comm, nodes.size_global, self.input_nodes[: nodes.size_local])
 
     def gather_facets(self, *arrays: np.ndarray,
@@ -277,24 +331,32 @@ class Mesh:
         path = on_all(self.comm, target, path, ".npz")
         facets = self.facet_slabs.collect(np.sort(self.input_nodes[self.facet_nodes], axis=1))
         tags = self.facet_slabs.collect(self.interface)
-        owned, cells = self.domain.geometry.index_map().size_local, self.num_owned_cells
+        owned, cells = self.geometry.index_map().size_local, self.num_owned_cells
         write_npz(self.comm, path, {
-            "points": Rows(self.node_slabs.collect(self.domain.geometry.x[:owned])),
+            "points": Rows(self.node_slabs.collect(self.geometry.x[:owned])),
             CELLS[self.dim]: Rows(self.cell_slabs.collect(
-                self.input_nodes[self.domain.geometry.dofmaps[0][:cells]])),
+                self.input_nodes[self.geometry.dofmaps[0][:cells]])),
             "cell_tags": Rows(self.cell_slabs.collect(self.cell_tags[:cells])),
             "interface_facets": Rows(facets[tags != 0]),
-            "interface_tags": Rows(tags[tags != 0])})
+            "interface_tags": Rows(tags[tags != 0]), **self._bent_rows()})
+
+    def _bent_rows(self) -> dict[str, Rows]:
+        """Bent edges by nodes as in `save`, and their middles; nothing without. Collective."""
+        if not self.curved:
+            return {}
+        edges, middles = curved.bent_edges(self)
+        return {"curved_edges": Rows(edges), "middles": Rows(middles)}
 
     def __repr__(self) -> str:
         return f"Mesh({self.name!r}, cells={self.num_cells}, facets={self.num_facets})"
 
     def __str__(self) -> str:
         # not collective, as one rank alone may print
-        words = f"mesh '{self.name}': {self.num_cells} {CELLS[self.dim]}, {self.num_facets} facets"
+        kind = f"{'curved ' * self.curved}{CELLS[self.dim]}"
+        words = f"mesh '{self.name}': {self.num_cells} {kind}, {self.num_facets} facets"
         if self.comm.size > 1:
             return f"{words}, on {self.comm.size} ranks"
-        return "\n".join([words, *tags_in_words(self.domain.geometry.x, self.cell_volumes,
+        return "\n".join([words, *tags_in_words(self.geometry.x, self.cell_volumes,
                           self.cell_tags, self.interface[self.interface != 0])])
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from spinverse.errors import InputError, SolverError
 from spinverse.mesh.checks import cell_volumes, facets_of
+from spinverse.mesh.curved import Bent
 from spinverse.mesh.data import MeshData
 
 BALL = {2: pi, 3: 4 / 3 * pi}  # what a disc and a ball of radius 1 hold
@@ -125,8 +126,11 @@ def oriented(points: np.ndarray, cells: np.ndarray) -> np.ndarray:
     return cells
 
 
-def tagged(name: str, points: np.ndarray, cells: np.ndarray, tags: np.ndarray) -> MeshData:
+def tagged(name: str, points: np.ndarray, cells: np.ndarray, tags: np.ndarray,
+           bent: Bent | None = None) -> MeshData:
     """Checked mesh with the facets between different tags, tagged with the lower one.
+
+    ``bent`` are edges and their middles, of a mesh of second order.
 
     Raises:
         SolverError: the mesh has a defect: gmsh's, as arguments are checked before.
@@ -136,6 +140,6 @@ def tagged(name: str, points: np.ndarray, cells: np.ndarray, tags: np.ndarray) -
         sides = tags[pairs]
         between = (pairs[:, 1] >= 0) & (sides[:, 0] != sides[:, 1])
         return MeshData(points, cells, tags, facets[between], sides[between].min(axis=1),
-                        name=name).check()
+                        name=name, **({} if bent is None else bent._asdict())).check()
     except InputError as error:
         raise SolverError(f"{error} (try a smaller size)") from None

@@ -40,10 +40,10 @@ def read_in_slabs(path: str | Path, comm: MPI.Comm | None = None) -> Mesh:
     except Exception as error:  # zip, stream and header errors have no common base
         raise InputError(f"mesh file '{path}': cannot be read as .npz "
                          f"({one_line(error)}), expected a numpy archive") from None
-    points, cells, tags, triples, triple_tags, count, facets = arrays
+    points, cells, tags, triples, triple_tags, bent, count, facets = arrays
     _check(comm, path, points, cells, count)
     mesh = Mesh.from_slabs(comm, points, cells, tags, np.arange(
-        Ranges(comm, count).start, Ranges(comm, count).stop), triples, triple_tags, path.name)
+        Ranges(comm, count).start, Ranges(comm, count).stop), triples, triple_tags, path.name, bent)
     found = mesh.num_facets - FacetRows(mesh.facet_slabs, triples).missing
     if found != facets:
         raise InputError(f"mesh file '{path}': {facets - found} of {facets} interface facets are "
@@ -78,8 +78,12 @@ def _arrays(file: NpzReader, path: Path) -> tuple:
     here = Ranges(file.comm, number)
     triples = rows("interface_facets", (facets, dim)) if facets else np.empty((0, dim), np.int64)
     triple_tags = tags("interface_tags", facets, len(triples)) if facets else np.empty(0, np.int32)
+    edges = file.shape("curved_edges")[0] if "curved_edges" in file.names else 0
+    bent = (rows("curved_edges", (edges, 2)), rows("middles", (edges, 3), np.float64)) if edges \
+        else None
     return (rows("points", (count, 3), np.float64), rows(key, (number, dim + 1)),
-            tags("cell_tags", number, here.stop - here.start), triples, triple_tags, count, facets)
+            tags("cell_tags", number, here.stop - here.start), triples, triple_tags, bent, count,
+            facets)
 
 
 def _check(comm: MPI.Comm, path: Path, points: np.ndarray, cells: np.ndarray, count: int) -> None:

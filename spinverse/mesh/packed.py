@@ -10,6 +10,7 @@ from spinverse.errors import InputError
 from spinverse.mesh import arguments as expect
 from spinverse.mesh import arrangement
 from spinverse.mesh.arrangement import AROUND, TAGGED, Arrangement
+from spinverse.mesh.curved import extruded
 from spinverse.mesh.data import MeshData
 from spinverse.mesh.grids import BALL, extrude, tagged
 from spinverse.mesh.packing import pack, random_radii
@@ -22,7 +23,7 @@ def packed_cylinders(height: float, size: float, radii: Sequence[float] | None =
                      g_ratio: float | None = None, gap: float | None = None, ecs: str = "box",
                      ecs_gap: float | None = None, periodic: bool = False, seed: int = 0,
                      layers: int = 1, cell_tags: str = "common",
-                     match_volume: bool = True) -> MeshData:
+                     match_volume: bool = True, order: int = 1) -> MeshData:
     """Parallel cylinders along z at random places in a box centred at the origin.
 
     Tags of cells with ``cell_tags="common"``: 1 for the insides of all cylinders, with ``g_ratio``
@@ -50,20 +51,25 @@ def packed_cylinders(height: float, size: float, radii: Sequence[float] | None =
         seed: of the random numbers.
         layers: prisms along z.
         cell_tags: as above.
-        match_volume: move the faceted circles so that each holds pi r^2.
+        match_volume: move the circles so that each holds pi r^2.
+        order: 1: straight edges; 2: those on cylinders are bent (see :mod:`.curved`), of a tight
+            space's outer boundary too.
     """
     name = "packed_cylinders"
+    order = expect.order(name, order)
     height = expect.positive(name, "height", height)
     layers = expect.count(name, "layers", layers)
     size = expect.positive(name, "size", size)
     cells = _packed(name, 2, radii, count, mean_radius, radius_deviation, distribution,
                     volume_fraction, box, g_ratio, gap, ecs, ecs_gap, periodic, seed, cell_tags)
     flat, triangles, owner, layer = arrangement.mesh(cells, size)
+    bent = None if order == 1 else arrangement.bent(cells, flat, triangles, owner, layer)
     if match_volume:
-        flat = arrangement.match(cells, size, flat, triangles, owner, layer)
+        flat, bent = arrangement.match(cells, size, flat, triangles, owner, layer, bent=bent)
     points, tets = extrude(flat, triangles, height, layers)
     tags = np.tile(np.repeat(cells.tags(owner, layer, cell_tags), 3), layers)
-    return tagged(name, points, tets, tags)
+    return tagged(name, points, tets, tags,
+                  None if bent is None else extruded(bent, flat, points, tets))
 
 
 def packed_spheres(size: float, radii: Sequence[float] | None = None,
@@ -72,20 +78,23 @@ def packed_spheres(size: float, radii: Sequence[float] | None = None,
                    volume_fraction: float | None = None, box: Sequence[float] | None = None,
                    g_ratio: float | None = None, gap: float | None = None, ecs: str = "box",
                    ecs_gap: float | None = None, periodic: bool = False, seed: int = 0,
-                   cell_tags: str = "common", match_volume: bool = True) -> MeshData:
+                   cell_tags: str = "common", match_volume: bool = True,
+                   order: int = 1) -> MeshData:
     """Balls at random places in a box centred at the origin.
 
     Arguments, tags and errors are those of :func:`packed_cylinders`; ``box`` has three
     lengths, and ``g_ratio`` gives each ball a shell.
     """
     name = "packed_spheres"
+    order = expect.order(name, order)
     size = expect.positive(name, "size", size)
     cells = _packed(name, 3, radii, count, mean_radius, radius_deviation, distribution,
                     volume_fraction, box, g_ratio, gap, ecs, ecs_gap, periodic, seed, cell_tags)
     points, tets, owner, layer = arrangement.mesh(cells, size)
+    bent = None if order == 1 else arrangement.bent(cells, points, tets, owner, layer)
     if match_volume:
-        points = arrangement.match(cells, size, points, tets, owner, layer)
-    return tagged(name, points, tets, cells.tags(owner, layer, cell_tags))
+        points, bent = arrangement.match(cells, size, points, tets, owner, layer, bent=bent)
+    return tagged(name, points, tets, cells.tags(owner, layer, cell_tags), bent)
 
 
 def _packed(name, dim, radii, count, mean_radius, deviation, distribution, fraction, box,

@@ -16,24 +16,32 @@ import numpy as np
 from spinverse.errors import InputError, one_line, warn_caller
 from spinverse.mesh.arguments import target
 from spinverse.mesh.checks import RepairWarning, cell_volumes, facets_of, find_facets
+from spinverse.mesh.curved import STRAIGHT, Bent, edges_of
 from spinverse.mesh.data import CELLS, MeshData
 from spinverse.mesh.grids import oriented
 from spinverse.mesh.tetgen import read_tetgen
 from spinverse.mesh.xdmf import read_xdmf
 
 KEYS = ("cell_tags", "interface_facets", "interface_tags")
+BENT = ("curved_edges", "middles")
 GMSH = {3: "tetra", 2: "triangle", 1: "line", 0: "vertex"}  # meshio's names, by dimension
+SECOND = {"tetra10": "tetra", "triangle6": "triangle", "line3": "line"}  # of second order
+ENDS = {"tetra10": ((0, 1), (1, 2), (2, 0), (0, 3), (1, 3), (2, 3)),
+        "triangle6": ((0, 1), (1, 2), (2, 0)), "line3": ((0, 1),)}  # of edges, as meshio orders
 
 
 def read(path: str | Path, repair: bool = False) -> MeshData:
     """Read and check a mesh file; coordinates are taken as um.
 
     * ``.npz``: ``points (Nv, 3)``, ``tets (Nt, 4)`` (or ``triangles``, ``intervals``), optionally
-      ``cell_tags (Nt,)``, ``interface_facets (Nb, 3)``, ``interface_tags (Nb,)``; no others.
-    * ``.msh``: gmsh 2.2 and 4.x with linear tetrahedra, or else triangles in the plane z = 0,
-      or else intervals on the x axis. Physical tags of these cells become cell tags (1 without
-      physical groups). Facets of a physical group become interface facets with that tag if one of
-      them at least is an inner one: a membrane that reaches the outer boundary keeps its outer
+      ``cell_tags (Nt,)``, ``interface_facets (Nb, 3)``, ``interface_tags (Nb,)``, and of curved
+      cells ``curved_edges (Ne, 2)`` with their ``middles (Ne, 3)``; no others.
+    * ``.msh``: gmsh 2.2 and 4.x with tetrahedra, or else triangles in the plane z = 0,
+      or else intervals on the x axis; of first order or second (``Mesh.ElementOrder``), whose
+      edges are bent where their middle node is not half way (:mod:`.curved`). Physical tags of
+      these cells become cell tags (1 without physical groups). Facets of a physical group become
+      interface facets with that tag if one of them at least is an inner one: a membrane that
+      reaches the outer boundary keeps its outer
       part, while a group that only names outer boundary is left out. Vertices of no tet (gmsh
       writes geometry points) are dropped and the others renumbered in file order; that is the
       input numbering from then on, and ``input_vertices`` holds the place of each in the file.
@@ -43,8 +51,9 @@ def read(path: str | Path, repair: bool = False) -> MeshData:
       for vertices; facets in it are interface facets.
 
     Args:
-        repair: swap two vertices of inverted tets and, in ``.npz`` too, drop vertices of no tet,
-            instead of refusing the mesh; a :class:`.RepairWarning` says what was done.
+        repair: swap two vertices of inverted tets, make curved edges straighter that turn a cell
+            inside out and, in ``.npz`` too, drop vertices of no tet, instead of refusing the mesh;
+            a :class:`.RepairWarning` says what was done.
 
     Raises:
         InputError: no such file, an unknown suffix, a file that cannot be parsed, a missing
@@ -74,17 +83,31 @@ def write_npz(path: str | Path, data: MeshData) -> None:
     """Write the arrays of ``data`` as compressed ``.npz``, as :func:`read` takes them."""
     path = target(path, ".npz")
     arrays: dict[str, Any] = {"points": data.points, CELLS[data.dim]: data.cells}
-    np.savez_compressed(path, **arrays, **{key: getattr(data, key) for key in KEYS})
+    keys = (*KEYS, *BENT) if len(data.curved_edges) else KEYS
+    np.savez_compressed(path, **arrays, **{key: getattr(data, key) for key in keys})
 
 
 def write_msh(path: str | Path, data: MeshData) -> None:
-    """Write ``data`` as gmsh 2.2 (binary), cell and interface tags as physical tags."""
+    """Write ``data`` as gmsh 2.2 (binary), cell and interface tags as physical tags.
+
+    Cells are of second order where edges are bent.
+    """
     path = target(path, ".msh")
     cells, tags = [(GMSH[data.dim], data.cells)], [data.cell_tags]
     if len(data.interface_facets):
         cells.append((GMSH[data.dim - 1], data.interface_facets))
         tags.append(data.interface_tags)
-    mesh = meshio.Mesh(data.points, cells,
+    points = data.points
+    if len(data.curved_edges):
+        every = edges_of(data.cells)
+        middles = points[every].mean(axis=1)
+        middles[find_facets(every, data.curved_edges)] = data.middles
+        second = {first: kind for kind, first in SECOND.items()}
+        cells = [(second[kind], np.column_stack([rows, len(points) + find_facets(
+            every, rows[:, ENDS[second[kind]]].reshape(-1, 2)).reshape(len(rows), -1)]))
+            for kind, rows in cells]
+        points = np.concatenate([points, middles])
+    mesh = meshio.Mesh(points, cells,
                        cell_data={"gmsh:physical": tags, "gmsh:geometrical": tags})
     meshio.write(path, mesh, file_format="gmsh22", binary=True)
 
@@ -92,7 +115,7 @@ def write_msh(path: str | Path, data: MeshData) -> None:
 def _read_npz(path: Path) -> MeshData:
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in ("points", *CELLS.values(), *KEYS)
+            arrays = {key: file[key] for key in ("points", *CELLS.values(), *KEYS, *BENT)
                       if key in file.files}
     except Exception as error:  # zip, pickle and header errors have no common base
         raise InputError(f"mesh file '{path}': cannot be read as .npz "
@@ -126,6 +149,7 @@ def _read_msh(path: Path) -> MeshData:
             expected = "vertices without parametric coordinates (Mesh.SaveParametric = 0)"
         raise InputError(f"mesh file '{path}': cannot be read as gmsh .msh "
                          f"({one_line(error)[:200]}), expected {expected}") from None
+    edges, middles = _second_order(mesh)
     none = [np.zeros(len(block.data), int) for block in mesh.cells]
     physical = mesh.cell_data.get("gmsh:physical", none)
     others = sorted({b.type for b in mesh.cells})
@@ -134,8 +158,8 @@ def _read_msh(path: Path) -> MeshData:
     # cells of a lower dimension only where they lie in the plane or on the axis
     if not dim or mesh.points[np.concatenate(rows), dim:].any():
         raise InputError(f"mesh file '{path}': holds no tetrahedra (it holds "
-                         f"{', '.join(others) or 'nothing'}), expected linear ones, or triangles "
-                         "in the plane z = 0, or intervals on the x axis")
+                         f"{', '.join(others) or 'nothing'}), expected some of order 1 or 2, or "
+                         "triangles in the plane z = 0, or intervals on the x axis")
     cells, cell_tags = _blocks(mesh, physical, dim, groups)
     facets, facet_tags = _blocks(mesh, physical, dim - 1, groups)
     _in_one_group(path, CELLS[dim][:-1], cells, cell_tags)
@@ -146,9 +170,32 @@ def _read_msh(path: Path) -> MeshData:
                         "that all have tag 1 (save with Mesh.SaveAll = 0)")
     tagged = facet_tags != 0
     data = _membranes_only(MeshData(mesh.points, cells, cell_tags, facets[tagged],
-                                    facet_tags[tagged], name=path.name))
+                                    facet_tags[tagged], name=path.name, curved_edges=edges,
+                                    middles=middles))
     _in_one_group(path, "interface facet", data.interface_facets, data.interface_tags)
     return data
+
+
+def _second_order(mesh) -> tuple[np.ndarray, np.ndarray]:
+    """Make a mesh of second order one of first, in place.
+
+    Returns the vertices of edges that are bent, and their middles.
+    """
+    edges, nodes = [np.empty((0, 2), np.int64)], [np.empty(0, np.int64)]
+    kinds = [block.type for block in mesh.cells]
+    cells = next((kind for kind in SECOND if kind in kinds), None)  # the others are of their edges
+    for block in mesh.cells:
+        if block.type in SECOND:
+            ends = ENDS[block.type]
+            if block.type == cells:
+                edges.append(np.sort(block.data[:, ends].reshape(-1, 2), axis=1))
+                nodes.append(block.data[:, -len(ends):].ravel())
+            block.data, block.type = block.data[:, :-len(ends)], SECOND[block.type]
+    rows, first = np.unique(np.concatenate(edges), axis=0, return_index=True)
+    middles, ends = mesh.points[np.concatenate(nodes)[first]], mesh.points[rows]
+    away = np.linalg.norm(middles - ends.mean(axis=1), axis=1)
+    bent = away > STRAIGHT * np.linalg.norm(ends[:, 1] - ends[:, 0], axis=1)
+    return rows[bent], middles[bent]
 
 
 def _in_one_group(path: Path, kind: str, rows: np.ndarray, tags: np.ndarray) -> None:
@@ -231,7 +278,8 @@ def _used_only(data: MeshData) -> MeshData:
                          "the vertices of one")
     number = np.cumsum(used) - 1
     return replace(data, points=data.points[used], cells=number[data.cells],
-                   interface_facets=number[triples], input_vertices=data.input_vertices[used])
+                   interface_facets=number[triples], input_vertices=data.input_vertices[used],
+                   curved_edges=number[data.curved_edges])
 
 
 def _repaired(data: MeshData) -> MeshData:
@@ -244,6 +292,12 @@ def _repaired(data: MeshData) -> MeshData:
     if _in_range(fixed) and (inverted := cell_volumes(fixed.points, tets) < 0).any():
         tets = oriented(fixed.points, tets)
         done.append(f"{inverted.sum()} inverted tets turned")
+    fixed = replace(fixed, cells=tets)
+    if len(fixed.curved_edges) and _in_range(fixed):
+        bent, count = Bent(fixed.curved_edges, fixed.middles).straightened(fixed.points, tets)
+        if count:
+            fixed = replace(fixed, middles=bent.middles)
+            done.append(f"{count} curved edges made straighter")
     if done:
         warn_caller(f"mesh '{data.name}': " + "; ".join(done), RepairWarning)
-    return replace(fixed, cells=tets)
+    return fixed

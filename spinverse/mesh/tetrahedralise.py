@@ -17,9 +17,11 @@ from scipy.spatial import cKDTree
 
 from ..errors import InputError, SolverError, warn_caller
 from .arguments import affordable_volume, choice, positive, shown
+from .arguments import order as expected_order
 from .arrangement import TAGGED
 from .checks import RepairWarning, cell_volumes, facets_of, find_facets, places_in_cells
 from .connected import components
+from .curved import by_normals
 from .data import MeshData
 from .grids import oriented
 from .isosurface import layer, samples
@@ -38,7 +40,7 @@ TRY = "try repair=True, another size, or a smaller or larger envelope"
 def from_surface(surface: Surface | str | Path, size: float | None = None,
                  outside: str | None = None, gap: float | None = None, method: str = "auto",
                  envelope: float | None = None, repair: bool = True, scale: float = 1.0,
-                 timeout: float = 600.0, cell_tags: str = "common") -> MeshData:
+                 timeout: float = 600.0, cell_tags: str = "common", order: int = 1) -> MeshData:
     """Mesh the inside of a closed surface, and the outside if asked.
 
     Cells inside have tag 1, outside tag 2; the interface facets are the surface, with tag 1.
@@ -66,6 +68,8 @@ def from_surface(surface: Surface | str | Path, size: float | None = None,
         cell_tags: ``"common"``, or ``"each"``: the insides of the surface's parts have tags 1, 2,
             ..., outside the number after the last, the facets of the surface the tag of the inside
             that they bound. Parts that the mesher has joined count as one.
+        order: 1: facets; 2: their edges are bent, to the smooth surface that has the mean normals
+            of the triangles around each vertex (:func:`.curved.by_normals`). Vertices stay.
 
     Raises:
         InputError: a bad argument, file or surface, or no mesher is installed.
@@ -78,6 +82,7 @@ def from_surface(surface: Surface | str | Path, size: float | None = None,
     owner = "from_surface"
     method = choice(owner, "method", method, ("auto", "exact", "envelope"))
     choice(owner, "cell_tags", cell_tags, TAGGED)
+    order = expected_order(owner, order)
     if outside is not None:
         choice(owner, "outside", outside, ("box", "tight"))
     given = {"size": size, "gap": gap, "envelope": envelope, "timeout": timeout}
@@ -122,7 +127,11 @@ def from_surface(surface: Surface | str | Path, size: float | None = None,
             flush = outer if outside == "box" and step == "envelope" else None
             data = _mesh(surface, arrays, flush)
             said = _compare(surface, data, step, job.get("envelope", 0.0))
+            inside = data.cell_tags == INSIDE
             data = _by_part(surface, data) if cell_tags == "each" else data
+            if order == 2:
+                data = replace(data, **by_normals(data.points, data.cells, data.interface_facets,
+                                                  inside)._asdict()).check()
         except (SolverError, InputError) as error:
             failures.append(f"{step}: {error}")
             continue

@@ -13,6 +13,7 @@ from spinverse.mesh import arguments as expect
 from spinverse.mesh import arrangement, gmsh_model
 from spinverse.mesh.arrangement import AROUND, TAGGED, Arrangement
 from spinverse.mesh.checks import cell_volumes
+from spinverse.mesh.curved import Bent, edges_of, surface_facets
 from spinverse.mesh.data import MeshData
 from spinverse.mesh.grids import extrude, oriented, tagged
 from spinverse.mesh.packed import with_myelin
@@ -82,7 +83,8 @@ def twisted_axons(centres: Sequence[Sequence[float]], radii: float | Sequence[fl
 
 
 def torus(major_radius: float, minor_radius: float, size: float,
-          box: Sequence[float] | None = None, match_volume: bool = True) -> MeshData:
+          box: Sequence[float] | None = None, match_volume: bool = True,
+          order: int = 1) -> MeshData:
     """A torus around the z axis (tag 1), alone or in a box (tag 2); interface tagged 1.
 
     Args:
@@ -90,9 +92,11 @@ def torus(major_radius: float, minor_radius: float, size: float,
         minor_radius: of the tube, um, below ``major_radius``.
         size: target edge length, um.
         box: lengths (x, y, z) of a box centred at the origin, um; ``None``: inside only.
-        match_volume: move the faceted surface out so that it holds 2 pi^2 R r^2.
+        match_volume: move the surface out so that it holds 2 pi^2 R r^2.
+        order: 1: straight edges; 2: those on the torus are bent (see :mod:`.curved`).
     """
     name = "torus"
+    order = expect.order(name, order)
     major = expect.positive(name, "major_radius", major_radius)
     minor = expect.positive(name, "minor_radius", minor_radius)
     size = expect.positive(name, "size", size)
@@ -118,24 +122,40 @@ def torus(major_radius: float, minor_radius: float, size: float,
         occ.synchronize()
         points, tets, entities = gmsh_model.arrays(gmsh, name)
     inside = np.isin(entities, list(inner))
-    tets = oriented(points, tets)
+    tets, tags = oriented(points, tets), np.where(inside, 1, 2)
+    bent = None
+    if order == 2:
+        edges = edges_of(surface_facets(tets, tags, outer=box is None))
+        middles = points[edges].mean(axis=1)
+        circle = _circle(middles, major)
+        offset = middles - circle
+        middles = circle + minor * offset / np.linalg.norm(offset, axis=1, keepdims=True)
+        bent = Bent(edges, middles).valid(points, tets)
     if match_volume:
         # fades out half the way to the box and to the middle of the hole
         fade = minor + min(gap, major - minor) / 2
-        points = _match_torus(points, tets[inside], major, minor, volume, fade)
-    return tagged(name, points, tets, np.where(inside, 1, 2))
+        points, bent = _match_torus(points, tets[inside], bent, major, minor, volume, fade)
+    return tagged(name, points, tets, tags, bent)
 
 
-def _match_torus(points, tets, major, minor, volume, fade) -> np.ndarray:
-    """Scale the tube around the circle in its middle until ``tets`` hold ``volume``."""
+def _circle(points: np.ndarray, major: float) -> np.ndarray:
+    """The place nearest to each point on the circle in the middle of the tube."""
     across = np.linalg.norm(points[:, :2], axis=1)[:, None]
     unit = np.divide(points[:, :2], across, out=np.zeros((len(points), 2)), where=across > 0)
-    circle = np.column_stack([major * unit, np.zeros(len(points))])
-    offset = points - circle
+    return np.column_stack([major * unit, np.zeros(len(points))])
+
+
+def _match_torus(points, tets, bent, major, minor, volume, fade) -> tuple[np.ndarray, Bent | None]:
+    """Scale the tube around the circle in its middle until ``tets`` hold ``volume``."""
+    count = len(points)
+    nodes = points if bent is None else np.concatenate([points, bent.middles])
+    circle = _circle(nodes, major)
+    offset = nodes - circle
     r = np.linalg.norm(offset, axis=1)
-    factor, moved = 1.0, points
+    factor, moved, edges = 1.0, nodes, bent
     for _ in range(20):
-        change = (volume / cell_volumes(moved, tets).sum())**0.5
+        held = cell_volumes(moved, tets) if edges is None else edges.volumes(moved[:count], tets)
+        change = (volume / held.sum())**0.5
         if abs(change - 1) < 1e-14:
             break
         factor *= change
@@ -144,7 +164,8 @@ def _match_torus(points, tets, major, minor, volume, fade) -> np.ndarray:
                               f"expected less than {fade:g} um (try a smaller size)")
         new = np.where(r < fade, np.interp(r, [0, minor, fade], [0, factor * minor, fade]), r)
         moved = circle + offset * np.divide(new, r, out=np.ones_like(r), where=r > 0)[:, None]
-    return moved
+        edges = None if bent is None else bent._replace(middles=moved[count:])
+    return moved[:count], edges
 
 
 def _bundle(name, centres, radii, height, size, twist, bend, ecs, ecs_gap, layers, cell_tags,
@@ -186,8 +207,8 @@ def _bundle(name, centres, radii, height, size, twist, bend, ecs, ecs_gap, layer
         return volumes.reshape(layers, len(triangles), 3).sum(axis=(0, 2))
 
     if match_volume:
-        flat = arrangement.match(cells, size, flat, triangles, owner, layer,
-                                 measure if twist else None)
+        flat, _ = arrangement.match(cells, size, flat, triangles, owner, layer,
+                                    measure if twist else None)
     points, tets = deformed(flat)
     volumes = cell_volumes(points, tets)
     if not (volumes > 0).all():

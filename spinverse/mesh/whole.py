@@ -7,6 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
+from ..errors import InputError
 from .checks import cell_volumes, facets_of, find_facets
 from .distributed import Mesh, representative
 
@@ -36,8 +37,14 @@ class WholeMesh:
 
     @classmethod
     def of(cls, mesh: Mesh) -> WholeMesh:
-        """Gather a distributed mesh on every rank. Collective; for meshes of moderate size."""
-        geometry, count, vertices = mesh.domain.geometry, mesh.num_owned_cells, mesh.input_nodes
+        """Gather a distributed mesh on every rank. Collective; for meshes of moderate size.
+
+        Raises InputError of curved cells: searches ask which straight cells are inside.
+        """
+        if mesh.curved:
+            raise InputError(f"mesh '{mesh.name}': has curved cells, expected straight ones "
+                             "(order 1) for a search of shapes and its posterior")
+        geometry, count, vertices = mesh.geometry, mesh.num_owned_cells, mesh.input_nodes
         parts = mesh.comm.allgather((mesh.input_cells[:count],
                                      vertices[geometry.dofmaps[0][:count]], vertices, geometry.x))
         ids = np.concatenate([part[0] for part in parts])

@@ -68,7 +68,8 @@ def mf_adc(tissue: Tissue | BlochTorrey, acquisition: Acquisition, tolerance: fl
     x = problem.space.tabulate_dof_coordinates()[: len(q)] - problem.mesh.centre
     x *= q[:, None]
     weighted = problem.local_mass @ x
-    # int |x|^2 / V of each part, (C,) um^2: x lies in the space, so this is exact
+    # int |x|^2 / V of each part, (C,) um^2: x lies in the space (of curved cells from degree 2 on),
+    # so this is exact
     second_moments = problem.comm.allreduce(by_part @ (x * weighted).sum(axis=1)) / parts.capacities
     mean_D = effective.mean_diffusivity_tensors(tissue, parts)
     allowed = tolerance * float(np.abs(mean_D).max())

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..acquisition.table import Acquisition
 from ..errors import warn_caller
+from ..mesh.curved import facet_rule
 from ..mesh.distributed import Mesh
 from ..problem import BlochTorrey
 from ..tissue import Tissue
@@ -98,26 +99,32 @@ def _positive(found: effective.EffectiveDiffusion) -> effective.EffectiveDiffusi
 def _wall_tensors(tissue: Tissue, parts: TissueCompartments) -> np.ndarray:
     """(1/V) int_walls (D nu)(D nu)^T / sqrt(nu . D nu), ``(C, 3, 3)`` um^2/ms^(3/2)."""
     mesh = tissue.mesh
-    D, nu, share = effective.cell_tensors(tissue), facet_normals(mesh), effective.profile(tissue)
+    D, share = effective.cell_tensors(tissue), effective.profile(tissue)
+    # normals as long as the area that they stand for, one a facet, or one a point of curved ones
+    if mesh.curved:
+        vectors, weights = facet_rule(mesh)
+        nu = vectors * weights[:, None]
+    else:
+        nu = (facet_normals(mesh) * mesh.facet_areas[:, None])[:, None]
     wall = np.flatnonzero(mesh.outer | np.isfinite(tissue.permeability.values))
     total = np.zeros((len(parts), 3, 3))
     for cells in mesh.facet_cells.T:
         facets = wall[cells[wall] >= 0]
         cell = cells[facets]
-        flux = np.einsum("fij,fj->fi", D[cell], nu[facets])
-        size = np.sqrt(np.einsum("fi,fi->f", flux, nu[facets]))
-        weight = share[cell] * mesh.facet_areas[facets] / size
-        np.add.at(total, parts.labels[cell], np.einsum("f,fi,fj->fij", weight, flux, flux))
+        flux = np.einsum("fij,fqj->fqi", D[cell], nu[facets])
+        size = np.sqrt(np.einsum("fqi,fqi->fq", flux, nu[facets]))
+        weight = share[cell, None] / size
+        np.add.at(total, parts.labels[cell], np.einsum("fq,fqi,fqj->fij", weight, flux, flux))
     return mesh.comm.allreduce(total) / parts.capacities[:, None, None]
 
 
 def facet_normals(mesh: Mesh) -> np.ndarray:
     """Unit normal of each owned facet within the mesh's dimensions, either way, ``(nf, 3)``."""
-    x = mesh.domain.geometry.x
+    x = mesh.geometry.x
     corners = mesh.facet_corners
     if not len(corners):
         return np.zeros((0, 3))
-    centroid = x[mesh.domain.geometry.dofmaps[0][mesh.facet_cells[:, 0]]].mean(axis=1)
+    centroid = x[mesh.geometry.dofmaps[0][mesh.facet_cells[:, 0]]].mean(axis=1)
     normal = centroid - corners[:, 0]
     if corners.shape[1] > 1:
         # without its part along the facet

@@ -30,8 +30,8 @@ class MeshFacts:
     def of(cls, mesh: Mesh) -> MeshFacts:
         """Collective."""
         comm, owned = mesh.comm, mesh.num_owned_cells
-        nodes = mesh.domain.geometry.dofmaps[0][:owned]
-        x = mesh.domain.geometry.x
+        nodes = mesh.geometry.dofmaps[0][:owned]
+        x = mesh.geometry.x
         lengths = np.concatenate([np.linalg.norm(x[nodes[:, i]] - x[nodes[:, j]], axis=1)
                                   for i, j in combinations(range(mesh.dim + 1), 2)])
         ratios = np.concatenate([np.empty(0), *(radius_ratios(x, nodes[begin: begin + BLOCK])

@@ -138,7 +138,8 @@ def describe_mesh(mesh: Mesh) -> list[str]:
     volume = mesh.comm.allreduce(float(mesh.cell_volumes[: mesh.num_owned_cells].sum()))
     size = " x ".join(f"{a:.4g}" for a in np.ptp(mesh.bounds, axis=0)[: mesh.dim])
     amount = f"{('length', 'area', 'volume')[mesh.dim - 1]} {volume:.6g} {UNITS[mesh.dim]}"
-    return [f"mesh: {mesh.name}: {mesh.num_cells} cells, {mesh.num_facets} facets "
+    kind = "curved cells" if mesh.curved else "cells"
+    return [f"mesh: {mesh.name}: {mesh.num_cells} {kind}, {mesh.num_facets} facets "
             f"({count(mesh, mesh.outer)} outer, {count(mesh, mesh.interface > 0)} of a known "
             f"membrane), " + (f"{size} um, " if mesh.dim > 1 else "") + amount, *_tags(mesh)]
 

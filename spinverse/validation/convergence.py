@@ -34,8 +34,8 @@ def fitted_order(sizes, errors) -> float:
 def order_rows(settings: Settings) -> Iterator[Row]:
     """Errors on refined meshes and steps, and the order of their fall. Collective.
 
-    The size of an unstructured mesh is that of its mean cell; P1 there and the polygons and
-    polyhedra are both of second order, so P2 is on the line only, where the geometry is exact.
+    The size of an unstructured mesh is that of its mean cell; P1 there and polygons and polyhedra
+    are both of second order, P2 and curved cells of fourth.
     """
     slab, membrane = case_of("slab10_reflect_d2500_D5000"), case_of("stack2x5_k0.0001_d2500_D5000")
     disk, sphere = case_of("disk5_d2500_D5000"), case_of("sphere5_d10000_D20000")
@@ -46,6 +46,10 @@ def order_rows(settings: Settings) -> Iterator[Row]:
                                for size in (1.0, 0.5, 0.25, 0.125)]))
     families.append((sphere, 1, [round_layers("sphere", sphere.lengths, size)
                                  for size in (1.4, 1.0, 0.7, 0.5)]))
+    families.append((disk, 2, [round_layers("disk", disk.lengths, size, 2)
+                               for size in (2.0, 1.4, 1.0, 0.7)]))
+    families.append((sphere, 2, [round_layers("sphere", sphere.lengths, size, 2)
+                                 for size in (2.8, 2.0, 1.4)]))
     if settings.runs(MATRIX_FORMALISM):
         for case, degree, choices in families:
             yield _mesh_order(case, degree, choices, settings)
@@ -58,8 +62,8 @@ def _mesh_order(case: Case, degree: int, choices: list[Discretisation], settings
     sizes, errors = [], []
     for choice in choices:
         problem, columns = set_up(choice, case, settings)
-        flat = problem.mesh.dim == 1
-        solved = solve(problem, _measured(case), MATRIX_FORMALISM, 1e-9 if flat else 1e-5)
+        modes = 1e-9 if problem.mesh.dim == 1 else {1: 1e-5, 2: 1e-6}[degree]
+        solved = solve(problem, _measured(case), MATRIX_FORMALISM, modes)
         ours = solved.average([[m] for m in _measured(case)])
         sizes.append(columns["cells"] ** (-1 / problem.mesh.dim))
         errors.append(float(np.abs(np.subtract(ours, case.reference)).max()))

@@ -48,7 +48,8 @@ class Discretisation:
         if self.size_interface is not None:
             words += f" ({self.size_interface:g} at membranes)"
         return problem, {
-            "mesh": f"{mesh.dim}-D, {mesh.num_cells} cells, {words} um, P{self.degree}",
+            "mesh": f"{mesh.dim}-D, {mesh.num_cells} {'curved ' * mesh.curved}cells, {words} um, "
+                    f"P{self.degree}",
             "cells": mesh.num_cells, "size": min([*sizes, *fine.values()]),
             "degree": self.degree, "unknowns": problem.num_unknowns}
 
@@ -59,9 +60,13 @@ def stack(lengths, size: float, degree: int = 1) -> Discretisation:
 
 
 def round_layers(geometry: str, radii, size, degree: int = 1) -> Discretisation:
-    """Concentric discs ("disk") or balls ("sphere"), areas or volumes matched."""
+    """Concentric discs ("disk") or balls ("sphere"), areas or volumes matched.
+
+    With curved cells from P2 on, which is no better than P1 on polygons and polyhedra.
+    """
     builder: Any = {"disk": disks, "sphere": spheres}[geometry]
-    return Discretisation(builder, (("radii", tuple(radii)),), size, degree)
+    return Discretisation(builder, (("radii", tuple(radii)), ("order", min(degree, 2))), size,
+                          degree)
 
 
 def discretisation(case: Case, level: str) -> Discretisation:
@@ -71,12 +76,12 @@ def discretisation(case: Case, level: str) -> Discretisation:
     if case.geometry in ("slab", "free"):
         return stack(case.lengths, *((0.5, 2) if fine else (0.25, 1)))
     if case.geometry == "disk":
-        size = 0.25 if layered and fine else 0.5 if fine or not layered else 0.4
+        size = (0.5 if layered else 1.0) if fine else (0.4 if layered else 0.5)
         return round_layers("disk", case.lengths, size, 2 if fine else 1)
     if case.geometry == "sphere":
-        size = 1.0 if fine else 1.5
-        return round_layers("sphere", case.lengths, size, 2)
+        return round_layers("sphere", case.lengths, 1.5 if fine else 2.0, 2)
     if case.geometry == "sphere_in_cube":
-        return Discretisation(sphere_in_box, (("radius", case.lengths[0]), ("box", (20.0,) * 3)),
+        return Discretisation(sphere_in_box, (("radius", case.lengths[0]), ("box", (20.0,) * 3),
+                                              ("order", 2)),
                               2.0 if fine else 2.5, 2, 1.5 if fine else 2.0)
     return Discretisation(l_cell, (), 2.0, 2, 1.0 if fine else None)

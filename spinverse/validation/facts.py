@@ -31,23 +31,14 @@ def _chosen(geometry: str, lengths, level: str, coarse, fine) -> Discretisation:
 
 
 def exchange_rows(settings: Settings) -> Iterator[Row]:
-    """The slowest decay of a concentration difference, ms. Collective.
-
-    Round membranes are polygons and polyhedra of the right area or volume inside, but of larger
-    surface: that is the error, so a thin open layer around them is meshed finely.
-    """
-    sizes = {"disk": ((0.8, 2.0, 1), (0.3, 2.0, 2)), "sphere": ((1.3, 3.5, 2), (0.9, 3.0, 2))}
+    """The slowest decay of a concentration difference, ms, in curved cells. Collective."""
+    sizes = {"disk": (3.5, 1.8), "sphere": (5.0, 2.5)}
     for level in settings.levels:
         fine = level == REFINED
-        for geometry, ((inner, outer), slowest) in ref.EXCHANGE.items():
-            if geometry == "slab":
-                choice, kappa = stack((inner, outer), 0.2 if fine else 0.5), 0.02
-            else:
-                thin, size, degree = sizes[geometry][fine]
-                choice = round_layers(geometry, (inner - thin, inner, outer), (size, thin, size),
-                                      degree)
-                kappa = {1: np.inf, 2: 0.02}
-            problem, columns = choice.problem(settings.comm, kappa=kappa)
+        for geometry, (lengths, slowest) in ref.EXCHANGE.items():
+            choice = (stack(lengths, 0.2 if fine else 0.5) if geometry == "slab" else
+                      round_layers(geometry, lengths, sizes[geometry][fine], 2))
+            problem, columns = choice.problem(settings.comm, kappa=0.02)
             ours = exchange_times(problem, 1)
             yield Row("exchange", f"exchange_{geometry}", level, "exchange_times", ("ms",),
                       (float(ours[0]),), (slowest,), (5e-5,), TARGETS[level], relative=True,
@@ -56,7 +47,7 @@ def exchange_rows(settings: Settings) -> Iterator[Row]:
 
 def layer_rows(settings: Settings) -> Iterator[Row]:
     """Published three-layer signals, and unequal slabs against the layer solver. Collective."""
-    sizes = {"disk": (0.5, 0.5), "sphere": (2.0, 1.5)}
+    sizes = {"disk": (0.5, 1.0), "sphere": (2.0, 1.5)}
     for level in settings.levels:
         thicknesses, D, T2 = (3.0, 5.0, 4.0), (2.0, 1.0, 3.0), (80.0, 40.0, np.inf)
         b = (500.0, 1000.0, 2000.0, 4000.0)
@@ -88,7 +79,7 @@ def narrowing_rows(settings: Settings) -> Iterator[Row]:
     """
     D, wanted = 2.0, 0.01
     lengths = {"slab": 10.0, "disk": 5.0, "sphere": 5.0}
-    sizes = {"slab": (0.25, 0.5), "disk": (0.4, 0.25), "sphere": (1.2, 0.9)}
+    sizes = {"slab": (0.25, 0.5), "disk": (0.4, 0.7), "sphere": (1.6, 1.2)}
     known = {entry["geometry"]: (entry["theory_c1"], entry["theory_c2"])
              for entry in ref.data()["limits"] if "theory_c1" in entry}
     for level in settings.levels:
