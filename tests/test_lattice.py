@@ -52,7 +52,8 @@ def test_the_same_on_any_number_of_ranks(comm, table):
     one, other = (simulate(lattice(3.0, where), several, degree=1)
                   for where in (comm, MPI.COMM_SELF))
     assert np.abs(one.values - other.values).max() < 1e-8 * abs(other.unweighted[0])
-    assert one.mesh_error == pytest.approx(other.mesh_error, rel=1e-6)
+    # of residuals, in which the fastest rates multiply what states differ by (2e-10 of S)
+    assert one.mesh_error == pytest.approx(other.mesh_error, rel=1e-5)
 
 
 @pytest.mark.mpi

@@ -141,6 +141,7 @@ def _read_msh(path: Path) -> MeshData:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             mesh = _parse_msh(path, content)
         groups = _groups(path, content)
+        edges, middles = _second_order(mesh)
     except Exception as error:  # the parser raises whatever the bytes lead to
         expected = "format 2.2 or 4.x"
         if "'gmsh:physical'" in str(error):  # meshio cannot read a mixture in 4.x
@@ -149,7 +150,6 @@ def _read_msh(path: Path) -> MeshData:
             expected = "vertices without parametric coordinates (Mesh.SaveParametric = 0)"
         raise InputError(f"mesh file '{path}': cannot be read as gmsh .msh "
                          f"({one_line(error)[:200]}), expected {expected}") from None
-    edges, middles = _second_order(mesh)
     none = [np.zeros(len(block.data), int) for block in mesh.cells]
     physical = mesh.cell_data.get("gmsh:physical", none)
     others = sorted({b.type for b in mesh.cells})
