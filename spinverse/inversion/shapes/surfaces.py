@@ -120,21 +120,24 @@ class Surfaces:
 
     def _degree(self, levels: Levels, a: np.ndarray, here: Hypothesis,
                 steps: int) -> tuple[np.ndarray, Hypothesis, float]:
-        """Levenberg-Marquardt on the coefficients and the unknown numbers."""
+        """Levenberg-Marquardt on the coefficients and the unknown numbers.
+
+        Its damping does not follow how well a step was foreseen (as in `levenberg.damped_step`):
+        mesh cells flip or not, which blurs that, and a fit ended far off with it.
+        """
         models, mu, size = self.models, DAMPING, self.models.size
         values: list[float] = []
+        r = models.residuals([here.labels], here.theta, self.look)[0]
+        self.shapes += 1
         for _ in range(steps):
-            r = self.models.residuals([here.labels], here.theta, self.look)[0]
             J, metric, D, moved = self._slopes(levels, a, here)
             slopes = models.slopes(here.labels, here.theta, self.look)
-            self.shapes += 2 * len(slopes) + 1
+            self.shapes += 2 * len(slopes)
             unit = unit_of(D)
             noise = np.sqrt(models.floor / (1e-4 * unit))
             W = whitening(D, max(FAR, FAR_NOISY * noise))
-            Jw, rw, N = W @ J, W @ r, len(r)
-            Tw = slopes @ W
-            both = np.hstack([Jw, Tw.T])
-            H, g, n = both.T @ both / N, both.T @ rw / N, Jw.shape[1]
+            both, rw, n = W @ np.hstack([J, slopes.T]), W @ r, J.shape[1]
+            H, g = both.T @ both / len(r), both.T @ rw / len(r)
             damped = np.zeros_like(H)
             damped[:n, :n] = metric * np.trace(H[:n, :n]) / np.trace(metric)
             damped[:n, :n] += SINGULAR * np.trace(damped[:n, :n]) / n * np.eye(n)
@@ -154,17 +157,18 @@ class Surfaces:
                     theta[active] += step[n:]
                     theta = np.clip(theta, *models.bounds) if len(theta) else theta
                     there = self._at(levels, a + step[:n].reshape(a.shape), theta)
-                    if there is not None and np.mean((W @ self._r) ** 2) < before:
-                        better = there, float(np.mean((W @ self._r) ** 2)) / unit
+                    reached = np.inf if there is None else float(np.mean((W @ self._r) ** 2))
+                    if reached < before:
+                        better = there, reached / unit, self._r
                         break
                 mu *= HARDER
             if better is None:
                 break
-            a, (here, white), mu = a + step[:n].reshape(a.shape), better, max(mu * EASIER, LEAST)
-            if white > (1 - GAIN) * values[-1] and len(values) > 1:
-                values.append(white)
-                break
+            a, mu = a + step[:n].reshape(a.shape), max(mu * EASIER, LEAST)
+            here, white, r = better
             values.append(white)
+            if white > (1 - GAIN) * values[-2] and len(values) > 2:
+                break
         return a, here, values[-1]
 
     def _slopes(self, levels: Levels, a: np.ndarray, here: Hypothesis) -> tuple:
