@@ -19,7 +19,7 @@ from spinverse import cli, commands
 from spinverse.acquisition import Signals
 from spinverse.acquisition.io import read_signals, write_signals
 from spinverse.inversion.verdict import NOT_EXPLAINED
-from spinverse.mesh import Ball, readers, tagged_grid, write_npz
+from spinverse.mesh import Ball, readers, surfaces, tagged_grid, write_npz
 from spinverse.mesh.checks import cell_volumes
 from spinverse.report import folder
 
@@ -542,6 +542,8 @@ def test_a_search_for_shapes(ready, capsys):
     assert float(row["volume_low"]) < abs(volume) < float(row["volume_high"])
     assert float(row["permeability_si"]) == pytest.approx(1e-5)
     assert summary["cells"]["cells"][0]["volume"] == pytest.approx(abs(volume))
+    smooth = surfaces.load_surface(found / "surface.stl")
+    assert smooth.areas.sum() == pytest.approx(float(row["smooth_surface"]), rel=1e-5)
     assert "cell 1: exchange time" in said
     before = (found / "permeability.npz").read_bytes()
     assert reconstruct(ready, "--resume", config="shapes.yaml") == 0

@@ -396,6 +396,9 @@ def test_the_table_of_cells_tells_what_the_data_do(coarse):
     time = volume / (0.05 * row["surface"].value)
     assert row["exchange_time"].value == pytest.approx(time)
     assert row["exchange_time_of_mode"].value == pytest.approx(time, rel=0.3)
+    smooth = row["smooth_surface"].value * row["smooth_permeability"].value
+    assert smooth == pytest.approx(row["surface"].value * kappa.value)  # it explains as much
+    assert row["smooth_surface"].value < row["surface"].value
     np.testing.assert_allclose(np.diag(told[0.05].correlation), 1.0)
     bound = told[1e-4].rows[0]["permeability"]
     assert bound.low == 0 and bound.high < 0.05 and str(bound).startswith("at most")

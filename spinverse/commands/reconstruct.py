@@ -257,7 +257,7 @@ def _write_results(arguments, run, comm, screen, clock, inputs, signals, result,
         table = result.cell_table() if result.labels is not None else None
         if table is not None and posterior is not None:
             table = posterior.improved(table)
-        walls = result.wall_field()
+        walls, surfaces = result.wall_field(), [each.smooth for each in result.surfaces()]
         freedoms = result.freedoms() if verdict.explained is False else []
         determined = terminal.count(mesh, known.determined & found)
     with clock("write results"):
@@ -270,6 +270,10 @@ def _write_results(arguments, run, comm, screen, clock, inputs, signals, result,
         export.write_vtu(out / "permeability.vtu", mesh,
                          {"permeability": result.permeability, "membrane": found}, known)
         export.write_stl(out / "interface.stl", mesh, found, labels)
+        if surfaces:
+            export.write_surfaces(out / folder.SURFACE, comm, surfaces)
+        else:
+            on_root(comm, (out / folder.SURFACE).unlink, missing_ok=True)
         if posterior is not None:
             owned = mesh.input_cells[: mesh.num_owned_cells]
             export.write_cells(out / "posterior.vtu", mesh, {

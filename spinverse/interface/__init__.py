@@ -7,6 +7,7 @@ from .export import (
     write_permeability,
     write_ply,
     write_stl,
+    write_surfaces,
     write_vtu,
 )
 from .extraction import Compartments, automatic_cut, by_threshold, compartments
@@ -17,5 +18,6 @@ from .surfaces import edge_defects
 __all__ = [
     "Compartments", "automatic_cut", "by_threshold", "compartments", "edge_defects",
     "magnetisation", "metrics", "read_permeability", "write_cells", "write_compartment",
-    "write_magnetisation", "write_permeability", "write_ply", "write_stl", "write_vtu",
+    "write_magnetisation", "write_permeability", "write_ply", "write_stl", "write_surfaces",
+    "write_vtu",
 ]

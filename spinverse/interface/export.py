@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import meshio
 import numpy as np
+from mpi4py import MPI
 
 from ..atomic import replace
 from ..engines.shapes.walls import spread_cells
@@ -14,6 +15,7 @@ from ..errors import InputError, on_root
 from ..inversion.uncertainty import Uncertainty
 from ..mesh.connected import connected_cells, sizes_of
 from ..mesh.distributed import Mesh
+from ..mesh.surfaces import Surface
 from ..parallel.exchange import gather_chosen
 from ..parallel.npz import NpzReader, Rows, write_npz
 from .surfaces import sorted_corners
@@ -117,6 +119,24 @@ def write_ply(path: str | Path, mesh: Mesh, found: np.ndarray,
               labels: np.ndarray | None = None) -> None:
     """Write the interface as `write_stl` does, as a ``.ply`` with shared points. Collective."""
     _write_surface(Path(path), mesh, found, labels, "ply")
+
+
+def write_surfaces(path: str | Path, comm: MPI.Comm, surfaces: Sequence[Surface]) -> None:
+    """Write closed surfaces as one binary ``.stl``, by rank 0. Collective.
+
+    Args:
+        path: of the file.
+        comm: all of its ranks have the surfaces.
+        surfaces: such as the ``smooth`` ones of `Reconstruction.surfaces`.
+    """
+    def write(temporary):
+        first = np.cumsum([0, *(len(surface.points) for surface in surfaces)])
+        meshio.write(temporary, meshio.Mesh(
+            np.concatenate([surface.points for surface in surfaces]),
+            [("triangle", np.concatenate([surface.triangles + k for surface, k in zip(
+                surfaces, first, strict=False)]))]), file_format="stl", binary=True)
+
+    on_root(comm, replace, Path(path), write)
 
 
 def write_compartment(path: str | Path, mesh: Mesh, labels: np.ndarray, compartment: int) -> None:

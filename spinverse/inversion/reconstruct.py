@@ -15,6 +15,7 @@ from .facets.stage import Stage
 from .ledger import Ledger, Progress, State
 from .parameters import NOISE, SCALE, Theta
 from .problem import InverseProblem
+from .shapes.cell_surface import CellSurface, cell_surfaces
 from .shapes.cell_table import LEVEL, CellTable, cell_table
 from .shapes.freedoms import Freedom, freedoms
 from .shapes.stage import Shapes
@@ -80,6 +81,15 @@ class Reconstruction:
         if self.labels is None:
             return None
         return cell_table(self.problem, self.labels, self.theta, level, self.permeability)
+
+    def surfaces(self) -> list[CellSurface]:
+        """Of each cell from label 1 on, without the stairs of the mesh. Collective.
+
+        Empty where there are no labels, or faces of the box are glued.
+        """
+        if self.labels is None or self.mesh.glued:
+            return []
+        return cell_surfaces(self.mesh, self.labels, self.problem.absorbing)
 
     def wall_field(self) -> WallField | None:
         """What the walls are like; None where they are uniform or not known. Collective."""

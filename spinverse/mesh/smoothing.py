@@ -1,4 +1,5 @@
-"""Smoothing of the interfaces of a tetrahedral mesh whose tets stay as they are connected."""
+"""Smoothing of the interfaces of a tetrahedral mesh whose tets stay as they are connected, and of
+closed surfaces."""
 
 from __future__ import annotations
 
@@ -6,9 +7,14 @@ import numpy as np
 from scipy.sparse import coo_array, csr_array
 
 from spinverse.mesh.checks import cell_volumes
+from spinverse.mesh.surfaces import Surface
 
 SHRINK, GROW = 0.5, -0.53  # Taubin, SIGGRAPH 1995: pass band 1/SHRINK + 1/GROW = 0.11
 LEAST = 0.1  # of its volume before: what a tet keeps
+# steps of a surface of mesh facets: area / volume^(2/3) of twelve smooth shapes on lattices is
+# 1.3 % too large in the mean and 3 % rms (20 to 70 % before); more steps thin out tubes
+STEPS = 10
+SWELLINGS = 5  # Newton steps to the volume before
 
 
 def smoothed(points: np.ndarray, tets: np.ndarray, interface: np.ndarray, steps: int,
@@ -40,6 +46,35 @@ def smoothed(points: np.ndarray, tets: np.ndarray, interface: np.ndarray, steps:
             moved = np.where(fixed, points, moved + weight * (mean @ moved - moved))
         points = _allowed(points, moved - points, tets, least)
     return points
+
+
+def smoothed_surface(surface: Surface, fixed: np.ndarray, steps: int = STEPS) -> Surface:
+    """A closed surface without the stairs of mesh facets, of the same volume.
+
+    As `smoothed`, on the surface alone; then vertices that move are shifted along their normals.
+
+    Args:
+        surface: every edge has two triangles, or four where it touches itself.
+        fixed: ``(Nv,)`` bool, vertices that stay.
+        steps: pairs of a shrinking and a growing one.
+    """
+    edges = np.sort(surface.triangles[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1)
+    edges = np.unique(edges, axis=0)
+    free = np.isin(np.arange(len(fixed)), edges) & ~fixed
+    mean, moves = _means(edges, len(fixed), free), free[:, None]
+    points = surface.points
+    for weight in (SHRINK, GROW) * steps:
+        points = np.where(moves, points + weight * (mean @ points - points), points)
+    for _ in range(SWELLINGS if free.any() else 0):
+        now = Surface(points, surface.triangles, surface.name)
+        a, b, c = now.corners.swapaxes(0, 1)
+        normals = np.zeros_like(points)
+        for corner in now.triangles.T:
+            np.add.at(normals, corner, np.cross(b - a, c - a) / 6)  # dV by moving the vertex
+        size = np.linalg.norm(normals, axis=1, keepdims=True)
+        out = np.where(moves, normals / np.maximum(size, np.finfo(float).tiny), 0.0)
+        points = points + (surface.volume - now.volume) / (normals * out).sum() * out
+    return Surface(points, surface.triangles, surface.name)
 
 
 def _allowed(points, move, tets, least) -> np.ndarray:

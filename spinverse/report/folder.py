@@ -35,6 +35,7 @@ from ..parallel.npz import NpzReader, Rows, write_npz
 SUMMARY, HISTORY, CHECKPOINT = "summary.json", "history.csv", "checkpoint/latest.npz"
 PREVIOUS = "previous.npz"  # beside it
 CELL_TABLE = "cells.csv"  # the cells that were found, in numbers
+SURFACE = "surface.stl"  # of the cells that were found, smooth
 POSTERIOR = "posterior.npz"  # samples of shapes and numbers
 CELLS = "cells.vtu"  # with a label on each cell, in the order of the input
 _MEMORY = "memory/"  # of a checkpoint's arrays

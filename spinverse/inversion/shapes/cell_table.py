@@ -8,6 +8,9 @@ deviations from C by their own slopes. The permeability of walls, which is far f
 interval of its profile likelihood (Venzon and Moolgavkar, Appl. Stat. 37, 87, 1988): all others
 answer as well as they can. Where it is open to one side, that is a bound. Where walls are not
 uniform it is the mean over their area, and the interval that of a factor for all walls of the cell.
+
+Figures whose names begin with ``smooth`` are those of walls without the stairs of the mesh
+(`cell_surface`), at the same kappa S.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from ...units import permeability_from_internal
 from .. import parameters
 from ..problem import InverseProblem
 from ..verdict import ERRORS, MODEL
+from .cell_surface import cell_surface
 from .cells import Cells, changed
 from .hypothesis import whole_labels
 from .models import PARTITION_STEP, Models
@@ -272,6 +276,12 @@ class _Solution:
         kappa = row.pop("wall_permeability")
         row["permeability"] = kappa
         row["permeability_si"] = kappa.times(float(permeability_from_internal(1.0)), "m/s")
+        whole = self.models.whole
+        if not whole.period.any():  # there surfaces end at the faces
+            narrower = cell_surface(whole, self.labels, label, self.problem.absorbing).narrowing
+            for name, factor in (("surface", narrower), ("surface_to_volume", narrower),
+                                 ("permeability", 1 / narrower), ("permeability_si", 1 / narrower)):
+                row[f"smooth_{name}"] = row[name].times(factor, row[name].unit)
         spread = self._positive(1.0, dV / V - dS / S - slope)
         times = {"exchange_time": V / (kappa.value * S), "exchange_time_of_mode": self._modes[
             label - 1]}
