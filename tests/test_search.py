@@ -799,10 +799,11 @@ def test_a_search_goes_on_from_its_state(coarse):
 @pytest.mark.mpi
 def test_a_search_that_may_look_at_few_shapes_ends_with_the_best(coarse):
     problem = problem_of(coarse, ball(WholeMesh.of(coarse), 7), directions=2)
-    stage = Shapes(cells=1, ellipsoids=6, candidates=1, budget=1, stop_at=0.0)
-    result = solve(problem, [stage], problem.state(1.0))
-    assert result.endings["shapes"] == "as many shapes as it may look at"
-    assert coarse.comm.allreduce(int(result.labels.any())) and np.isfinite(result.data_misfit)
+    for budget in ({"budget": 1}, {"budget_cpu_s": 1}):
+        stage = Shapes(cells=1, ellipsoids=6, candidates=1, stop_at=0.0, **budget)
+        result = solve(problem, [stage], problem.state(1.0))
+        assert result.endings["shapes"].startswith("as many shapes as it may look at, or CPU sec")
+        assert coarse.comm.allreduce(int(result.labels.any())) and np.isfinite(result.data_misfit)
 
 
 def test_a_schedule_of_ones_own(coarse):
@@ -850,6 +851,7 @@ def test_presets_fall_back_where_a_search_cannot_run(coarse, caplog):
     ({"cells": 3}, "cells 3, expected from 1 to 2"),
     ({"rounds": 0}, "rounds 0, expected at least 1"),
     ({"budget": 0}, "budget 0, expected at least 1"),
+    ({"budget_cpu_s": 0.5}, "budget_cpu_s 0.5, expected at least 1"),
 ])
 def test_wrong_settings(wrong, message):
     with pytest.raises(InputError, match=message):

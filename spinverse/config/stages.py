@@ -60,6 +60,7 @@ class ShapesSection(Section):
     candidates: Whole = Shapes.candidates
     rounds: Whole = Shapes.rounds
     budget: Whole = Shapes.budget
+    budget_cpu_s: Positive | None = Shapes.budget_cpu_s
     stop_at: Number = Shapes.stop_at
     seed: Annotated[int, Field(ge=0)] = Shapes.seed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -56,6 +57,7 @@ class SearchLedger:
         self._bests: list[float] = []  # after each part
         self._confirmed = False  # noisy data: by another start
         self._before: dict | None = None  # the state at the beginning of the part
+        self._begun = time.process_time()
         self.set_score()
 
     def set_score(self) -> None:
@@ -76,7 +78,11 @@ class SearchLedger:
         return self._confirmed
 
     def left(self, walk: Walk | None = None) -> float:
-        """How many shapes may still be looked at."""
+        """How many shapes may still be looked at. Collective."""
+        limit = self.settings.cpu_seconds
+        if np.isfinite(limit) and self.search.models.comm.allreduce(
+                time.process_time() - self._begun) >= limit:
+            return 0.0
         each = 1.0 if self.search.models.problem.absorbing else REFLECTING
         done = self._shapes + (0 if walk is None else self._worth(walk))
         return self.settings.budget / each - done - STEP * self._steps / each
@@ -99,7 +105,8 @@ class SearchLedger:
         if not (self.over() or (len(bests) >= SURE and (explained or fruitless))):
             return ""
         return ("the data are explained" if explained else
-                "no likelier shape any more" if fruitless else "as many shapes as it may look at")
+                "no likelier shape any more" if fruitless else
+                "as many shapes as it may look at, or CPU seconds as it may take")
 
     def lower_noise(self) -> float | None:
         """What the best shape leaves, where noise is unknown and far less than was thought."""

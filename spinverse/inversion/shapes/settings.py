@@ -18,6 +18,7 @@ class Settings:
         rounds: at most so many rounds of the schedule.
         budget: shapes whose signals may be computed, about; the search ends after the walk that
             passes it.
+        cpu_seconds: of all ranks together that it may take, likewise.
         target: mean-square misfit that ends the search where there is no noise.
         seed: of all that is random.
         few: directions that the first steps and graded shapes look at, if there is no noise.
@@ -45,6 +46,7 @@ class Settings:
     likely: int = 4
     rounds: int = 3
     budget: int = 40_000
+    cpu_seconds: float = float("inf")
     target: float = 1e-7
     seed: int = 0
     few: int = 10

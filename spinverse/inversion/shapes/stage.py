@@ -40,6 +40,8 @@ class Shapes:
         rounds: at most so many; a round has six parts that begin with new ellipsoids.
         budget: shapes that may be looked at, about 30 ms of one core each (absorbing; reflecting
             ones count 2.5). The search ends with the best one so far after some more.
+        budget_cpu_s: CPU seconds of all ranks together that the search may take, likewise; a run
+            that is resumed begins anew. None: any number.
         stop_at: mean-square misfit that ends the search where there is no noise.
         seed: of all that is random.
         schedule: strategies of a round, where one cell is likely and where several are; None: the
@@ -55,6 +57,7 @@ class Shapes:
     candidates: int = 6
     rounds: int = 3
     budget: int = 40_000
+    budget_cpu_s: float | None = None
     stop_at: float = 1e-7
     seed: int = 0
     schedule: tuple[Sequence[Strategy], Sequence[Strategy]] | None = None
@@ -62,9 +65,10 @@ class Shapes:
     def __post_init__(self):
         for name, least, most in (("cells", 1, MOST_CELLS), ("ellipsoids", 1, np.inf),
                                   ("candidates", 1, np.inf), ("rounds", 1, np.inf),
-                                  ("budget", 1, np.inf), ("seed", 0, np.inf)):
+                                  ("budget", 1, np.inf), ("budget_cpu_s", 1, np.inf),
+                                  ("seed", 0, np.inf)):
             value = getattr(self, name)
-            if not least <= value <= most:
+            if value is not None and not least <= value <= most:
                 expected = f"from {least} to {most}" if most < np.inf else f"at least {least}"
                 raise InputError(f"stage {self.name!r}: {name} {value}, expected {expected}")
 
@@ -108,7 +112,8 @@ class Shapes:
 
         settings = Settings(
             cells=self.cells, ellipsoids=self.ellipsoids, candidates=self.candidates,
-            rounds=self.rounds, budget=self.budget, target=self.stop_at, seed=self.seed)
+            rounds=self.rounds, budget=self.budget, target=self.stop_at, seed=self.seed,
+            cpu_seconds=self.budget_cpu_s or np.inf)
         numbers = None if earlier is None else earlier.numbers
         with ledger.clock("shapes"):
             search = Search(problem, settings)

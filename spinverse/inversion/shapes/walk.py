@@ -198,14 +198,13 @@ class Walk:
             min(whites[-patience:]) > (1 - GAIN) * min(whites[:-patience]))
 
     def run(self, iterations: int, target: float, report: Callable | None = None,
-            shapes: float = np.inf, places: Places | None = None) -> None:
+            enough: Callable[[], bool] = lambda: False, places: Places | None = None) -> None:
         """Walk until the misfit is below ``target``, or nothing is gained any more.
 
-        Or so many shapes were looked at. ``places``: see `step`, of a partition.
+        Or it is ``enough``. ``places``: see `step`, of a partition.
         """
-        last = self.shapes + shapes
         for _ in range(iterations):
-            if (self.best.misfit <= target or self.stalled() or self.shapes >= last
+            if (self.best.misfit <= target or self.stalled() or enough()
                     or not self.step(places(self.here.labels) if places else ())):
                 return
             if report is not None:

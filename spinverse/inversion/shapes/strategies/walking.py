@@ -93,7 +93,7 @@ def run(walk: Walk, iterations: int, ledger: SearchLedger, target: float | None 
         places: Places | None = None) -> None:
     """Walk within the ledger's budget, until the data are explained."""
     walk.run(iterations, ledger.score.limit if target is None else target, ledger.step,
-             ledger.left(walk), places)
+             lambda: ledger.left(walk) <= 0, places)
 
 
 def go_on(search: Search, ledger: SearchLedger) -> list[Hypothesis]:
