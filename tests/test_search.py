@@ -848,7 +848,7 @@ def test_presets_fall_back_where_a_search_cannot_run(coarse, caplog):
 
 
 @pytest.mark.parametrize(("wrong", "message"), [
-    ({"cells": 3}, "cells 3, expected from 1 to 2"),
+    ({"cells": 10}, "cells 10, expected from 1 to 9"),
     ({"rounds": 0}, "rounds 0, expected at least 1"),
     ({"budget": 0}, "budget 0, expected at least 1"),
     ({"budget_cpu_s": 0.5}, "budget_cpu_s 0.5, expected at least 1"),

@@ -55,7 +55,7 @@ class OptimiserSection(Section):
 
 
 class ShapesSection(Section):
-    cells: Whole = Shapes.cells
+    cells: Whole | None = Shapes.cells
     ellipsoids: Whole = Shapes.ellipsoids
     candidates: Whole = Shapes.candidates
     rounds: Whole = Shapes.rounds

@@ -289,7 +289,8 @@ def describe_accuracy(run, engine) -> tuple[dict, str]:
 def describe_stage(number: int, stage: Stage | Shapes) -> str:
     """A stage of a reconstruction in a line."""
     if isinstance(stage, Shapes):
-        return (f"stage {number + 1}: {stage.name}: search for the shapes of up to {stage.cells} "
+        most = "" if stage.cells is None else f"up to {stage.cells} "
+        return (f"stage {number + 1}: {stage.name}: search for the shapes of {most}"
                 f"cells, {stage.rounds} rounds of {stage.candidates} candidates")
     which = stage.sequences
     words = [f"{stage.iterations} iterations", "all sequences" if which == "all" else

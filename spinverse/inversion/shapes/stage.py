@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ...engines.shapes import blocks
+from ...engines.shapes import blocks, smooth
 from ...errors import InputError
 from ..facets.memory import Memory
 from ..ledger import Ledger, State
@@ -21,7 +21,9 @@ from .settings import Settings
 # mesh cells: every rank holds the mesh and the functions that fields are expanded in; in periodic
 # boxes the fast models are dense
 LARGEST, LARGEST_PERIODIC = 100_000, 4000
-MOST_CELLS = 2  # the schedule has strategies for so many
+# cells: what the schedule has strategies for, on large meshes (`engines.shapes.smooth.suits`) and
+# on others
+MOST_CELLS, MOST_CELLS_COARSE = 9, 2
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,9 @@ class Shapes:
 
     Attributes:
         name: for the history.
-        cells: at most so many cells, which may touch or contain each other: 1 or 2. A second one
-            is looked for where one does not explain the data.
+        cells: at most so many cells, which may touch or contain each other: up to 2, on meshes of
+            more than 1000 mesh cells up to 9. One more is looked for where fewer do not explain
+            the data. None: the most.
         ellipsoids: random ones to begin with in every round.
         candidates: of these, the best distinct ones are followed up.
         rounds: at most so many; a round has six parts that begin with new ellipsoids.
@@ -52,7 +55,7 @@ class Shapes:
     """
 
     name: str = "shapes"
-    cells: int = MOST_CELLS
+    cells: int | None = None
     ellipsoids: int = 400
     candidates: int = 6
     rounds: int = 3
@@ -92,6 +95,10 @@ class Shapes:
 
     def check(self, problem: InverseProblem) -> None:
         """Raise InputError if the search cannot run. Collective."""
+        if (self.cells or 1) > _most_cells(problem):
+            raise InputError(f"stage {self.name!r}: cells {self.cells}, expected at most "
+                             f"{_most_cells(problem)} on this mesh, which is periodic or has no "
+                             f"more than {smooth.LEAST} cells")
         why = self.unsuitable(problem)
         if why:
             raise InputError(f"stage {self.name!r}: {why}; use stages of facets")
@@ -111,9 +118,9 @@ class Shapes:
             ledger.report(self.name, done, misfit, misfit, phase=phase)
 
         settings = Settings(
-            cells=self.cells, ellipsoids=self.ellipsoids, candidates=self.candidates,
-            rounds=self.rounds, budget=self.budget, target=self.stop_at, seed=self.seed,
-            cpu_seconds=self.budget_cpu_s or np.inf)
+            cells=self.cells or _most_cells(problem), ellipsoids=self.ellipsoids,
+            candidates=self.candidates, rounds=self.rounds, budget=self.budget,
+            target=self.stop_at, seed=self.seed, cpu_seconds=self.budget_cpu_s or np.inf)
         numbers = None if earlier is None else earlier.numbers
         with ledger.clock("shapes"):
             search = Search(problem, settings)
@@ -144,3 +151,9 @@ class Shapes:
             found.tune()
             ledger.evaluations += found.shapes
             return at(found.best.labels, found.best.theta), ending
+
+
+def _most_cells(problem: InverseProblem) -> int:
+    """How many cells can be looked for."""
+    large = problem.mesh.num_cells > smooth.LEAST and not problem.periodic
+    return MOST_CELLS if large else MOST_CELLS_COARSE

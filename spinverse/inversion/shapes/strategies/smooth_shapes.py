@@ -12,11 +12,15 @@ from ..ledger import SearchLedger
 from ..search import Search
 from ..surfaces import Smooth, Surfaces
 from .one_cell import PER_THETA, set_unit, thetas_of
-from .walking import follow, run
+from .walking import follow, placed, run
 
 # whitened misfit, in units of `Walk.unit`: others are not looked at any more; walks find the rest
 GOOD, NEAR = 2e-3, 1e-2
+HOPELESS, TRIED = 0.1, 2  # likewise: of so many fits, where so many cells cannot explain the data
 FEWER = 0.3  # of the whitened misfit with one cell less, to believe in one more
+# how often several cells are placed anew and fitted there: what a fit starts from has their shapes
+# about right, and hardly knows where they are
+PLACINGS = 2
 
 
 def smooth_shapes(search: Search, hypotheses: Sequence[Hypothesis], ledger: SearchLedger,
@@ -34,6 +38,8 @@ def smooth_shapes(search: Search, hypotheses: Sequence[Hypothesis], ledger: Sear
     result: list[Hypothesis] = []
     found.sort(key=lambda smooth: smooth.white)
     for k, smooth in enumerate(found[: search.settings.walks]):
+        if smooth.hypothesis.cells > 1:
+            smooth = _elsewhere(search, ledger, ledger.stream(turn, 5, k), smooth)
         walk = search.scout(ledger.stream(turn, 4, k))
         walk.begin(smooth.hypothesis.labels, smooth.hypothesis.theta)
         run(walk, search.settings.steps, ledger)
@@ -60,10 +66,27 @@ def _fitted(search: Search, ledger: SearchLedger, turn: int, number: int) -> lis
         set_unit(search, begun[0], ledger)
     found = []
     for start in begun:
-        smooth = Surfaces(models, search.cells, search.first).fit(start)
-        ledger.spend(smooth.shapes)
-        ledger.report("smooth", smooth.hypothesis.misfit)
-        found.append(smooth)
-        if smooth.white < GOOD:
+        found.append(_fit(search, ledger, start))
+        best = min(smooth.white for smooth in found)
+        if best < GOOD or len(found) == TRIED and best > HOPELESS:
             break
     return found
+
+
+def _fit(search: Search, ledger: SearchLedger, start: Hypothesis) -> Smooth:
+    smooth = Surfaces(search.models, search.cells, search.first).fit(start)
+    ledger.spend(smooth.shapes)
+    ledger.report("smooth", smooth.hypothesis.misfit)
+    return smooth
+
+
+def _elsewhere(search: Search, ledger: SearchLedger, seed: tuple, smooth: Smooth) -> Smooth:
+    """Several cells in the places that explain most, fitted again there."""
+    for turn in range(PLACINGS):
+        here, scout = smooth.hypothesis, search.scout((*seed, turn))
+        scout.begin(here.labels, here.theta)
+        there = placed(search, scout, ledger)
+        if np.array_equal(there, here.labels):
+            break
+        smooth = _fit(search, ledger, Hypothesis(there, scout.theta, origin=here.origin))
+    return smooth
