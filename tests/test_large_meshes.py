@@ -19,7 +19,8 @@ from spinverse.inversion.shapes.levels import Levels
 from spinverse.inversion.shapes.models import PARTITION_MODES, Models
 from spinverse.inversion.shapes.search import Search
 from spinverse.inversion.shapes.settings import Settings
-from spinverse.inversion.shapes.surfaces import Surfaces
+from spinverse.inversion.shapes.strategies.smooth_shapes import elsewhere
+from spinverse.inversion.shapes.surfaces import Smooth, Surfaces
 from spinverse.mesh.whole import WholeMesh
 
 CUBES = 5  # 1200 mesh cells
@@ -229,3 +230,28 @@ def test_a_search_on_a_large_mesh(target):
     ledger = SearchLedger(search)
     assert schedule.run(search, ledger) == "the data are explained"
     assert overlap(ledger.best.labels, (target.data.cell_tags > 0).astype(np.int8)) == 1
+
+
+@pytest.mark.slow
+def test_cells_in_wrong_places_are_placed_and_fitted_again():
+    """Two balls of the right size, of which one is 5 um from its place."""
+    target = targets.own("two-cells-0", CUBES)
+    mesh = spinverse.mesh.Mesh.from_data(target.data, MPI.COMM_SELF)
+    kappa = Permeability.on(mesh, membrane=0.01, elsewhere=100.0, outer=100.0)
+    table = Acquisition.pgse(b=[0, 1000, 3000, 5000], directions=6, delta=[5, 10], Delta=[6, 20])
+    signals = spinverse.simulate(Tissue(mesh, permeability=kappa), table, tolerance=1e-4)
+    problem = InverseProblem(mesh, signals, boundary="absorbing", wall_permeability=0.01)
+    search = Search(problem, Settings(cells=2, few=6))
+    ledger, x = SearchLedger(search), search.models.whole.centroids
+    one, two = target.shapes
+    wrong = np.zeros(len(x), np.int8)
+    wrong[one.contains(x)] = 1
+    wrong[two.contains(x - [0.0, 0.0, 5.0]) & (wrong == 0)] = 2
+    surfaces = Surfaces(search.models, search.cells, search.first)
+    begun = Smooth(surfaces._hypothesis(search.cells.repaired(wrong), search.models.start), 1.0, 0)
+    found = elsewhere(search, ledger, (0,), begun).hypothesis
+    truth = target.data.cell_tags.astype(np.int8)
+    there = [overlap(np.where(source >= 0, found.labels[source], 0) > 0, truth > 0)
+             for _, _, source in search.cells.maps]
+    assert found.cells == 2 and found.misfit < begun.hypothesis.misfit
+    assert max(there) > 0.6 > overlap(begun.hypothesis.labels > 0, truth > 0), max(there)
