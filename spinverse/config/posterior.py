@@ -20,6 +20,7 @@ class ShapePriorSection(Section):
 
 class PosteriorSection(Section):
     samples: Whole = Sampling.samples
+    limit: Whole | None = Sampling.limit
     chains: Whole = Sampling.chains
     steps: Whole = Sampling.steps
     learning: Whole = Sampling.learning
