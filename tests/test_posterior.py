@@ -497,6 +497,34 @@ def test_reconstruct_writes_the_posterior(folder_of_run, capsys):
     assert "posterior: volume" in capsys.readouterr().out
 
 
+def test_the_page_shows_samples(found, two, tmp_path):
+    """One sample at a time; quantities with their units."""
+    pytest.importorskip("plotly")
+    from spinverse.report.html_posterior import section
+    from spinverse.report.html_run import Found
+
+    whole = two.models.whole
+    found.save(tmp_path / "posterior.npz")
+    none = np.zeros(len(whole.facets), bool)
+    shown = Found(whole.points, whole.cells, found.facets, whole.outer, none, none * 1.0, none)
+    made = section(tmp_path, shown)
+    figure = {picture.name: picture.figure for picture in made.pictures}["posterior-samples"]
+    steps = figure.layout.sliders[0].steps
+    seen = np.array([step.args[0]["visible"] for step in steps])
+    assert len(steps) == len(found.labels) and seen.shape[1] == len(figure.data)
+    assert np.array_equal(seen[0], [trace.visible is not False for trace in figure.data])
+    assert np.all(seen[:, -1])  # the box
+    assert (seen[:, :-1].sum(axis=0) == 1).all()
+    for flags, labels in zip(seen, found.aligned, strict=True):
+        drawn = [trace for trace, there in zip(figure.data, flags, strict=True)
+                 if there and trace.type == "mesh3d"]
+        assert sum(len(trace.i) for trace in drawn) == two.prior.walls(labels).sum()
+        assert len(drawn) == labels.max()
+    rows = {row[0]: row for row in made.tables[0].rows}
+    assert rows["volume"][-1] == "µm³" and rows["exchange time of cell 1"][-1] == "ms"
+    assert rows["cells"][-1] == "" and "wall permeability" not in rows
+
+
 def test_counts_of_a_calibration():
     """Posteriors that are right pass; the tables are counts."""
     rng, rows = np.random.default_rng(0), []
