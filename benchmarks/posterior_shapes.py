@@ -41,6 +41,7 @@ from spinverse.mesh.data import MeshData
 from spinverse.mesh.distributed import Mesh
 
 JUDGED = 100  # samples whose F1 is computed
+SETTINGS = "samples", "limit", "chains", "temperatures", "steps", "learning", "examples"
 
 
 def problem_of(bench: runs.Bench, target: targets.Target, snr: float) -> spinverse.InverseProblem:
@@ -88,8 +89,7 @@ def run(given: argparse.Namespace, target: targets.Target) -> dict:
     place.mkdir(parents=True, exist_ok=True)
     problem = problem_of(bench, target, given.snr)
     space, truth = Space(alone(problem), spinverse.ShapePrior()), inside(target)
-    sampling = spinverse.Sampling(given.samples, given.limit, given.chains, given.steps,
-                                  given.learning, given.examples)
+    sampling = spinverse.Sampling(**{name: getattr(given, name) for name in SETTINGS})
     none, path, begun = np.zeros(0), place / "state.npz", time.process_time()
     start = space.walk(np.random.default_rng(7), truth, none, given.moves)
     saved = dict(np.load(path, allow_pickle=False)) if path.is_file() else None
@@ -114,7 +114,8 @@ def run(given: argparse.Namespace, target: targets.Target) -> dict:
     scores = f1_of(space, truth, some)
     true_L = float(space.likelihood.log_density(np.maximum(space.exact(truth, none), 0.0)))
     row = {"target": re.sub(r"^(\d{3})_([a-z]+).*", r"\1 \2", target.name),
-           "SNR": f"{given.snr:g}", "chains": str(given.chains), "samples": str(len(L)),
+           "SNR": f"{given.snr:g}", "chains": str(given.chains),
+           "temperatures": str(given.temperatures), "samples": str(len(L)),
            "R-hat": f"{max(found.r_hat.values()):.2f}",
            "effective samples": f"{min(found.effective.values()):.0f}",
            "F1, expected-F1 shape": f"{f1_of(space, truth, [found.expected_f1_shape])[0]:.3f}",
@@ -140,7 +141,7 @@ if __name__ == "__main__":
     parser.add_argument("--targets", nargs="+", required=True, metavar="NAME|FILE")
     parser.add_argument("--snr", type=float, default=50.0)
     parser.add_argument("--moves", type=int, default=40, help="from the truth, where chains begin")
-    for name in ("samples", "limit", "chains", "steps", "learning", "examples"):
+    for name in SETTINGS:
         parser.add_argument(f"--{name}", type=int, default=getattr(spinverse.Sampling, name))
     given = parser.parse_args()
     rows = [run(given, target) for target in targets.find(given.targets)]

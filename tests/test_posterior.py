@@ -272,8 +272,8 @@ def made_up(space):
     return space
 
 
-@pytest.mark.parametrize("sigma", [0.07, 1e3])
-def test_sampler_against_enumeration(comm, sigma):
+@pytest.mark.parametrize(("sigma", "temperatures"), [(0.07, 5), (0.07, 2), (1e3, 5)])
+def test_sampler_against_enumeration(comm, sigma, temperatures):
     """Shapes, and the permeability of the walls in tenths of its range: of a posterior with
     emulator, temperatures and reservoir, and of the prior, where data say nothing."""
     unknown = {"wall_permeability": Unknown(0.02, 0.001, 1.0)}
@@ -282,7 +282,8 @@ def test_sampler_against_enumeration(comm, sigma):
     shapes, (low, high) = allowed(space), space.models.bounds[:, 0]
     measured = space.exact(shapes[5], np.array([0.3 * low + 0.7 * high]))
     space = made_up(space.measured(replace(space.likelihood, measured=measured)))
-    sampling = Sampling(samples=1200, chains=2, steps=1, learning=30, examples=60)
+    sampling = Sampling(samples=1200, chains=2, temperatures=temperatures, steps=1, learning=30,
+                        examples=60)
     found, bias = sampled(space, sampling, comm)
     assert np.allclose(bias, 0.01)
     grid = low + (np.arange(400) + 0.5) / 400 * (high - low)
@@ -440,6 +441,7 @@ def test_stops_where_chains_agree(cube, comm):
 
 @pytest.mark.parametrize(("made", "words"), [
     (lambda: Sampling(samples=0), "samples 0, expected at least 1"),
+    (lambda: Sampling(temperatures=1), "temperatures 1, expected at least 2"),
     (lambda: Sampling(samples=9, limit=8), "limit 8, expected at least the 9 of samples"),
     (lambda: ShapePrior(volume_fraction=1.5), "volume_fraction 1.5, expected a number between"),
     (lambda: ShapePrior(area_scale=-1), "area_scale -1"),

@@ -19,7 +19,6 @@ from .emulator import Emulator
 from .prior import ShapePrior
 from .result import Posterior, diagnosed, doubtful, made, quantities_by_name
 from .sampler import (
-    LEVELS,
     WANTED,
     Arrays,
     Space,
@@ -50,6 +49,8 @@ class Sampling:
         limit: where they do not (`diagnostics.LARGEST`, `FEWEST`), as many samples again are drawn,
             and again, to so many at most; None: four times ``samples``.
         chains: each with temperatures and a reservoir of its own.
+        temperatures: of each chain, from that of the posterior to hot ones; the more data tell, the
+            more are needed.
         steps: of a chain between two samples, each of which computes two partitions.
         learning: steps of a chain before samples are kept.
         examples: hypotheses with their signals, of all chains, that the emulator first learns
@@ -65,6 +66,7 @@ class Sampling:
     samples: int = 800
     limit: int | None = None
     chains: int = 4
+    temperatures: int = 5
     steps: int = 4
     learning: int = 400
     examples: int = 600
@@ -73,8 +75,8 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self):
-        for name, least in (("samples", 1), ("chains", 1), ("steps", 1), ("learning", LEARNING),
-                            ("examples", 40), ("seed", 0), ("cells", 1)):
+        for name, least in (("samples", 1), ("chains", 1), ("temperatures", 2), ("steps", 1),
+                            ("learning", LEARNING), ("examples", 40), ("seed", 0), ("cells", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"posterior: {name} {value}, expected at least {least}")
@@ -170,7 +172,8 @@ class _Run:
     def __init__(self, space: Space, sampling: Sampling, comm: MPI.Comm):
         self.space, self.sampling, self.comm, self.round = space, sampling, comm, 0
         self.samples: list[Arrays] = []
-        self.decided, self.moves = np.zeros((2, LEVELS)), np.zeros((len(space.moves.kinds), 2))
+        self.decided = np.zeros((2, sampling.temperatures))
+        self.moves = np.zeros((len(space.moves.kinds), 2))
         self.solves = 0
 
     @property
@@ -210,12 +213,13 @@ class _Run:
         # chains that share what they begin with would agree too early: one begins at the start
         self.chains = self._shared(lambda c: begin(space, {
             name: values[c:: s.chains] for name, values in every.items()}, (s.seed, c, 1),
-            None if c else start))
+            None if c else start, s.temperatures))
         near = np.argsort(-space.likelihood.log_density(every["predicted"]), kind="stable")
         near = np.sort(near[:LEARNT])  # in no order: some are left out to test with
         self.examples = {name: values[near] for name, values in every.items()}
-        self.betas, self.lengths = first_betas(), np.full(LEVELS, FIRST_LENGTH)
-        self.rejected = np.zeros((2, LEVELS))
+        self.betas = first_betas(s.temperatures)
+        self.lengths = np.full(s.temperatures, FIRST_LENGTH)
+        self.rejected = np.zeros((2, s.temperatures))
         self.bias = np.zeros(len(space.likelihood))
         self._learn()
 
