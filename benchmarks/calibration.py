@@ -1,7 +1,7 @@
 """Calibration of posteriors in a small box, for `spinverse calibrate`, and its table.
 
     python benchmarks/calibration.py DIR --snr 20          # writes DIR/run.yaml, DIR/signals.npz
-    spinverse calibrate DIR/run.yaml --truths 60 -o DIR/out
+    spinverse calibrate DIR/run.yaml --truths 100 -o DIR/out
     python benchmarks/calibration.py DIR --snr 20 --table calibration.csv
     python benchmarks/tables.py --add calibration calibration.csv --command "..."
 

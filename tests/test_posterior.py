@@ -28,13 +28,13 @@ from spinverse import (
 from spinverse.acquisition import TrapezoidPGSE
 from spinverse.acquisition.io import write_signals
 from spinverse.inversion.likelihood import Likelihood
-from spinverse.inversion.posterior import calibration, design, diagnostics
+from spinverse.inversion.posterior import calibration, design, diagnostics, run
 from spinverse.inversion.posterior.emulator import Emulator
 from spinverse.inversion.posterior.result import align, largest_expected_f1
 from spinverse.inversion.posterior.run import KEEPING, LEARNING, _Run, sample
 from spinverse.inversion.posterior.sampler import Place, Space, alone
 
-FEW = Sampling(samples=8, chains=2, steps=1, learning=6, examples=40)
+FEW = Sampling(samples=8, limit=8, chains=2, steps=1, learning=6, examples=40)
 
 
 def acquisition():
@@ -272,8 +272,8 @@ def made_up(space):
     return space
 
 
-@pytest.mark.parametrize("sigma", [0.07, 1e3])
-def test_sampler_against_enumeration(comm, sigma):
+@pytest.mark.parametrize(("sigma", "temperatures"), [(0.07, 5), (0.07, 2), (1e3, 5)])
+def test_sampler_against_enumeration(comm, sigma, temperatures):
     """Shapes, and the permeability of the walls in tenths of its range: of a posterior with
     emulator, temperatures and reservoir, and of the prior, where data say nothing."""
     unknown = {"wall_permeability": Unknown(0.02, 0.001, 1.0)}
@@ -282,7 +282,8 @@ def test_sampler_against_enumeration(comm, sigma):
     shapes, (low, high) = allowed(space), space.models.bounds[:, 0]
     measured = space.exact(shapes[5], np.array([0.3 * low + 0.7 * high]))
     space = made_up(space.measured(replace(space.likelihood, measured=measured)))
-    sampling = Sampling(samples=1200, chains=2, steps=1, learning=30, examples=60)
+    sampling = Sampling(samples=1200, chains=2, temperatures=temperatures, steps=1, learning=30,
+                        examples=60)
     found, bias = sampled(space, sampling, comm)
     assert np.allclose(bias, 0.01)
     grid = low + (np.arange(400) + 0.5) / 400 * (high - low)
@@ -373,9 +374,11 @@ def test_diagnostics():
 
 PROGRAM = """
 import sys; sys.path.insert(0, {tests!r})
+from dataclasses import replace
 from test_posterior import FEW, problem_on, digest
 import spinverse
-found = spinverse.posterior(problem_on([1, 1, 1], wall_permeability=0.01), FEW)
+found = spinverse.posterior(problem_on([1, 1, 1], wall_permeability=0.01),
+                            replace(FEW, limit=24))
 if found.chain.size and spinverse.mesh.build(spinverse.mesh.box, [1, 1, 1], cells=[1, 1, 1]
                                              ).comm.rank == 0:
     print("digest", digest(found))
@@ -404,8 +407,42 @@ def test_going_on_gives_the_same(cube, comm):
         sample(cube, replace(FEW, chains=3), comm, facets, saved=kept[0])
 
 
+@pytest.mark.parametrize(("agree_at", "limit", "drawn"), [(8, None, 8), (24, None, 24),
+                                                          (99, None, 32), (99, 20, 16)])
+def test_goes_on_until_chains_agree(cube, comm, monkeypatch, agree_at, limit, drawn):
+    """Block by block, as far as the limit; what is drawn first is the same."""
+    monkeypatch.setattr(run, "doubtful", lambda r_hat, effective: ["volume"] * (
+        counted[-1] < agree_at))
+    counted, diagnosed = [], run.diagnosed
+
+    def count(quantities, chain):
+        counted.append(len(chain))
+        return diagnosed(quantities, chain)
+
+    monkeypatch.setattr(run, "diagnosed", count)
+    facets, rounds = np.zeros((len(cube.models.whole.facets), 3), int), []
+    found = sample(cube, replace(FEW, limit=limit), comm, facets,
+                   progress=lambda *each: rounds.append(each))
+    assert len(found.labels) == drawn and rounds[-1][0] == rounds[-1][1]
+    first = sample(cube, FEW, comm, facets)
+    for c in (0, 1):
+        assert np.array_equal(found.labels[found.chain == c][:4], first.labels[first.chain == c])
+
+
+def test_stops_where_chains_agree(cube, comm):
+    """The rule itself: R-hat and effective samples of all that was drawn."""
+    facets = np.zeros((len(cube.models.whole.facets), 3), int)
+    sampling = Sampling(samples=120, limit=1200, chains=2, steps=1, learning=12, examples=40)
+    found = sample(cube, sampling, comm, facets)
+    assert len(found.labels) < 1200 and not found.doubts
+    assert max(found.r_hat.values()) <= 1.05
+    assert not min(found.effective.values()) < 100
+
+
 @pytest.mark.parametrize(("made", "words"), [
     (lambda: Sampling(samples=0), "samples 0, expected at least 1"),
+    (lambda: Sampling(temperatures=1), "temperatures 1, expected at least 2"),
+    (lambda: Sampling(samples=9, limit=8), "limit 8, expected at least the 9 of samples"),
     (lambda: ShapePrior(volume_fraction=1.5), "volume_fraction 1.5, expected a number between"),
     (lambda: ShapePrior(area_scale=-1), "area_scale -1"),
     (lambda: Posterior.load("nowhere.npz"), "nowhere.npz: cannot be read"),
@@ -421,7 +458,7 @@ RUN = """mesh: {builder: box, lengths_um: [8, 8, 8], cells: [1, 1, 1]}
 signals: {file: signals.npz, noise: 0.05}
 tissue: {wall_permeability_um_per_ms: 0.01}
 stages: [{name: first, iterations: 1}]
-posterior: {samples: 8, chains: 2, steps: 1, learning: 6, examples: 40}
+posterior: {samples: 8, limit: 8, chains: 2, steps: 1, learning: 6, examples: 40}
 """
 
 
@@ -447,7 +484,7 @@ def test_calibrate(folder_of_run, capsys):
     assert summary["truths"] == 3 and len(summary["coverage"]) == 6
     assert cli.main(["calibrate", "run.yaml", "--truths", "0", "-o", "other"]) == 2
     assert "--truths 0: expected at least 1" in capsys.readouterr().err
-    (folder_of_run / "run.yaml").write_text(RUN.replace("samples: 8", "samples: 0"))
+    (folder_of_run / "run.yaml").write_text(RUN.replace("samples: 8, limit: 8", "samples: 0"))
     assert cli.main(["calibrate", "run.yaml", "--truths", "2", "-o", "out"]) == 2
     assert "posterior.samples" in capsys.readouterr().err
 
@@ -460,6 +497,34 @@ def test_reconstruct_writes_the_posterior(folder_of_run, capsys):
     summary = json.loads((out / "summary.json").read_text())
     assert summary["posterior"]["samples"] == 8
     assert "posterior: volume" in capsys.readouterr().out
+
+
+def test_the_page_shows_samples(found, two, tmp_path):
+    """One sample at a time; quantities with their units."""
+    pytest.importorskip("plotly")
+    from spinverse.report.html_posterior import section
+    from spinverse.report.html_run import Found
+
+    whole = two.models.whole
+    found.save(tmp_path / "posterior.npz")
+    none = np.zeros(len(whole.facets), bool)
+    shown = Found(whole.points, whole.cells, found.facets, whole.outer, none, none * 1.0, none)
+    made = section(tmp_path, shown)
+    figure = {picture.name: picture.figure for picture in made.pictures}["posterior-samples"]
+    steps = figure.layout.sliders[0].steps
+    seen = np.array([step.args[0]["visible"] for step in steps])
+    assert len(steps) == len(found.labels) and seen.shape[1] == len(figure.data)
+    assert np.array_equal(seen[0], [trace.visible is not False for trace in figure.data])
+    assert np.all(seen[:, -1])  # the box
+    assert (seen[:, :-1].sum(axis=0) == 1).all()
+    for flags, labels in zip(seen, found.aligned, strict=True):
+        drawn = [trace for trace, there in zip(figure.data, flags, strict=True)
+                 if there and trace.type == "mesh3d"]
+        assert sum(len(trace.i) for trace in drawn) == two.prior.walls(labels).sum()
+        assert len(drawn) == labels.max()
+    rows = {row[0]: row for row in made.tables[0].rows}
+    assert rows["volume"][-1] == "µm³" and rows["exchange time of cell 1"][-1] == "ms"
+    assert rows["cells"][-1] == "" and "wall permeability" not in rows
 
 
 def test_counts_of_a_calibration():

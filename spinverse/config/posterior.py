@@ -20,7 +20,9 @@ class ShapePriorSection(Section):
 
 class PosteriorSection(Section):
     samples: Whole = Sampling.samples
+    limit: Whole | None = Sampling.limit
     chains: Whole = Sampling.chains
+    temperatures: Whole = Sampling.temperatures
     steps: Whole = Sampling.steps
     learning: Whole = Sampling.learning
     examples: Whole = Sampling.examples

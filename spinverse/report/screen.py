@@ -215,8 +215,10 @@ def describe_posterior(section) -> list[str]:
         return []
     prior = section.prior
     scale = "usual" if prior.area_scale_um2 is None else f"{prior.area_scale_um2:g} um^2"
-    return [f"posterior: {section.samples} samples, {section.chains} chains, prior: area scale "
-            f"{scale}, volume about {prior.volume_fraction:g} of the box (spread of its logarithm "
+    most = section.sampling().blocks * section.samples
+    return [f"posterior: {section.samples} samples, up to {most} until chains agree, "
+            f"{section.chains} chains, prior: area scale {scale}, volume about "
+            f"{prior.volume_fraction:g} of the box (spread of its logarithm "
             f"{prior.volume_spread:g})"]
 
 

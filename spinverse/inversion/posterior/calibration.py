@@ -60,7 +60,7 @@ def against(found: Posterior, labels: np.ndarray, true: dict[str, float]) -> dic
     """Plain arrays and numbers of a posterior and its truth."""
     row: dict[str, Any] = {"probability": found.probability, "inside": labels > 0,
                            "expected_f1": found.expected_f1, "solves": found.solves,
-                           **found.correction,
+                           "samples": len(found.labels), **found.correction,
                            "r_hat": max(found.r_hat.values()),
                            "effective_samples": min((n for n in found.effective.values() if n == n),
                                                     default=np.nan)}

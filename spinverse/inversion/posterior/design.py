@@ -109,7 +109,7 @@ def choose(covariance: np.ndarray, acquisition: Acquisition, number: int, within
     moving = np.flatnonzero(within & (acquisition.b > 0))
     random = []
     for _ in range(RANDOM):
-        drawn = _with_references(rng.permutation(moving), acquisition, number)
+        drawn = with_references(rng.permutation(moving), acquisition, number)
         random.append(gained(covariance, drawn, number))
     everything = np.flatnonzero(within)
     whole = np.linalg.slogdet(np.eye(len(everything)) + covariance[np.ix_(everything, everything)])
@@ -148,7 +148,7 @@ def _greedy(covariance, acquisition, number, within) -> np.ndarray:
     return np.array(rows)
 
 
-def _with_references(order, acquisition, number) -> np.ndarray:
+def with_references(order, acquisition, number) -> np.ndarray:
     """The first rows of an order, each after the b = 0 of its sequence."""
     rows: list[int] = []
     known: set = set()

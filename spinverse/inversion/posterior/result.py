@@ -124,30 +124,30 @@ class Posterior:
                 "correction": self.correction, "solves": self.solves,
                 "good_enough": not self.doubts}
 
-    def _by_chain(self, name: str) -> np.ndarray:
-        values = self.quantities[name]
-        return np.array([values[self.chain == c] for c in np.unique(self.chain)])
-
     @cached_property
+    def _diagnosed(self) -> tuple[dict[str, float], dict[str, float]]:
+        return diagnosed(self.quantities, self.chain)
+
+    @property
     def r_hat(self) -> dict[str, float]:
         """Of `JUDGED` quantities."""
-        return {name: diagnostics.r_hat(self._by_chain(name)) for name in JUDGED}
+        return self._diagnosed[0]
 
-    @cached_property
+    @property
     def effective(self) -> dict[str, float]:
         """Effective sample sizes of `JUDGED` quantities; nan where nothing varies."""
-        return {name: diagnostics.effective(self._by_chain(name)) for name in JUDGED}
+        return self._diagnosed[1]
 
     @property
     def doubts(self) -> str:
         """What is not good enough, in words; "" if nothing."""
         bad = [f"{name.replace('_', ' ')} (R-hat {self.r_hat[name]:.2f}, "
-               f"{self.effective[name]:.0f} effective samples)" for name in JUDGED
-               if not self.r_hat[name] <= diagnostics.LARGEST
-               or self.effective[name] < diagnostics.FEWEST]
+               f"{self.effective[name]:.0f} effective samples)" for name in doubtful(
+                   self.r_hat, self.effective)]
         return "" if not bad else (
-            f"the posterior is not sampled well enough: {', '.join(bad)}; expected at most "
-            f"{diagnostics.LARGEST:g} and at least {diagnostics.FEWEST:g}: more samples")
+            f"the posterior is not sampled well enough by {len(self.labels)} samples: "
+            f"{', '.join(bad)}; expected at most {diagnostics.LARGEST:g} and at least "
+            f"{diagnostics.FEWEST:g}: more samples, or a larger limit")
 
     def describe(self) -> list[str]:
         """Lines for people."""
@@ -273,15 +273,36 @@ def quantities_of(space: Space, labels: np.ndarray, theta: np.ndarray) -> dict[s
     return {name: float(value) for name, value in found.items()}
 
 
+def diagnosed(quantities: Mapping[str, np.ndarray],
+              chain: np.ndarray) -> tuple[dict[str, float], dict[str, float]]:
+    """R-hat and effective sample sizes of `JUDGED` quantities ``(n,)``, chains of equal length."""
+    members = [chain == c for c in np.unique(chain)]
+    values = {name: np.array([quantities[name][mine] for mine in members]) for name in JUDGED}
+    return ({name: diagnostics.r_hat(each) for name, each in values.items()},
+            {name: diagnostics.effective(each) for name, each in values.items()})
+
+
+def doubtful(r_hat: Mapping[str, float], effective: Mapping[str, float]) -> list[str]:
+    """Names of the quantities whose chains do not agree, or are worth too few samples."""
+    return [name for name in JUDGED if not r_hat[name] <= diagnostics.LARGEST
+            or effective[name] < diagnostics.FEWEST]
+
+
+def quantities_by_name(space: Space, samples: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`quantities_of` samples and their log-likelihood, ``(n,)`` each."""
+    rows = [quantities_of(space, *by_volume(space, *each)) for each in zip(
+        samples["labels"], samples["theta"], strict=True)]
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]} | {
+        "log_likelihood": np.asarray(samples["log_likelihood"])}
+
+
 def made(space: Space, samples: Mapping[str, np.ndarray], facets: np.ndarray,
          acceptance: dict[str, float], correction: dict[str, float], solves: int) -> Posterior:
     """Of samples: ``labels``, ``theta``, ``log_likelihood``, ``chain``."""
     ordered = [by_volume(space, *each) for each in zip(
         samples["labels"], samples["theta"], strict=True)]
     labels = np.array([each[0] for each in ordered], np.int8)
-    rows = [quantities_of(space, *each) for each in ordered]
-    quantities = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-    quantities["log_likelihood"] = np.asarray(samples["log_likelihood"])
+    quantities = quantities_by_name(space, samples)
     theta: dict[str, np.ndarray] = {}
     for name in dict.fromkeys(space.models.names):
         values = np.array([np.where(space.models.active(each[0]), [

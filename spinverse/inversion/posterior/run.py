@@ -17,9 +17,8 @@ from ..shapes.hypothesis import whole_labels
 from ..shapes.stage import Shapes
 from .emulator import Emulator
 from .prior import ShapePrior
-from .result import Posterior, made
+from .result import Posterior, diagnosed, doubtful, made, quantities_by_name
 from .sampler import (
-    LEVELS,
     WANTED,
     Arrays,
     Space,
@@ -33,7 +32,8 @@ from .sampler import (
     spaced,
 )
 
-LEARNING, KEEPING = 6, 4  # rounds before samples are kept, and of samples
+LEARNING, KEEPING = 6, 4  # rounds before samples are kept, and of samples, at the least
+BLOCKS = 4  # of so many rounds of samples at most, unless a limit is given
 FIRST_LENGTH = 20  # moves that the emulator alone decides, to begin with
 LEARNT = 1500  # likeliest examples, that the emulator first learns from
 STATE = ("round", "betas", "lengths", "bias", "decided", "rejected", "moves", "solves")
@@ -45,8 +45,12 @@ class Sampling:
     """How much work a posterior is.
 
     Attributes:
-        samples: that are kept, of all chains.
+        samples: that are kept, of all chains, before it is asked whether chains agree.
+        limit: where they do not (`diagnostics.LARGEST`, `FEWEST`), as many samples again are drawn,
+            and again, to so many at most; None: four times ``samples``.
         chains: each with temperatures and a reservoir of its own.
+        temperatures: of each chain, from that of the posterior to hot ones; the more data tell, the
+            more are needed.
         steps: of a chain between two samples, each of which computes two partitions.
         learning: steps of a chain before samples are kept.
         examples: hypotheses with their signals, of all chains, that the emulator first learns
@@ -60,7 +64,9 @@ class Sampling:
     """
 
     samples: int = 800
+    limit: int | None = None
     chains: int = 4
+    temperatures: int = 5
     steps: int = 4
     learning: int = 400
     examples: int = 600
@@ -69,16 +75,24 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self):
-        for name, least in (("samples", 1), ("chains", 1), ("steps", 1), ("learning", LEARNING),
-                            ("examples", 40), ("seed", 0), ("cells", 1)):
+        for name, least in (("samples", 1), ("chains", 1), ("temperatures", 2), ("steps", 1),
+                            ("learning", LEARNING), ("examples", 40), ("seed", 0), ("cells", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"posterior: {name} {value}, expected at least {least}")
+        if self.limit is not None and self.limit < self.samples:
+            raise InputError(f"posterior: limit {self.limit}, expected at least the "
+                             f"{self.samples} of samples")
 
     @property
     def kept(self) -> int:
         """Samples of one chain in one round."""
         return -(-self.samples // (self.chains * KEEPING))
+
+    @property
+    def blocks(self) -> int:
+        """How often `KEEPING` rounds of samples are drawn at most."""
+        return BLOCKS if self.limit is None else self.limit // self.samples
 
 
 def posterior(problem: InverseProblem, sampling: Sampling | None = None,
@@ -143,12 +157,12 @@ def sample(space: Space, sampling: Sampling, comm: MPI.Comm, facets: np.ndarray,
         run.begin(start, known)
     else:
         run.restore(saved)
-    while run.round < LEARNING + KEEPING:
+    while not run.done():
         run.advance()
         if keep is not None:
             keep(run.state())
         if progress is not None:
-            progress(run.round, LEARNING + KEEPING)
+            progress(run.round, LEARNING + KEEPING * max(1, -(-run.kept // KEEPING)))
     return run.result(facets)
 
 
@@ -158,8 +172,30 @@ class _Run:
     def __init__(self, space: Space, sampling: Sampling, comm: MPI.Comm):
         self.space, self.sampling, self.comm, self.round = space, sampling, comm, 0
         self.samples: list[Arrays] = []
-        self.decided, self.moves = np.zeros((2, LEVELS)), np.zeros((len(space.moves.kinds), 2))
+        self.decided = np.zeros((2, sampling.temperatures))
+        self.moves = np.zeros((len(space.moves.kinds), 2))
         self.solves = 0
+
+    @property
+    def kept(self) -> int:
+        """Rounds of samples."""
+        return max(self.round - LEARNING, 0)
+
+    def done(self) -> bool:
+        """Whether chains agree at the end of a block of rounds, or the limit is met. Collective."""
+        if not self.kept or self.kept % KEEPING:
+            return False
+        if self.kept >= KEEPING * self.sampling.blocks:
+            return True
+        samples = self._ordered()
+        quantities = quantities_by_name(self.space, samples)
+        return self.comm.bcast(not doubtful(*diagnosed(quantities, samples["chain"])))
+
+    def _ordered(self) -> Arrays:
+        """All samples, chain by chain."""
+        n = self.sampling.chains
+        order = [self.samples[k * n + c] for c in range(n) for k in range(self.kept)]
+        return {name: np.concatenate([part[name] for part in order]) for name in order[0]}
 
     def _shared(self, function: Callable) -> list:
         """``function(chain)`` of each chain, in order."""
@@ -177,12 +213,13 @@ class _Run:
         # chains that share what they begin with would agree too early: one begins at the start
         self.chains = self._shared(lambda c: begin(space, {
             name: values[c:: s.chains] for name, values in every.items()}, (s.seed, c, 1),
-            None if c else start))
+            None if c else start, s.temperatures))
         near = np.argsort(-space.likelihood.log_density(every["predicted"]), kind="stable")
         near = np.sort(near[:LEARNT])  # in no order: some are left out to test with
         self.examples = {name: values[near] for name, values in every.items()}
-        self.betas, self.lengths = first_betas(), np.full(LEVELS, FIRST_LENGTH)
-        self.rejected = np.zeros((2, LEVELS))
+        self.betas = first_betas(s.temperatures)
+        self.lengths = np.full(s.temperatures, FIRST_LENGTH)
+        self.rejected = np.zeros((2, s.temperatures))
         self.bias = np.zeros(len(space.likelihood))
         self._learn()
 
@@ -258,8 +295,7 @@ class _Run:
 
             self.examples = part("examples")
             self.chains = [part(f"chain/{c}") for c in range(self.sampling.chains)]
-            rounds = max(self.round - LEARNING, 0) * self.sampling.chains
-            self.samples = [part(f"sample/{k}") for k in range(rounds)]
+            self.samples = [part(f"sample/{k}") for k in range(self.kept * self.sampling.chains)]
             if f"chain/{self.sampling.chains}/theta" in saved or not all(self.chains):
                 raise KeyError(f"{self.sampling.chains} chains")
         except KeyError as error:
@@ -271,9 +307,7 @@ class _Run:
 
     def result(self, facets: np.ndarray) -> Posterior:
         """Of the samples that were kept, in order of the chains."""
-        order = [self.samples[k * self.sampling.chains + c] for c in range(self.sampling.chains)
-                 for k in range(KEEPING)]
-        samples = {name: np.concatenate([part[name] for part in order]) for name in order[0]}
+        samples = self._ordered()
         decided, rejected = (values[0] / np.maximum(values[1], 1) for values in (
             self.decided, self.rejected))
         acceptance = {"decisions of the fast model": float(decided[0]),

@@ -37,9 +37,8 @@ from .emulator import Emulator, Features
 from .moves import Moves
 from .prior import Prior, ShapePrior
 
-LEVELS = 5  # posteriors of a chain, of which the first is the one asked for
 HOTTEST = 0.05  # smallest beta to begin with
-LENGTHS = 5, 150  # moves of x that the emulator alone decides: fewest, most
+LENGTHS = 5, 2000  # moves of x that the emulator alone decides: fewest, most
 WANTED = 0.4  # of such moves that the fast model should accept
 APART = 500  # moves of the prior between two that are kept: volumes are half forgotten
 CHOICE = 10.0  # effective number of examples that is a choice
@@ -274,9 +273,9 @@ class Tuned:
         return self.emulator.likelihood.log_density(np.maximum(predicted + self.bias, 0.0))
 
 
-def first_betas() -> np.ndarray:
+def first_betas(number: int) -> np.ndarray:
     """Geometric."""
-    return np.geomspace(1.0, HOTTEST, LEVELS)
+    return np.geomspace(1.0, HOTTEST, number)
 
 
 def spaced(betas: np.ndarray, rejected: np.ndarray) -> np.ndarray:
@@ -304,15 +303,15 @@ def examples(space: Space, seed: tuple, number: int,
     rng = np.random.default_rng(seed)
     near = [] if start is None else [start, *(space.walk(rng, *start, 5 * (k % 40 + 1))
                                               for k in range(number // 2))]
-    found = [*near, *space.draws(rng, max(number - len(near), LEVELS))]
+    found = [*near, *space.draws(rng, max(number - len(near), 1))]
     return {"labels": np.array([labels for labels, _ in found], np.int8),
             "theta": np.array([theta for _, theta in found]),
             "predicted": np.array([space.predicted(*each) for each in found]),
             "prior": np.arange(len(found)) >= len(near)}
 
 
-def begin(space: Space, known: Arrays, seed: tuple,
-          start: tuple[np.ndarray, np.ndarray] | None) -> Arrays:
+def begin(space: Space, known: Arrays, seed: tuple, start: tuple[np.ndarray, np.ndarray] | None,
+          levels: int) -> Arrays:
     """The first state of a chain: at the start, or at one of the examples that explain most.
 
     By weights exp(beta L), with the largest beta that leaves some of them a choice. All examples of
@@ -326,7 +325,7 @@ def begin(space: Space, known: Arrays, seed: tuple,
         weights = np.exp(beta * (L - L.max()))
         if weights.sum() ** 2 >= CHOICE * np.sum(weights**2):
             break
-    chosen = rng.choice(len(L), LEVELS, p=weights / weights.sum())
+    chosen = rng.choice(len(L), levels, p=weights / weights.sum())
     state = {name: known[name][chosen] for name in names}
     if start is not None:
         state["labels"][0], state["theta"][0] = start
