@@ -7,10 +7,11 @@ import ufl
 from mpi4py import MPI
 
 import spinverse
-from spinverse import Acquisition, InverseProblem, Permeability, Tissue
+from spinverse import Acquisition, InverseProblem, Permeability, Shapes, Tissue
 from spinverse.benchmark import targets
 from spinverse.engines.shapes.partition import PartitionModel
 from spinverse.engines.shapes.restricted import RestrictedModel
+from spinverse.errors import InputError
 from spinverse.inversion.shapes import schedule
 from spinverse.inversion.shapes.cells import SMALLEST, STEPS, Cells, changed
 from spinverse.inversion.shapes.hypothesis import overlap
@@ -19,8 +20,7 @@ from spinverse.inversion.shapes.levels import Levels
 from spinverse.inversion.shapes.models import PARTITION_MODES, Models
 from spinverse.inversion.shapes.search import Search
 from spinverse.inversion.shapes.settings import Settings
-from spinverse.inversion.shapes.strategies.smooth_shapes import elsewhere
-from spinverse.inversion.shapes.surfaces import Smooth, Surfaces
+from spinverse.inversion.shapes.surfaces import Surfaces
 from spinverse.mesh.whole import WholeMesh
 
 CUBES = 5  # 1200 mesh cells
@@ -232,26 +232,35 @@ def test_a_search_on_a_large_mesh(target):
     assert overlap(ledger.best.labels, (target.data.cell_tags > 0).astype(np.int8)) == 1
 
 
-@pytest.mark.slow
-def test_cells_in_wrong_places_are_placed_and_fitted_again():
-    """Two balls of the right size, of which one is 5 um from its place."""
+def test_two_cells_are_fitted_at_once():
+    """From balls of wrong sizes near their places."""
     target = targets.own("two-cells-0", CUBES)
     mesh = spinverse.mesh.Mesh.from_data(target.data, MPI.COMM_SELF)
     kappa = Permeability.on(mesh, membrane=0.01, elsewhere=100.0, outer=100.0)
     table = Acquisition.pgse(b=[0, 1000, 3000, 5000], directions=6, delta=[5, 10], Delta=[6, 20])
     signals = spinverse.simulate(Tissue(mesh, permeability=kappa), table, tolerance=1e-4)
     problem = InverseProblem(mesh, signals, boundary="absorbing", wall_permeability=0.01)
-    search = Search(problem, Settings(cells=2, few=6))
-    ledger, x = SearchLedger(search), search.models.whole.centroids
-    one, two = target.shapes
+    models = Models(problem, 2)
+    x, truth = models.whole.centroids, target.data.cell_tags
     wrong = np.zeros(len(x), np.int8)
-    wrong[one.contains(x)] = 1
-    wrong[two.contains(x - [0.0, 0.0, 5.0]) & (wrong == 0)] = 2
-    surfaces = Surfaces(search.models, search.cells, search.first)
-    begun = Smooth(surfaces._hypothesis(search.cells.repaired(wrong), search.models.start), 1.0, 0)
-    found = elsewhere(search, ledger, (0,), begun).hypothesis
-    truth = target.data.cell_tags.astype(np.int8)
-    there = [overlap(np.where(source >= 0, found.labels[source], 0) > 0, truth > 0)
-             for _, _, source in search.cells.maps]
-    assert found.cells == 2 and found.misfit < begun.hypothesis.misfit
-    assert max(there) > 0.6 > overlap(begun.hypothesis.labels > 0, truth > 0), max(there)
+    for label, (ball, more) in enumerate(zip(target.shapes, (1.2, -1.0), strict=True), 1):
+        wrong[ball.level(x - [0.5, 0.0, -0.5]) < more] = label
+    surfaces = Surfaces(models, Cells(models.whole), models.all)
+    begun = surfaces._hypothesis(wrong, models.start)
+    smooth = surfaces.fit(begun, ((2, 8), (3, 4)))
+    found = smooth.hypothesis
+    assert found.misfit < 0.05 * begun.misfit
+    assert found.cells == 2  # few measurements tell the sum of volumes best
+    inside, true = (models.whole.volumes[labels > 0].sum() for labels in (found.labels, truth))
+    assert inside == pytest.approx(true, rel=0.05)
+
+
+def test_many_cells_are_for_large_meshes(target):
+    mesh = spinverse.mesh.Mesh.from_data(target.data, MPI.COMM_SELF)
+    small = spinverse.mesh.Mesh.from_data(targets.own("sphere", 4).data, MPI.COMM_SELF)
+    table = Acquisition.pgse(b=[0, 2000], directions=2, delta=10, Delta=20)
+    ones = spinverse.Signals(table, np.ones(len(table), complex), "um^3")
+    Shapes(cells=3).check(InverseProblem(mesh, ones))
+    with pytest.raises(InputError, match="cells 3, expected at most 2 on this mesh, which is"):
+        Shapes(cells=3).check(InverseProblem(small, ones))
+    Shapes().check(InverseProblem(small, ones))

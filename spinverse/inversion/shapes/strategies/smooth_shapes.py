@@ -39,7 +39,7 @@ def smooth_shapes(search: Search, hypotheses: Sequence[Hypothesis], ledger: Sear
     found.sort(key=lambda smooth: smooth.white)
     for k, smooth in enumerate(found[: search.settings.walks]):
         if smooth.hypothesis.cells > 1:
-            smooth = elsewhere(search, ledger, ledger.stream(turn, 5, k), smooth)
+            smooth = _elsewhere(search, ledger, ledger.stream(turn, 5, k), smooth)
         walk = search.scout(ledger.stream(turn, 4, k))
         walk.begin(smooth.hypothesis.labels, smooth.hypothesis.theta)
         run(walk, search.settings.steps, ledger)
@@ -80,7 +80,7 @@ def _fit(search: Search, ledger: SearchLedger, start: Hypothesis) -> Smooth:
     return smooth
 
 
-def elsewhere(search: Search, ledger: SearchLedger, seed: tuple, smooth: Smooth) -> Smooth:
+def _elsewhere(search: Search, ledger: SearchLedger, seed: tuple, smooth: Smooth) -> Smooth:
     """Several cells in the places that explain most, fitted again there."""
     for turn in range(PLACINGS):
         here, scout = smooth.hypothesis, search.scout((*seed, turn))
