@@ -99,7 +99,7 @@ def test_refused(tmp_path, text, message):
 
 @pytest.mark.parametrize("text, message", [
     ("stages: fastest", "stages: 'fastest', expected one of default, fast, walls, facets, publ"),
-    ("stages: [{name: a, shapes: {cells: 3}}]", "cells 3, expected from 1 to 2"),
+    ("stages: [{name: a, shapes: {cells: 10}}]", "cells 10, expected from 1 to 9"),
     ("stages: [{name: a, shapes: {}, every: 2}]", "expected no other key than name"),
     ("stages: [{name: a, iteration: 3}]", "stages.0.iteration: unknown key, did you mean itera"),
     ("stages: [{name: a, priors: {smooth: 1}}]", "prior 'smooth', expected one of continuity"),
