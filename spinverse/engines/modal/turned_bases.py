@@ -49,7 +49,8 @@ from ..schedule.storage import refuse
 # and 547 functions at most.
 LEVELS = (3, 2, 1, 0), (3, 2, 2, 0), (3, 2, 2, 1), (6, 3, 2, 1), (6, 3, 3, 3), (12, 3, 3, 3)
 _FIRST_RATE, _NEXT = 5.0, 10.0  # over the longest echo time, and from one rate to the next
-_DEPENDENT = 1e-7  # of a function, in the norm of the mass: what is left of it is rounding
+_DEPENDENT = 1e-6  # of a function, in the norm of the mass: what is left of it has lost its digits
+_NOISE = 1e-9  # of the start's norm: smaller functions are rounding
 _EXACT = 1e-11  # of the operators: their polynomials of F
 _PARTS = 4  # of the longest interval with a gradient: steps of the first try
 _GAIN = 31  # halved steps leave so much less, and 1
@@ -92,6 +93,9 @@ class _System:
         x = self.nodes @ along
         K = (sum(a * J for a, J in zip(along, self.positions, strict=True))
              - self.mass @ scipy.sparse.diags(x)).tocsr()
+        # so that what an operator makes is at most about as large as what it has been made of
+        driving = K / max(_edge(self.mass, x), _TINY)
+        least = _NOISE * float(np.sqrt(self.start @ (self.mass @ self.start)))
         functions, loads = (np.empty((len(x), 0), dtype=complex) for _ in range(2))
         counts, done = [], set()
         for parts, rates, links, driven in LEVELS[: level + 1]:
@@ -104,15 +108,18 @@ class _System:
                 for link in range(links):
                     longer = {}
                     for word, last in words.items():
-                        for letter, operator in (("M", self.mass), ("K", K))[: 1 + (link < driven)]:
-                            longer[word + letter] = self._resolvent(rate, _times(operator, last))
+                        for letter, operator in (("M", self.mass), ("K", driving))[
+                                : 1 + (link < driven)]:
+                            longer[word + letter] = self._resolvent(
+                                rate, rate * _times(operator, last))
                     words = longer
                     for word, found in words.items():
                         keys = [(round(f, 12), rate, word) for f in F]
                         wanted = [k for k, key in enumerate(keys) if key not in done]
                         new.append(found[:, wanted] * phases[:, wanted].conj())
                         done |= set(keys)
-            functions, loads = _orthonormal(self.mass, functions, loads, np.hstack(new))
+            functions, loads = _orthonormal(self.mass, functions, loads, np.hstack(new),
+                                            least)
             counts.append(functions.shape[1])
         return _Basis(self, x, functions, low, high, tuple(counts), K)
 
@@ -122,13 +129,26 @@ def _times(matrix: scipy.sparse.csr_matrix, columns: np.ndarray) -> np.ndarray:
     return (matrix @ np.ascontiguousarray(columns).view(float)).view(complex)
 
 
-def _orthonormal(mass, functions: np.ndarray, loads: np.ndarray, new: np.ndarray) -> tuple:
-    """Functions, orthonormal in the mass, with what ``new`` ones add; and the mass times them."""
+def _edge(mass: scipy.sparse.csr_matrix, x: np.ndarray) -> float:
+    """The largest distance of neighbours along a direction, um."""
+    pattern = mass.tocoo()
+    return float(np.abs(x[pattern.row] - x[pattern.col]).max(initial=0.0))
+
+
+def _orthonormal(mass, functions: np.ndarray, loads: np.ndarray, new: np.ndarray,
+                 least: float) -> tuple:
+    """Functions, orthonormal in the mass, with what ``new`` ones add; and the mass times them.
+
+    New ones of a norm below ``least`` are rounding: K times what is linear is 0.
+    """
     known, room = functions.shape[1], functions.shape[1] + new.shape[1]
     V, MV = (np.empty((len(new), room), dtype=complex, order="F") for _ in range(2))
     V[:, :known], MV[:, :known] = functions, loads
     for column in new.T:
-        v = column / max(np.sqrt((column.conj() @ (mass @ column)).real), _TINY)
+        norm = np.sqrt(max((column.conj() @ (mass @ column)).real, 0.0))
+        if norm < least:
+            continue
+        v = column / norm
         for _ in range(2):  # twice, for the digits
             v = v - V[:, :known] @ (MV[:, :known].conj().T @ v)
         load = mass @ v
@@ -149,8 +169,7 @@ class _Basis:
                  high: float, counts: tuple[int, ...], K: scipy.sparse.csr_matrix):
         self.x, self.functions, self.counts = x, functions, counts
         self._middle, self._half = (high + low) / 2, max((high - low) / 2, 1e-12)
-        pattern = system.mass.tocoo()
-        reach = self._half * float(np.abs(x[pattern.row] - x[pattern.col]).max(initial=0.0))
+        reach = self._half * _edge(system.mass, x)
         # Bessel functions, the coefficients of a phase, are below (reach / 2)^k / k!
         order = np.arange(2, 200)
         sizes = order * np.log(max(reach, 1e-9) / 2) - gammaln(order + 1)
@@ -338,7 +357,7 @@ class TurnedBases:
                     at += 1
                     basis = self._basis(system, rows, at)
                 worst = np.maximum(worst, [error, basis.counts[at]])
-        worst = comm.allreduce(worst, MPI.MAX)
+        comm.Allreduce(MPI.IN_PLACE, worst, MPI.MAX)
         self.estimated_error, self.num_modes = float(worst[0]) + self._of_steps, int(worst[1])
         return reduced(comm, found)
 
