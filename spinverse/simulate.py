@@ -31,7 +31,6 @@ RESOLVED = 0.07, 0.7, 1.2
 _FEW = 8  # directions, of which bases of their own cost less than modes for all
 _ON_EVERY_RANK = 60_000  # unknowns: direction_bases holds factors of all of them on every rank
 _SMALL = 5000  # unknowns of which modes cost next to nothing
-_CLEARLY = 0.5  # of the time that modes will take, as estimates are rough
 _TIMES = 401  # at which Q is looked at for its largest value
 
 Engine = MatrixFormalism | TimeStepping | DirectionBases | TurnedBases
@@ -152,7 +151,7 @@ def _turned_bases(problem: BlochTorrey, acquisition: Acquisition,
         return None
     seconds = of_turned_bases(engine)
     modes, kinds = of_modes(MatrixFormalism(problem, acquisition, "auto", tolerance))
-    if seconds > _CLEARLY * modes:
+    if seconds > modes:  # an estimate that is three times too low inside a neuron
         return None
     if problem.comm.rank == 0:
         number = sum(tries[-1] * copies for _, tries, copies in kinds)

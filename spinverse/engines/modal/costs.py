@@ -21,7 +21,7 @@ _COUNTED = 100_000  # unknowns up to which a factor counts modes: beyond, the fi
 # balls, sheets, tubes and random facets
 _NEEDED = 4.0
 _RAISED = 2.5  # from one try to the next; the engine's steps are 1.6 to 3
-_TURNED = 0.3  # s for each direction and 10,000 unknowns of `TurnedBases`, to a tolerance of 1e-3
+_TURNED = 0.2  # s for each direction and 10,000 unknowns of `TurnedBases`, to a tolerance of 1e-3
 
 
 def of_modes(engine: MatrixFormalism) -> tuple[float, list[tuple[int, list[int], int]]]:
