@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -293,12 +294,13 @@ def _by_root(A: PETSc.Mat, M: PETSc.Mat, wanted: int, least: int, shift: float,
     what there is to share, and on busy cores each message waits for a turn of the other rank.
     """
     comm, whole = A.comm.tompi4py(), [gathered(matrix) for matrix in (A, M)]
-    starts, held = comm.gather(start), []
+    starts = comm.gather(start)
+    held: list[Any] = []  # A and M, and their solver
 
     def find() -> tuple:
         held.extend(PETSc.Mat().createAIJ(part.shape, csr=(part.indptr, part.indices, part.data),
                                           comm=PETSc.COMM_SELF) for part in whole)
-        held.append(shift_invert(*held, wanted, least, shift, options_prefix,
+        held.append(shift_invert(held[0], held[1], wanted, least, shift, options_prefix,
                                  np.concatenate(starts), definite=definite))
         return converged_pairs(held[-1], wanted)
 

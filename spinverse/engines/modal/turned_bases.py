@@ -97,7 +97,8 @@ class _System:
         driving = K / max(_edge(self.mass, x), _TINY)
         least = _NOISE * float(np.sqrt(self.start @ (self.mass @ self.start)))
         functions, loads = (np.empty((len(x), 0), dtype=complex) for _ in range(2))
-        counts, done = [], set()
+        counts = []
+        done: set[tuple] = set()
         for parts, rates, links, driven in LEVELS[: level + 1]:
             new = [] if done else [self.start[:, None].astype(complex)]
             shares = np.arange(parts + 1) / parts
@@ -210,8 +211,8 @@ class _Course:
     back: bool = False
 
     @classmethod
-    def of(cls, waveform: Waveform, step: float, until: float, edges: Sequence[float] = (),
-           back: bool = False) -> _Course:
+    def of(cls, waveform: Waveform, step: float, until: float,
+           edges: Sequence[float] | np.ndarray = (), back: bool = False) -> _Course:
         """Up to a time, cut at its breakpoints and at further ``edges``."""
         breaks = np.asarray(waveform.breakpoints)
         breaks = waveform.echo_time - breaks if back else breaks
