@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import pickle
+import time
 import warnings
 from collections.abc import Callable
 from typing import cast
 
 _PACKAGE = os.path.dirname(__file__)
+_SHORTEST, _LONGEST = 1e-5, 2e-3  # s, that a rank sleeps before it looks again
 
 
 class SpinverseError(Exception):
@@ -43,10 +45,24 @@ def on_root[T](comm, function: Callable[..., T], *args, **kwargs) -> T | None:
     Returns the function's value on rank 0 and ``None`` elsewhere. Collective over ``comm``.
     """
     value, error = _tried(function, *args, **kwargs) if comm.rank == 0 else (None, None)
+    sleep_until_all_are_here(comm)
     error = comm.bcast(error, root=0)
     if error is not None:
         raise error
     return value
+
+
+def sleep_until_all_are_here(comm) -> None:
+    """Before a message for which ranks have nothing to do for long. Collective.
+
+    Ranks that wait for a message spin, and take the cores of those that work.
+    """
+    if comm.size == 1:
+        return
+    here, pause = comm.Ibarrier(), _SHORTEST
+    while not here.Test():
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST)
 
 
 def on_all[T](comm, function: Callable[..., T], *args, **kwargs) -> T:

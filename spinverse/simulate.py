@@ -12,9 +12,11 @@ from .acquisition import Acquisition, Signals
 from .acquisition.signals import UM3
 from .engines.basis.eigenmodes import eigenmodes
 from .engines.march.time_stepping import TimeStepping
+from .engines.modal.costs import of_modes, of_turned_bases
 from .engines.modal.matrix_formalism import MatrixFormalism
-from .engines.modal.mesh_error import LARGE, error_in
+from .engines.modal.mesh_error import LARGE, error_in, error_of_states
 from .engines.modal.mesh_error import mesh_error as error_of_mesh
+from .engines.modal.turned_bases import TurnedBases
 from .engines.shapes.directions import DirectionBases
 from .errors import InputError
 from .extra_terms import Unsuitable
@@ -22,13 +24,16 @@ from .problem import BlochTorrey
 from .tissue import Tissue
 
 ENGINES = ("matrix_formalism", "time_stepping")
-DIRECTION_BASES = "direction_bases"  # for boxes that are periodic along all axes, no derivatives
+DIRECTION_BASES = "direction_bases"  # periodic along all axes or none, no derivatives
 # Q h, rad, to which degrees 1, 2, 3 leave at most 1e-3 of signals of permeable balls on a lattice,
 # with edges of at most a third of the radius (tests/test_lattice.py)
 RESOLVED = 0.07, 0.7, 1.2
 _FEW = 8  # directions, of which bases of their own cost less than modes for all
 _ON_EVERY_RANK = 60_000  # unknowns: direction_bases holds factors of all of them on every rank
+_SMALL = 5000  # unknowns of which modes cost next to nothing
 _TIMES = 401  # at which Q is looked at for its largest value
+
+Engine = MatrixFormalism | TimeStepping | DirectionBases | TurnedBases
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +41,7 @@ _log = logging.getLogger(__name__)
 def make_engine(problem: BlochTorrey, acquisition: Acquisition, engine: str = "auto",
                 modes: int | str = "auto", tolerance: float = 1e-4,
                 time_step: float | str = "auto", functions: str = "modes",
-                derivatives: bool = True) -> MatrixFormalism | TimeStepping | DirectionBases:
+                derivatives: bool = True) -> Engine:
     """The engine of a name; see `simulate` and `MatrixFormalism` for the arguments. Collective.
 
     With "auto" the log says (level warning) why the matrix formalism cannot take extra terms, and
@@ -48,7 +53,8 @@ def make_engine(problem: BlochTorrey, acquisition: Acquisition, engine: str = "a
     """
     if engine == "auto":
         if not derivatives and modes == "auto" and functions == "modes":
-            if (chosen := _bases_of_directions(problem, acquisition, tolerance)) is not None:
+            choose = _bases_of_directions if problem.periodic else _turned_bases
+            if (chosen := choose(problem, acquisition, tolerance)) is not None:
                 return chosen
         try:
             if problem.extra_structure[1]:
@@ -64,7 +70,8 @@ def make_engine(problem: BlochTorrey, acquisition: Acquisition, engine: str = "a
     if engine == "time_stepping":
         return TimeStepping(problem, acquisition, time_step, tolerance=tolerance)
     if engine == DIRECTION_BASES:
-        return DirectionBases(problem, acquisition, tolerance)
+        kind = DirectionBases if problem.periodic else TurnedBases
+        return kind(problem, acquisition, tolerance)
     raise InputError(f"engine: {engine!r}, expected one of {', '.join(ENGINES)}, "
                      f"{DIRECTION_BASES}, auto")
 
@@ -80,9 +87,10 @@ def simulate(tissue: Tissue, acquisition: Acquisition, engine: str = "auto",
         tissue: what the spins live in.
         acquisition: the measurements.
         engine: "matrix_formalism" (all measurements from one eigenproblem), "time_stepping", or
-            "auto": the first one, unless it cannot take ``extra_terms``. "direction_bases" is
-            faster in boxes that are periodic along all axes, for waveforms of one direction each
-            and up to eight directions: "auto" takes it there.
+            "auto": the first one, unless it cannot take ``extra_terms``. "direction_bases" is for
+            waveforms of one direction each, and faster where directions are few: "auto" takes it in
+            boxes that are periodic along all axes for up to eight directions, and without periodic
+            axes on meshes of 5000 to 60,000 tied unknowns where an estimate says so.
         degree: polynomial degree within a cell; "auto" for 1, or 2 or 3 where that is needed to
             resolve the phase along periodic axes to 1e-3 of the signals (`degree_for`); at least 2
             in curved cells.
@@ -120,10 +128,37 @@ def simulate(tissue: Tissue, acquisition: Acquisition, engine: str = "auto",
     return signals
 
 
-def name_of(engine: MatrixFormalism | TimeStepping | DirectionBases) -> str:
+def name_of(engine: Engine) -> str:
     """Its name, as `simulate` takes it."""
-    kinds = MatrixFormalism, TimeStepping, DirectionBases
-    return (*ENGINES, DIRECTION_BASES)[kinds.index(type(engine))]
+    kinds = MatrixFormalism, TimeStepping, DirectionBases, TurnedBases
+    return (*ENGINES, DIRECTION_BASES, DIRECTION_BASES)[kinds.index(type(engine))]
+
+
+def _turned_bases(problem: BlochTorrey, acquisition: Acquisition,
+                  tolerance: float) -> TurnedBases | None:
+    """The engine of a basis for each direction, where an estimate says it is faster. Collective.
+
+    Of meshes whose cells are tied but for membranes: else matrices are those of many times as many
+    unknowns, which modes are found of without a factor.
+    """
+    if problem.prolongation is None or not np.any(acquisition.b > 0):
+        return None
+    if not _SMALL < problem.num_unknowns <= _ON_EVERY_RANK:
+        return None
+    try:
+        engine = TurnedBases(problem, acquisition, tolerance)
+    except InputError:  # waveforms or terms that it does not know
+        return None
+    seconds = of_turned_bases(engine)
+    modes, kinds = of_modes(MatrixFormalism(problem, acquisition, "auto", tolerance))
+    if seconds > modes:  # an estimate that is three times too low inside a neuron
+        return None
+    if problem.comm.rank == 0:
+        number = sum(tries[-1] * copies for _, tries, copies in kinds)
+        _log.info("engine: direction_bases, %d direction%s of %d unknowns: about %.2g CPU s, and "
+                  "%.2g for the matrix formalism with about %d modes", engine.num_directions,
+                  "s" * (engine.num_directions > 1), problem.num_unknowns, seconds, modes, number)
+    return engine
 
 
 def _bases_of_directions(problem: BlochTorrey, acquisition: Acquisition,
@@ -145,7 +180,7 @@ def _bases_of_directions(problem: BlochTorrey, acquisition: Acquisition,
     return engine
 
 
-def signals_of(engine: MatrixFormalism | TimeStepping | DirectionBases,
+def signals_of(engine: Engine,
                acquisition: Acquisition, mesh_error: bool = True) -> Signals:
     """Signals of an engine for ``acquisition.with_unweighted()``. Collective.
 
@@ -155,6 +190,8 @@ def signals_of(engine: MatrixFormalism | TimeStepping | DirectionBases,
     error = np.nan
     if mesh_error and isinstance(engine, MatrixFormalism):
         error = error_of_mesh(engine)
+    elif mesh_error and isinstance(engine, TurnedBases):
+        error = error_of_states(engine)
     elif mesh_error and isinstance(engine, DirectionBases):
         table, modes = engine.modes_of_strongest()
         error = error_in(engine.problem, [modes], engine.ratio, table)

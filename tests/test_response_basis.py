@@ -10,6 +10,7 @@ from mpi4py import MPI
 
 from spinverse import BlochTorrey, Permeability, Tissue, mesh
 from spinverse.acquisition import Acquisition
+from spinverse.engines.basis.eigenmodes import eigenmodes
 from spinverse.engines.modal.matrix_formalism import MatrixFormalism
 from spinverse.errors import InputError, SolverError
 from spinverse.forms import decay, i_times
@@ -132,3 +133,23 @@ def test_bad_arguments_and_values():
     engine = MatrixFormalism(problem, table(), modes=20, functions="responses")
     with pytest.raises(SolverError):
         engine.signals(np.full(problem.mesh.num_owned_facets, np.nan))
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("functions", ["modes", "responses"])
+def test_small_problems_are_solved_by_rank_0(comm, functions):
+    """1296 unknowns: too many for LAPACK, too few to share; with what omitted modes do."""
+    def evaluated(where):
+        box = mesh.build(mesh.tagged_grid, Ball(4), 12.0, cells=3, comm=where)
+        problem = BlochTorrey(Tissue(box, permeability=Permeability.on(
+            box, membrane=0.05, elsewhere=20.0)))
+        table = Acquisition.pgse([0, 1000, 3000], [[0.6, 0, 0.8], [0, 1, 0]], 5.0, 10.0)
+        engine = MatrixFormalism(problem, table, 60, functions=functions)
+        signals = engine.signals(remember=True)
+        gradient = engine.gradient(np.exp(1j * np.arange(len(table))))
+        square = where.allreduce(float(gradient @ gradient))
+        omitted = eigenmodes(problem, 60, responses=True).responses
+        return signals, square, omitted.trace(axis1=2, axis2=3)  # whatever turns equal modes
+
+    for one, other in zip(evaluated(comm), evaluated(MPI.COMM_SELF), strict=True):
+        assert np.abs(one - other).max() < 1e-8 * np.abs(other).max()

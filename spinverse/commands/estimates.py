@@ -1,8 +1,7 @@
 """For a dry run: what was understood in words and in SI units, and what the run will take.
 
 Times and memory are within a factor of about three of one core of 2024: fits to runs of 600 to
-41000 unknowns and 80 to 900 modes. The number of modes is the engine's first guess, raised as the
-engine does until it is that of the modes slower than `_NEEDED` says, which a factorisation counts.
+41000 unknowns and 80 to 900 modes (`engines.modal.costs`).
 """
 
 from __future__ import annotations
@@ -11,15 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from mpi4py import MPI
 
 from .. import units
 from ..acquisition import Acquisition
 from ..config import KnownTissue, ReconstructConfig, SimulateConfig
-from ..engines.basis.parts import Parts
-from ..engines.basis.spectrum import count_below
 from ..engines.march.time_stepping import TimeStepping
+from ..engines.modal.costs import driven, eigenproblem, of_modes, of_turned_bases
 from ..engines.modal.matrix_formalism import MatrixFormalism
+from ..engines.modal.turned_bases import TurnedBases
 from ..engines.shapes.directions import DirectionBases
 from ..extra_terms import has
 from ..inversion import GaussNewton, Shapes, Stage
@@ -29,11 +27,6 @@ from ..report.mesh_facts import MeshFacts
 _PROCESS = 300.0  # MiB of a rank that has done nothing yet
 _START = 5.0  # s to load, compile forms, write files and figures
 _LONG = 180.0  # s: an estimate that is said before the run
-_COUNTED = 100_000  # unknowns up to which a factor counts modes: beyond, the first guess has to do
-# (g / D)^(1/3) times it is the wave number of modes that a tolerance of 1e-4 needs: 2.7 to 6 on
-# balls, sheets, tubes and random facets
-_NEEDED = 4.0
-_RAISED = 2.5  # from one try to the next; the engine's steps are 1.6 to 3
 
 
 def in_words(tissue: KnownTissue, facts: MeshFacts, acquisition: Acquisition) -> list[str]:
@@ -73,7 +66,8 @@ class Estimate:
 
 
 def of_simulation(run: SimulateConfig,
-                  engine: MatrixFormalism | TimeStepping | DirectionBases) -> Estimate:
+                  engine: MatrixFormalism | TimeStepping | DirectionBases | TurnedBases,
+                  ) -> Estimate:
     """Time and memory of ``spinverse simulate``. Collective."""
     problem, acquisition = engine.problem, engine.acquisition
     mesh, unknowns = problem.mesh, problem.num_unknowns
@@ -82,54 +76,15 @@ def of_simulation(run: SimulateConfig,
         seconds = _stepping(run.time_step_ms, acquisition, unknowns, timed)
         memory = _PROCESS + 60e-6 * 8 * (2 * unknowns) ** (4 / 3)
         return _said(mesh, seconds, memory)
+    if isinstance(engine, TurnedBases):
+        return _said(mesh, of_turned_bases(engine), _PROCESS + 0.1 * unknowns)
     if isinstance(engine, DirectionBases):
         solves = engine.num_modes * len(np.unique(acquisition.directions, axis=0))
         return _said(mesh, 5e-7 * solves * unknowns**1.33, _PROCESS + 2e-2 * unknowns)
-    kinds, count = _tried(engine) if run.modes == "auto" else (
-        [(unknowns, [min(run.modes, unknowns)], 1)], 0)
-    seconds = memory = 0.0
+    seconds, kinds = of_modes(engine)
     number = sum(tries[-1] * copies for _, tries, copies in kinds)
-    fastest, whole = _cutoff(engine), sum(size for size, _, _ in kinds)
-    for size, tries, _ in kinds:
-        evolutions = [_propagation(
-            engine, K, fastest * max(1.0, K * whole / (max(count, 1) * size)) ** 2) for K in tries]
-        seconds += sum(_eigenproblem(size, K) for K in tries) + 1.5 * sum(evolutions) + \
-            evolutions[-1]
-        memory = max(memory, _modes_memory(size, tries[-1], 0))
+    memory = max(_modes_memory(size, tries[-1], 0) for size, tries, _ in kinds)
     return _said(mesh, seconds, memory, number, f", {number} modes")
-
-
-def _tried(engine: MatrixFormalism) -> tuple[list[tuple[int, list[int], int]], int]:
-    """Unknowns, numbers of modes to try and copies of each kind of part; modes that matter."""
-    problem = engine.problem
-    unknowns, matter = problem.num_unknowns, 0
-    if unknowns <= _COUNTED:
-        A = problem.decay_matrix()
-        matter = count_below(A, problem.mass_matrix, _cutoff(engine))
-        problem.release(A)
-    parts = Parts(problem, False)
-    if parts.worth_it:
-        # by size and volume, for all that is known before they are solved for
-        keys = list(zip(parts.sizes.tolist(), np.round(parts.volumes, 6).tolist(), strict=True))
-        kinds = [(*key, keys.count(key)) for key in dict.fromkeys(keys)]
-    else:
-        kinds = [(unknowns, float(parts.volumes.sum()), 1)]
-    whole, result = parts.volumes.sum(), []
-    for size, volume, copies in kinds:
-        tries = [min(size, engine.choice.first_guess(volume))]
-        while tries[-1] < min(size, matter * volume / whole):
-            tries.append(min(size, int(_RAISED * tries[-1]) + 1))
-        result.append((size, tries, copies))
-    return result, matter
-
-
-def _cutoff(engine: MatrixFormalism) -> float:
-    """Decay rate, 1/ms, of the modes that the strongest gradient still needs."""
-    problem, strongest = engine.problem, float(np.max(engine.acquisition.strength, initial=0.0))
-    D = problem.comm.allreduce(float(np.max(problem.tissue.diffusivity, initial=1e-12)), MPI.MAX)
-    # the error falls with the fourth power of their number, and that with a wave number's third
-    wave = _NEEDED * (1e-4 / engine.tolerance) ** (1 / 12) * (strongest / D) ** (1 / 3)
-    return D * wave**2
 
 
 def of_reconstruction(run: ReconstructConfig, mesh: Mesh, acquisition: Acquisition,
@@ -150,10 +105,10 @@ def of_reconstruction(run: ReconstructConfig, mesh: Mesh, acquisition: Acquisiti
             once = 3 * _stepping(run.time_step_ms, part, unknowns)
         else:
             steep = 5 if isinstance(stage.optimiser, GaussNewton) else 3
-            once = _eigenproblem(unknowns, number) + steep * _evolution(number, part)
+            once = eigenproblem(unknowns, number) + steep * _evolution(number, part)
         seconds += 1.2 * stage.iterations * once
     final = min(2 * number, unknowns)
-    seconds += 2 * _eigenproblem(unknowns, final) + 6 * _evolution(final, acquisition)
+    seconds += 2 * eigenproblem(unknowns, final) + 6 * _evolution(final, acquisition)
     words = f", {number} modes in the stages" if run.engine == "matrix_formalism" and most else ""
     estimate = _said(mesh, seconds + searched,
                      _modes_memory(unknowns, final, max(most, len(acquisition))), number, words)
@@ -173,31 +128,9 @@ def _said(mesh: Mesh, seconds: float, memory: float, modes: int | None = None,
         "(rough: a factor of three)"])
 
 
-def _eigenproblem(unknowns: int, number: int) -> float:
-    """A factor and solves; the orthogonalisation of so many vectors."""
-    return (0.02 + 2.0 * (unknowns / 10_000) ** 1.56 * (number / 200)
-            + 4e-9 * unknowns * number**2)
-
-
-def _propagation(engine: MatrixFormalism, number: int, rate: float) -> float:
-    """Of all measurements, in modes up to a decay rate, 1/ms: terms of Chebyshev series."""
-    table, mesh = engine.acquisition, engine.problem.mesh
-    half = (mesh.bounds[1] - mesh.bounds[0])[: mesh.dim] / 2
-    always = engine.problem.num_fields or engine.problem.periodic
-    driven = table.echo_time if always else _driven(table)
-    reach = np.abs(table.directions[:, : mesh.dim]) @ half
-    terms = 1.3 * driven * (rate / 2 + table.strength * reach) + 30 * (driven > 0)
-    return 2e-9 * number**2 * float(terms.sum())
-
-
 def _evolution(number: int, acquisition: Acquisition) -> float:
     """Of the time with gradients, on meshes of few cells."""
-    return 3e-4 * float(_driven(acquisition).sum()) * (number / 200) ** 2
-
-
-def _driven(table: Acquisition) -> np.ndarray:
-    """About how long each measurement has gradients, ``(N,)`` ms."""
-    return np.where(np.isfinite(table.delta), table.delta, table.echo_time / 2) * (table.b > 0)
+    return 3e-4 * float(driven(acquisition).sum()) * (number / 200) ** 2
 
 
 def _stepping(step, acquisition: Acquisition, unknowns: int, timed: bool = False) -> float:

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import scipy.linalg
-import scipy.sparse
 from petsc4py import PETSc
 
-from ...errors import SolverError
+from ...errors import SolverError, sleep_until_all_are_here
+from ..linear.direct import gathered
 
 # Unknowns up to which a dense solve takes no time; up to which it beats the messages of several
 # ranks; and up to which it beats shift-invert where more than half of all modes are wanted.
@@ -42,6 +42,7 @@ def dense_modes(A: PETSc.Mat, M: PETSc.Mat, wanted: int) -> tuple:
             found = scipy.linalg.eigh(a.toarray(), m.toarray(), driver="gvd")
         except (ValueError, np.linalg.LinAlgError) as error:
             found = str(error)
+    sleep_until_all_are_here(comm)
     found = comm.bcast(found)
     if isinstance(found, str):
         raise SolverError(f"eigenproblem of {A.getSize()[0]} unknowns: {found}")
@@ -55,12 +56,3 @@ def dense_modes(A: PETSc.Mat, M: PETSc.Mat, wanted: int) -> tuple:
         return solve
 
     return values[:wanted], vectors[first:last, :wanted], solver
-
-
-def gathered(matrix: PETSc.Mat) -> scipy.sparse.csr_matrix | None:
-    """All rows on rank 0, None elsewhere."""
-    rows, columns, values = matrix.getValuesCSR()
-    part = scipy.sparse.csr_matrix(
-        (values, columns, rows), shape=(len(rows) - 1, matrix.getSize()[1]))
-    parts = matrix.comm.tompi4py().gather(part)
-    return None if parts is None else scipy.sparse.vstack(parts)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -29,9 +30,9 @@ from ...parallel.exchange import reduced
 from ...phases import phase
 from ...problem import BlochTorrey
 from ...unknowns import Unknowns
-from ..linear.direct import count_pivots, failure
+from ..linear.direct import ALONE_AT_ALL, count_pivots, failure, gathered
 from .blocks import CANDIDATES, Inverse, at_gap, coarse_modes, lowest_pairs
-from .dense import dense_modes, gathered, is_small
+from .dense import dense_modes, is_small
 from .drifting import Gauge, enriched, gauge_of, lowest
 from .spectrum import decay_rates, negative_pivots, rounding
 
@@ -192,6 +193,10 @@ def eigenmodes(problem: BlochTorrey, number: int, options_prefix: str = "spinver
                 solve, A, M, wanted, shift,
                 coarse_modes(solve.preconditioner, A, M, wanted, start,
                              _coarse_pairs(shift, options_prefix)), options_prefix)
+        elif problem.comm.size > 1 and size <= ALONE_AT_ALL and not iterative:
+            values, vectors, solve, made = _by_root(
+                A, M, wanted, min(number, size), shift, options_prefix, start,
+                definite=problem.extra_blocks is None)
         else:
             made = shift_invert(A, M, wanted, min(number, size), shift, options_prefix, start,
                                  iterative, definite=problem.extra_blocks is None)
@@ -279,6 +284,46 @@ def _pairs_of_root(A: PETSc.Mat, M: PETSc.Mat, start: np.ndarray, solved: Callab
     values, vectors = comm.bcast(on_root(comm, find))
     first, last = A.getOwnershipRange()
     return values, vectors[first:last].copy(order="F")
+
+
+def _by_root(A: PETSc.Mat, M: PETSc.Mat, wanted: int, least: int, shift: float,
+             options_prefix: str, start: np.ndarray, definite: bool) -> tuple:
+    """Values, this rank's rows of vectors, a solver, and what is to be destroyed. Collective.
+
+    A small problem by rank 0 alone: hundreds of solves of several messages each take longer than
+    what there is to share, and on busy cores each message waits for a turn of the other rank.
+    """
+    comm, whole = A.comm.tompi4py(), [gathered(matrix) for matrix in (A, M)]
+    starts = comm.gather(start)
+    held: list[Any] = []  # A and M, and their solver
+
+    def find() -> tuple:
+        held.extend(PETSc.Mat().createAIJ(part.shape, csr=(part.indptr, part.indices, part.data),
+                                          comm=PETSc.COMM_SELF) for part in whole)
+        held.append(shift_invert(held[0], held[1], wanted, least, shift, options_prefix,
+                                 np.concatenate(starts), definite=definite))
+        return converged_pairs(held[-1], wanted)
+
+    values, vectors = comm.bcast(on_root(comm, find))
+    rows = slice(*A.getOwnershipRange())
+
+    def solve(loads: np.ndarray) -> np.ndarray:
+        parts = comm.gather(loads)
+        return comm.bcast(on_root(comm, lambda: solved(
+            held[-1].getST().getKSP(), np.concatenate(parts))))[rows]
+
+    return values, vectors[rows].copy(order="F"), solve, _Held(held)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """PETSc objects of one rank, which are destroyed together."""
+
+    objects: list
+
+    def destroy(self) -> None:
+        while self.objects:
+            self.objects.pop().destroy()
 
 
 def check_decay(problem: BlochTorrey, values: np.ndarray) -> None:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import scipy.sparse
 from petsc4py import PETSc
 
-from ...errors import SolverError
+from ...errors import SolverError, on_root
+from ...parallel.columns import solved
 
+# Unknowns up to which rank 0 solves for all: a solve of several messages takes longer than what
+# there is to share, and on busy cores each message waits for a turn of the other rank.
+ALONE_AT_ALL = 5000
 OUT_OF_MEMORY = (-8, -9, -13, -17, -19, -20)  # MUMPS' INFOG(1)
 
 
@@ -42,6 +47,52 @@ def direct(matrix: PETSc.Mat, prefix: str, what: str, definite: bool = True,
     return ksp
 
 
+class Factor:
+    """Solves with a factor for columns ``(n_local, k)``. Collective.
+
+    Of all ranks, or of ``root``: rank 0 alone has it, and solves for all.
+    """
+
+    def __init__(self, matrix: PETSc.Mat, prefix: str, what: str, definite: bool, root: bool):
+        self.comm, self.root, self.what = matrix.comm.tompi4py(), root, what
+        self.size, self.rows = matrix.getSize()[0], slice(*matrix.getOwnershipRange())
+        self.ksp: PETSc.KSP | None = None
+        if not root:
+            self.ksp = direct(matrix, prefix, what, definite)
+            return
+        whole = gathered(matrix)
+
+        def factorise() -> PETSc.KSP:
+            alone = PETSc.Mat().createAIJ(whole.shape, csr=(
+                whole.indptr, whole.indices, whole.data), comm=PETSc.COMM_SELF)
+            return direct(alone, prefix, what, definite)
+
+        self.ksp = on_root(self.comm, factorise)
+
+    def __call__(self, loads: np.ndarray) -> np.ndarray:
+        if not self.root:
+            return self._solved(loads)
+        parts = self.comm.gather(loads)
+        return self.comm.bcast(on_root(self.comm, lambda: self._solved(
+            np.concatenate(parts))))[self.rows]
+
+    def _solved(self, loads: np.ndarray) -> np.ndarray:
+        try:
+            return solved(self.ksp, loads)
+        except PETSc.Error as error:
+            raise SolverError(failure(self.ksp, self.size, self.what)) from error
+
+    def destroy(self) -> None:
+        if self.ksp is not None:
+            self.ksp.destroy()
+
+
+def factor_of(matrix: PETSc.Mat, prefix: str, what: str, definite: bool = True) -> Factor:
+    """As `direct`; on several ranks small ones are rank 0's alone (`ALONE_AT_ALL`). Collective."""
+    return Factor(matrix, prefix, what, definite,
+                  matrix.comm.size > 1 and matrix.getSize()[0] <= ALONE_AT_ALL)
+
+
 def count_pivots(pc: PETSc.PC) -> None:
     """Have MUMPS count the negative pivots of a factor that is to be made. Collective."""
     pc.setFactorSetUpSolverType()
@@ -72,3 +123,12 @@ def failure(ksp: PETSc.KSP, size: int, what: str, instead: str | None = None) ->
         return f"{what}: MUMPS error {code} in the factorisation of {size} unknowns"
     return (f"{what}: PETSc failed while factorising or iterating, {size} unknowns; more memory, "
             f"or no factor: the PETSc options {instead}?")
+
+
+def gathered(matrix: PETSc.Mat) -> scipy.sparse.csr_matrix | None:
+    """All rows on rank 0, None elsewhere."""
+    rows, columns, values = matrix.getValuesCSR()
+    part = scipy.sparse.csr_matrix(
+        (values, columns, rows), shape=(len(rows) - 1, matrix.getSize()[1]))
+    parts = matrix.comm.tompi4py().gather(part)
+    return None if parts is None else scipy.sparse.vstack(parts)

@@ -34,6 +34,7 @@ from ..schedule.waves import Wave
 from .chebyshev import Propagation
 from .matrix_formalism import MatrixFormalism
 from .steps import Rest, Stored, drifting, stored_rest
+from .turned_bases import TurnedBases
 
 PIECES = 8  # of TE, at least
 STEPS = 4  # of conjugate gradients
@@ -71,16 +72,47 @@ def error_in(problem: BlochTorrey, bases: list[Eigenmodes], ratio: float | None,
     Args:
         ratio: of the start to what receives, None if there is none.
     """
-    order = np.argsort(table.b, kind="stable")
-    order = order[table.b[order] > 0]
     estimate = _Estimate(problem, bases, ratio)
     changes = []
-    for row in np.unique(order[[len(order) // 2, -1]]) if len(order) else ():
+    for row in _looked_at(table.b):
         antisymmetric = mirror_sign(table.waveforms[table.waveform_index[row]]) < 0
         changes.append(estimate(_pieces(problem, table, row), antisymmetric))
-    estimate.matrix.destroy()
-    scale = abs(problem.magnetisation_at_start) or 1.0
-    return max(map(abs, changes), default=0.0) / scale
+    return estimate.largest(changes)
+
+
+@phase("error of the mesh")
+def error_of_states(engine: TurnedBases) -> float:
+    """As `mesh_error`, of measurements along the direction of the strongest gradient. Collective.
+
+    After the engine's signals.
+    """
+    problem, table, rows = engine.problem, engine.acquisition, engine.of_strongest
+    estimate = _Estimate(problem, [], engine.ratio)
+    changes = []
+    for row in rows[_looked_at(table.b[rows])]:
+        pieces = _pieces(problem, table, row)
+        times = np.cumsum([piece.duration for piece in pieces])
+        times = times - [piece.duration / 2 for piece in pieces]
+
+        def residuals(back, row=row, pieces=pieces, times=times):
+            # where the two equations meet, adjoints are in the order of their own time
+            states, rates = engine.states(row, times, back)
+            ordered = pieces[::-1] if back else pieces
+            return np.hstack([estimate.residual_of(piece, states[:, k], rates[:, k])
+                              for k, piece in enumerate(ordered)])
+
+        forward = engine.ratio * residuals(False)
+        adjoint = _backward(forward, [1.0, -1.0]) / engine.ratio if mirror_sign(
+            table.waveforms[table.waveform_index[row]]) < 0 else _backward(residuals(True))
+        changes.append(estimate.change(pieces, forward, adjoint))
+    return estimate.largest(changes)
+
+
+def _looked_at(b: np.ndarray) -> np.ndarray:
+    """Numbers of a middle b and of the largest."""
+    order = np.argsort(b, kind="stable")
+    order = order[b[order] > 0]
+    return np.unique(order[[len(order) // 2, -1]]) if len(order) else order
 
 
 def _pieces(problem: BlochTorrey, table, row: int) -> list[_Piece]:
@@ -119,7 +151,8 @@ class _Estimate:
         self.matrix = A.copy()
         extent = float(np.max(problem.mesh.bounds[1] - problem.mesh.bounds[0]))
         # any rate that is small beside those of rough functions keeps it definite
-        self.matrix.axpy(min(float(b.eigenvalues[-1]) for b in self.bases) / 1e2 + 1 / extent**2, M)
+        self.matrix.axpy(min((float(b.eigenvalues[-1]) for b in self.bases), default=0.0) / 1e2
+                         + 1 / extent**2, M)
         fine.release(A)
         diagonal = self.matrix.getDiagonal()
         self._diagonal = diagonal.array_r[:, None].copy()
@@ -138,6 +171,16 @@ class _Estimate:
         else:
             adjoint = self._residuals(pieces[::-1], [basis.receive for basis in self.bases], -1.0)
             adjoint = _backward(adjoint)
+        return self.change(pieces, forward, adjoint)
+
+    def largest(self, changes: list[complex]) -> float:
+        """Of S(b=0, t=0), and the end of all estimates."""
+        self.matrix.destroy()
+        scale = abs(self.problem.magnetisation_at_start) or 1.0
+        return max(map(abs, changes), default=0.0) / scale
+
+    def change(self, pieces: list[_Piece], forward: np.ndarray, adjoint: np.ndarray) -> complex:
+        """What residuals in the middles of pieces, in the order of time, come to. Collective."""
         answer = conjugate_gradients(self.matrix, lambda r: r / self._diagonal, forward, STEPS)
         total = 0j
         for k, piece in enumerate(pieces):
@@ -160,13 +203,24 @@ class _Estimate:
 
     def _residual(self, piece: _Piece, states: list[np.ndarray], turn: float) -> np.ndarray:
         """Owned columns of its real and imaginary part in the larger space. Collective."""
-        problem, fine = self.problem, self.fine
+        problem = self.problem
         # each part that is like another one counts as much as that; the root, for both equations
         both = [np.sqrt(basis.count) * np.exp(-1j * turn * (piece.F @ basis.about)) * np.hstack(
             [u, -_applied(basis, piece, u, turn)]) for basis, u in zip(
             self.bases, states, strict=True)]
         values = problem.unknowns.broken(combined(
             problem, self.bases, [each.view(float) for each in both], copies=False))
+        return self._assembled(piece, values, turn)
+
+    def residual_of(self, piece: _Piece, state: np.ndarray, rate: np.ndarray) -> np.ndarray:
+        """As `_residual`, of this rank's unknowns and their rates, ``(n,)`` complex. Collective."""
+        unknowns = self.problem.unknowns
+        pair = np.column_stack([state.real, state.imag, rate.real, rate.imag])
+        return self._assembled(piece, unknowns.broken(unknowns.local(pair)), 1.0)
+
+    def _assembled(self, piece: _Piece, values: np.ndarray, turn: float) -> np.ndarray:
+        """Of values ``(n, 4)`` at owned broken dofs: of the state and of its rate."""
+        problem, fine = self.problem, self.fine
         for function, part in zip((self.u, self.rate), np.hsplit(values, 2), strict=True):
             function.x.array[: part.size] = part.ravel()
             function.x.scatter_forward()

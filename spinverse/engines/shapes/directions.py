@@ -25,7 +25,6 @@ import dolfinx
 import numpy as np
 import scipy.sparse
 from mpi4py import MPI
-from petsc4py import PETSc
 
 from ... import forms
 from ...acquisition.table import Acquisition
@@ -35,7 +34,7 @@ from ...parallel.exchange import reduced
 from ...problem import BlochTorrey
 from .. import silent
 from ..basis.eigenmodes import Eigenmodes, project
-from ..linear.direct import direct
+from ..linear.whole import blocks, solver, whole
 from ..schedule.storage import refuse
 from .drift import ALL, AXIS_PAIRS, LINKS, RATES, DriftSweeps, DriftSystem, Reduced, along_pairs
 
@@ -57,30 +56,14 @@ class WholeSystem(DriftSystem):
     left_out: float = 0.0  # as ranks hold different directions
 
     @cached_property
-    def _factors(self) -> dict[float, PETSc.KSP]:
+    def _solvers(self) -> dict[float, Callable[[np.ndarray], np.ndarray]]:
         return {}
 
     def _solver(self, rate: float) -> Callable[[np.ndarray], np.ndarray]:
-        if rate not in self._factors:
-            matrix = (self.decay + rate * self.mass).tocsr()
-            whole = PETSc.Mat().createAIJ(matrix.shape, csr=(
-                matrix.indptr, matrix.indices, matrix.data), comm=PETSc.COMM_SELF)
-            self._factors[rate] = direct(whole, "spinverse_directions_", "direction_bases")
-        factor = self._factors[rate].getPC().getFactorMatrix()
-
-        def solve(loads: np.ndarray) -> np.ndarray:
-            columns = np.asfortranarray(loads.reshape(len(loads), -1))
-            b, x = (PETSc.Mat().createDense(columns.shape, array=part, comm=PETSc.COMM_SELF)
-                    for part in (columns, np.zeros_like(columns)))
-            b.assemble()
-            x.assemble()
-            factor.matSolve(b, x)
-            found = x.getDenseArray().reshape(loads.shape).copy()
-            b.destroy()
-            x.destroy()
-            return found
-
-        return solve
+        if rate not in self._solvers:
+            self._solvers[rate] = solver(self.decay + rate * self.mass, "spinverse_directions_",
+                                         "direction_bases")
+        return self._solvers[rate]
 
     def resolvents(self, directions: np.ndarray, highest: np.ndarray,
                    number: int) -> np.ndarray:
@@ -106,8 +89,8 @@ class WholeSystem(DriftSystem):
             first.append(_conjugate_gradients(apply, solve, loads))
             second.append(_conjugate_gradients(apply, solve, self.mass @ first[-1]))
         found = [part for each in (*first, *second) for part in (each.real, each.imag)]
-        whole = np.hstack([self.uniform[:, None], *found])
-        return whole / np.maximum(np.abs(whole).max(axis=0), _TINY)
+        columns = np.hstack([self.uniform[:, None], *found])
+        return columns / np.maximum(np.abs(columns).max(axis=0), _TINY)
 
     @staticmethod
     def _sum(operators: list, weights: np.ndarray) -> scipy.sparse.csr_matrix:
@@ -286,20 +269,20 @@ class DirectionBases:
         problem = self.problem
         comm, P = problem.comm, problem.prolongation
         decay = problem.decay_matrix()
-        A = self._whole(decay.getValuesCSR())
+        A = whole(comm, decay.getValuesCSR())
         problem.release(decay)
         mass, *drifts = self._water
         D = np.concatenate(comm.allgather(self._diffusivities()))
         by_row = [[scipy.sparse.diags(D[:, j, k]) for k in ALL] for j in ALL]
-        whole = [mass, *(sum(by_row[j][k] @ drifts[k] for k in ALL).tocsr() for j in ALL),
+        between = [mass, *(sum(by_row[j][k] @ drifts[k] for k in ALL).tocsr() for j in ALL),
                  *((by_row[j][k] @ mass).tocsr() for j, k in AXIS_PAIRS)]
         start = np.concatenate(comm.allgather(problem.scale))
         if P is not None:
-            T = self._whole(P.getValuesCSR(), P.getSize()[1])
-            whole = [(T.T @ form @ T).tocsr() for form in whole]
+            T = whole(comm, P.getValuesCSR(), P.getSize()[1])
+            between = [(T.T @ form @ T).tocsr() for form in between]
             start = (T.T @ start) / np.asarray(T.multiply(T).sum(axis=0)).ravel()
         fastest = float(np.linalg.eigvalsh(D)[:, -1].max())
-        return WholeSystem(A, whole[0], whole[1:4], whole[4:], fastest, start)
+        return WholeSystem(A, between[0], between[1:4], between[4:], fastest, start)
 
     @cached_property
     def _water(self) -> list[scipy.sparse.csr_matrix]:
@@ -309,8 +292,7 @@ class DirectionBases:
         one = replace(c, D=dolfinx.fem.Constant(problem.mesh.domain, 1.0))
         local = [problem.local_mass, *(problem.assembled(forms.drift(m, v, one, axis))
                                        for axis in ALL)]
-        parts = zip(*problem.comm.allgather([form.tocsr() for form in local]), strict=True)
-        return [scipy.sparse.block_diag(blocks, format="csr") for blocks in parts]
+        return [blocks(problem.comm, form) for form in local]
 
     def _diffusivities(self) -> np.ndarray:
         """As they are now, at each owned broken dof, ``(n, 3, 3)`` um^2/ms."""
@@ -322,11 +304,3 @@ class DirectionBases:
         result = np.zeros((dofs.index_map.size_local + dofs.index_map.num_ghosts, 3, 3))
         result[dofs.list] = values[:, None]
         return result[: dofs.index_map.size_local]
-
-    def _whole(self, rows: tuple, width: int | None = None) -> scipy.sparse.csr_matrix:
-        """The matrix of which each rank has some rows, on every rank."""
-        parts = self.problem.comm.allgather(rows)
-        count = sum(len(part[0]) - 1 for part in parts)
-        starts = np.concatenate([[0], *(np.diff(part[0]) for part in parts)]).cumsum()
-        columns, values = (np.concatenate([part[k] for part in parts]) for k in (1, 2))
-        return scipy.sparse.csr_matrix((values, columns, starts), shape=(count, width or count))
