@@ -1,4 +1,6 @@
-"""Sparse matrices of which every rank has all rows, and their factors there."""
+"""Sparse matrices of which every rank has all rows, and their factors there; the problems that
+engines with bases for each direction make them of.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,35 @@ from collections.abc import Callable
 
 import numpy as np
 import scipy.sparse
+from mpi4py import MPI
 from petsc4py import PETSc
 
+from ...acquisition.table import Acquisition
+from ...errors import InputError
+from ...extra_terms import has
+from ...problem import BlochTorrey
+from ..schedule.storage import refuse
 from .direct import direct
+
+
+def ratio_of_decay(problem: BlochTorrey, acquisition: Acquisition, where: str) -> float:
+    """The start over what receives, of a problem that only decays without a gradient. Collective.
+
+    Raises:
+        InputError: extra terms that know the gradient or turn the phase, waveforms that store
+            magnetisation, a start that is not at rest.
+    """
+    if has(problem.extra_form, problem.g) or problem.num_fields:
+        raise InputError(f"{where} with extra_terms that know the gradient or turn the phase, "
+                         "expected terms that decay")
+    refuse(acquisition, where)
+    ratio = problem.initial / problem.scale
+    low, high = (problem.comm.allreduce(float(value), op) for value, op in (
+        (ratio.min(initial=np.inf), MPI.MIN), (ratio.max(initial=-np.inf), MPI.MAX)))
+    if low < high:
+        raise InputError(f"{where} with several densities and interface 'plain', expected "
+                         "'equilibrium'")
+    return low
 
 
 def whole(comm, rows: tuple, width: int | None = None) -> scipy.sparse.csr_matrix:

@@ -35,14 +35,12 @@ from scipy.special import gammaln
 from ...acquisition.table import Acquisition
 from ...acquisition.waveform import Waveform
 from ...errors import InputError
-from ...extra_terms import has
 from ...parallel.exchange import reduced
 from ...phases import phase
 from ...problem import BlochTorrey
 from .. import silent
-from ..linear.whole import blocks, solver, whole
+from ..linear.whole import blocks, ratio_of_decay, solver, whole
 from ..schedule.groups import check_directions
-from ..schedule.storage import refuse
 
 # A level of a basis: equal parts of the largest F, rates, links of a chain of resolvents, and on
 # how many of the first of these K acts too. Each level holds the one before: 9, 17, 33, 127, 295
@@ -291,10 +289,7 @@ class TurnedBases:
                              "none")
         if not tolerance > 0:
             raise InputError(f"tolerance: {tolerance!r}, expected a positive number")
-        if has(problem.extra_form, problem.g) or problem.num_fields:
-            raise InputError(f"{where} with extra_terms that know the gradient or turn the phase, "
-                             "expected terms that decay")
-        refuse(acquisition, where)
+        ratio = ratio_of_decay(problem, acquisition, where)
         check_directions(acquisition, problem.mesh)
         driven = acquisition.strength > 0
         for waveform in (acquisition.waveforms[k] for k in np.unique(
@@ -302,13 +297,7 @@ class TurnedBases:
             if waveform.vector:
                 raise InputError(f"{where}: {waveform.describe()} varies its direction, expected "
                                  "engine matrix_formalism or time_stepping")
-        ratio = problem.initial / problem.scale
-        low, high = (problem.comm.allreduce(float(value), op) for value, op in (
-            (ratio.min(initial=np.inf), MPI.MIN), (ratio.max(initial=-np.inf), MPI.MAX)))
-        if low < high:
-            raise InputError(f"{where} with several densities and interface 'plain', expected "
-                             "'equilibrium'")
-        self.problem, self.acquisition, self.ratio = problem, acquisition, low
+        self.problem, self.acquisition, self.ratio = problem, acquisition, ratio
         self.tolerance = tolerance
         _, which = np.unique(np.round(acquisition.directions, 9), axis=0, return_inverse=True)
         which = which.ravel()

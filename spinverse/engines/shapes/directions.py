@@ -24,18 +24,15 @@ from functools import cached_property
 import dolfinx
 import numpy as np
 import scipy.sparse
-from mpi4py import MPI
 
 from ... import forms
 from ...acquisition.table import Acquisition
 from ...errors import InputError, SolverError
-from ...extra_terms import has
 from ...parallel.exchange import reduced
 from ...problem import BlochTorrey
 from .. import silent
 from ..basis.eigenmodes import Eigenmodes, project
-from ..linear.whole import blocks, solver, whole
-from ..schedule.storage import refuse
+from ..linear.whole import blocks, ratio_of_decay, solver, whole
 from .drift import ALL, AXIS_PAIRS, LINKS, RATES, DriftSweeps, DriftSystem, Reduced, along_pairs
 
 STEP = 0.25  # ms, longest: 1e-6 of the signals
@@ -150,17 +147,8 @@ class DirectionBases:
         where = "engine: direction_bases"
         if problem.periodic != ALL:
             raise InputError(f"{where}, expected a box that is periodic along x, y and z")
-        if has(problem.extra_form, problem.g) or problem.num_fields:
-            raise InputError(f"{where} with extra_terms that know the gradient or turn the phase, "
-                             "expected terms that decay")
-        refuse(acquisition, where)
-        ratio = problem.initial / problem.scale
-        low, high = (problem.comm.allreduce(float(value), op) for value, op in (
-            (ratio.min(initial=np.inf), MPI.MIN), (ratio.max(initial=-np.inf), MPI.MAX)))
-        if low < high:
-            raise InputError(f"{where} with several densities and interface 'plain', expected "
-                             "'equilibrium'")
-        self.problem, self.acquisition, self.ratio = problem, acquisition, low
+        self.problem, self.acquisition = problem, acquisition
+        self.ratio = ratio_of_decay(problem, acquisition, where)
         self.tolerance = tolerance
         self.shares = 0
         _, which = np.unique(np.round(acquisition.directions, 9), axis=0, return_inverse=True)

@@ -8,7 +8,6 @@ import scipy.sparse.linalg
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 
-from ...mesh.whole import WholeMesh
 from .blocks import Blocks
 from .walls import Walls
 
@@ -16,9 +15,9 @@ SHIFT = 1e-2  # 1/ms below the spectrum: of the factor for modes of the box
 LEAST = 1000  # mesh cells: fewer have little more nodes than functions
 
 
-def suits(whole: WholeMesh) -> bool:
-    """Whether a mesh is one for such functions: large, and not periodic."""
-    return len(whole.cells) > LEAST and not whole.periodic
+def suits(cells: int, periodic: bool) -> bool:
+    """Whether a mesh of so many cells is one for such functions: large, and not periodic."""
+    return cells > LEAST and not periodic
 
 
 class Smooth:

@@ -154,7 +154,7 @@ class Models:
     @property
     def large(self) -> bool:
         """Whether the mesh is one where fields are expanded in modes of the whole box."""
-        return suits(self.whole)
+        return suits(len(self.whole.cells), self.whole.periodic)
 
     def _smooth(self, number: int) -> Smooth:
         """Modes of the box at the start of theta: functions to expand in, whatever theta is."""

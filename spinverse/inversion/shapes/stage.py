@@ -155,5 +155,5 @@ class Shapes:
 
 def _most_cells(problem: InverseProblem) -> int:
     """How many cells can be looked for."""
-    large = problem.mesh.num_cells > smooth.LEAST and not problem.periodic
+    large = smooth.suits(problem.mesh.num_cells, problem.periodic)
     return MOST_CELLS if large else MOST_CELLS_COARSE
