@@ -127,7 +127,7 @@ class Case:
         self.A, self.M = problem.decay_matrix(), problem.mass_matrix
         fastest = problem.comm.allreduce(float(np.max(problem.tissue.diffusivity)), MPI.MAX)
         self.shift = 0.3 * fastest / 20**2
-        self.start = eigenmodes._wave(problem)[:, 0]
+        self.start = eigenmodes.wave(problem)[:, 0]
 
     def set_up(self) -> None:
         self.inverse = Counted(self.problem, self.A, self.M, self.shift, PREFIX)
@@ -137,7 +137,7 @@ class Case:
     def direct(self) -> np.ndarray:
         most = min(self.wanted + EXTRA, self.size)
         eps = eigenmodes.shift_invert(self.A, self.M, most, most, self.shift, PREFIX, self.start)
-        values = eigenmodes._pairs(eps, self.wanted)[0]
+        values = eigenmodes.converged_pairs(eps, self.wanted)[0]
         eps.destroy()
         return values
 
@@ -204,7 +204,7 @@ class Case:
         eps.setOptionsPrefix(PREFIX)
         eps.setFromOptions()
         eps.solve()
-        values = eigenmodes._pairs(eps, wanted)[0] - self.shift
+        values = eigenmodes.converged_pairs(eps, wanted)[0] - self.shift
         eps.destroy()
         return values
 
