@@ -43,7 +43,7 @@ class Rows:
 
         self.shape = shape
         self._own = part(own, columns[own], shape[1])
-        self._others, self._route = None, None
+        self._others = None
         if self.comm.size > 1:
             ghosts, place = np.unique(columns[~own] + starts[self.comm.rank], return_inverse=True)
             self._route = Route(self.comm, np.searchsorted(starts, ghosts, side="right") - 1)
