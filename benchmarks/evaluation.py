@@ -35,7 +35,7 @@ from spinverse.inversion.facets.controls import CONTROLS, FromLog
 from spinverse.inversion.facets.facet_graph import FacetGraph
 from spinverse.inversion.facets.memory import Keeper
 from spinverse.inversion.facets.optimise import BacktrackingFunctional, minimise
-from spinverse.inversion.facets.priors import make_prior
+from spinverse.inversion.facets.priors import PRIORS
 from spinverse.inversion.likelihood import Likelihood
 from spinverse.problem import BlochTorrey
 
@@ -75,7 +75,7 @@ class Case:
         self.misfit = Likelihood(np.exp(-0.3 * self.acquisition.b / 1000), self.reference)
         unknown = everywhere > 0
         graph = FacetGraph(self.mesh, unknown)
-        self.priors = [make_prior(name, graph, unknown) for name in ("continuity", "manifold")]
+        self.priors = [PRIORS[name](graph) for name in ("continuity", "manifold")]
         self.control_type = CONTROLS["squashed"]()
         set_working_tape(Tape())
         continue_annotation()
