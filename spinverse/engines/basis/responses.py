@@ -37,7 +37,7 @@ _SMALL = 1e-7  # of the start's norm: responses below it are round-off of others
 _SLOW = 3  # one function in three is a slow mode
 _PER_WAVE, _ROUNDS = 4, 9  # block Krylov space of the slow modes
 _FADING = 1.5  # slow modes weigh exp(-_FADING lambda / s)
-_FASTEST = 400.0  # of s: functions that decay faster only make exponentials long
+_FASTEST = 200.0  # of s: functions that decay faster only make exponentials long
 _CANDIDATES = 12  # the last generation is cut at the widest gap of this many last values
 
 
