@@ -179,7 +179,7 @@ class Propagation:
             gradient: ``(K, K)``; dJ = sum(gradient * dA) is added in place.
             turning: ``(D, K, K)`` for X along each direction and ``(K, K)`` for the field.
         """
-        found = np.zeros_like(gradient)
+        found = np.zeros(gradient.shape)
 
         def visit(swept, term, factor):
             # adds to its transpose in place, which is in Fortran's order
