@@ -181,7 +181,7 @@ def by_phase(case: Case, repeats: int) -> tuple[dict[str, float], list, int]:
     from spinverse.engines.basis import responses as module
     from spinverse.engines.basis.eigenmodes import project
     problem, engine = case.problem, case.engine
-    adds, factors, add, make = [], [], module._Space.add, module.direct
+    adds, factors, add, make = [], [], module._Space.add, module.factor_of
 
     def noted(self, candidates):
         size = self.size
@@ -190,13 +190,13 @@ def by_phase(case: Case, repeats: int) -> tuple[dict[str, float], list, int]:
         return result
 
     def factorised(*args):
-        ksp = make(*args)
-        factors.append(ksp.getPC().getFactorMatrix().getMumpsInfog(29))
-        return ksp
+        factor = make(*args)
+        factors.append(factor.ksp.getPC().getFactorMatrix().getMumpsInfog(29))
+        return factor
 
-    module._Space.add, module.direct = noted, factorised
+    module._Space.add, module.factor_of = noted, factorised
     case.evaluate()
-    module._Space.add, module.direct = add, make
+    module._Space.add, module.factor_of = add, make
     basis = engine.basis
     found = {}
     found["assembly"], _ = cpu(problem.decay_matrix, repeats)
