@@ -36,7 +36,7 @@ from .spectrum import decay_rates, diagonalised, rounding
 _ROUNDS = 9  # of the Krylov space of slow modes
 _SLOW = 3  # one function in three is a slow mode
 _FADING = 1.5  # slow modes weigh exp(-_FADING lambda / s)
-_FASTEST = 400.0  # of s: functions that decay faster only make exponentials long
+_FASTEST = 200.0  # of s: functions that decay faster only make exponentials long
 
 
 def response_basis(problem: BlochTorrey, number: int, rate: float, strength: float,
