@@ -1,4 +1,4 @@
-"""Modes of large meshes: products of rows, the inverse without a factor, modes beside direct ones."""
+"""Modes of large meshes: products of rows, the inverse without a factor, modes beside others."""
 
 from __future__ import annotations
 
