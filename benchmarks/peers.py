@@ -191,7 +191,7 @@ def figure(rows: list[dict], path: Path) -> None:
     drawn, panels = plt.subplots(-(-len(names) // columns), columns, figsize=(9, 8), sharex=True,
                                  sharey=True, squeeze=False, layout="constrained")
     for panel, name in zip(panels.flat, names, strict=False):
-        for who, marker in (("spinverse", "o-"), ("dmipy-sim", "s--")):
+        for who, marker in (("spinverse", "o"), ("dmipy-sim", "s--")):
             points = sorted((float(row["CPU s"]), float(row["error of E"])) for row in rows
                             if row["geometry"] == name and row["by"] == who)
             if points:
