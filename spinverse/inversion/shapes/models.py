@@ -17,6 +17,7 @@ from scipy.stats import qmc
 
 from ...engines.modal.matrix_formalism import MatrixFormalism
 from ...engines.shapes.blocks import Assembly, Blocks
+from ...engines.shapes.cut import CutModel, Grid
 from ...engines.shapes.directions import DirectionBases
 from ...engines.shapes.effects import Effects
 from ...engines.shapes.graded import FLOOR, GradedModel
@@ -93,6 +94,7 @@ class Models:
         self._known: dict[tuple, Blocks] = {}
         self._engines: dict[int, tuple] = {}
         self._functions: dict[int, Smooth] = {}
+        self._grids: dict[int, Grid] = {}
 
     # ---- theta ----------------------------------------------------------------------------------
 
@@ -231,6 +233,14 @@ class Models:
         if not len(slopes):
             return r
         return r - np.clip(r @ np.linalg.pinv(slopes), -ANSWER, ANSWER) @ slopes
+
+    # ---- smooth surfaces ------------------------------------------------------------------------
+
+    def cut(self, theta: np.ndarray, refinements: int) -> CutModel:
+        """The model of level functions, linear in parts of mesh cells; see `engines.shapes.cut`."""
+        if refinements not in self._grids:
+            self._grids[refinements] = Grid(self.whole, self._assembly.corners, refinements)
+        return CutModel(*self._at(theta), self._smooth(FUNCTIONS), self._grids[refinements])
 
     # ---- graded shapes --------------------------------------------------------------------------
 
