@@ -67,6 +67,7 @@ class Models:
         whole: the mesh, on every rank.
         names, cell_of, start, bounds, precision, active, values, coordinates: of the unknown
             numbers, see `parameters.Coordinates`.
+        cells: at most so many.
         floor: mean variance of the noise of normalised magnitudes.
         unit: of misfits of graded shapes, see `measure_unit`.
         resistance: see `fit_resistance`.
@@ -74,7 +75,7 @@ class Models:
 
     def __init__(self, problem: InverseProblem, cells: int = 1,
                  factor: np.ndarray | None = None):
-        self.problem, self.comm, self._cells = problem, problem.comm, cells
+        self.problem, self.comm, self.cells = problem, problem.comm, cells
         _check_storage(problem)
         self.whole = WholeMesh.of(problem.mesh)
         numbers = parameters.Coordinates(parameters.of_theta(problem.unknown), cells)
@@ -126,7 +127,7 @@ class Models:
         if key not in self._known:
             if len(self._known) > 8:  # slopes, and the way back
                 self._known.clear()
-            labels = range(self._cells + 1 if parameters.labelled(values) else 1)
+            labels = range(self.cells + 1 if parameters.labelled(values) else 1)
             self._known[key] = self._assembly.blocks(walls, self.resistance, [
                 partial(parameters.apply, values, self._forward, known, label)
                 for label in labels])

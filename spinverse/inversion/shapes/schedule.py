@@ -15,6 +15,7 @@ from .strategies.graded_shapes import graded_shapes
 from .strategies.one_cell import one_cell
 from .strategies.polish import polish
 from .strategies.smooth_shapes import smooth_shapes
+from .strategies.smooth_surface import smooth_surface
 from .strategies.two_cells import two_cells
 from .strategies.walking import go_on
 
@@ -29,6 +30,9 @@ TWO: tuple[Strategy, ...] = (one_cell, two_cells, two_cells, graded_shapes, two_
 FINE: tuple[Strategy, ...] = (smooth_shapes,) * len(ONE)
 #: What follows each part where the data have noise.
 AFTER: tuple[Strategy, ...] = (polish,)
+#: What follows a part whose best does not explain the data, unless walks asked for it before;
+#: ``turn`` is the part.
+BESIDE: tuple[Strategy, ...] = (smooth_surface,)
 
 
 def run(search: Search, ledger: SearchLedger, state: Mapping[str, np.ndarray] | None = None,
@@ -48,6 +52,7 @@ def run(search: Search, ledger: SearchLedger, state: Mapping[str, np.ndarray] | 
     Raises:
         SolverError: no start gave a closed surface.
     """
+    usual = rounds is None
     if rounds is None:
         rounds = (FINE, FINE) if search.models.large else (ONE, TWO)
     hypotheses: list[Hypothesis] = []
@@ -73,6 +78,9 @@ def run(search: Search, ledger: SearchLedger, state: Mapping[str, np.ndarray] | 
         ledger.pause()
         if search.noisy and ledger.best is not None and not ledger.solved():
             for strategy in AFTER:
+                hypotheses += strategy(search, hypotheses, ledger, part)
+        if usual and ledger.unexplained():
+            for strategy in BESIDE:
                 hypotheses += strategy(search, hypotheses, ledger, part)
         ledger.end()
         why = ledger.verdict()

@@ -112,6 +112,7 @@ class SmoothFit:
         self._fine = self._models(self.refined)
         self._model: tuple = (None, None)
         self._at_points: dict[int, np.ndarray] = {}
+        self._active = np.flatnonzero(models.active(np.array([cells])))
         self.shapes = 0
 
     def _models(self, finer: bool) -> Models:
@@ -120,7 +121,7 @@ class SmoothFit:
         if finer:
             data = MeshData(*refined(whole.points, whole.cells))
             problem = replace(problem, mesh=Mesh.from_data(data, problem.comm))
-        made = Models(problem, self.cells)
+        made = Models(problem, self.users.cells)
         made.resistance = 0.0  # of facets, through which nothing goes here
         return made
 
@@ -179,7 +180,7 @@ class SmoothFit:
                 error = self._error(levels, a, theta)
             if best <= limit + ENOUGH * error:
                 break
-        return self._result(degree, levels, a, theta)
+        return self.result(a, theta)
 
     def _ellipsoid(self, levels: Levels, inside: np.ndarray) -> np.ndarray:
         """Coefficients of the ellipsoid with the moments of some mesh cells."""
@@ -218,7 +219,9 @@ class SmoothFit:
                 if far < SHORT * size and longest < SHORT:
                     break
                 if far < LONG * size and longest < LONGEST_THETA:
-                    there = np.clip(theta + step[n:], *self._fine.bounds) if len(theta) else theta
+                    there = theta.copy()
+                    there[self._active] += step[n:]
+                    there = np.clip(there, *self._fine.bounds) if len(theta) else theta
                     moved_a = a + step[:n].reshape(a.shape)
                     reached = self.residual(levels, moved_a, there)
                     if reached is not None and np.mean(reached**2) < values[-1]:
@@ -256,16 +259,16 @@ class SmoothFit:
             steep = np.sqrt((np.einsum("dfk,k->fd", levels.gradients(x), one) ** 2).sum(axis=1))
             moved = levels.basis(x) / np.maximum(steep, FLATTEST)[:, None]
             metric.append(moved.T @ (area[:, None] * moved) / total)
-        return look.likelihood.slope(S, J), scipy.linalg.block_diag(*metric)
+        return look.change(S, J), scipy.linalg.block_diag(*metric)
 
     def _theta_slopes(self, levels: Levels, a: np.ndarray, theta: np.ndarray) -> np.ndarray:
-        """Derivatives of the residual by the coordinates of theta, ``(P, N)``."""
+        """Derivatives of the residual by the `Models.active` coordinates of theta, ``(P, N)``."""
         found = []
-        for unit in np.eye(len(theta)):
+        for unit in np.eye(len(theta))[self._active]:
             up, down = (self.residual(levels, a, theta + sign * THETA_STEP * unit)
                         for sign in (1, -1))
             found.append((up - down) / (2 * THETA_STEP))
-        return np.reshape(found, (len(theta), len(self.look.measured)))
+        return np.reshape(found, (len(found), len(self.look.measured)))
 
     def _placed(self, levels: Levels, a: np.ndarray, theta: np.ndarray,
                 best: float) -> tuple[np.ndarray, float]:
@@ -319,8 +322,10 @@ class SmoothFit:
     def _other(self) -> Models:
         return self._models(not self.refined)
 
-    def _result(self, degree: int, levels: Levels, a: np.ndarray,
-                theta: np.ndarray) -> SmoothCells:
+    def result(self, a: np.ndarray, theta: np.ndarray) -> SmoothCells:
+        """What coefficients ``(cells, n)`` and coordinates of theta come to. Collective."""
+        degree = next(d for d in range(20) if (d + 1) * (d + 2) * (d + 3) // 6 >= a.shape[1])
+        levels = Levels(self.users, degree)
         model, everything, whole = self.model(theta), self.users.all, self.users.whole
         shapes = self._shapes(model, levels, a)
         signals = self.comm.bcast(model.signals(shapes, everything.sweeps(LONGEST)))

@@ -1,0 +1,31 @@
+"""A smooth surface in place of facets, where those of the mesh do not explain the data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..hypothesis import Hypothesis
+from ..ledger import SearchLedger
+from ..search import Search
+from ..smooth_surfaces import SmoothFit, suits
+
+FITS = 2  # in a search: where walks first come to nothing, and two parts later
+LATER = 2  # the number of that part
+
+
+def smooth_surface(search: Search, hypotheses: Sequence[Hypothesis], ledger: SearchLedger,
+                   turn: int) -> list[Hypothesis]:
+    """Fit the surface of one cell; `SearchLedger.surface` is the best. Collective."""
+    single = [found for found in hypotheses if found.cells == 1]
+    wanted = not ledger.fits or ledger.fits < FITS and turn >= LATER
+    if not wanted or not single or not suits(search.models.problem):
+        return []
+    ledger.fits += 1
+    start = min(single, key=lambda found: found.misfit)
+    # noise is averaged by looking at everything
+    fit = SmoothFit(search.models, search.more if search.noisy else search.first)
+    found = fit.fit(start, ledger.report, ledger.score.limit)
+    ledger.spend(fit.shapes)
+    if found is not None and (ledger.surface is None or found.misfit < ledger.surface.misfit):
+        ledger.surface = found
+    return []
