@@ -3,8 +3,11 @@
 Where data are not of the mesh, its cells are wrong in two ways: stairs are no surface, and fields
 that are linear in coarse cells are wrong by as much as a cell at the wall changes. Here each mesh
 cell is eight for the fields, unless the mesh is fine anyway, and surfaces cut through them
-(`engines.shapes.cut`). What the mesh leaves wrong is estimated from the same surfaces on the mesh
-before it was refined: linear elements gain a factor of four.
+(`engines.shapes.cut`). What the mesh leaves wrong is known from the same surfaces on the mesh
+before it was refined: linear elements gain a factor of four (Richardson, Phil. Trans. A 210 (1911)
+307). Signals are corrected by that, and the correction may be wrong by as much as it is: the
+error of the model (as approximation errors are; Kaipio and Somersalo, J. Comput. Appl. Math. 198
+(2007) 493).
 """
 
 from __future__ import annotations
@@ -30,12 +33,15 @@ from .models import Models
 
 COARSE = 2500  # mesh cells: on fewer, fields are linear in an eighth of each
 DEGREES = (2, 10), (3, 8), (4, 10), (5, 6), (6, 8)  # of the polynomials, steps at most
-LONGEST = 0.5  # ms, of steps in time
+# ms, of steps in time: of signals, and of slopes, which are of second order in it with the rates
+# of fast modes (1 to 15 % off at 0.25)
+LONGEST, OF_SLOPES = 0.5, 0.25
 DAMPING, LEAST = 1e-2, 1e-8  # of the mean curvature, when a degree begins and at least
-TRIES, HARDER, EASIER = 7, 4.0, 0.25  # dampings of a step; their factors
+TRIES, HARDER, EASIER = 7, 4.0, 0.1  # dampings of a step; their factors
 SHORT, LONG = 2e-3, 1.0  # rms of a wall's movement in sizes of a mesh cell: nothing, too far
 LONGEST_THETA = 1.5  # of a coordinate of theta in a step
 GAIN = 0.02  # share of the misfit: less than this in two steps ends a degree
+HELD = 0.1  # of the mean curvature, against shifts of a whole cell
 SINGULAR = 1e-6  # of the mean: keeps combinations apart that surfaces do not tell
 OWN = 0.3  # deviation of points of a mesh cell from its centroid along an axis, in its size
 SHIFT, LEAST_SHIFT = 0.6, 0.08  # of a cell that is put elsewhere, in sizes of a mesh cell
@@ -43,7 +49,8 @@ FLATTEST = 1e-3  # slope of a level function, which is about 1: of its surface t
 THETA_STEP = 0.1  # of a coordinate, for slopes by central differences
 MOST = 0.5  # of the box, that a cell may fill
 SLOPES = 10  # shapes that slopes by all coefficients cost as much as
-ENOUGH = 0.5  # of the error of the mesh, and surfaces need no higher degree
+UNSURE = 1.0  # of the correction for the mesh: how far it may be wrong
+ENOUGH = 0.25  # of the error of the mesh, and surfaces need no higher degree
 KEPT = 0.95  # of its volume that must stay in the box then
 
 
@@ -58,7 +65,9 @@ class SmoothCells:
         labels: ``(Nt,)`` int8, mesh cells of the user's whose greater part is inside.
         signals: ``(N,)`` complex, um^3 times density.
         misfit: mean square residual of all measurements.
-        error: what the mesh is wrong by, mean square of normalised magnitudes, estimated.
+        error: what the mesh may be wrong by after its correction, mean square of normalised
+            magnitudes.
+        corrected: mean square of this correction.
         volumes, areas: of each cell, um^3 and um^2.
         surfaces: of each cell.
         refined: whether fields were linear in an eighth of each mesh cell.
@@ -71,6 +80,7 @@ class SmoothCells:
     signals: np.ndarray
     misfit: float
     error: float
+    corrected: float
     volumes: np.ndarray
     areas: np.ndarray
     surfaces: list[Surface]
@@ -79,12 +89,14 @@ class SmoothCells:
     def describe(self) -> str:
         """One line for people."""
         where = "each mesh cell taken for eight" if self.refined else "mesh cells cut"
-        return (f"smooth surfaces, {where}: they leave {np.sqrt(self.misfit):.2g} rms of "
-                f"|S(b = 0)|, of which the mesh may be wrong by {np.sqrt(self.error):.2g}")
+        return (f"smooth surfaces, {where}: corrected for the mesh by "
+                f"{np.sqrt(self.corrected):.2g} rms of |S(b = 0)|, which may be wrong by "
+                f"{np.sqrt(self.error):.2g}, they leave {np.sqrt(self.misfit):.2g}")
 
     def summary(self) -> dict:
         """For ``summary.json``."""
         return {"degree": self.degree, "misfit": self.misfit, "mesh_error": self.error,
+                "mesh_correction": self.corrected,
                 "refined": self.refined,
                 "volume_um3": self.volumes.tolist(), "surface_um2": self.areas.tolist()}
 
@@ -113,6 +125,7 @@ class SmoothFit:
         self._model: tuple = (None, None)
         self._at_points: dict[int, np.ndarray] = {}
         self._active = np.flatnonzero(models.active(np.array([cells])))
+        self._correction: np.ndarray | float = 0.0  # of the signals that the steps look at
         self.shapes = 0
 
     def _models(self, finer: bool) -> Models:
@@ -146,8 +159,8 @@ class SmoothFit:
         self.shapes += 1
         if shapes is None:
             return None
-        found = look.predicted(model.signals(shapes, look.sweeps(LONGEST)))
-        return self.comm.bcast(found - look.measured)
+        found = model.signals(shapes, look.sweeps(LONGEST)) + self._correction
+        return self.comm.bcast(look.predicted(found) - look.measured)
 
     # ---- the fit --------------------------------------------------------------------------------
 
@@ -161,12 +174,14 @@ class SmoothFit:
             limit: misfit that noise explains.
         """
         theta, a, levels, best, error = start.theta, None, None, np.inf, 0.0
+        self._correction = 0.0
         for degree, steps in DEGREES:
             finer = Levels(self.users, degree)
             if a is None:
                 a = np.array([self._ellipsoid(finer, start.labels == k)
                               for k in range(1, self.cells + 1)])
             else:
+                self._correction, error, _ = self.correction(levels, a, theta, self.look)
                 a = np.array([finer.scaled(finer.raised(one, levels.powers)) for one in a])
             levels = finer
             a, theta, best = self._degree(levels, a, theta, steps)
@@ -177,7 +192,6 @@ class SmoothFit:
                 if self.cells == 1:
                     a, best = self._placed(levels, a, theta, best)
                     report("placed", best)
-                error = self._error(levels, a, theta)
             if best <= limit + ENOUGH * error:
                 break
         return self.result(a, theta)
@@ -211,6 +225,12 @@ class SmoothFit:
             damped[:n, :n] = metric * np.trace(H[:n, :n]) / np.trace(metric)
             damped[:n, :n] += SINGULAR * np.trace(damped[:n, :n]) / n * np.eye(n)
             damped[n:, n:] = np.diag(np.diag(H[n:, n:]) + 1e-300)
+            # a step would be a long way to another place, of which signals tell next to nothing
+            shifts, mean = metric @ self._shifts(levels, a), np.trace(H[:n, :n])
+            H[:n, :n] += HELD * mean / np.trace(metric) * shifts @ shifts.T
+            # what multiplies a level function is no change
+            scales = scipy.linalg.block_diag(*(one / np.linalg.norm(one) for one in a))
+            H[:n, :n] += mean * scales.T @ scales
             better = None
             for _ in range(TRIES):
                 step = -np.linalg.solve(H + mu * damped, g)
@@ -246,7 +266,7 @@ class SmoothFit:
         model, look = self.model(theta), self.look
         shapes = self._shapes(model, levels, a)
         S, J = model.jacobian(shapes, self._at_points[len(levels.powers)],
-                              look.sweeps(LONGEST),
+                              look.sweeps(OF_SLOPES),
                               lambda k: k % self.comm.size == self.comm.rank)
         self.shapes += SLOPES
         if self.comm.size > 1:  # each row comes from one rank: the sum adds zeros
@@ -259,7 +279,13 @@ class SmoothFit:
             steep = np.sqrt((np.einsum("dfk,k->fd", levels.gradients(x), one) ** 2).sum(axis=1))
             moved = levels.basis(x) / np.maximum(steep, FLATTEST)[:, None]
             metric.append(moved.T @ (area[:, None] * moved) / total)
-        return look.change(S, J), scipy.linalg.block_diag(*metric)
+        return look.change(S + self._correction, J), scipy.linalg.block_diag(*metric)
+
+    def _shifts(self, levels: Levels, a: np.ndarray) -> np.ndarray:
+        """Changes of the coefficients that shift one cell by 1 um, ``(cells n, 3 cells)``."""
+        inverse = np.linalg.pinv(levels.values)
+        return scipy.linalg.block_diag(*(
+            np.stack([inverse @ (slope @ one) for slope in levels.slopes], axis=1) for one in a))
 
     def _theta_slopes(self, levels: Levels, a: np.ndarray, theta: np.ndarray) -> np.ndarray:
         """Derivatives of the residual by the `Models.active` coordinates of theta, ``(P, N)``."""
@@ -304,19 +330,25 @@ class SmoothFit:
 
     # ---- what it came to ------------------------------------------------------------------------
 
-    def _error(self, levels: Levels, a: np.ndarray, theta: np.ndarray) -> float:
-        """Mean square of what the mesh of the fields is wrong by, of the look's measurements."""
-        look, predicted = self.look, []
+    def correction(self, levels: Levels, a: np.ndarray, theta: np.ndarray,
+                   look: Look) -> tuple[np.ndarray, float, float]:
+        """What finer meshes would add to signals, ``(N,)``. Collective.
+
+        And mean squares of normalised magnitudes: how far it may be wrong, and of itself.
+        """
+        found = []
         for models, parts in ((self._fine, 1 if self.refined else 2),
                               (self._other, 2 if self.refined else 1)):
             model = models.cut(theta, parts)
             values = levels.basis(model.grid.points) @ a.T
-            predicted.append(look.predicted(model.signals(
-                model.shapes(values.T), look.sweeps(LONGEST))))
+            found.append(model.signals(model.shapes(values.T), look.sweeps(LONGEST)))
+        here, other = found
         # of second order: what halving changes is three quarters of the error before
-        share = 1 / 3 if self.refined else 4 / 3
+        added = self.comm.bcast((here - other) / 3 if self.refined else (other - here) * 4 / 3)
         self.shapes += 2
-        return self.comm.bcast(float(np.mean((share * (predicted[1] - predicted[0])) ** 2)))
+        change = look.predicted(here + added) - look.predicted(here)
+        square = self.comm.bcast(float(np.mean(change**2)))
+        return added, UNSURE**2 * square, square
 
     @cached_property
     def _other(self) -> Models:
@@ -328,7 +360,8 @@ class SmoothFit:
         levels = Levels(self.users, degree)
         model, everything, whole = self.model(theta), self.users.all, self.users.whole
         shapes = self._shapes(model, levels, a)
-        signals = self.comm.bcast(model.signals(shapes, everything.sweeps(LONGEST)))
+        added, error, corrected = self.correction(levels, a, theta, everything)
+        signals = self.comm.bcast(model.signals(shapes, everything.sweeps(LONGEST))) + added
         r = everything.predicted(signals) - everything.measured
         labels = np.zeros(len(whole.cells), np.int8)
         for label, shape in enumerate(shapes, 1):
@@ -342,6 +375,6 @@ class SmoothFit:
         areas = [shape.area + absorbing * shape.rim_area(model.grid) for shape in shapes]
         return SmoothCells(
             degree, a, theta, labels, signals, float(np.mean(r**2)),
-            self._error(levels, a, theta), np.array([shape.volume for shape in shapes]),
+            error, corrected, np.array([shape.volume for shape in shapes]),
             np.array(areas), [Surface(surface.points + whole.centre, surface.triangles,
                                       surface.name) for surface in surfaces], self.refined)

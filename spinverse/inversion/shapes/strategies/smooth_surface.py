@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from ..hypothesis import Hypothesis
 from ..ledger import SearchLedger
 from ..search import Search
@@ -28,4 +30,9 @@ def smooth_surface(search: Search, hypotheses: Sequence[Hypothesis], ledger: Sea
     ledger.spend(fit.shapes)
     if found is not None and (ledger.surface is None or found.misfit < ledger.surface.misfit):
         ledger.surface = found
-    return []
+    if found is None or ledger.best is not None:
+        return []
+    labels = search.cells.repaired(found.labels)
+    r = search.models.exact(labels, found.theta, search.models.all)
+    ledger.best = Hypothesis(labels, found.theta, float(np.mean(r**2)), start.origin)
+    return [ledger.best]

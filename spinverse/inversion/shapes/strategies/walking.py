@@ -117,14 +117,16 @@ def follow(search: Search, walk: Walk, ledger: SearchLedger) -> list[Hypothesis]
             return found
     walk = search.told(walk, ledger.part)
     for turn in range(1, s.turns + 1):
+        steps = s.walk
         if not ledger.fits:  # once it shows that no labels will do, or not soon
-            run(walk, min(SOON, s.walk), ledger)
+            steps -= min(SOON, s.walk)
+            run(walk, s.walk - steps, ledger)
             if walk.best.cells == 1 and ledger.unexplained(walk):
                 smooth_surface(search, [walk.best], ledger, ledger.part)
                 if ledger.over():
                     found.append(ledger.take(walk))
                     break
-        run(walk, s.walk, ledger)
+        run(walk, steps, ledger)
         found.append(ledger.take(walk))
         best = walk.best
         if ledger.over() or ledger.score.explains(best.misfit) or turn == s.turns:
