@@ -105,11 +105,17 @@ def test_slopes_by_levels_are_those_of_differences(comm, grid, monkeypatch):
     x = (models.whole.centroids - models.whole.centre).T
     psi = 1 - ((x[0] - 0.6) / 5) ** 2 - (x[1] / 4) ** 2 - ((x[2] + 0.3) / 4.5) ** 2
     a = levels.scaled(np.linalg.lstsq(levels.values, psi, rcond=None)[0])[None]
-    J, metric = fit._slopes(levels, a, models.start)
+    J, metric, by_area = fit._slopes(levels, a, models.start)
     assert metric.shape == (10, 10) and J.shape == (len(models.all.measured), 10)
     up, down = (np.array([fit.residual(levels, a + step, models.start)
                           for step in sign * 1e-3 * np.eye(10)]).T for sign in (1, -1))
     differences = (up - down) / 2e-3
+    areas = []
+    for step in 1e-3 * np.eye(10):
+        sides = [fit._shapes(fit.model(models.start), levels, a + sign * step)[0].area
+                 for sign in (1, -1)]
+        areas.append((sides[0] - sides[1]) / 2e-3)
+    assert np.allclose(by_area, areas, atol=1e-3 * np.abs(areas).max())
     assert np.linalg.norm(J - differences) < 0.02 * np.linalg.norm(differences)
 
 

@@ -353,8 +353,10 @@ class CutModel:
         return signals(sweeps, self.basis(shapes)[0])
 
     def jacobian(self, shapes: Sequence[Shape], slopes: np.ndarray, sweeps: Sweeps,
-                 mine: Callable[[int], bool] = lambda k: True) -> tuple[np.ndarray, np.ndarray]:
+                 mine: Callable[[int], bool] = lambda k: True) -> tuple[np.ndarray, ...]:
         """Signals ``(N,)``, and derivatives of their magnitudes, ``(N, cells n)``.
+
+        And of the areas of the surfaces, ``(cells n,)`` um^2.
 
         Args:
             shapes: of the cells.
@@ -373,7 +375,7 @@ class CutModel:
             sweep = Sweep((), 0, np.arange(len(time)), np.zeros(len(time)), time)
             values, found = Adjoint(slope, basis, slope.modes, sweep).result()
             S[sweeps.still], J[sweeps.still] = values[which], found[which]
-        return S, J
+        return S, J, np.concatenate(slope.areas)
 
 
 def _side(A: np.ndarray, M: np.ndarray, *rest) -> tuple:
@@ -393,6 +395,7 @@ class _Slopes:
     Attributes:
         number: of them, over all cells.
         modes: values of the modes at the nodes of the mesh cells that are cut.
+        areas: derivatives of the area of each surface, ``(n,)`` um^2.
     """
 
     mass_floor = 0.0
@@ -400,10 +403,12 @@ class _Slopes:
     def __init__(self, model: CutModel, shapes: Sequence[Shape], slopes: np.ndarray,
                  fields: list[np.ndarray]):
         self._parts, rows, positions, first = [], [], [], 0
+        self.areas = []
         self.n = slopes.shape[1]
         self.number = self.n * len(shapes)
         for label, shape in enumerate(shapes, 1):
             mass, volume, position, wall = _moved(model.grid, shape, slopes)
+            self.areas.append(wall.sum(axis=(0, 2, 3)))  # the four functions add up to 1
             nodes, local = np.unique(model.smooth.node[shape.cut], return_inverse=True)
             local = local.reshape(-1, 4) + first
             at = [local, local + len(nodes)]

@@ -50,6 +50,9 @@ THETA_STEP = 0.1  # of a coordinate, for slopes by central differences
 MOST = 0.5  # of the box, that a cell may fill
 SLOPES = 10  # shapes that slopes by all coefficients cost as much as
 UNSURE = 1.0  # of the correction for the mesh: how far it may be wrong
+# of the error of the mesh, as mean square: what doubling the area counts for; of surfaces that
+# explain the data equally well the smallest is wanted: thin sheets and spikes hardly change them
+AREA = 1.0
 ENOUGH = 0.25  # of the error of the mesh, and surfaces need no higher degree
 KEPT = 0.95  # of its volume that must stay in the box then
 
@@ -126,6 +129,7 @@ class SmoothFit:
         self._at_points: dict[int, np.ndarray] = {}
         self._active = np.flatnonzero(models.active(np.array([cells])))
         self._correction: np.ndarray | float = 0.0  # of the signals that the steps look at
+        self._area = 0.0  # of the latest surfaces, um^2
         self.shapes = 0
 
     def _models(self, finer: bool) -> Models:
@@ -159,6 +163,7 @@ class SmoothFit:
         self.shapes += 1
         if shapes is None:
             return None
+        self._area = sum(shape.area for shape in shapes)
         found = model.signals(shapes, look.sweeps(LONGEST)) + self._correction
         return self.comm.bcast(look.predicted(found) - look.measured)
 
@@ -184,7 +189,7 @@ class SmoothFit:
                 self._correction, error, _ = self.correction(levels, a, theta, self.look)
                 a = np.array([finer.scaled(finer.raised(one, levels.powers)) for one in a])
             levels = finer
-            a, theta, best = self._degree(levels, a, theta, steps)
+            a, theta, best = self._degree(levels, a, theta, steps, AREA * error)
             if not np.isfinite(best):
                 return None
             report(f"smooth surface {degree}", best)
@@ -208,19 +213,27 @@ class SmoothFit:
         q = np.einsum("ni,ij,nj->n", away, np.linalg.inv(5 * spread), away)
         return levels.scaled(np.linalg.lstsq(levels.values, 1 - q, rcond=None)[0])
 
-    def _degree(self, levels: Levels, a: np.ndarray, theta: np.ndarray,
-                steps: int) -> tuple[np.ndarray, np.ndarray, float]:
-        """Levenberg-Marquardt on the coefficients and the unknown numbers."""
+    def _degree(self, levels: Levels, a: np.ndarray, theta: np.ndarray, steps: int,
+                weight: float) -> tuple[np.ndarray, np.ndarray, float]:
+        """Levenberg-Marquardt on the coefficients and the unknown numbers.
+
+        Of the mean square residual, and ``weight`` times the area over that at the beginning.
+        """
         r = self.residual(levels, a, theta)
         if r is None:
             return a, theta, np.inf
-        values, mu, size = [float(np.mean(r**2))], DAMPING, self.users.size
+        weight /= self._area
+        area, best = self._area, float(np.mean(r**2))
+        values, mu, size = [best + weight * area], DAMPING, self.users.size
         for _ in range(steps):
-            J, metric = self._slopes(levels, a, theta)
+            J, metric, by_area = self._slopes(levels, a, theta)
             slopes = self._theta_slopes(levels, a, theta)
             n = J.shape[1]
             both = np.hstack([J, slopes.T])
             H, g = both.T @ both / len(r), both.T @ r / len(r)
+            # the square of the root of the area
+            H[:n, :n] += weight / (4 * area) * np.outer(by_area, by_area)
+            g[:n] += weight / 2 * by_area
             damped = np.zeros_like(H)
             damped[:n, :n] = metric * np.trace(H[:n, :n]) / np.trace(metric)
             damped[:n, :n] += SINGULAR * np.trace(damped[:n, :n]) / n * np.eye(n)
@@ -244,30 +257,33 @@ class SmoothFit:
                     there = np.clip(there, *self._fine.bounds) if len(theta) else theta
                     moved_a = a + step[:n].reshape(a.shape)
                     reached = self.residual(levels, moved_a, there)
-                    if reached is not None and np.mean(reached**2) < values[-1]:
-                        better = moved_a, there, reached
+                    if reached is not None and (
+                            np.mean(reached**2) + weight * self._area < values[-1]):
+                        better = moved_a, there, reached, self._area
                         break
                 mu *= HARDER
             if better is None:
                 break
-            a, theta, r = better
+            a, theta, r, area = better
             a = np.array([levels.scaled(one) for one in a])
             mu = max(mu * EASIER, LEAST)
-            values.append(float(np.mean(r**2)))
+            best = float(np.mean(r**2))
+            values.append(best + weight * area)
             if len(values) > 2 and values[-1] > (1 - GAIN) * values[-3]:
                 break
-        return a, theta, values[-1]
+        return a, theta, best
 
     def _slopes(self, levels: Levels, a: np.ndarray, theta: np.ndarray) -> tuple:
         """Derivatives of the residual by coefficients, ``(N, cells n)``.
 
-        And the mean square of how far walls move, ``(cells n, cells n)``.
+        And the mean square of how far walls move, ``(cells n, cells n)``, and derivatives of the
+        area.
         """
         model, look = self.model(theta), self.look
         shapes = self._shapes(model, levels, a)
-        S, J = model.jacobian(shapes, self._at_points[len(levels.powers)],
-                              look.sweeps(OF_SLOPES),
-                              lambda k: k % self.comm.size == self.comm.rank)
+        S, J, by_area = model.jacobian(shapes, self._at_points[len(levels.powers)],
+                                       look.sweeps(OF_SLOPES),
+                                       lambda k: k % self.comm.size == self.comm.rank)
         self.shapes += SLOPES
         if self.comm.size > 1:  # each row comes from one rank: the sum adds zeros
             self.comm.Allreduce(MPI.IN_PLACE, S)
@@ -279,7 +295,7 @@ class SmoothFit:
             steep = np.sqrt((np.einsum("dfk,k->fd", levels.gradients(x), one) ** 2).sum(axis=1))
             moved = levels.basis(x) / np.maximum(steep, FLATTEST)[:, None]
             metric.append(moved.T @ (area[:, None] * moved) / total)
-        return look.change(S + self._correction, J), scipy.linalg.block_diag(*metric)
+        return (look.change(S + self._correction, J), scipy.linalg.block_diag(*metric), by_area)
 
     def _shifts(self, levels: Levels, a: np.ndarray) -> np.ndarray:
         """Changes of the coefficients that shift one cell by 1 um, ``(cells n, 3 cells)``."""
