@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -427,7 +428,7 @@ class _Slopes:
                 wall=_rows(model.permeability(label) * wall)))
         self.modes = np.vstack(rows)
         # one after the other; `contract` takes them apart
-        self.blocks = SimpleNamespace(position=np.concatenate(positions, axis=1))
+        self.blocks: Any = SimpleNamespace(position=np.concatenate(positions, axis=1))
 
     def mass_term(self, p: np.ndarray, u: np.ndarray) -> np.ndarray:
         """Re p . dM u for values at the nodes, ``(m, number)``."""

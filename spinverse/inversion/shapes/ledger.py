@@ -91,8 +91,8 @@ class SearchLedger:
 
     def unexplained(self, walk: Walk | None = None) -> bool:
         """Whether to look for something that no labels of mesh cells are, beside a walk's."""
-        explained = any(found is not None and self.score.explains(found.misfit)
-                        for found in (self.best, walk and walk.best))
+        found = [self.best, None if walk is None else walk.best]
+        explained = any(one is not None and self.score.explains(one.misfit) for one in found)
         return not (explained or self.solved() or self.lower_noise() is not None
                     or self.left() <= 0)
 

@@ -5,9 +5,9 @@ that are linear in coarse cells are wrong by as much as a cell at the wall chang
 cell is eight for the fields, unless the mesh is fine anyway, and surfaces cut through them
 (`engines.shapes.cut`). What the mesh leaves wrong is known from the same surfaces on the mesh
 before it was refined: linear elements gain a factor of four (Richardson, Phil. Trans. A 210 (1911)
-307). Signals are corrected by that, and the correction may be wrong by as much as it is: the
-error of the model (as approximation errors are; Kaipio and Somersalo, J. Comput. Appl. Math. 198
-(2007) 493).
+307). Signals are corrected by that, and the correction may be wrong by one and a half of itself:
+the error of the model (as approximation errors are; Kaipio and Somersalo, J. Comput. Appl. Math.
+198 (2007) 493).
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ FLATTEST = 1e-3  # slope of a level function, which is about 1: of its surface t
 THETA_STEP = 0.1  # of a coordinate, for slopes by central differences
 MOST = 0.5  # of the box, that a cell may fill
 SLOPES = 10  # shapes that slopes by all coefficients cost as much as
-UNSURE = 1.0  # of the correction for the mesh: how far it may be wrong
+# of the correction for the mesh: how far it may be wrong. The meshes of data have errors, too, and
+# cut surfaces, and steps in time; data of the mesh itself leave three times as much (rms, axon-0)
+UNSURE = 1.5
 # of the error of the mesh, as mean square: what doubling the area counts for; of surfaces that
 # explain the data equally well the smallest is wanted: thin sheets and spikes hardly change them
 AREA = 1.0
