@@ -199,6 +199,9 @@ class SmoothFit:
                 if self.cells == 1:
                     a, best = self._placed(levels, a, theta, best)
                     report("placed", best)
+                self._correction, error, _ = self.correction(levels, a, theta, self.look)
+                a, theta, best = self._degree(levels, a, theta, steps, AREA * error)
+                report("corrected", best)
             if best <= limit + ENOUGH * error:
                 break
         return self.result(a, theta)
