@@ -54,8 +54,9 @@ SLOPES = 10  # shapes that slopes by all coefficients cost as much as
 UNSURE = 1.5
 # of the error of the mesh, as mean square: what doubling the area counts for; of surfaces that
 # explain the data equally well the smallest is wanted: thin sheets and spikes hardly change them
-AREA = 1.0
-ENOUGH = 0.25  # of the error of the mesh, and surfaces need no higher degree
+# (with 1, a sphere in a reflecting box shrinks by 10 %)
+AREA = 0.01
+ENOUGH = 0.05  # of the error of the mesh, and surfaces need no higher degree
 KEPT = 0.95  # of its volume that must stay in the box then
 
 
