@@ -11,7 +11,7 @@ outside. Fields, um/ms: walls are 0.01 on the ball and 100 elsewhere, mixed is r
 
 - direct: shift and invert with a MUMPS factor, as for small meshes. It is asked for more modes than
   the others, and its values are the reference.
-- blocks: `spinverse.engines.basis.blocks`, tolerance 1e-6.
+- blocks: `spinverse.engines.basis.blocks`, tolerance 1e-5.
 - lobpcg, small, gd, jd: SLEPc's, for A + s M and M, with `TwoLevel` as a shell and the modes of the
   coarse spaces as initial space. LOBPCG has one block for all modes, or (small) many of 32; its
   preconditioner is five steps of conjugate gradients, as in blocks. GD applies it once, JD solves
@@ -39,6 +39,7 @@ from mpi4py import MPI
 
 from spinverse import BlochTorrey, Permeability, Tissue, mesh
 from spinverse.engines.basis import blocks, eigenmodes
+from spinverse.engines.basis.krylov import waves
 
 # isort: split
 from petsc4py import PETSc
@@ -77,7 +78,7 @@ class Counted(blocks.Inverse):
 
 
 class Shell:
-    """The preconditioner as PETSc calls it, for one vector or many at once.
+    """The preconditioner, of single precision, as PETSc calls it: for one vector or many at once.
 
     Args:
         cg: a few steps of conjugate gradients with it, instead of itself.
@@ -90,26 +91,15 @@ class Shell:
         if self.cg:
             return self.inverse.roughly(loads)
         self.inverse.columns += loads.shape[1]
-        return self.inverse.preconditioner(loads)
+        block = np.ascontiguousarray(loads, dtype=self.inverse.rows.dtype)
+        return self.inverse.preconditioner(block).astype(float)
 
     def matApply(self, pc, X, Y) -> None:
         Y.getDenseArray()[:] = self.columns(np.asfortranarray(X.getDenseArray(readonly=True)))
         Y.assemble()
 
     def apply(self, pc, x, y) -> None:
-        if self.cg:
-            y.setArray(self.columns(x.array_r[:, None])[:, 0])
-            return
-        self.inverse.columns += 1  # without the copies that many columns take
-        two_level = self.inverse.preconditioner
-        two_level.blocks.mult(x, y)
-        for name, P in two_level.spaces.items():
-            load, answer = P.createVecRight(), P.createVecRight()
-            P.multTranspose(x, load)
-            two_level.solvers[name].solve(load, answer)
-            P.multAdd(answer, y, y)
-            load.destroy()
-            answer.destroy()
+        y.setArray(self.columns(x.array_r[:, None])[:, 0])
 
 
 class Case:
@@ -127,17 +117,19 @@ class Case:
         self.A, self.M = problem.decay_matrix(), problem.mass_matrix
         fastest = problem.comm.allreduce(float(np.max(problem.tissue.diffusivity)), MPI.MAX)
         self.shift = 0.3 * fastest / 20**2
-        self.start = eigenmodes._wave(problem)[:, 0]
+        self.start = eigenmodes.wave(problem)[:, 0]
+        self.waves = waves(problem.space.tabulate_dof_coordinates()[: self.A.getLocalSize()[0]],
+                           20, blocks.iterated(self.A, wanted))
 
     def set_up(self) -> None:
         self.inverse = Counted(self.problem, self.A, self.M, self.shift, PREFIX)
         self.first = blocks.coarse_modes(self.inverse.preconditioner, self.A, self.M, self.wanted,
-                                         self.start, eigenmodes._coarse_pairs(self.shift, PREFIX))
+                                         self.waves)
 
     def direct(self) -> np.ndarray:
         most = min(self.wanted + EXTRA, self.size)
         eps = eigenmodes.shift_invert(self.A, self.M, most, most, self.shift, PREFIX, self.start)
-        values = eigenmodes._pairs(eps, self.wanted)[0]
+        values = eigenmodes.converged_pairs(eps, self.wanted)[0]
         eps.destroy()
         return values
 
@@ -204,7 +196,7 @@ class Case:
         eps.setOptionsPrefix(PREFIX)
         eps.setFromOptions()
         eps.solve()
-        values = eigenmodes._pairs(eps, wanted)[0] - self.shift
+        values = eigenmodes.converged_pairs(eps, wanted)[0] - self.shift
         eps.destroy()
         return values
 

@@ -35,7 +35,7 @@ from spinverse.inversion.facets.controls import CONTROLS, FromLog
 from spinverse.inversion.facets.facet_graph import FacetGraph
 from spinverse.inversion.facets.memory import Keeper
 from spinverse.inversion.facets.optimise import BacktrackingFunctional, minimise
-from spinverse.inversion.facets.priors import make_prior
+from spinverse.inversion.facets.priors import PRIORS
 from spinverse.inversion.likelihood import Likelihood
 from spinverse.problem import BlochTorrey
 
@@ -75,7 +75,7 @@ class Case:
         self.misfit = Likelihood(np.exp(-0.3 * self.acquisition.b / 1000), self.reference)
         unknown = everywhere > 0
         graph = FacetGraph(self.mesh, unknown)
-        self.priors = [make_prior(name, graph, unknown) for name in ("continuity", "manifold")]
+        self.priors = [PRIORS[name](graph) for name in ("continuity", "manifold")]
         self.control_type = CONTROLS["squashed"]()
         set_working_tape(Tape())
         continue_annotation()
@@ -181,7 +181,7 @@ def by_phase(case: Case, repeats: int) -> tuple[dict[str, float], list, int]:
     from spinverse.engines.basis import responses as module
     from spinverse.engines.basis.eigenmodes import project
     problem, engine = case.problem, case.engine
-    adds, factors, add, make = [], [], module._Space.add, module.direct
+    adds, factors, add, make = [], [], module._Space.add, module.factor_of
 
     def noted(self, candidates):
         size = self.size
@@ -190,13 +190,13 @@ def by_phase(case: Case, repeats: int) -> tuple[dict[str, float], list, int]:
         return result
 
     def factorised(*args):
-        ksp = make(*args)
-        factors.append(ksp.getPC().getFactorMatrix().getMumpsInfog(29))
-        return ksp
+        factor = make(*args)
+        factors.append(factor.ksp.getPC().getFactorMatrix().getMumpsInfog(29))
+        return factor
 
-    module._Space.add, module.direct = noted, factorised
+    module._Space.add, module.factor_of = noted, factorised
     case.evaluate()
-    module._Space.add, module.direct = add, make
+    module._Space.add, module.factor_of = add, make
     basis = engine.basis
     found = {}
     found["assembly"], _ = cpu(problem.decay_matrix, repeats)

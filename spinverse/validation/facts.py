@@ -177,8 +177,8 @@ def lattice_rows(settings: Settings) -> Iterator[Row]:
     """
     for level in settings.levels if settings.runs(MATRIX_FORMALISM) else ():
         choice = Discretisation(packed_spheres, (
-            ("radii", (ref.RADIUS,)), ("box", (ref.LENGTH,) * 3), ("periodic", True)),
-            1.0 if level == REFINED else 1.5, 2)
+            ("radii", (ref.RADIUS,)), ("box", (ref.LENGTH,) * 3), ("periodic", True),
+            ("order", 2)), 1.0 if level == REFINED else 1.5, 2)
         for kappa, exact in ref.LATTICE.items():
             problem, columns = choice.problem(settings.comm, ref.D, kappa=kappa, periodic="xyz")
             table = Acquisition.pgse([0, *exact], X, ref.PULSE, ref.SEPARATION)

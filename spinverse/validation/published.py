@@ -70,7 +70,8 @@ def karger_rows(settings: Settings) -> Iterator[Row]:
     inside = analytic.sphere(ref.KARGER_B, delta, Delta, radius)
     for level in settings.levels:
         choice = Discretisation(packed_spheres, (("radii", (radius,)), ("box", (length,) * 3),
-                                                 ("gap", 0.5), ("periodic", True)),
+                                                 ("gap", 0.5), ("periodic", True),
+                                                 ("order", 2)),
                                 1.2 if level == REFINED else 1.8, 2)
 
         def signals(kappa, choice=choice, level=level):
@@ -103,7 +104,7 @@ def tortuosity_rows(settings: Settings) -> Iterator[Row]:
             length = float(np.sqrt(np.pi * ARRAY_RADIUS**2 / f))
             choice = Discretisation(packed_cylinders, (
                 ("height", 1.0), ("radii", (ARRAY_RADIUS,)), ("box", (length,) * 2), ("gap", 0.2),
-                ("periodic", True)), 0.4 if level == REFINED else 0.8, 2)
+                ("periodic", True), ("order", 2)), 0.4 if level == REFINED else 0.8, 2)
             problem, columns = choice.problem(settings.comm, kappa=0.0, periodic="xyz")
             # -ln E is a tenth
             found = simulate(problem.tissue, table, DIRECTION_BASES, 2, mesh_error=False,

@@ -18,8 +18,11 @@ import numpy as np
 from petsc4py import PETSc
 
 from ...errors import SolverError
-from ...parallel.columns import column_inner, inner, times
+from ...parallel.columns import inner, solved, times
+from ...parallel.rows import Rows, add, column_inner, largest
 from ...problem import BlochTorrey
+from .krylov import slow_space
+from .spectrum import diagonalised
 from .two_level import TwoLevel
 
 # Modes: cut at the widest relative gap among so many, so that no cluster of equal eigenvalues is
@@ -27,12 +30,19 @@ from .two_level import TwoLevel
 CANDIDATES = 12
 SURPLUS = 1.15  # of the number wanted, so that the last converge: 8 iterations of 800 modes, not 21
 STEPS = 5  # of conjugate gradients a correction; 3 take as long for 200 modes, 8 take longer for 60
-TOLERANCE = 1e-6  # relative error of eigenvalues before a last Rayleigh-Ritz: of signals 1e-9
+TOLERANCE = 1e-5  # relative error of eigenvalues: of signals 1e-7, of gradients 1e-5 to 1e-4
+GAIN = 0.2  # of an error, what a correction leaves at best that is relied on (0.1 is measured)
 ITERATIONS = 40  # at most; 60 modes of random walls and a tolerance of 1e-10 take 12
-EXACT, EXACT_STEPS = 1e-9, 500  # relative residual of a solve; steps at most, far beyond its need
+# of Krylov spaces of coarse problems: with 9 or 14 modes of closed cells are not found, and little
+# improves them later
+ROUNDS = 18
+EXACT = 1e-9  # relative residual of a solve
+ROUGH, EXACT_STEPS = 1e-5, 500  # of iterations in single precision; steps at most, far beyond need
+REFINEMENTS = 6  # of them; two do
 _BLOCK = 32  # columns at once, whose work arrays are small beside the modes
 _ROWS = 4096  # of the modes, turned at once: no second copy of them is made
 _LIVED = 100  # times as exact are the lowest modes, which live long and carry the signals
+_TINY = 1e-300  # um^-3/2: columns of zeros stay such
 _DEPENDENT = 1e-10  # eigenvalue of a Gram matrix of unit vectors: what is below is rounding
 
 
@@ -46,15 +56,39 @@ class Inverse:
                  prefix: str):
         self.matrix = A.copy()
         self.matrix.axpy(shift, M)
+        self.rows = Rows(self.matrix)
         self.preconditioner = TwoLevel(problem, self.matrix, prefix)
 
     def __call__(self, loads: np.ndarray) -> np.ndarray:
-        """To `EXACT`, of columns ``(n_local, k)``. Collective."""
-        return conjugate_gradients(self.matrix, self.preconditioner, loads, EXACT_STEPS, EXACT)
+        """To `EXACT`, of columns ``(n_local, k)``. Collective.
+
+        Iterations in single precision, of what is left in double precision after those before.
+
+        Raises:
+            SolverError: what is left does not become small.
+        """
+        found, left = np.zeros_like(loads), loads
+        goal = EXACT**2 * self._size(loads)
+        for _ in range(REFINEMENTS):
+            found += self._solved(left, EXACT_STEPS, ROUGH)
+            left = loads - times(self.matrix, found)
+            if (self._size(left) <= goal).all():
+                return found
+        raise SolverError(f"conjugate gradients: no relative {EXACT:g} after {REFINEMENTS} "
+                          "refinements")
 
     def roughly(self, loads: np.ndarray) -> np.ndarray:
         """After a few steps. Collective."""
-        return conjugate_gradients(self.matrix, self.preconditioner, loads, STEPS)
+        return self._solved(loads, STEPS)
+
+    def _solved(self, loads: np.ndarray, steps: int, tolerance: float = 0.0) -> np.ndarray:
+        return conjugate_gradients(self.rows, self.preconditioner, loads, steps, tolerance)
+
+    def _size(self, loads: np.ndarray) -> np.ndarray:
+        """``(k,)`` squares of the loads, as the preconditioner weighs them. Collective."""
+        scale = np.maximum(largest(self.rows.comm, loads), _TINY)
+        block = (loads / scale).astype(self.rows.dtype, order="C")
+        return scale**2 * column_inner(self.rows.comm, block, self.preconditioner(block))
 
     def destroy(self) -> None:
         self.preconditioner.destroy()
@@ -93,43 +127,44 @@ def iterated(A: PETSc.Mat, wanted: int) -> int:
     return min(A.getSize()[0], max(int(SURPLUS * wanted), wanted + CANDIDATES))
 
 
-def conjugate_gradients(A: PETSc.Mat, inverse: Callable, loads: np.ndarray, steps: int,
+def conjugate_gradients(matrix: Rows, inverse: Callable, loads: np.ndarray, steps: int,
                         tolerance: float = 0.0) -> np.ndarray:
-    """Approximate A^-1 of columns ``(n_local, k)``, each by its own iteration. Collective.
+    """Approximate solutions of columns ``(n_local, k)``, each by its own iteration. Collective.
 
-    With a ``tolerance`` of the preconditioned residual against that of the load, in at most so many
+    In the precision of the ``matrix``; ``inverse`` takes and gives blocks of rows as it does. With
+    a ``tolerance`` of the preconditioned residual against that of the load, in at most so many
     steps; else in exactly so many.
 
     Raises:
-        SolverError: the tolerance was not met, or a preconditioner is not positive.
+        SolverError: the tolerance was not met.
     """
-    comm = A.comm.tompi4py()
-    result = np.zeros_like(loads, order="F")
+    comm, result = matrix.comm, np.empty_like(loads)
     for first in range(0, loads.shape[1], _BLOCK):
         block = slice(first, first + _BLOCK)
-        r = np.array(loads[:, block], order="F")
+        scale = np.maximum(largest(comm, loads[:, block]), _TINY)
+        r = (loads[:, block] / scale).astype(matrix.dtype, order="C")
         z = inverse(r)
-        p, size = z.copy(order="F"), column_inner(comm, r, z)
+        p, size, x = z, column_inner(comm, r, z), np.zeros_like(r)
         goal = tolerance**2 * size
-        x = result[:, block]
         for step in range(1, steps + 1):
-            Ap = times(A, p)
+            Ap = matrix @ p
             curvature = column_inner(comm, p, Ap)
             alive = curvature > 0
             length = np.where(alive, size / np.where(alive, curvature, 1.0), 0.0)
-            x += p * length
+            add(x, p, length)
             if step == steps and not tolerance:
                 break
-            r -= Ap * length
+            add(r, Ap, -length)
             z = inverse(r)
             before, size = size, column_inner(comm, r, z)
             if (size <= goal).all():
                 break
-            p *= size / np.where(before > 0, before, 1.0)
-            p += z
+            add(z, p, size / np.where(before > 0, before, 1.0))
+            p = z
         else:
             raise SolverError(f"conjugate gradients: {steps} steps did not meet a relative "
                               f"tolerance of {tolerance:g}")
+        result[:, block] = x * scale
     return result
 
 
@@ -143,21 +178,29 @@ def at_gap(values: np.ndarray, number: int, candidates: int) -> int:
 
 
 def coarse_modes(preconditioner: TwoLevel, A: PETSc.Mat, M: PETSc.Mat, wanted: int,
-                 start: np.ndarray, coarse_pairs: Callable) -> np.ndarray:
-    """Lowest modes of each coarse space, on the broken space, ``(n_local, n)``. Collective.
+                 first: np.ndarray) -> np.ndarray:
+    """About the lowest modes of coarse spaces, on the broken space, ``(n_local, n)``. Collective.
 
-    ``wanted`` is what the broken space is asked for, ``start`` ``(n_local,)`` what coarse problems
-    start from, ``coarse_pairs`` their solver, ``(A, M, number, start) -> (values, vectors)``.
+    Args:
+        wanted: what the broken space is asked for.
+        first: ``(n_local, k)`` waves on the broken space that Krylov spaces start from, `waves`.
     """
     number = iterated(A, wanted)
-    found = []
-    for P in preconditioner.spaces.values():
-        a, m = A.ptap(P), M.ptap(P)
-        first = times(P, start[:, None], transposed=True)[:, 0]
+    loads, found = times(M, first), []
+    for name, P in preconditioner.spaces.items():
+        solver, a, m = preconditioner.solvers[name], A.ptap(P), M.ptap(P)
+        mass = Rows(m, np.float64)
+
+        def relax(functions: np.ndarray, solver=solver, mass=mass) -> np.ndarray:
+            return solved(solver, mass @ functions)
+
         size = P.getSize()[1]
-        values, vectors = coarse_pairs(a, m, min(number + CANDIDATES, size), first)
+        space = slow_space(mass.comm, mass, relax,
+                           solved(solver, times(P, loads, transposed=True)), ROUNDS, size)
+        values, turn = diagonalised(mass.comm, inner(
+            mass.comm, space.functions, times(a, space.functions)))
         kept = at_gap(values, min(number, size), CANDIDATES)
-        found.append(times(P, vectors[:, :kept]))
+        found.append(times(P, space.functions @ turn[:, :kept]))
         a.destroy()
         m.destroy()
     missing = number - CANDIDATES - sum(part.shape[1] for part in found)
@@ -171,7 +214,7 @@ class _Span:
     """Modes X, last moves P and corrections W side by side in one array."""
 
     def __init__(self, comm, A: PETSc.Mat, M: PETSc.Mat, start: np.ndarray, number: int):
-        self.comm, self.A, self.M = comm, A, M
+        self.comm, self.matrices = comm, (Rows(A, np.float64), Rows(M, np.float64))
         self._columns = np.zeros((len(start), max(3 * (number + CANDIDATES), start.shape[1])),
                                  order="F")
         self._columns[:, : start.shape[1]] = start
@@ -180,7 +223,9 @@ class _Span:
         self._rayleigh_ritz(start.shape[1], np.zeros(0, dtype=int))
         self.values = self.values[: at_gap(self.values, number, CANDIDATES)]
         self._used = len(self.values)
-        self.error = np.full(len(self.values), np.inf)
+        # relative, of eigenvalues: before the last correction, and after it if it does as the last
+        self._found, self.error = np.full((2, len(self.values)), np.inf)
+        self._first = True
 
     @property
     def modes(self) -> np.ndarray:
@@ -193,15 +238,25 @@ class _Span:
         active = np.flatnonzero(self.error > tolerance)
         for first in range(0, len(active), _BLOCK):
             chosen = active[first: first + _BLOCK]
-            X = np.asfortranarray(columns[:, chosen])
-            R = times(self.A, X) - times(self.M, X) * self.values[chosen]
+            decayed, mass = self._products(columns[:, chosen])
+            R = decayed - mass * self.values[chosen]
             W = correct(R)
             rates = self.values[chosen] + shift
-            self.error[chosen] = column_inner(self.comm, R, W) / rates * np.minimum(
+            found = column_inner(self.comm, R, W) / rates * np.minimum(
                 self.values[-1] / rates, _LIVED)
+            self.error[chosen] = found * np.clip(found / self._found[chosen], GAIN, 1.0)
+            self._found[chosen] = found
             columns[:, self._used: self._used + len(chosen)] = W
             self._used += len(chosen)
-        self._rayleigh_ritz(number, active)
+        self._rayleigh_ritz(number, active[:0] if self._first or (
+            self.error.max() <= tolerance) else active)
+        self._first = False
+
+    def _products(self, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Decay and mass times columns ``(n_local, k)``. Collective."""
+        block = np.ascontiguousarray(columns)
+        decay, mass = self.matrices
+        return decay @ block, mass @ block
 
     def _rayleigh_ritz(self, number: int, active: np.ndarray) -> None:
         """Replace the columns by ``number`` modes and the last moves of the active ones."""
@@ -211,15 +266,15 @@ class _Span:
         for first in range(known, used, _BLOCK):
             last = min(first + _BLOCK, used)
             block = slice(first, last)
-            both = np.hstack([times(matrix, columns[:, block]) for matrix in (self.A, self.M)])
-            part = inner(self.comm, columns[:, :last], both)
-            for place, half in enumerate(np.hsplit(part, 2)):
-                gram[place, :last, block] = half
-                gram[place, block, :last] = half.T
+            for whole, product in zip(gram, self._products(columns[:, block]), strict=True):
+                part = inner(self.comm, columns[:, :last], product)
+                whole[:last, block] = part
+                whole[block, :last] = part.T
         self.values, turn = self.comm.bcast(_smallest(gram[0], gram[1], known, number))
-        moves = turn[:, active].copy()
-        moves[:known] = 0.0
-        turn = np.hstack([turn, moves])
+        if len(active):
+            moves = turn[:, active].copy()
+            moves[:known] = 0.0
+            turn = np.hstack([turn, moves])
         self._used = turn.shape[1]
         for first in range(0, len(columns), _ROWS):
             rows = slice(first, first + _ROWS)

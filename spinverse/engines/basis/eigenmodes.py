@@ -31,14 +31,14 @@ from ...phases import phase
 from ...problem import BlochTorrey
 from ...unknowns import Unknowns
 from ..linear.direct import ALONE_AT_ALL, count_pivots, failure, gathered
-from .blocks import CANDIDATES, Inverse, at_gap, coarse_modes, lowest_pairs
+from .blocks import CANDIDATES, Inverse, at_gap, coarse_modes, iterated, lowest_pairs
 from .dense import dense_modes, is_small
 from .drifting import Gauge, enriched, gauge_of, lowest
+from .krylov import waves
 from .spectrum import decay_rates, negative_pivots, rounding
 
 SOLVERS = ("auto", "direct", "iterative")
 LARGE = 20_000  # unknowns from which "auto" makes no factor
-ALONE = 2500  # unknowns of a coarse problem up to which rank 0 finds its modes for all
 _BLOCK = 32  # right-hand sides solved at once
 
 
@@ -191,8 +191,9 @@ def eigenmodes(problem: BlochTorrey, number: int, options_prefix: str = "spinver
             made = solve = Inverse(problem, A, M, shift, options_prefix)
             values, vectors = lowest_pairs(
                 solve, A, M, wanted, shift,
-                coarse_modes(solve.preconditioner, A, M, wanted, start,
-                             _coarse_pairs(shift, options_prefix)), options_prefix)
+                coarse_modes(solve.preconditioner, A, M, wanted, waves(
+                    problem.space.tabulate_dof_coordinates()[: A.getLocalSize()[0]],
+                    extent_of(problem), iterated(A, wanted))), options_prefix)
         elif problem.comm.size > 1 and size <= ALONE_AT_ALL and not iterative:
             values, vectors, solve, made = _by_root(
                 A, M, wanted, min(number, size), shift, options_prefix, start,
@@ -228,8 +229,12 @@ def _iterative(problem: BlochTorrey, size: int, solver: str, options_prefix: str
 
 def shift_of(problem: BlochTorrey) -> float:
     """1/ms: A is singular when nothing relaxes or leaves; a small shift keeps it definite."""
-    extent = float(np.max(problem.mesh.bounds[1] - problem.mesh.bounds[0]))
-    return 0.3 * fastest(problem) / extent**2
+    return 0.3 * fastest(problem) / extent_of(problem)**2
+
+
+def extent_of(problem: BlochTorrey) -> float:
+    """Longest side of the bounding box, um."""
+    return float(np.max(problem.mesh.bounds[1] - problem.mesh.bounds[0]))
 
 
 def fastest(problem: BlochTorrey) -> float:
@@ -242,48 +247,6 @@ def wave(problem: BlochTorrey) -> np.ndarray:
     """A wave that shares no symmetry with the mesh, ``(n_owned, 1)``: the same at any ranks."""
     x = problem.space.tabulate_dof_coordinates()[: problem.local_mass.shape[0]]
     return 1.0 + np.sin(x @ np.array([0.7, 1.1, 1.9]))[:, None]  # x has three columns always
-
-
-def _coarse_pairs(shift: float, options_prefix: str) -> Callable:
-    """What `blocks` starts from."""
-    def pairs(A: PETSc.Mat, M: PETSc.Mat, number: int, start: np.ndarray) -> tuple:
-        if is_small(A.getSize()[0], number, A.comm.size):
-            return dense_modes(A, M, number)[:2]
-        if A.comm.size > 1 and A.getSize()[0] <= ALONE:
-            return _pairs_of_root(A, M, start, lambda *whole: slepc(number, *whole))
-        return slepc(number, A, M, start)
-
-    def slepc(number: int, A: PETSc.Mat, M: PETSc.Mat, start: np.ndarray) -> tuple:
-        eps = shift_invert(A, M, number, number, shift, f"{options_prefix}start_", start,
-                            A.getSize()[0] > LARGE, 1e-6)
-        found = converged_pairs(eps, number)
-        eps.destroy()
-        return found
-
-    return pairs
-
-
-def _pairs_of_root(A: PETSc.Mat, M: PETSc.Mat, start: np.ndarray, solved: Callable) -> tuple:
-    """What ``solved(A, M, start)`` finds on rank 0, this rank's rows of it. Collective.
-
-    A solve is several messages for each of hundreds of vectors, one after the other, and there is
-    next to nothing to share in it.
-    """
-    comm = A.comm.tompi4py()
-    parts = [gathered(matrix) for matrix in (A, M)]
-    whole_start = comm.gather(start)
-
-    def find() -> tuple:
-        matrices = [PETSc.Mat().createAIJ(part.shape, csr=(part.indptr, part.indices, part.data),
-                                          comm=PETSc.COMM_SELF) for part in parts]
-        found = solved(*matrices, np.concatenate(whole_start))
-        for matrix in matrices:
-            matrix.destroy()
-        return found
-
-    values, vectors = comm.bcast(on_root(comm, find))
-    first, last = A.getOwnershipRange()
-    return values, vectors[first:last].copy(order="F")
 
 
 def _by_root(A: PETSc.Mat, M: PETSc.Mat, wanted: int, least: int, shift: float,

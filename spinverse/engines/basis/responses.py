@@ -26,19 +26,17 @@ from petsc4py import PETSc
 
 from ...errors import SolverError
 from ...parallel.columns import inner, times
-from ...parallel.exchange import reduced
 from ...phases import phase
 from ...problem import BlochTorrey
 from ..linear.direct import factor_of
-from .eigenmodes import Eigenmodes, check_decay, project
+from .eigenmodes import Eigenmodes, check_decay, extent_of, project
+from .krylov import Space, normalised, slow_space, waves
 from .spectrum import decay_rates, diagonalised, rounding
 
-_SMALL = 1e-7  # of the start's norm: responses below it are round-off of others
+_ROUNDS = 9  # of the Krylov space of slow modes
 _SLOW = 3  # one function in three is a slow mode
-_PER_WAVE, _ROUNDS = 4, 9  # block Krylov space of the slow modes
 _FADING = 1.5  # slow modes weigh exp(-_FADING lambda / s)
-_FASTEST = 400.0  # of s: functions that decay faster only make exponentials long
-_CANDIDATES = 12  # the last generation is cut at the widest gap of this many last values
+_FASTEST = 200.0  # of s: functions that decay faster only make exponentials long
 
 
 def response_basis(problem: BlochTorrey, number: int, rate: float, strength: float,
@@ -83,11 +81,11 @@ def _responses(problem: BlochTorrey, A: PETSc.Mat, M: PETSc.Mat, number: int, ra
         def relax(functions):
             return respond(rate * (mass @ functions))
 
-        space = _Space(problem.comm, mass, number)
+        space = Space(problem.comm, mass, number)
         values, slow = _slowest(problem, A, relax, number // _SLOW)
         newest = space.add(slow * np.exp(-_FADING * values / rate))
         # what the evolution and its adjoint begin with, of norm 1
-        starts = _normalised(problem.comm, problem.local_mass,
+        starts = normalised(problem.comm, problem.local_mass,
                              np.column_stack([problem.initial, problem.scale]))
         loads = unknowns.load(problem.local_mass @ starts)
         newest = np.hstack([newest, space.add(respond(rate * loads))])
@@ -104,94 +102,21 @@ def _responses(problem: BlochTorrey, A: PETSc.Mat, M: PETSc.Mat, number: int, ra
     return values[:kept], functions[:, :kept]
 
 
-class _Space:
-    """Mass-orthonormal functions in local columns, up to about ``most`` of them."""
-
-    def __init__(self, comm, mass, most: int):
-        self.comm, self.mass, self.most, self.size = comm, mass, most, 0
-        self._columns = np.empty((2, mass.shape[0], most + _CANDIDATES), order="F")
-
-    @property
-    def functions(self) -> np.ndarray:
-        """``(n, size)``."""
-        return self._columns[0, :, : self.size]
-
-    @property
-    def _loads(self) -> np.ndarray:
-        """The mass times them."""
-        return self._columns[1, :, : self.size]
-
-    def add(self, candidates: np.ndarray) -> np.ndarray:
-        """New directions ``(n, k)`` of candidates ``(n, m)``, as long as they are among these."""
-        new = self._without(self._without(candidates))
-        values, vectors = self.comm.bcast(
-            tuple(np.linalg.eigh(self._products(new, self.mass @ new))))
-        sizes = np.sqrt(np.maximum(values[::-1], 0.0))
-        sizes = sizes[: _kept(sizes, self.most - self.size)]
-        new = new @ vectors[:, ::-1][:, : len(sizes)]
-        # once more, for the digits that small ones have lost
-        functions = self._without(new / sizes)
-        loads = self.mass @ functions
-        triangle = np.linalg.cholesky(self._products(functions, loads))
-        turn = np.linalg.inv(self.comm.bcast(triangle)).T
-        added = slice(self.size, self.size + len(sizes))
-        self._columns[0, :, added] = functions @ turn
-        self._columns[1, :, added] = loads @ turn
-        self.size = added.stop
-        return new
-
-    def _without(self, columns: np.ndarray) -> np.ndarray:
-        return columns - self.functions @ self._products(self._loads, columns)
-
-    def _products(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return reduced(self.comm, a.T @ b)
-
-
-def _kept(sizes: np.ndarray, room: int) -> int:
-    """How many of the descending sizes to keep: those that are not small, as far as there is room.
-
-    Where room ends, the cut is at the widest gap nearby: equal ones stay together, whose span, and
-    the signals, would else depend on the ranks.
-    """
-    there = int(np.count_nonzero(sizes > _SMALL))
-    if there <= room:
-        return there
-    first = max(room - _CANDIDATES, 1)
-    logs = np.log(np.maximum(sizes[first - 1: room + _CANDIDATES], _SMALL))
-    return first + int(np.argmax(-np.diff(logs)))
-
-
 def _slowest(problem: BlochTorrey, A: PETSc.Mat, relax: Callable,
              number: int) -> tuple[np.ndarray, np.ndarray]:
     """About the slowest modes: values ``(k,)`` and functions, by a block Krylov space."""
     x = problem.space.tabulate_dof_coordinates()[: problem.local_mass.shape[0]]
-    # the same waves whatever the ranks, of no symmetry, from long to short ones
-    k = np.arange(1, 2 + number // _PER_WAVE)
-    extent = float(np.max(problem.mesh.bounds[1] - problem.mesh.bounds[0]))
-    waves = np.cos(x @ np.sin(np.outer([1.3, 2.1, 2.9], k)) * (3 * k ** (1 / 3) / extent) + k)
-    space = _Space(problem.comm, problem.mass_of_unknowns,
-                   min(_ROUNDS * waves.shape[1], A.getSize()[0]))
-    block = _normalised(problem.comm, problem.mass_of_unknowns, problem.unknowns.nearest(waves))
-    for _ in range(_ROUNDS):
-        before = space.size
-        space.add(relax(block))
-        block = space.functions[:, before:]
-        if not block.shape[1]:
-            break
+    space = slow_space(problem.comm, problem.mass_of_unknowns, relax, problem.unknowns.nearest(
+        waves(x, extent_of(problem), number)), _ROUNDS, A.getSize()[0])
     values, functions = _diagonalised(problem, A, space)
     return values[:number], functions[:, :number]
 
 
 def _diagonalised(problem: BlochTorrey, A: PETSc.Mat,
-                  space: _Space) -> tuple[np.ndarray, np.ndarray]:
+                  space: Space) -> tuple[np.ndarray, np.ndarray]:
     """Rayleigh-Ritz: eigenvalues ascending, ``(K,)``, and functions ``(n, K)``."""
     functions = space.functions
     columns = functions[: A.getLocalSize()[1]]
     values, rotation = diagonalised(space.comm, inner(space.comm, columns, times(A, columns)))
     check_decay(problem, values)
     return decay_rates(values, rounding(A, problem.mass_matrix)), functions @ rotation
-
-
-def _normalised(comm, mass, functions: np.ndarray) -> np.ndarray:
-    squares = np.einsum("ij,ij->j", functions, mass @ functions)
-    return functions / np.sqrt(reduced(comm, squares))

@@ -17,8 +17,9 @@ import dolfinx
 import numpy as np
 from petsc4py import PETSc
 
-from ...parallel.columns import solved, times
+from ...parallel.columns import solved
 from ...parallel.exchange import Route
+from ...parallel.rows import Rows
 from ...problem import BlochTorrey
 
 # kappa h / D: facets above it are tied in the coarse space; below the other one they hinder
@@ -39,7 +40,15 @@ class TwoLevel:
     def __init__(self, problem: BlochTorrey, matrix: PETSc.Mat, prefix: str):
         self.comm, self.matrix = problem.comm, matrix
         self.spaces = coarse_spaces(problem)
-        self.blocks = _block_inverses(problem, matrix)
+        blocks = _block_inverses(problem, matrix)
+        self.blocks = Rows(blocks)
+        blocks.destroy()
+        self.extend = {name: Rows(P) for name, P in self.spaces.items()}
+        self.restrict = {}
+        for name, P in self.spaces.items():
+            transposed = P.copy().transpose()
+            self.restrict[name] = Rows(transposed)
+            transposed.destroy()
         self.solvers = {}
         for name, P in self.spaces.items():
             coarse = matrix.ptap(P)
@@ -48,16 +57,17 @@ class TwoLevel:
             self.solvers[name] = coarse_solver(coarse, f"{prefix}{name}_", limit)
             coarse.destroy()
 
-    def __call__(self, columns: np.ndarray) -> np.ndarray:
-        """The approximate inverse of columns ``(n_local, k)``. Collective."""
-        result = times(self.blocks, columns)
-        for name, P in self.spaces.items():
-            result += times(P, solved(self.solvers[name], times(P, columns, transposed=True)))
+    def __call__(self, block: np.ndarray) -> np.ndarray:
+        """The approximate inverse of rows ``(n_local, k)`` in single precision. Collective."""
+        result = self.blocks @ block
+        for name, solver in self.solvers.items():
+            coarse = solved(solver, (self.restrict[name] @ block).astype(float, order="F"))
+            result += self.extend[name] @ coarse.astype(self.blocks.dtype, order="C")
         return result
 
     def destroy(self) -> None:
         """Free matrices and factors."""
-        for thing in (self.blocks, *self.solvers.values(), *self.spaces.values()):
+        for thing in (*self.solvers.values(), *self.spaces.values()):
             thing.destroy()
 
 

@@ -17,6 +17,7 @@ from dataclasses import field as member
 from functools import lru_cache
 
 import numpy as np
+from scipy.linalg.blas import daxpy, dgemm
 from scipy.special import ive
 
 from ...errors import SolverError
@@ -160,11 +161,11 @@ class Propagation:
             terms[0] = state
             now = self._apply(terms[0], terms[1], work, X, 1, 1.0)
             state *= c[0]
-            state += np.multiply(c[1], now, out=work)
+            _add(state, c[1], now)
             for k in range(2, len(c)):
                 now = self._apply(now, terms[k % shape[0]], work, X, 1, 2.0)
                 now -= terms[(k - 2) % shape[0]]
-                state += np.multiply(c[k], now, out=work)
+                _add(state, c[k], now)
             if remember:
                 self._tape.append(terms)
         return state
@@ -178,12 +179,11 @@ class Propagation:
             gradient: ``(K, K)``; dJ = sum(gradient * dA) is added in place.
             turning: ``(D, K, K)`` for X along each direction and ``(K, K)`` for the field.
         """
-        product = np.empty_like(gradient)
+        found = np.zeros(gradient.shape)
 
         def visit(swept, term, factor):
-            np.matmul(_real(swept), _real(term).T, out=product)
-            np.multiply(product, factor, out=product)
-            np.add(gradient, product, out=gradient)
+            # adds to its transpose in place, which is in Fortran's order
+            dgemm(factor, _real(term).T, _real(swept).T, 1.0, found.T, 1, 0, 1)
             if turning is not None:
                 by_position, by_field = turning
                 turned = 1j * term
@@ -191,7 +191,9 @@ class Propagation:
                 by_position += factor * (self._blocks(swept * self.q)
                                          @ self._blocks(turned).transpose(0, 2, 1))
 
-        return self.sweep(adjoint, visit)
+        result = self.sweep(adjoint, visit)
+        gradient += found
+        return result
 
     def sweep(self, adjoint: np.ndarray, visit: Callable) -> np.ndarray:
         """Pull an adjoint ``(K, C)`` back to that of the input.
@@ -210,7 +212,7 @@ class Propagation:
                 visit(now, terms[k], 2.0 / width)
                 before = self._apply(now, spare, work, X, -1, 2.0)
                 before -= later
-                before += np.multiply(c[k], state, out=work)
+                _add(before, c[k], state)
                 later, now, spare = now, before, later
             visit(now, terms[0], 1.0 / width)
             state *= c[0]
@@ -226,6 +228,11 @@ class Propagation:
 def _real(u: np.ndarray) -> np.ndarray:
     """Complex columns ``(K, C)`` as a real view ``(K, 2 C)``."""
     return u.view(float)
+
+
+def _add(total: np.ndarray, factor: float, u: np.ndarray) -> None:
+    """total += factor u, in one pass over contiguous complex arrays."""
+    daxpy(u.reshape(-1).view(float), total.reshape(-1).view(float), a=factor)
 
 
 def _times(matrix: np.ndarray, u: np.ndarray) -> np.ndarray:

@@ -167,6 +167,7 @@ class MatrixFormalism:
     def evolve(self, remember: bool = False) -> np.ndarray:
         """Signals in the present modes. Collective."""
         if remember:
+            self._tape = []  # before there is a new one: both at once would be twice the memory
             self._store.restart()
         bases = self.bases
         found: list[tuple] = []

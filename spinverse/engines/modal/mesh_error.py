@@ -23,6 +23,7 @@ import ufl
 from ... import forms
 from ...acquisition.table import Acquisition
 from ...parallel.columns import inner
+from ...parallel.rows import Rows
 from ...phases import phase
 from ...problem import BlochTorrey
 from ..basis.blocks import conjugate_gradients
@@ -154,6 +155,7 @@ class _Estimate:
         self.matrix.axpy(min((float(b.eigenvalues[-1]) for b in self.bases), default=0.0) / 1e2
                          + 1 / extent**2, M)
         fine.release(A)
+        self._rows = Rows(self.matrix, np.float64)
         diagonal = self.matrix.getDiagonal()
         self._diagonal = diagonal.array_r[:, None].copy()
         diagonal.destroy()
@@ -181,7 +183,7 @@ class _Estimate:
 
     def change(self, pieces: list[_Piece], forward: np.ndarray, adjoint: np.ndarray) -> complex:
         """What residuals in the middles of pieces, in the order of time, come to. Collective."""
-        answer = conjugate_gradients(self.matrix, lambda r: r / self._diagonal, forward, STEPS)
+        answer = conjugate_gradients(self._rows, lambda r: r / self._diagonal, forward, STEPS)
         total = 0j
         for k, piece in enumerate(pieces):
             pair = slice(2 * k, 2 * k + 2)  # real and imaginary part

@@ -16,7 +16,7 @@ from ..search import Search
 from .two_cells import pairs
 from .walking import walk_from
 
-LIKELY = 0.5  # of the misfit of one ellipsoid: where two leave less, they are followed up first
+LIKELY = 0.35  # of the misfit of one ellipsoid: where two leave less, they are followed up first
 PER_THETA = 50  # ellipsoids at least for each point of unknown numbers that is tried
 
 
