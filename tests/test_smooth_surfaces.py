@@ -10,7 +10,7 @@ import spinverse
 from spinverse import Acquisition, InverseProblem, Permeability, Signals, Tissue
 from spinverse.benchmark import targets
 from spinverse.engines.shapes.partition import PartitionModel
-from spinverse.inversion.shapes import smooth_surfaces
+from spinverse.inversion.shapes import schedule, smooth_surfaces
 from spinverse.inversion.shapes.cells import Cells
 from spinverse.inversion.shapes.hypothesis import Hypothesis
 from spinverse.inversion.shapes.ledger import SearchLedger
@@ -159,9 +159,10 @@ def test_a_fit_finds_what_no_mesh_cells_are(comm, grid, measured):
     assert said.explained and said.limit >= found.error
 
 
-def test_a_search_goes_on_without_facets(grid, measured):
-    """Data of the mesh need no surfaces; others end with them, and with their figures."""
+def test_a_search_goes_on_without_facets(grid, measured, monkeypatch):
+    """Data that no mesh cells explain end with surfaces, after a round, and with their figures."""
     values, truth = measured
+    monkeypatch.setattr(schedule, "ONE", schedule.ONE[:1])
     models = models_of(grid, MPI.COMM_SELF, values=values, noise=0.0)
     few = {"cells": 1, "ellipsoids": 20, "candidates": 1, "rounds": 1}
     result = spinverse.reconstruct(

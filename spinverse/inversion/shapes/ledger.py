@@ -89,10 +89,9 @@ class SearchLedger:
         found = self.surface
         return found is not None and self.score.explains(found.misfit - found.error)
 
-    def unexplained(self, walk: Walk | None = None) -> bool:
-        """Whether to look for something that no labels of mesh cells are, beside a walk's."""
-        found = [self.best, None if walk is None else walk.best]
-        explained = any(one is not None and self.score.explains(one.misfit) for one in found)
+    def unexplained(self) -> bool:
+        """Whether to look for something that no labels of mesh cells are. Collective."""
+        explained = self.best is not None and self.score.explains(self.best.misfit)
         return not (explained or self.solved() or self.lower_noise() is not None
                     or self.left() <= 0)
 

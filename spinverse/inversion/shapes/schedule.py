@@ -30,8 +30,7 @@ TWO: tuple[Strategy, ...] = (one_cell, two_cells, two_cells, graded_shapes, two_
 FINE: tuple[Strategy, ...] = (smooth_shapes,) * len(ONE)
 #: What follows each part where the data have noise.
 AFTER: tuple[Strategy, ...] = (polish,)
-#: What follows a part whose best does not explain the data, unless walks asked for it before;
-#: ``turn`` is the part.
+#: What follows a round whose best does not explain the data; ``turn`` is the round.
 BESIDE: tuple[Strategy, ...] = (smooth_surface,)
 
 
@@ -65,6 +64,11 @@ def run(search: Search, ledger: SearchLedger, state: Mapping[str, np.ndarray] | 
     for part in count(first):
         plan = rounds[ledger.several]
         turn, k = divmod(part, len(plan))
+        if usual and turn and not k and ledger.unexplained():
+            for strategy in BESIDE:
+                hypotheses += strategy(search, hypotheses, ledger, turn)
+            if ledger.surfaced():
+                return ledger.verdict()
         if turn >= search.settings.rounds:
             break
         strategy = plan[k]
@@ -78,9 +82,6 @@ def run(search: Search, ledger: SearchLedger, state: Mapping[str, np.ndarray] | 
         ledger.pause()
         if search.noisy and ledger.best is not None and not ledger.solved():
             for strategy in AFTER:
-                hypotheses += strategy(search, hypotheses, ledger, part)
-        if usual and ledger.unexplained():
-            for strategy in BESIDE:
                 hypotheses += strategy(search, hypotheses, ledger, part)
         ledger.end()
         why = ledger.verdict()

@@ -11,16 +11,18 @@ from ..ledger import SearchLedger
 from ..search import Search
 from ..smooth_surfaces import SmoothFit, suits
 
-FITS = 2  # in a search: where walks first come to nothing, and two parts later
-LATER = 2  # the number of that part
+FITS = 2  # in a search: after its first round and its second
 
 
 def smooth_surface(search: Search, hypotheses: Sequence[Hypothesis], ledger: SearchLedger,
                    turn: int) -> list[Hypothesis]:
-    """Fit the surface of one cell; `SearchLedger.surface` is the best. Collective."""
+    """Fit the surface of one cell; `SearchLedger.surface` is the best. Collective.
+
+    Its fields are of a mesh that is not the data's, so that it explains shapes of mesh cells, too,
+    within what is allowed for that: these are looked for first.
+    """
     single = [found for found in hypotheses if found.cells == 1]
-    wanted = not ledger.fits or ledger.fits < FITS and turn >= LATER
-    if not wanted or not single or not suits(search.models.problem):
+    if ledger.fits >= FITS or not single or not suits(search.models.problem):
         return []
     ledger.fits += 1
     start = min(single, key=lambda found: found.misfit)

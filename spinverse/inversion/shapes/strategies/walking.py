@@ -10,13 +10,11 @@ from ..hypothesis import Hypothesis
 from ..ledger import SearchLedger
 from ..search import Search
 from ..walk import Places, Walk
-from .smooth_surface import smooth_surface
 
 NEAR = 1e-4  # misfit, in units of `Walk.unit`, that is followed up at once
 # whitened misfit, in these units, of walks that do not look at their place and of others: from
 # there on they are not followed before graded shapes were tried
 STRANGE, LOST = 1e-2, 2e-3
-SOON = 10  # iterations of a walk, in which it mostly comes to data of the mesh
 KEPT = 0.75  # of a shape, when it is moved elsewhere
 WORSE, AT_ONCE = 1.5, 5e-4  # than here: misfit of another place, as a factor and in units
 BACK, WORTH = 3.0, 1e-3  # after a move: misfit from which on it is given up, likewise
@@ -117,16 +115,7 @@ def follow(search: Search, walk: Walk, ledger: SearchLedger) -> list[Hypothesis]
             return found
     walk = search.told(walk, ledger.part)
     for turn in range(1, s.turns + 1):
-        steps = s.walk
-        if not ledger.fits:  # once it shows that no labels will do, or not soon
-            steps -= min(SOON, s.walk)
-            run(walk, s.walk - steps, ledger)
-            if walk.best.cells == 1 and ledger.unexplained(walk):
-                smooth_surface(search, [walk.best], ledger, ledger.part)
-                if ledger.over():
-                    found.append(ledger.take(walk))
-                    break
-        run(walk, steps, ledger)
+        run(walk, s.walk, ledger)
         found.append(ledger.take(walk))
         best = walk.best
         if ledger.over() or ledger.score.explains(best.misfit) or turn == s.turns:
