@@ -159,6 +159,7 @@ def test_a_fit_finds_what_no_mesh_cells_are(comm, grid, measured):
     assert said.explained and said.limit >= found.error
 
 
+@pytest.mark.slow  # three minutes: walks that do not come to the data
 def test_a_search_goes_on_without_facets(grid, measured, monkeypatch):
     """Data that no mesh cells explain end with surfaces, after a round, and with their figures."""
     values, truth = measured

@@ -85,9 +85,10 @@ class SearchLedger:
         return self._confirmed
 
     def surfaced(self) -> bool:
-        """Whether smooth surfaces explain the data, as far as the mesh of their fields tells."""
-        found = self.surface
-        return found is not None and self.score.explains(found.misfit - found.error)
+        """Whether smooth surfaces, and no labels, explain the data, as far as the mesh tells."""
+        found, best = self.surface, self.best
+        return (found is not None and self.score.explains(found.misfit - found.error)
+                and (best is None or found.misfit < best.misfit))
 
     def unexplained(self) -> bool:
         """Whether to look for something that no labels of mesh cells are. Collective."""

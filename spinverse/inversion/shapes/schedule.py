@@ -30,7 +30,9 @@ TWO: tuple[Strategy, ...] = (one_cell, two_cells, two_cells, graded_shapes, two_
 FINE: tuple[Strategy, ...] = (smooth_shapes,) * len(ONE)
 #: What follows each part where the data have noise.
 AFTER: tuple[Strategy, ...] = (polish,)
-#: What follows a round whose best does not explain the data; ``turn`` is the round.
+#: What follows the first `EARLY` parts, in which data of the mesh are mostly explained, and each
+#: round, where the best does not explain the data; ``turn`` is the part.
+EARLY = 2
 BESIDE: tuple[Strategy, ...] = (smooth_surface,)
 
 
@@ -64,11 +66,12 @@ def run(search: Search, ledger: SearchLedger, state: Mapping[str, np.ndarray] | 
     for part in count(first):
         plan = rounds[ledger.several]
         turn, k = divmod(part, len(plan))
-        if usual and turn and not k and ledger.unexplained():
+        if usual and (part == EARLY or turn and not k) and ledger.unexplained():
             for strategy in BESIDE:
-                hypotheses += strategy(search, hypotheses, ledger, turn)
-            if ledger.surfaced():
-                return ledger.verdict()
+                hypotheses += strategy(search, hypotheses, ledger, part)
+            why = ledger.verdict()
+            if why:
+                return why
         if turn >= search.settings.rounds:
             break
         strategy = plan[k]

@@ -10,18 +10,19 @@ from ..hypothesis import Hypothesis
 from ..ledger import SearchLedger
 from ..search import Search
 from ..smooth_surfaces import SmoothFit, suits
+from .walking import walk_from
 
-FITS = 2  # in a search: after its first round and its second
+FITS = 2  # in a search
 
 
 def smooth_surface(search: Search, hypotheses: Sequence[Hypothesis], ledger: SearchLedger,
                    turn: int) -> list[Hypothesis]:
     """Fit the surface of one cell; `SearchLedger.surface` is the best. Collective.
 
-    Its fields are of a mesh that is not the data's, so that it explains shapes of mesh cells, too,
-    within what is allowed for that: these are looked for first.
+    What is allowed for the mesh's error is as much as its stairs change, so that a surface explains
+    shapes of mesh cells, too. Walks from the nearest of these tell: they come to data of the mesh.
     """
-    single = [found for found in hypotheses if found.cells == 1]
+    single = [one for one in (*hypotheses, ledger.best) if one is not None and one.cells == 1]
     if ledger.fits >= FITS or not single or not suits(search.models.problem):
         return []
     ledger.fits += 1
@@ -30,11 +31,15 @@ def smooth_surface(search: Search, hypotheses: Sequence[Hypothesis], ledger: Sea
     fit = SmoothFit(search.models, search.more if search.noisy else search.first)
     found = fit.fit(start, ledger.report, ledger.score.limit)
     ledger.spend(fit.shapes)
-    if found is not None and (ledger.surface is None or found.misfit < ledger.surface.misfit):
-        ledger.surface = found
-    if found is None or ledger.best is not None:
+    if found is None:
         return []
     labels = search.cells.repaired(found.labels)
     r = search.models.exact(labels, found.theta, search.models.all)
-    ledger.best = Hypothesis(labels, found.theta, float(np.mean(r**2)), start.origin)
-    return [ledger.best]
+    result = [Hypothesis(labels, found.theta, float(np.mean(r**2)), start.origin)]
+    if ledger.best is None:
+        ledger.best = result[0]
+    if ledger.score.explains(found.misfit - found.error):
+        result += walk_from(search, result, ledger, ledger.stream(turn, 3), 1)
+    if ledger.surface is None or found.misfit < ledger.surface.misfit:
+        ledger.surface = found
+    return result
