@@ -306,6 +306,7 @@ def _write_results(arguments, run, comm, screen, clock, inputs, signals, result,
     loss = log.rows[-1]["loss"] if log is not None and log.rows else None
     content |= {"verdict": asdict(verdict), "final_loss": loss,
                 "data_misfit": result.data_misfit, "modes": result.modes,
+                "smooth_surface": None if result.surface is None else result.surface.summary(),
                 "evaluations": result.evaluations, "stage_endings": result.endings,
                 "unknown": dict(result.theta),
                 "cells": None if table is None else table.summary(),
@@ -319,6 +320,7 @@ def _write_results(arguments, run, comm, screen, clock, inputs, signals, result,
     if screen.quiet and verdict.explained is False:
         screen.warn(verdict.words)
     screen.say(verdict.words, *notes,
+               *([] if result.surface is None else [result.surface.describe()]),
                *(f"stage {name}: {why}" for name, why in result.endings.items()),
                *(f"most would be explained by {freedom}" for freedom in freedoms[:1]),
                *([] if table is None else table.describe()),

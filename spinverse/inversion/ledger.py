@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -40,11 +41,14 @@ class State:
         permeability: ``(nf,)`` um/ms of the owned facets.
         labels: ``(owned cells,)`` int32 where shapes were searched for, 0 outside; else None.
         theta: values of unknown numbers, by name (`parameters.Theta`).
+        surface: `shapes.smooth_surfaces.SmoothCells` where smooth surfaces explain more than
+            labels; these are nearest to them.
     """
 
     permeability: np.ndarray
     labels: np.ndarray | None = None
     theta: Theta = field(default_factory=dict)
+    surface: Any = None
 
 
 class Saver:

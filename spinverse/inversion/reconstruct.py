@@ -18,6 +18,7 @@ from .problem import InverseProblem
 from .shapes.cell_surface import CellSurface, cell_surfaces
 from .shapes.cell_table import LEVEL, CellTable, cell_table
 from .shapes.freedoms import Freedom, freedoms
+from .shapes.smooth_surfaces import SmoothCells
 from .shapes.stage import Shapes
 from .stages import facets, preset
 from .verdict import Verdict, verdict
@@ -44,6 +45,8 @@ class Reconstruction:
         seconds: by phase.
         modes: number of modes at the end (matrix formalism), else 0.
         evaluations: of losses, and shapes whose signals were computed.
+        surface: smooth surfaces, where these explain more than walls along facets: ``predicted``
+            is of them then, ``labels`` and ``permeability`` are what on the mesh is nearest.
     """
 
     problem: InverseProblem
@@ -58,6 +61,7 @@ class Reconstruction:
     seconds: dict[str, float]
     modes: int
     evaluations: int = field(default=0)
+    surface: SmoothCells | None = None
 
     @property
     def mesh(self) -> Mesh:
@@ -71,7 +75,8 @@ class Reconstruction:
     @property
     def verdict(self) -> Verdict:
         """Whether it explains the data."""
-        return verdict(self.problem, self.data_misfit)
+        return verdict(self.problem, self.data_misfit,
+                       0.0 if self.surface is None else self.surface.error)
 
     def cell_table(self, level: float = LEVEL) -> CellTable | None:
         """The cells in numbers, with intervals; None where there are no labels. Collective.
@@ -80,7 +85,8 @@ class Reconstruction:
         """
         if self.labels is None:
             return None
-        return cell_table(self.problem, self.labels, self.theta, level, self.permeability)
+        return cell_table(self.problem, self.labels, self.theta, level, self.permeability,
+                          self.surface)
 
     def surfaces(self) -> list[CellSurface]:
         """Of each cell from label 1 on, without the stairs of the mesh. Collective.
@@ -89,6 +95,9 @@ class Reconstruction:
         """
         if self.labels is None or self.mesh.glued:
             return []
+        if self.surface is not None:
+            return [CellSurface(each, each, np.ones(len(each.triangles), bool))
+                    for each in self.surface.surfaces]
         return cell_surfaces(self.mesh, self.labels, self.problem.absorbing)
 
     def wall_field(self) -> WallField | None:
@@ -145,8 +154,11 @@ def solve(problem: InverseProblem, stages: Sequence[Stage | Shapes], state: Stat
         problem = problem.with_noise_of(state.theta)
     with ledger.clock("final signals"):
         forward = problem.forward(state.permeability, state.theta, state.labels)
-        engine = problem.final_engine(forward)
-        predicted = Signals(problem.acquisition, engine.signals(), unit=problem.signals.unit)
+        surface, engine = state.surface, None
+        if surface is None:
+            engine = problem.final_engine(forward)
+        predicted = Signals(problem.acquisition, engine.signals() if surface is None
+                            else surface.signals, unit=problem.signals.unit)
     likelihood, theta = problem.likelihood, dict(state.theta)
     residual = likelihood.residual(predicted.values)
     if problem.unit is not None:
@@ -157,7 +169,7 @@ def solve(problem: InverseProblem, stages: Sequence[Stage | Shapes], state: Stat
     return Reconstruction(
         problem, state.permeability, forward.tissue, predicted, float(np.mean(residual**2)),
         state.labels, theta, ledger.history, ledger.endings, ledger.clock.seconds,
-        len(getattr(engine, "basis", ())), ledger.evaluations)
+        len(getattr(engine, "basis", ())), ledger.evaluations, surface)
 
 
 def stages_for(problem: InverseProblem,

@@ -32,7 +32,7 @@ class Verdict:
     words: str
 
 
-def verdict(problem: InverseProblem, misfit: float) -> Verdict:
+def verdict(problem: InverseProblem, misfit: float, error: float = 0.0) -> Verdict:
     """Whether a misfit is what noise and the errors of the model leave.
 
     Without noise, signals of a simulation (`Signals.unit`) are explained up to the error of the
@@ -42,11 +42,12 @@ def verdict(problem: InverseProblem, misfit: float) -> Verdict:
     Args:
         problem: with the measurements.
         misfit: mean square residual (`Reconstruction.data_misfit`).
+        error: mean square of what the mesh is wrong by, where that was estimated.
     """
     # noise that is the residual of the solution itself explains everything
     likelihood = problem.first_likelihood
     judged = likelihood.judges or bool(problem.signals.unit)
-    limit = likelihood.explained(ERRORS) + MODEL**2 if judged else NO_DATA**2
+    limit = likelihood.explained(ERRORS) + max(MODEL**2, error) if judged else NO_DATA**2
     if not misfit <= limit:
         known = [name.replace("_", " ") for name, kind in KINDS.items()
                  if kind.put is not None and name not in problem.unknown]

@@ -234,6 +234,15 @@ class Assembly:
         return Blocks(self.whole, mass, np.array(decays), position, self._nodes, exchange,
                       at_walls, at_open, np.array(densities), *driven)
 
+    @cached_property
+    def corners(self) -> np.ndarray:
+        """Coordinates of the values of each cell, ``(Nt, n, 3)`` um. Collective."""
+        space, owned = self.problem.space, self.whole.owned_cells
+        dofs = space.dofmap.list[: len(owned)]
+        found = np.zeros((len(self.whole.cells), self.size, 3))
+        found[owned] = space.tabulate_dof_coordinates()[dofs]
+        return self.problem.comm.allreduce(found) if self.problem.comm.size > 1 else found
+
     def _density(self) -> float:
         """At present, the same everywhere, over the known one."""
         problem = self.problem

@@ -35,6 +35,7 @@ from .cell_surface import cell_surface
 from .cells import Cells, changed
 from .hypothesis import whole_labels
 from .models import PARTITION_STEP, Models
+from .smooth_surfaces import SmoothCells
 from .surrogate import Surrogate
 
 LEVEL = 0.9  # of the intervals
@@ -134,7 +135,8 @@ class CellTable:
 
 
 def cell_table(problem: InverseProblem, labels: np.ndarray, theta: parameters.Theta,
-               level: float = LEVEL, permeability: np.ndarray | None = None) -> CellTable:
+               level: float = LEVEL, permeability: np.ndarray | None = None,
+               surface: SmoothCells | None = None) -> CellTable:
     """Numbers of the cells of a solution, with intervals. Collective.
 
     Args:
@@ -143,6 +145,8 @@ def cell_table(problem: InverseProblem, labels: np.ndarray, theta: parameters.Th
         theta: values that were found (`Reconstruction.theta`).
         level: probability of the intervals.
         permeability: ``(nf,)`` um/ms of the owned facets, where walls are not uniform.
+        surface: smooth ones that were found, which volumes and areas are of; labels tell then how
+            much the signals change with them.
 
     Returns:
         The table; the same at any number of ranks.
@@ -151,7 +155,7 @@ def cell_table(problem: InverseProblem, labels: np.ndarray, theta: parameters.Th
         InputError: a problem that the fast models cannot take.
     """
     found = _Solution(problem, whole_labels(problem.mesh, labels), theta,
-                      float(norm.ppf(0.5 + level / 2)), permeability)
+                      float(norm.ppf(0.5 + level / 2)), permeability, surface)
     return CellTable([found.row(label) for label in range(1, found.number + 1)],
                      found.others(), *found.correlated(), level, found.untold())
 
@@ -193,7 +197,7 @@ class _Solution:
     """
 
     def __init__(self, problem: InverseProblem, labels: np.ndarray, theta: parameters.Theta,
-                 z: float, permeability: np.ndarray | None):
+                 z: float, permeability: np.ndarray | None, surface: SmoothCells | None):
         self.problem, self.labels, self.z = problem, labels, z
         self.number = int(labels.max(initial=0))
         values: dict = {**problem.start_of_unknown, **theta}
@@ -208,11 +212,14 @@ class _Solution:
         self.theta = models.coordinates(values)
         self.active = np.flatnonzero(models.active(labels))
         cells, look = Cells(models.whole), models.all
-        residual = models.exact(labels, self.theta, look)
+        self.surface = surface
+        residual = models.exact(labels, self.theta, look) if surface is None else (
+            look.likelihood.residual(surface.signals))
         # the fast model from here on: its error hardly changes with theta
         self.bias = residual - self._fast(self.theta)
         self.misfit = float(np.mean(residual**2))
-        self.variance = max(problem.likelihood.floor, self.misfit) + MODEL**2
+        error = 0.0 if surface is None else surface.error
+        self.variance = max(problem.likelihood.floor, self.misfit) + max(MODEL**2, error)
         units = STEP * np.eye(len(self.theta))[self.active]
         slopes = [(self._residual(self.theta + e) - self._residual(self.theta - e)) / (2 * STEP)
                   for e in units]
@@ -229,10 +236,11 @@ class _Solution:
         self.moved = [changed(labels, [move]) for move in moves.moves[: moves.number]]
         # of volume and surface of every cell by all of it
         here = self._sizes(labels)
-        self.sizes = here
+        self.sizes = here if surface is None else np.column_stack([surface.volumes, surface.areas])
         self.size_slopes = np.zeros((*here.shape, len(self.J)))
         for k, shape in enumerate(self.moved, len(self.active)):
-            self.size_slopes[..., k] = self._sizes(shape) - here
+            # as large a share of the smooth ones
+            self.size_slopes[..., k] = (self._sizes(shape) - here) / here * self.sizes
 
     def _residual(self, theta: np.ndarray) -> np.ndarray:
         return self._fast(theta) + self.bias
@@ -278,7 +286,8 @@ class _Solution:
         row["permeability_si"] = kappa.times(float(permeability_from_internal(1.0)), "m/s")
         whole = self.models.whole
         if not whole.period.any():  # there surfaces end at the faces
-            narrower = cell_surface(whole, self.labels, label, self.problem.absorbing).narrowing
+            narrower = 1.0 if self.surface is not None else cell_surface(
+                whole, self.labels, label, self.problem.absorbing).narrowing
             for name, factor in (("surface", narrower), ("surface_to_volume", narrower),
                                  ("permeability", 1 / narrower), ("permeability_si", 1 / narrower)):
                 row[f"smooth_{name}"] = row[name].times(factor, row[name].unit)

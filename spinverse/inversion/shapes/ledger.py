@@ -12,6 +12,7 @@ from ..parameters import NOISE
 from .hypothesis import Hypothesis
 from .score import Score
 from .search import Search
+from .smooth_surfaces import SmoothCells, SmoothFit
 from .walk import Walk
 
 # shapes of an absorbing box that others cost as much as: one of a reflecting box; a step of graded
@@ -41,6 +42,8 @@ class SearchLedger:
         part: number of the present part of the schedule.
         several: whether several cells are likely.
         polished: labels that were walked on from with noise.
+        surface: the best smooth surfaces, if any were fitted.
+        fits: how often they were.
     """
 
     def __init__(self, search: Search, report: Report | None = None,
@@ -50,6 +53,8 @@ class SearchLedger:
         self.report = report or (lambda phase, misfit: None)
         self._keep, self._due = keep, due
         self.best: Hypothesis | None = None
+        self.surface: SmoothCells | None = None
+        self.fits = 0
         self.part, self.several = 0, False
         self.polished: set[bytes] = set()
         self._fitted = False
@@ -73,9 +78,30 @@ class SearchLedger:
 
     def solved(self) -> bool:
         """Whether there is nothing more to look for."""
+        if self.surfaced():
+            return True
         if self.best is None or not self.score.floor:
             return self.best is not None and self.score.explains(self.best.misfit)
         return self._confirmed
+
+    def surfaced(self) -> bool:
+        """Whether smooth surfaces, and no labels, explain the data, as far as the mesh tells."""
+        found, best = self.surface, self.best
+        return (found is not None and self.score.explains(found.misfit - found.error)
+                and (best is None or found.misfit < best.misfit))
+
+    def unexplained(self) -> bool:
+        """Whether to look for something that no labels of mesh cells are. Collective."""
+        explained = self.best is not None and self.score.explains(self.best.misfit)
+        return not (explained or self.solved() or self.lower_noise() is not None
+                    or self.left() <= 0)
+
+    def smooth(self) -> SmoothCells | None:
+        """Smooth surfaces that explain the data better than the best labels, if there are any."""
+        found, best = self.surface, self.best
+        if found is None or best is None or found.misfit >= best.misfit:
+            return None
+        return found if self.surfaced() or best.cells == len(found.volumes) else None
 
     def left(self, walk: Walk | None = None) -> float:
         """How many shapes may still be looked at. Collective."""
@@ -98,6 +124,8 @@ class SearchLedger:
             return ""
         if self.lower_noise() is not None:
             return "the noise is less than was thought"
+        if self.surfaced():
+            return "smooth surfaces explain the data, as far as the mesh tells"
         score, bests = self.score, self._bests
         explained = score.explains(self.best.misfit)
         fruitless = (score.near(self.best.misfit) and len(bests) > FRUITLESS
@@ -236,7 +264,9 @@ class SearchLedger:
             "shapes": np.array([self._shapes, self._steps]),
             "fitted": np.array(self._fitted), "resistance": np.array(models.resistance),
             "unit": np.array(models.unit), "several": np.array(self.several),
-            "bests": np.array(self._bests),
+            "bests": np.array(self._bests), "fits": np.array(self.fits), **(
+                {"surface": surface.coefficients, "surface_theta": surface.theta}
+                if (surface := self.surface) is not None else {}),
             "polished": np.frombuffer(b"".join(sorted(self.polished)), dtype=np.int8)}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> int:
@@ -255,4 +285,9 @@ class SearchLedger:
         polished = np.asarray(state["polished"], np.int8).reshape(-1, len(labels))
         self.polished = {each.tobytes() for each in polished}
         self.set_score()
+        self.fits = int(state.get("fits", 0))
+        if "surface" in state:
+            a, at = (np.asarray(state[name], float) for name in ("surface", "surface_theta"))
+            fit = SmoothFit(models, self.search.first, len(np.atleast_2d(a)))
+            self.surface = fit.result(np.atleast_2d(a), at.reshape(-1))
         return int(state["part"])

@@ -17,6 +17,7 @@ from scipy.stats import qmc
 
 from ...engines.modal.matrix_formalism import MatrixFormalism
 from ...engines.shapes.blocks import Assembly, Blocks
+from ...engines.shapes.cut import CutModel, Grid
 from ...engines.shapes.directions import DirectionBases
 from ...engines.shapes.effects import Effects
 from ...engines.shapes.graded import FLOOR, GradedModel
@@ -66,6 +67,7 @@ class Models:
         whole: the mesh, on every rank.
         names, cell_of, start, bounds, precision, active, values, coordinates: of the unknown
             numbers, see `parameters.Coordinates`.
+        cells: at most so many.
         floor: mean variance of the noise of normalised magnitudes.
         unit: of misfits of graded shapes, see `measure_unit`.
         resistance: see `fit_resistance`.
@@ -73,7 +75,7 @@ class Models:
 
     def __init__(self, problem: InverseProblem, cells: int = 1,
                  factor: np.ndarray | None = None):
-        self.problem, self.comm, self._cells = problem, problem.comm, cells
+        self.problem, self.comm, self.cells = problem, problem.comm, cells
         _check_storage(problem)
         self.whole = WholeMesh.of(problem.mesh)
         numbers = parameters.Coordinates(parameters.of_theta(problem.unknown), cells)
@@ -93,6 +95,7 @@ class Models:
         self._known: dict[tuple, Blocks] = {}
         self._engines: dict[int, tuple] = {}
         self._functions: dict[int, Smooth] = {}
+        self._grids: dict[int, Grid] = {}
 
     # ---- theta ----------------------------------------------------------------------------------
 
@@ -124,7 +127,7 @@ class Models:
         if key not in self._known:
             if len(self._known) > 8:  # slopes, and the way back
                 self._known.clear()
-            labels = range(self._cells + 1 if parameters.labelled(values) else 1)
+            labels = range(self.cells + 1 if parameters.labelled(values) else 1)
             self._known[key] = self._assembly.blocks(walls, self.resistance, [
                 partial(parameters.apply, values, self._forward, known, label)
                 for label in labels])
@@ -231,6 +234,14 @@ class Models:
         if not len(slopes):
             return r
         return r - np.clip(r @ np.linalg.pinv(slopes), -ANSWER, ANSWER) @ slopes
+
+    # ---- smooth surfaces ------------------------------------------------------------------------
+
+    def cut(self, theta: np.ndarray, refinements: int) -> CutModel:
+        """The model of level functions, linear in parts of mesh cells; see `engines.shapes.cut`."""
+        if refinements not in self._grids:
+            self._grids[refinements] = Grid(self.whole, self._assembly.corners, refinements)
+        return CutModel(*self._at(theta), self._smooth(FUNCTIONS), self._grids[refinements])
 
     # ---- graded shapes --------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from .strategies.graded_shapes import graded_shapes
 from .strategies.one_cell import one_cell
 from .strategies.polish import polish
 from .strategies.smooth_shapes import smooth_shapes
+from .strategies.smooth_surface import smooth_surface
 from .strategies.two_cells import two_cells
 from .strategies.walking import go_on
 
@@ -29,6 +30,10 @@ TWO: tuple[Strategy, ...] = (one_cell, two_cells, two_cells, graded_shapes, two_
 FINE: tuple[Strategy, ...] = (smooth_shapes,) * len(ONE)
 #: What follows each part where the data have noise.
 AFTER: tuple[Strategy, ...] = (polish,)
+#: What follows the first `EARLY` parts, in which data of the mesh are mostly explained, and each
+#: round, where the best does not explain the data; ``turn`` is the part.
+EARLY = 2
+BESIDE: tuple[Strategy, ...] = (smooth_surface,)
 
 
 def run(search: Search, ledger: SearchLedger, state: Mapping[str, np.ndarray] | None = None,
@@ -48,6 +53,7 @@ def run(search: Search, ledger: SearchLedger, state: Mapping[str, np.ndarray] | 
     Raises:
         SolverError: no start gave a closed surface.
     """
+    usual = rounds is None
     if rounds is None:
         rounds = (FINE, FINE) if search.models.large else (ONE, TWO)
     hypotheses: list[Hypothesis] = []
@@ -60,6 +66,12 @@ def run(search: Search, ledger: SearchLedger, state: Mapping[str, np.ndarray] | 
     for part in count(first):
         plan = rounds[ledger.several]
         turn, k = divmod(part, len(plan))
+        if usual and (part == EARLY or turn and not k) and ledger.unexplained():
+            for strategy in BESIDE:
+                hypotheses += strategy(search, hypotheses, ledger, part)
+            why = ledger.verdict()
+            if why:
+                return why
         if turn >= search.settings.rounds:
             break
         strategy = plan[k]

@@ -148,9 +148,14 @@ class Shapes:
                 search = Search(replace(problem, sigma=sigma), settings)
                 numbers = found.state(found.part) | {"within": np.array(True),
                                                      "bests": np.zeros(0)}
-            found.tune()
+            surface = found.smooth()
+            if surface is None:
+                found.tune()
             ledger.evaluations += found.shapes
-            return at(found.best.labels, found.best.theta), ending
+            if surface is None:
+                return at(found.best.labels, found.best.theta), ending
+            labels = search.cells.repaired(surface.labels)
+            return replace(at(labels, surface.theta), surface=surface), ending
 
 
 def _most_cells(problem: InverseProblem) -> int:

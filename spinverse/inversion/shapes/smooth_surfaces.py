@@ -1,0 +1,402 @@
+"""Cells with smooth surfaces, which need no facets: level sets of polynomials fitted to the data.
+
+Where data are not of the mesh, its cells are wrong in two ways: stairs are no surface, and fields
+that are linear in coarse cells are wrong by as much as a cell at the wall changes. Here each mesh
+cell is eight for the fields, unless the mesh is fine anyway, and surfaces cut through them
+(`engines.shapes.cut`). What the mesh leaves wrong is known from the same surfaces on the mesh
+before it was refined: linear elements gain a factor of four (Richardson, Phil. Trans. A 210 (1911)
+307). Signals are corrected by that, and the correction may be wrong by one and a half of itself:
+the error of the model (as approximation errors are; Kaipio and Somersalo, J. Comput. Appl. Math.
+198 (2007) 493).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import scipy.linalg
+from mpi4py import MPI
+
+from ...engines.shapes.cut import CutModel, Shape
+from ...mesh.data import MeshData
+from ...mesh.distributed import Mesh
+from ...mesh.refinement import refined
+from ...mesh.surfaces import Surface
+from ..problem import InverseProblem
+from .hypothesis import Hypothesis
+from .levels import Levels
+from .look import Look
+from .models import Models
+
+COARSE = 2500  # mesh cells: on fewer, fields are linear in an eighth of each
+DEGREES = (2, 10), (3, 8), (4, 10), (5, 6), (6, 8)  # of the polynomials, steps at most
+# ms, of steps in time: of signals, and of slopes, which are of second order in it with the rates
+# of fast modes (1 to 15 % off at 0.25)
+LONGEST, OF_SLOPES = 0.5, 0.25
+DAMPING, LEAST = 1e-2, 1e-8  # of the mean curvature, when a degree begins and at least
+TRIES, HARDER, EASIER = 7, 4.0, 0.1  # dampings of a step; their factors
+SHORT, LONG = 2e-3, 1.0  # rms of a wall's movement in sizes of a mesh cell: nothing, too far
+LONGEST_THETA = 1.5  # of a coordinate of theta in a step
+GAIN = 0.02  # share of the misfit: less than this in two steps ends a degree
+HELD = 0.1  # of the mean curvature, against shifts of a whole cell
+SINGULAR = 1e-6  # of the mean: keeps combinations apart that surfaces do not tell
+OWN = 0.3  # deviation of points of a mesh cell from its centroid along an axis, in its size
+SHIFT, LEAST_SHIFT = 0.6, 0.08  # of a cell that is put elsewhere, in sizes of a mesh cell
+FLATTEST = 1e-3  # slope of a level function, which is about 1: of its surface there
+THETA_STEP = 0.1  # of a coordinate, for slopes by central differences
+MOST = 0.5  # of the box, that a cell may fill
+SLOPES = 10  # shapes that slopes by all coefficients cost as much as
+# of the correction for the mesh: how far it may be wrong. The meshes of data have errors, too, and
+# cut surfaces, and steps in time; data of the mesh itself leave three times as much (rms, axon-0)
+UNSURE = 1.5
+# of the error of the mesh, as mean square: what doubling the area counts for; of surfaces that
+# explain the data equally well the smallest is wanted: thin sheets and spikes hardly change them
+# (with 1, a sphere in a reflecting box shrinks by 10 %)
+AREA = 0.01
+ENOUGH = 0.05  # of the error of the mesh, and surfaces need no higher degree
+KEPT = 0.95  # of its volume that must stay in the box then
+
+
+@dataclass(frozen=True, eq=False)
+class SmoothCells:
+    """Cells with smooth surfaces, and how far they explain the data.
+
+    Attributes:
+        degree: of the polynomials.
+        coefficients: ``(cells, n)``, see `Levels`; positive inside.
+        theta: coordinates of the unknown numbers.
+        labels: ``(Nt,)`` int8, mesh cells of the user's whose greater part is inside.
+        signals: ``(N,)`` complex, um^3 times density.
+        misfit: mean square residual of all measurements.
+        error: what the mesh may be wrong by after its correction, mean square of normalised
+            magnitudes.
+        corrected: mean square of this correction.
+        volumes, areas: of each cell, um^3 and um^2.
+        surfaces: of each cell.
+        refined: whether fields were linear in an eighth of each mesh cell.
+    """
+
+    degree: int
+    coefficients: np.ndarray
+    theta: np.ndarray
+    labels: np.ndarray
+    signals: np.ndarray
+    misfit: float
+    error: float
+    corrected: float
+    volumes: np.ndarray
+    areas: np.ndarray
+    surfaces: list[Surface]
+    refined: bool
+
+    def describe(self) -> str:
+        """One line for people."""
+        where = "each mesh cell taken for eight" if self.refined else "mesh cells cut"
+        return (f"smooth surfaces, {where}: corrected for the mesh by "
+                f"{np.sqrt(self.corrected):.2g} rms of |S(b = 0)|, which may be wrong by "
+                f"{np.sqrt(self.error):.2g}, they leave {np.sqrt(self.misfit):.2g}")
+
+    def summary(self) -> dict:
+        """For ``summary.json``."""
+        return {"degree": self.degree, "misfit": self.misfit, "mesh_error": self.error,
+                "mesh_correction": self.corrected,
+                "refined": self.refined,
+                "volume_um3": self.volumes.tolist(), "surface_um2": self.areas.tolist()}
+
+
+def suits(problem: InverseProblem) -> bool:
+    """Whether smooth surfaces can be fitted: in boxes that end, without terms of the user's."""
+    numbers = (problem.diffusivity, problem.T2, problem.T1, problem.density)
+    return (not problem.periodic and problem.extra_terms is None
+            and all(np.isscalar(value) for value in numbers))
+
+
+class SmoothFit:
+    """Level sets that follow a hypothesis. Methods are collective.
+
+    Args:
+        models: of the search.
+        look: measurements that the steps look at.
+        cells: so many.
+    """
+
+    def __init__(self, models: Models, look: Look, cells: int = 1):
+        self.users, self.look, self.comm, self.cells = models, look, models.comm, cells
+        whole = models.whole
+        self.refined = len(whole.cells) <= COARSE
+        self._fine = self._models(self.refined)
+        self._model: tuple = (None, None)
+        self._at_points: dict[int, np.ndarray] = {}
+        self._active = np.flatnonzero(models.active(np.array([cells])))
+        self._correction: np.ndarray | float = 0.0  # of the signals that the steps look at
+        self._area = 0.0  # of the latest surfaces, um^2
+        self.shapes = 0
+
+    def _models(self, finer: bool) -> Models:
+        """Of the user's mesh, or of one where each mesh cell is eight."""
+        problem, whole = self.users.problem, self.users.whole
+        if finer:
+            data = MeshData(*refined(whole.points, whole.cells))
+            problem = replace(problem, mesh=Mesh.from_data(data, problem.comm))
+        made = Models(problem, self.users.cells)
+        made.resistance = 0.0  # of facets, through which nothing goes here
+        return made
+
+    def model(self, theta: np.ndarray) -> CutModel:
+        """At coordinates of theta."""
+        if self._model[0] != theta.tobytes():
+            self._model = theta.tobytes(), self._fine.cut(theta, 1)
+        return self._model[1]
+
+    def _shapes(self, model: CutModel, levels: Levels, a: np.ndarray) -> list[Shape] | None:
+        n = len(levels.powers)
+        if n not in self._at_points:
+            self._at_points[n] = levels.basis(model.grid.points)
+        found = model.shapes(a @ self._at_points[n].T)
+        most = MOST * model.grid.whole.volumes.sum()
+        return found if all(len(shape.cut) and shape.volume < most for shape in found) else None
+
+    def residual(self, levels: Levels, a: np.ndarray, theta: np.ndarray) -> np.ndarray | None:
+        """Of the measurements that count, ``(N,)``; None where there are no such cells."""
+        model, look = self.model(theta), self.look
+        shapes = self._shapes(model, levels, a)
+        self.shapes += 1
+        if shapes is None:
+            return None
+        self._area = sum(shape.area for shape in shapes)
+        found = model.signals(shapes, look.sweeps(LONGEST)) + self._correction
+        return self.comm.bcast(look.predicted(found) - look.measured)
+
+    # ---- the fit --------------------------------------------------------------------------------
+
+    def fit(self, start: Hypothesis, report: Callable[[str, float], None],
+            limit: float = 0.0) -> SmoothCells | None:
+        """From ellipsoids with the moments of a start's cells; None if that is nothing. Collective.
+
+        Args:
+            start: of the search; `cells` of them count.
+            report: called with a phase and its misfit.
+            limit: misfit that noise explains.
+        """
+        theta, a, levels, best, error = start.theta, None, None, np.inf, 0.0
+        self._correction = 0.0
+        for degree, steps in DEGREES:
+            finer = Levels(self.users, degree)
+            if a is None:
+                a = np.array([self._ellipsoid(finer, start.labels == k)
+                              for k in range(1, self.cells + 1)])
+            else:
+                self._correction, error, _ = self.correction(levels, a, theta, self.look)
+                a = np.array([finer.scaled(finer.raised(one, levels.powers)) for one in a])
+            levels = finer
+            a, theta, best = self._degree(levels, a, theta, steps, AREA * error)
+            if not np.isfinite(best):
+                return None
+            report(f"smooth surface {degree}", best)
+            if degree == DEGREES[0][0]:
+                if self.cells == 1:
+                    a, best = self._placed(levels, a, theta, best)
+                    report("placed", best)
+                self._correction, error, _ = self.correction(levels, a, theta, self.look)
+                a, theta, best = self._degree(levels, a, theta, steps, AREA * error)
+                report("corrected", best)
+            if best <= limit + ENOUGH * error:
+                break
+        return self.result(a, theta)
+
+    def _ellipsoid(self, levels: Levels, inside: np.ndarray) -> np.ndarray:
+        """Coefficients of the ellipsoid with the moments of some mesh cells."""
+        whole = self.users.whole
+        x, w = (whole.centroids - whole.centre)[inside], whole.volumes[inside]
+        middle = np.average(x, axis=0, weights=w)
+        spread = np.cov((x - middle).T, aweights=w, bias=True)
+        spread = spread + (OWN * self.users.size) ** 2 * np.eye(3)
+        away = whole.centroids - whole.centre - middle
+        # the variance along an axis of an ellipsoid is a fifth of its square
+        q = np.einsum("ni,ij,nj->n", away, np.linalg.inv(5 * spread), away)
+        return levels.scaled(np.linalg.lstsq(levels.values, 1 - q, rcond=None)[0])
+
+    def _degree(self, levels: Levels, a: np.ndarray, theta: np.ndarray, steps: int,
+                weight: float) -> tuple[np.ndarray, np.ndarray, float]:
+        """Levenberg-Marquardt on the coefficients and the unknown numbers.
+
+        Of the mean square residual, and ``weight`` times the area over that at the beginning.
+        """
+        r = self.residual(levels, a, theta)
+        if r is None:
+            return a, theta, np.inf
+        weight /= self._area
+        area, best = self._area, float(np.mean(r**2))
+        values, mu, size = [best + weight * area], DAMPING, self.users.size
+        for _ in range(steps):
+            J, metric, by_area = self._slopes(levels, a, theta)
+            slopes = self._theta_slopes(levels, a, theta)
+            n = J.shape[1]
+            both = np.hstack([J, slopes.T])
+            H, g = both.T @ both / len(r), both.T @ r / len(r)
+            # the square of the root of the area
+            H[:n, :n] += weight / (4 * area) * np.outer(by_area, by_area)
+            g[:n] += weight / 2 * by_area
+            damped = np.zeros_like(H)
+            damped[:n, :n] = metric * np.trace(H[:n, :n]) / np.trace(metric)
+            damped[:n, :n] += SINGULAR * np.trace(damped[:n, :n]) / n * np.eye(n)
+            damped[n:, n:] = np.diag(np.diag(H[n:, n:]) + 1e-300)
+            # a step would be a long way to another place, of which signals tell next to nothing
+            shifts, mean = metric @ self._shifts(levels, a), np.trace(H[:n, :n])
+            H[:n, :n] += HELD * mean / np.trace(metric) * shifts @ shifts.T
+            # what multiplies a level function is no change
+            scales = scipy.linalg.block_diag(*(one / np.linalg.norm(one) for one in a))
+            H[:n, :n] += mean * scales.T @ scales
+            better = None
+            for _ in range(TRIES):
+                step = -np.linalg.solve(H + mu * damped, g)
+                far = float(np.sqrt(step[:n] @ metric @ step[:n]))
+                longest = np.abs(step[n:]).max(initial=0.0)
+                if far < SHORT * size and longest < SHORT:
+                    break
+                if far < LONG * size and longest < LONGEST_THETA:
+                    there = theta.copy()
+                    there[self._active] += step[n:]
+                    there = np.clip(there, *self._fine.bounds) if len(theta) else theta
+                    moved_a = a + step[:n].reshape(a.shape)
+                    reached = self.residual(levels, moved_a, there)
+                    if reached is not None and (
+                            np.mean(reached**2) + weight * self._area < values[-1]):
+                        better = moved_a, there, reached, self._area
+                        break
+                mu *= HARDER
+            if better is None:
+                break
+            a, theta, r, area = better
+            a = np.array([levels.scaled(one) for one in a])
+            mu = max(mu * EASIER, LEAST)
+            best = float(np.mean(r**2))
+            values.append(best + weight * area)
+            if len(values) > 2 and values[-1] > (1 - GAIN) * values[-3]:
+                break
+        return a, theta, best
+
+    def _slopes(self, levels: Levels, a: np.ndarray, theta: np.ndarray) -> tuple:
+        """Derivatives of the residual by coefficients, ``(N, cells n)``.
+
+        And the mean square of how far walls move, ``(cells n, cells n)``, and derivatives of the
+        area.
+        """
+        model, look = self.model(theta), self.look
+        shapes = self._shapes(model, levels, a)
+        S, J, by_area = model.jacobian(shapes, self._at_points[len(levels.powers)],
+                                       look.sweeps(OF_SLOPES),
+                                       lambda k: k % self.comm.size == self.comm.rank)
+        self.shapes += SLOPES
+        if self.comm.size > 1:  # each row comes from one rank: the sum adds zeros
+            self.comm.Allreduce(MPI.IN_PLACE, S)
+            self.comm.Allreduce(MPI.IN_PLACE, J)
+        metric, total = [], sum(shape.area for shape in shapes)
+        for shape, one in zip(shapes, a, strict=True):
+            x = shape.triangles.mean(axis=1)
+            area = np.linalg.norm(shape.normals, axis=1)
+            steep = np.sqrt((np.einsum("dfk,k->fd", levels.gradients(x), one) ** 2).sum(axis=1))
+            moved = levels.basis(x) / np.maximum(steep, FLATTEST)[:, None]
+            metric.append(moved.T @ (area[:, None] * moved) / total)
+        return (look.change(S + self._correction, J), scipy.linalg.block_diag(*metric), by_area)
+
+    def _shifts(self, levels: Levels, a: np.ndarray) -> np.ndarray:
+        """Changes of the coefficients that shift one cell by 1 um, ``(cells n, 3 cells)``."""
+        inverse = np.linalg.pinv(levels.values)
+        return scipy.linalg.block_diag(*(
+            np.stack([inverse @ (slope @ one) for slope in levels.slopes], axis=1) for one in a))
+
+    def _theta_slopes(self, levels: Levels, a: np.ndarray, theta: np.ndarray) -> np.ndarray:
+        """Derivatives of the residual by the `Models.active` coordinates of theta, ``(P, N)``."""
+        found = []
+        for unit in np.eye(len(theta))[self._active]:
+            up, down = (self.residual(levels, a, theta + sign * THETA_STEP * unit)
+                        for sign in (1, -1))
+            found.append((up - down) / (2 * THETA_STEP))
+        return np.reshape(found, (len(found), len(self.look.measured)))
+
+    def _placed(self, levels: Levels, a: np.ndarray, theta: np.ndarray,
+                best: float) -> tuple[np.ndarray, float]:
+        """One cell where it explains most, or reflected at a point, which signals hardly tell."""
+        shapes = self._shapes(self.model(theta), levels, a)
+        x, area = shapes[0].triangles.mean(axis=1), np.linalg.norm(shapes[0].normals, axis=1)
+        middle, volume = np.average(x, axis=0, weights=area), shapes[0].volume
+        here, turned, found = np.zeros(3), 1.0, a
+        step = SHIFT * self.users.size
+
+        def moved(shift, sign):
+            y = sign * (levels.centroids - middle - shift) + middle
+            return np.linalg.lstsq(levels.values, levels.basis(y) @ a[0], rcond=None)[0][None]
+
+        while step > LEAST_SHIFT * self.users.size:
+            better = None
+            for sign in (turned, -turned):
+                for shift in (here, *(here + step * e for e in np.vstack([np.eye(3), -np.eye(3)]))):
+                    if sign == turned and shift is here:
+                        continue
+                    there = moved(shift, sign)
+                    at = self._shapes(self.model(theta), levels, there)
+                    if at is None or at[0].volume < KEPT * volume:
+                        continue
+                    r = self.residual(levels, there, theta)
+                    if r is not None and np.mean(r**2) < best:
+                        best, better = float(np.mean(r**2)), (there, shift, sign)
+            if better is None:
+                step /= 2
+            else:
+                found, here, turned = better
+        return np.array([levels.scaled(one) for one in found]), best
+
+    # ---- what it came to ------------------------------------------------------------------------
+
+    def correction(self, levels: Levels, a: np.ndarray, theta: np.ndarray,
+                   look: Look) -> tuple[np.ndarray, float, float]:
+        """What finer meshes would add to signals, ``(N,)``. Collective.
+
+        And mean squares of normalised magnitudes: how far it may be wrong, and of itself.
+        """
+        found = []
+        for models, parts in ((self._fine, 1 if self.refined else 2),
+                              (self._other, 2 if self.refined else 1)):
+            model = models.cut(theta, parts)
+            values = levels.basis(model.grid.points) @ a.T
+            found.append(model.signals(model.shapes(values.T), look.sweeps(LONGEST)))
+        here, other = found
+        # of second order: what halving changes is three quarters of the error before
+        added = self.comm.bcast((here - other) / 3 if self.refined else (other - here) * 4 / 3)
+        self.shapes += 2
+        change = look.predicted(here + added) - look.predicted(here)
+        square = self.comm.bcast(float(np.mean(change**2)))
+        return added, UNSURE**2 * square, square
+
+    @cached_property
+    def _other(self) -> Models:
+        return self._models(not self.refined)
+
+    def result(self, a: np.ndarray, theta: np.ndarray) -> SmoothCells:
+        """What coefficients ``(cells, n)`` and coordinates of theta come to. Collective."""
+        degree = next(d for d in range(20) if (d + 1) * (d + 2) * (d + 3) // 6 >= a.shape[1])
+        levels = Levels(self.users, degree)
+        model, everything, whole = self.model(theta), self.users.all, self.users.whole
+        shapes = self._shapes(model, levels, a)
+        added, error, corrected = self.correction(levels, a, theta, everything)
+        signals = self.comm.bcast(model.signals(shapes, everything.sweeps(LONGEST))) + added
+        r = everything.predicted(signals) - everything.measured
+        labels = np.zeros(len(whole.cells), np.int8)
+        for label, shape in enumerate(shapes, 1):
+            inside = np.zeros(len(model.grid.whole.cells))
+            inside[shape.full], inside[shape.cut] = 1.0, shape.share
+            inside = (inside * model.grid.whole.volumes).reshape(len(labels), -1).sum(axis=1)
+            labels[inside > 0.5 * whole.volumes] = label
+        absorbing = self.users.problem.absorbing
+        surfaces = [shape.surface(model.grid, f"cell {label}")
+                    for label, shape in enumerate(shapes, 1)]
+        areas = [shape.area + absorbing * shape.rim_area(model.grid) for shape in shapes]
+        return SmoothCells(
+            degree, a, theta, labels, signals, float(np.mean(r**2)),
+            error, corrected, np.array([shape.volume for shape in shapes]),
+            np.array(areas), [Surface(surface.points + whole.centre, surface.triangles,
+                                      surface.name) for surface in surfaces], self.refined)
