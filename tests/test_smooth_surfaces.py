@@ -10,7 +10,7 @@ import spinverse
 from spinverse import Acquisition, InverseProblem, Permeability, Signals, Tissue
 from spinverse.benchmark import targets
 from spinverse.engines.shapes.partition import PartitionModel
-from spinverse.inversion.shapes import schedule, smooth_surfaces
+from spinverse.inversion.shapes import smooth_surfaces
 from spinverse.inversion.shapes.cells import Cells
 from spinverse.inversion.shapes.hypothesis import Hypothesis
 from spinverse.inversion.shapes.ledger import SearchLedger
@@ -159,13 +159,11 @@ def test_a_fit_finds_what_no_mesh_cells_are(comm, grid, measured):
     assert said.explained and said.limit >= found.error
 
 
-@pytest.mark.slow  # three minutes: walks that do not come to the data
-def test_a_search_goes_on_without_facets(grid, measured, monkeypatch):
-    """Data that no mesh cells explain end with surfaces, after a round, and with their figures."""
+def test_a_search_goes_on_without_facets(grid, measured):
+    """Data that no mesh cells explain end with surfaces, as the budget is spent, and figures."""
     values, truth = measured
-    monkeypatch.setattr(schedule, "ONE", schedule.ONE[:1])
     models = models_of(grid, MPI.COMM_SELF, values=values, noise=0.0)
-    few = {"cells": 1, "ellipsoids": 20, "candidates": 1, "rounds": 1}
+    few = {"cells": 1, "ellipsoids": 20, "candidates": 1, "budget": 1000}
     result = spinverse.reconstruct(
         models.problem.mesh, models.problem.signals, [spinverse.Shapes(**few)],
         boundary="absorbing", wall_permeability=0.05, noise=0.0)

@@ -91,10 +91,9 @@ class SearchLedger:
                 and (best is None or found.misfit < best.misfit))
 
     def unexplained(self) -> bool:
-        """Whether to look for something that no labels of mesh cells are. Collective."""
+        """Whether to look for something that no labels of mesh cells are."""
         explained = self.best is not None and self.score.explains(self.best.misfit)
-        return not (explained or self.solved() or self.lower_noise() is not None
-                    or self.left() <= 0)
+        return not (explained or self.solved() or self.lower_noise() is not None)
 
     def smooth(self) -> SmoothCells | None:
         """Smooth surfaces that explain the data better than the best labels, if there are any."""

@@ -30,8 +30,8 @@ TWO: tuple[Strategy, ...] = (one_cell, two_cells, two_cells, graded_shapes, two_
 FINE: tuple[Strategy, ...] = (smooth_shapes,) * len(ONE)
 #: What follows each part where the data have noise.
 AFTER: tuple[Strategy, ...] = (polish,)
-#: What follows the first `EARLY` parts, in which data of the mesh are mostly explained, and each
-#: round, where the best does not explain the data; ``turn`` is the part.
+#: What follows the first `EARLY` parts, in which data of the mesh are mostly explained, each round,
+#: and the end, where the best does not explain the data; ``turn`` is the part.
 EARLY = 2
 BESIDE: tuple[Strategy, ...] = (smooth_surface,)
 
@@ -67,9 +67,7 @@ def run(search: Search, ledger: SearchLedger, state: Mapping[str, np.ndarray] | 
         plan = rounds[ledger.several]
         turn, k = divmod(part, len(plan))
         if usual and (part == EARLY or turn and not k) and ledger.unexplained():
-            for strategy in BESIDE:
-                hypotheses += strategy(search, hypotheses, ledger, part)
-            why = ledger.verdict()
+            why = _beside(search, hypotheses, ledger, part)
             if why:
                 return why
         if turn >= search.settings.rounds:
@@ -89,8 +87,17 @@ def run(search: Search, ledger: SearchLedger, state: Mapping[str, np.ndarray] | 
         ledger.end()
         why = ledger.verdict()
         if why:
+            if usual and ledger.unexplained():
+                why = _beside(search, hypotheses, ledger, part) or why
             return why
         ledger.keep()
     if ledger.best is None:
         raise SolverError("shape search: no start with a closed surface; more ellipsoids?")
     return "all rounds are done"
+
+
+def _beside(search: Search, hypotheses: list[Hypothesis], ledger: SearchLedger, part: int) -> str:
+    """Run what is `BESIDE`; why to end after it, or ""."""
+    for strategy in BESIDE:
+        hypotheses += strategy(search, hypotheses, ledger, part)
+    return ledger.verdict()
