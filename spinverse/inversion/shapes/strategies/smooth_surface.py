@@ -10,9 +10,10 @@ from ..hypothesis import Hypothesis
 from ..ledger import SearchLedger
 from ..search import Search
 from ..smooth_surfaces import SmoothFit, suits
-from .walking import walk_from
+from .walking import run
 
 FITS = 2  # in a search
+SOON = 10  # iterations of a walk, in which it mostly comes to data of the mesh
 
 
 def smooth_surface(search: Search, hypotheses: Sequence[Hypothesis], ledger: SearchLedger,
@@ -20,7 +21,7 @@ def smooth_surface(search: Search, hypotheses: Sequence[Hypothesis], ledger: Sea
     """Fit the surface of one cell; `SearchLedger.surface` is the best. Collective.
 
     What is allowed for the mesh's error is as much as its stairs change, so that a surface explains
-    shapes of mesh cells, too. Walks from the nearest of these tell: they come to data of the mesh.
+    shapes of mesh cells, too. A walk from the nearest of these tells: it comes to data of the mesh.
     """
     single = [one for one in (*hypotheses, ledger.best) if one is not None and one.cells == 1]
     if ledger.fits >= FITS or not single or not suits(search.models.problem):
@@ -39,7 +40,11 @@ def smooth_surface(search: Search, hypotheses: Sequence[Hypothesis], ledger: Sea
     if ledger.best is None:
         ledger.best = result[0]
     if ledger.score.explains(found.misfit - found.error):
-        result += walk_from(search, result, ledger, ledger.stream(turn, 3), 1)
+        walk = search.scout(ledger.stream(turn, 3))
+        walk.begin(labels, found.theta)
+        walk = search.told(walk, ledger.part)
+        run(walk, SOON, ledger)
+        result.append(ledger.take(walk))
     if ledger.surface is None or found.misfit < ledger.surface.misfit:
         ledger.surface = found
     return result
