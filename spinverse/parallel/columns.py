@@ -7,6 +7,8 @@ from petsc4py import PETSc
 
 from .exchange import reduced
 
+CHUNK = 1024  # rows at once: sums of single precision keep their digits, and stay in the cache
+
 
 def dense(matrix: PETSc.Mat, columns: np.ndarray, transposed: bool = False) -> PETSc.Mat:
     """Columns ``(n_local, k)`` that ``matrix`` can be multiplied with; no copy if Fortran order."""
@@ -49,5 +51,9 @@ def inner(comm, left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def column_inner(comm, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Its diagonal. Collective."""
-    return reduced(comm, np.einsum("ik,ik->k", left, right))
+    """``(k,)`` its diagonal, in double precision whatever that of the columns. Collective."""
+    total = np.zeros(left.shape[1], np.result_type(left, right, float))
+    for first in range(0, len(left), CHUNK):
+        rows = slice(first, first + CHUNK)
+        total += np.einsum("ik,ik->k", left[rows], right[rows])
+    return reduced(comm, total)

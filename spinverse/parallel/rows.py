@@ -12,9 +12,8 @@ import scipy.sparse
 from mpi4py import MPI
 from petsc4py import PETSc
 
+from .columns import CHUNK
 from .exchange import Route, reduced
-
-CHUNK = 1024  # rows at once: 128 kB of 32 columns, which stay in the cache between operations
 
 
 class Rows:
@@ -56,15 +55,6 @@ class Rows:
             return self._own @ block
         ghosts = self._route.backward(block[self._wanted])
         return self._own @ block + self._others @ ghosts
-
-
-def column_inner(comm, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """``(k,)`` products of columns of blocks, summed in double precision. Collective."""
-    total = np.zeros(left.shape[1])
-    for first in range(0, len(left), CHUNK):
-        rows = slice(first, first + CHUNK)
-        total += np.einsum("ik,ik->k", left[rows], right[rows])
-    return reduced(comm, total)
 
 
 def largest(comm, columns: np.ndarray) -> np.ndarray:

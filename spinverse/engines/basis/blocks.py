@@ -18,8 +18,8 @@ import numpy as np
 from petsc4py import PETSc
 
 from ...errors import SolverError
-from ...parallel.columns import inner, solved, times
-from ...parallel.rows import Rows, add, column_inner, largest
+from ...parallel.columns import column_inner, inner, solved, times
+from ...parallel.rows import Rows, add, largest
 from ...problem import BlochTorrey
 from .krylov import slow_space
 from .spectrum import diagonalised

@@ -16,7 +16,8 @@ SCREENED = (80, 1e-6)  # modes and least share of the mass, to tell random ellip
 MODES = 120
 DAMPING, TRIES = 1e-2, 7  # of what a step changes in the shares; dampings
 SURE = 1e-4  # shares this near 0 or 1 stay there: slopes by coefficients to 2e-4
-SINGULAR = 1e-6  # of the mean: keeps combinations apart that shares do not tell
+SINGULAR = 1e-6  # of the mean: keeps combinations apart that nothing tells
+OWN = 0.3  # deviation of points of a mesh cell from its centroid along an axis, in its size
 GAIN, AT_LEAST = 2e-2, 4  # share of the misfit whose gain is enough, after so many iterations
 ALIKE = 0.6  # overlap of shares from which on two ellipsoids are one
 SMALL, LARGE = 0.045, 0.19  # volume of a random ellipsoid over that of the box
@@ -40,7 +41,7 @@ class Levels:
         self.spread = 0.0 if whole.periodic else SPREAD
         self.half = 0.5 * (whole.points.max(axis=0) - whole.points.min(axis=0))
         self.powers = [e for e in product(range(degree + 1), repeat=3) if sum(e) <= degree]
-        self.volumes = whole.volumes
+        self.volumes, self.size = whole.volumes, models.size
         x = whole.centroids - whole.centre
         self.centroids, self.values = x, self.basis(x)
         self.slopes = self.gradients(x)
@@ -71,6 +72,17 @@ class Levels:
         slope = np.sqrt(sum((D @ a) ** 2 for D in self.slopes) + 1e-12)
         near = np.exp(-np.abs(self.values @ a) / (2 * slope))
         return a / ((slope * near).sum() / max(near.sum(), 1e-300))
+
+    def ellipsoid(self, inside: np.ndarray) -> np.ndarray:
+        """Coefficients of the ellipsoid with the moments of some mesh cells, ``(Nt,)`` bool."""
+        x, w = self.centroids[inside], self.volumes[inside]
+        middle = np.average(x, axis=0, weights=w)
+        spread = np.cov((x - middle).T, aweights=w, bias=True)
+        spread = spread + (OWN * self.size) ** 2 * np.eye(3)
+        away = self.centroids - middle
+        # the variance along an axis of an ellipsoid is a fifth of its square
+        q = np.einsum("ni,ij,nj->n", away, np.linalg.inv(5 * spread), away)
+        return self.scaled(np.linalg.lstsq(self.values, 1 - q, rcond=None)[0])
 
     def shares(self, a: np.ndarray, width: float) -> tuple[np.ndarray, np.ndarray]:
         """Shares ``(Nt,)`` and their derivatives ``(Nt, n)``; ``width`` of the edge, um."""
@@ -164,3 +176,17 @@ def fit(models: Models, theta: np.ndarray, levels: Levels, a: np.ndarray, look: 
             break
         c, f, H, g, metric = around(a)
     return a, c, f
+
+
+def damping(H: np.ndarray, metric: np.ndarray) -> np.ndarray:
+    """What damps steps of coefficients ``(n,)``, by how far walls move, and of unknown numbers.
+
+    Args:
+        H: curvature ``(n + p, n + p)``.
+        metric: ``(n, n)`` mean square of how far walls move.
+    """
+    n, result = len(metric), np.zeros_like(H)
+    result[:n, :n] = metric * np.trace(H[:n, :n]) / np.trace(metric)
+    result[:n, :n] += SINGULAR * np.trace(result[:n, :n]) / n * np.eye(n)
+    result[n:, n:] = np.diag(np.diag(H[n:, n:]) + 1e-300)
+    return result

@@ -17,7 +17,8 @@ from scipy.stats import qmc
 
 from ...engines.modal.matrix_formalism import MatrixFormalism
 from ...engines.shapes.blocks import Assembly, Blocks
-from ...engines.shapes.cut import CutModel, Grid
+from ...engines.shapes.cut import CutModel
+from ...engines.shapes.cut_cells import Grid
 from ...engines.shapes.directions import DirectionBases
 from ...engines.shapes.effects import Effects
 from ...engines.shapes.graded import FLOOR, GradedModel

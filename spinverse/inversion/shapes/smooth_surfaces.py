@@ -20,14 +20,15 @@ import numpy as np
 import scipy.linalg
 from mpi4py import MPI
 
-from ...engines.shapes.cut import CutModel, Shape
+from ...engines.shapes.cut import CutModel
+from ...engines.shapes.cut_cells import Shape
 from ...mesh.data import MeshData
 from ...mesh.distributed import Mesh
 from ...mesh.refinement import refined
 from ...mesh.surfaces import Surface
 from ..problem import InverseProblem
 from .hypothesis import Hypothesis
-from .levels import Levels
+from .levels import Levels, damping
 from .look import Look
 from .models import Models
 
@@ -42,8 +43,6 @@ SHORT, LONG = 2e-3, 1.0  # rms of a wall's movement in sizes of a mesh cell: not
 LONGEST_THETA = 1.5  # of a coordinate of theta in a step
 GAIN = 0.02  # share of the misfit: less than this in two steps ends a degree
 HELD = 0.1  # of the mean curvature, against shifts of a whole cell
-SINGULAR = 1e-6  # of the mean: keeps combinations apart that surfaces do not tell
-OWN = 0.3  # deviation of points of a mesh cell from its centroid along an axis, in its size
 SHIFT, LEAST_SHIFT = 0.6, 0.08  # of a cell that is put elsewhere, in sizes of a mesh cell
 FLATTEST = 1e-3  # slope of a level function, which is about 1: of its surface there
 THETA_STEP = 0.1  # of a coordinate, for slopes by central differences
@@ -186,7 +185,7 @@ class SmoothFit:
         for degree, steps in DEGREES:
             finer = Levels(self.users, degree)
             if a is None:
-                a = np.array([self._ellipsoid(finer, start.labels == k)
+                a = np.array([finer.ellipsoid(start.labels == k)
                               for k in range(1, self.cells + 1)])
             else:
                 self._correction, error, _ = self.correction(levels, a, theta, self.look)
@@ -206,18 +205,6 @@ class SmoothFit:
             if best <= limit + ENOUGH * error:
                 break
         return self.result(a, theta)
-
-    def _ellipsoid(self, levels: Levels, inside: np.ndarray) -> np.ndarray:
-        """Coefficients of the ellipsoid with the moments of some mesh cells."""
-        whole = self.users.whole
-        x, w = (whole.centroids - whole.centre)[inside], whole.volumes[inside]
-        middle = np.average(x, axis=0, weights=w)
-        spread = np.cov((x - middle).T, aweights=w, bias=True)
-        spread = spread + (OWN * self.users.size) ** 2 * np.eye(3)
-        away = whole.centroids - whole.centre - middle
-        # the variance along an axis of an ellipsoid is a fifth of its square
-        q = np.einsum("ni,ij,nj->n", away, np.linalg.inv(5 * spread), away)
-        return levels.scaled(np.linalg.lstsq(levels.values, 1 - q, rcond=None)[0])
 
     def _degree(self, levels: Levels, a: np.ndarray, theta: np.ndarray, steps: int,
                 weight: float) -> tuple[np.ndarray, np.ndarray, float]:
@@ -240,10 +227,7 @@ class SmoothFit:
             # the square of the root of the area
             H[:n, :n] += weight / (4 * area) * np.outer(by_area, by_area)
             g[:n] += weight / 2 * by_area
-            damped = np.zeros_like(H)
-            damped[:n, :n] = metric * np.trace(H[:n, :n]) / np.trace(metric)
-            damped[:n, :n] += SINGULAR * np.trace(damped[:n, :n]) / n * np.eye(n)
-            damped[n:, n:] = np.diag(np.diag(H[n:, n:]) + 1e-300)
+            damped = damping(H, metric)
             # a step would be a long way to another place, of which signals tell next to nothing
             shifts, mean = metric @ self._shifts(levels, a), np.trace(H[:n, :n])
             H[:n, :n] += HELD * mean / np.trace(metric) * shifts @ shifts.T

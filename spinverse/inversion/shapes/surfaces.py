@@ -20,19 +20,17 @@ import numpy as np
 
 from .cells import Cells
 from .hypothesis import Hypothesis
-from .levels import Levels
+from .levels import Levels, damping
 from .look import Look
 from .models import Models
 from .surrogate import unit_of, whitening
 from .walk import EFFECTS, FAR, FAR_NOISY, LONGEST
 
 DEGREES = (2, 6), (3, 6), (4, 12), (5, 6), (6, 12)  # of the polynomials, steps at most
-OWN = 0.3  # deviation of points of a mesh cell from its centroid along an axis, in its size
 DAMPING, LEAST = 1e-2, 1e-6  # of the mean curvature, when a degree begins and at least
 TRIES, HARDER, EASIER = 8, 4.0, 0.25  # dampings of a step; their factors
 SHORT, LONG = 0.05, 3.0  # rms of a wall's movement, in sizes of a mesh cell: nothing, too far
 GAIN = 0.02  # share of the whitened misfit: less than this in two steps ends a degree
-SINGULAR = 1e-6  # of the mean: keeps combinations apart that walls do not tell
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +77,7 @@ class Surfaces:
         for degree, steps in degrees:
             finer = Levels(self.models, degree)
             if here is None:
-                a = np.array([self._ellipsoid(finer, start.labels == k)
+                a = np.array([finer.ellipsoid(start.labels == k)
                               for k in range(1, start.cells + 1)])
             else:
                 a = np.array([finer.scaled(finer.raised(one, levels.powers)) for one in a])
@@ -89,18 +87,6 @@ class Surfaces:
             if here is not None:
                 a, here, best = self._degree(levels, a, here, steps)
         return Smooth(here or start, best, self.shapes)
-
-    def _ellipsoid(self, levels: Levels, inside: np.ndarray) -> np.ndarray:
-        """Coefficients of the ellipsoid with the moments of some mesh cells."""
-        whole = self.whole
-        x, w = (whole.centroids - whole.centre)[inside], whole.volumes[inside]
-        middle = np.average(x, axis=0, weights=w)
-        spread = np.cov((x - middle).T, aweights=w, bias=True)
-        spread = spread + (OWN * self.models.size) ** 2 * np.eye(3)
-        away = whole.centroids - whole.centre - middle
-        # the variance along an axis of an ellipsoid is a fifth of its square
-        q = np.einsum("ni,ij,nj->n", away, np.linalg.inv(5 * spread), away)
-        return levels.scaled(np.linalg.lstsq(levels.values, 1 - q, rcond=None)[0])
 
     def _at(self, levels: Levels, a: np.ndarray, theta: np.ndarray) -> Hypothesis | None:
         """The partition of some coefficients ``(cells, n)``, if it is allowed."""
@@ -138,10 +124,7 @@ class Surfaces:
             W = whitening(D, max(FAR, FAR_NOISY * noise))
             both, rw, n = W @ np.hstack([J, slopes.T]), W @ r, J.shape[1]
             H, g = both.T @ both / len(r), both.T @ rw / len(r)
-            damped = np.zeros_like(H)
-            damped[:n, :n] = metric * np.trace(H[:n, :n]) / np.trace(metric)
-            damped[:n, :n] += SINGULAR * np.trace(damped[:n, :n]) / n * np.eye(n)
-            damped[n:, n:] = np.diag(np.diag(H[n:, n:]) + 1e-300)
+            damped = damping(H, metric)
             active = np.flatnonzero(models.active(here.labels)) if len(slopes) else np.arange(0)
             before = float(np.mean(rw**2))
             values.append(before / unit)
