@@ -41,7 +41,8 @@ class Levels:
         self.spread = 0.0 if whole.periodic else SPREAD
         self.half = 0.5 * (whole.points.max(axis=0) - whole.points.min(axis=0))
         self.powers = [e for e in product(range(degree + 1), repeat=3) if sum(e) <= degree]
-        self.volumes, self.size = whole.volumes, models.size
+        self.volumes = whole.volumes
+        self.size = float(np.mean(whole.volumes) ** (1 / 3))
         x = whole.centroids - whole.centre
         self.centroids, self.values = x, self.basis(x)
         self.slopes = self.gradients(x)

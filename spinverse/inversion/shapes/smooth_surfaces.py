@@ -56,6 +56,10 @@ UNSURE = 1.5
 # (with 1, a sphere in a reflecting box shrinks by 10 %)
 AREA = 0.01
 ENOUGH = 0.05  # of the error of the mesh, and surfaces need no higher degree
+# of normalised magnitudes, mean square that the mesh may be wrong by: beyond, surfaces explain
+# signals of other walls and diffusivities, too (a ball on 96 mesh cells, 6e-4: a wall five times
+# and a diffusivity 0.6 times as large); fits that held had 5e-6 to 5e-5
+TELLS = 1e-4
 KEPT = 0.95  # of its volume that must stay in the box then
 
 
@@ -173,7 +177,9 @@ class SmoothFit:
 
     def fit(self, start: Hypothesis, report: Callable[[str, float], None],
             limit: float = 0.0) -> SmoothCells | None:
-        """From ellipsoids with the moments of a start's cells; None if that is nothing. Collective.
+        """From ellipsoids with the moments of a start's cells. Collective.
+
+        None if that is nothing, or the mesh is so coarse that surfaces explain anything.
 
         Args:
             start: of the search; `cells` of them count.
@@ -204,7 +210,11 @@ class SmoothFit:
                 report("corrected", best)
             if best <= limit + ENOUGH * error:
                 break
-        return self.result(a, theta)
+        found = self.result(a, theta)
+        if found.error > max(TELLS, limit):
+            report("mesh too coarse", found.misfit)
+            return None
+        return found
 
     def _degree(self, levels: Levels, a: np.ndarray, theta: np.ndarray, steps: int,
                 weight: float) -> tuple[np.ndarray, np.ndarray, float]:
