@@ -378,14 +378,13 @@ class Adjoint:
             return basis.decay(h.sum()) * z, [z]
         frame = basis.frame(run.direction)
         y, middles = frame.Rt @ (basis.decay(h[0] / 2) * z), []
-        times, _ = run.joints
         for k, (step, value) in enumerate(zip(h, run.values, strict=True)):
             half = frame.phase(step * value / 2 * self.sweep.strength)
             y = half * y
             middles.append(y)
             y = half * y
             if k < len(h) - 1:
-                y = frame.between(np.ascontiguousarray(y), times[k], True)
+                y = frame.between(np.ascontiguousarray(y), run.joints[k])
         return basis.decay(h[-1] / 2) * (frame.R @ y), middles
 
     def _backward(self, run: Run, p: np.ndarray, middles: list, twice: int) -> np.ndarray:
@@ -395,7 +394,6 @@ class Adjoint:
             self._rest(p, middles[0], np.full(len(g), h.sum()), False, twice)
             return basis.decay(h.sum()) * p
         frame = basis.frame(run.direction)
-        times, _ = run.joints
         y = frame.Rt @ (basis.decay(h[-1] / 2) * p)
         states, adjoints, slopes, strength, weight = [], [], [], [], []
         for k in range(len(h) - 1, -1, -1):
@@ -410,7 +408,7 @@ class Adjoint:
             strength.append(turn)
             y = half * y
             if k:
-                y = frame.between(np.ascontiguousarray(y), times[k - 1], True)
+                y = frame.between(np.ascontiguousarray(y), run.joints[k - 1])
         nodes = (self.modes @ frame.R).astype(np.float32)
         P, U, slope = (product(nodes[None], np.hstack(part).astype(np.complex64)[None])[0]
                        for part in (adjoints, states, slopes))

@@ -16,9 +16,12 @@ from ..basis.spectrum import decay_rates
 from .blocks import Blocks
 from .drift import DriftSweeps, DriftSystem
 from .propagation import Basis, Sweeps, signals
+from .smooth import Smooth
 from .walls import Walls, is_wall, labels_beside
 
-KEPT = 0.75  # of the modes of a compartment, at least: large ones hold more in higher modes
+# 1/ms, above the fastest growth, and iterations: then modes change moves as all modes do, to 2e-3
+SHIFT, INVERSE_ITERATIONS = 0.5, 2
+TOLD_APART = 1e-12  # of the largest mass: combinations that are told apart after these
 
 
 class PartitionModel:
@@ -27,12 +30,12 @@ class PartitionModel:
     Args:
         blocks: matrices of the cells and facets.
         walls: permeabilities.
-        modes: number of modes of label 0, and of each of the others at least; None for all of
-            them, which a reflecting boundary needs.
+        smooth: functions that label 0 is expanded in, where most of what is in higher modes leaves
+            soon; None for all functions, as of the other labels, which a reflecting boundary needs.
     """
 
-    def __init__(self, blocks: Blocks, walls: Walls, modes: tuple[int, int] | None = (40, 30)):
-        self.blocks, self.walls, self.modes = blocks, walls, modes
+    def __init__(self, blocks: Blocks, walls: Walls, smooth: Smooth | None = None):
+        self.blocks, self.walls, self.smooth = blocks, walls, smooth
         whole = blocks.whole
         self.sides, self.outer = whole.sides, whole.outer
         self._inner = np.flatnonzero(~whole.outer)
@@ -164,19 +167,29 @@ class PartitionModel:
             tied = self._inner[(labels[self.sides[self._inner]] == label).all(axis=1)]
             m = 2 * nodes.shape[2]
             add(A, nodes[tied].reshape(-1, m), rho * blocks.at_open[tied].reshape(-1, m, m))
-        K = n
-        if self.modes is not None:
-            K = min(n, max(self.modes[1], int(KEPT * n)) if label else self.modes[0])
-        if K < n:
-            # all of them by divide and conquer take less time than some of them by bisection
-            rates, modes = scipy.linalg.eigh(A, M, driver="gvd", check_finite=False,
-                                             overwrite_a=True)
-            A, modes = np.diag(rates[:K]), modes[:, :K]
-        else:  # any orthonormal basis does
+        modes = self._lowest(A, M, place[number[self._values[cells]]], cells) if not label else None
+        if modes is None:  # any orthonormal basis does
             low = scipy.linalg.cholesky(M, lower=True, check_finite=False)
             modes = scipy.linalg.solve_triangular(low, np.eye(n), lower=True,
                                                   check_finite=False).T
-            A = modes.T @ A @ modes
+        A = modes.T @ A @ modes
         positions = np.stack([modes.T @ assembled(x[cells]) @ modes for x in blocks.position])
         return A, modes, place, modes.T @ M.sum(axis=1), positions
 
+    def _lowest(self, A: np.ndarray, M: np.ndarray, where: np.ndarray,
+                cells: np.ndarray) -> np.ndarray | None:
+        """An orthonormal basis of about the lowest modes of label 0, ``(n, K)``; None for all.
+
+        Modes of the box without walls after inverse iterations, a fifth of what modes of the label
+        take.
+        """
+        if self.smooth is None or len(A) <= self.smooth.outside.shape[1]:
+            return None
+        V = np.empty((len(A), self.smooth.outside.shape[1]))
+        V[where.ravel()] = self.smooth.outside[self.smooth.node[cells].ravel()]
+        factor = scipy.linalg.cho_factor(A + SHIFT * M, check_finite=False)
+        for _ in range(INVERSE_ITERATIONS):
+            V = scipy.linalg.cho_solve(factor, M @ V, check_finite=False)
+        mass, Q = np.linalg.eigh(V.T @ M @ V)
+        told = mass > TOLD_APART * mass[-1]
+        return V @ (Q[:, told] / np.sqrt(mass[told]))

@@ -36,7 +36,8 @@ class RestrictedModel(PartitionModel):
     """
 
     def __init__(self, blocks: Blocks, walls: Walls, smooth: Smooth):
-        super().__init__(blocks, walls, KEPT if walls.absorbing else None)
+        super().__init__(blocks, walls, smooth)
+        self.kept = KEPT if walls.absorbing else (None, None)
         self.smooth, self._number = smooth, smooth.node.ravel()
         self._coefficients: dict[int, np.ndarray] = {}  # of the functions, of the last basis
         B, nv = smooth.outside, len(smooth.outside)
@@ -119,7 +120,7 @@ class RestrictedModel(PartitionModel):
         told = mass > TOLD_APART * mass[-1]
         Q = Q[:, told] / np.sqrt(mass[told])
         rates, Z = scipy.linalg.eigh(Q.T @ A @ Q, driver="evd", check_finite=False)
-        K = len(rates) if self.modes is None else min(len(rates), self.modes[int(label > 0)])
+        K = min(len(rates), self.kept[int(label > 0)] or len(rates))
         F = self._coefficients[label] = Q @ Z[:, :K]
         positions = np.stack([F.T @ x @ F for x in X])
         return np.diag(rates[:K]), b @ F, place, F.T @ load, positions
