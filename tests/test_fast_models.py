@@ -14,7 +14,9 @@ from spinverse.engines.shapes.blocks import Assembly
 from spinverse.engines.shapes.graded import GradedModel
 from spinverse.engines.shapes.partition import PartitionModel
 from spinverse.engines.shapes.propagation import Sweeps, steps
+from spinverse.engines.shapes.smooth import Smooth
 from spinverse.engines.shapes.walls import Walls, is_wall
+from spinverse.inversion.shapes.cells import Cells, changed
 from spinverse.mesh.whole import WholeMesh
 
 MESH = Path(__file__).parents[1] / "meshes" / "sphere_in_grid_bcc.npz"
@@ -152,7 +154,7 @@ def test_blocks_of_unknown_densities_add_up_to_the_operator_of_the_tissue(comm, 
     np.testing.assert_allclose(of * blocks.mass, wanted.mass, atol=1e-12)
     np.testing.assert_allclose(of * blocks.position, wanted.position, atol=1e-10)
     sweeps = Sweeps.of(TABLES["pgse"], 0.5)
-    signals = [PartitionModel(made, walls, None).signals(labels, sweeps) for made in (
+    signals = [PartitionModel(made, walls).signals(labels, sweeps) for made in (
         blocks, wanted)]
     np.testing.assert_allclose(*signals, rtol=1e-4)  # single precision
 
@@ -170,7 +172,7 @@ def test_graded_shapes_of_an_unknown_density():
     blocks = Assembly(problem, whole).blocks(walls, 2.0, [lambda: put(1.0), lambda: put(0.6)])
     labels = ball(whole, 6)
     model = GradedModel(blocks, walls, 10_000)
-    sharp = PartitionModel(blocks, walls, None).signals(labels, sweeps)
+    sharp = PartitionModel(blocks, walls).signals(labels, sweeps)
     assert np.abs(model.signals(labels.astype(float), sweeps) - sharp).max() < (
         3e-3 * whole.volumes.sum())
     rng = np.random.default_rng(0)
@@ -274,7 +276,7 @@ def test_a_partition_with_tied_cells_is_what_the_engine_solves(mesh, whole, boun
     kappa = np.where(whole.outer & np.isinf(kappa), OPEN, kappa)  # as good as open
     wanted = spinverse.simulate(Tissue(mesh, permeability=Permeability(
         mesh, whole.facet_values(kappa))), acquisition, tolerance=1e-5).values
-    model = PartitionModel(blocks_of(mesh, whole), Walls(WALL, OPEN, boundary == "absorbing"), None)
+    model = PartitionModel(blocks_of(mesh, whole), Walls(WALL, OPEN, boundary == "absorbing"))
     found = model.signals(labels, Sweeps.of(acquisition, 0.1))
     assert np.abs(found - wanted).max() < 3e-4 * whole.volumes.sum()
 
@@ -288,9 +290,22 @@ def test_a_partition_of_any_tissue_is_what_the_engine_solves(mesh, whole, case):
         tissue_of(mesh, whole.facet_values(kappa), tissue), acquisition, tolerance=1e-5,
         **terms).values
     blocks = blocks_of(mesh, whole, tissue=tissue, terms=terms)
-    found = PartitionModel(blocks, Walls(WALL, OPEN, False), None).signals(
+    found = PartitionModel(blocks, Walls(WALL, OPEN, False)).signals(
         labels, Sweeps.of(acquisition, 0.1))
     assert np.abs(found - wanted).max() < 3e-4 * np.abs(wanted).max()
+
+
+def test_few_functions_outside_tell_moves_as_all_do(mesh, whole):
+    blocks, walls, labels = blocks_of(mesh, whole), Walls(WALL, OPEN, True), ball(whole)
+    few, full = (PartitionModel(blocks, walls, smooth) for smooth in (
+        Smooth(blocks, walls, 60), None))
+    assert len(few.basis(labels).rates) < len(full.basis(labels).rates) - 40
+    cells, sweeps = Cells(whole), Sweeps.of(TABLES["pgse"], 0.5)
+    shapes = [labels, *(changed(labels, [move]) for move in cells.moves(labels)[::5])]
+    found, expected = (np.abs([model.signals(shape, sweeps) for shape in shapes])
+                       for model in (few, full))
+    change = expected[1:] - expected[0]
+    assert np.linalg.norm(found[1:] - found[0] - change) < 0.01 * np.linalg.norm(change)
 
 
 def test_the_splitting_is_of_second_order(mesh, whole):
@@ -340,5 +355,5 @@ def test_a_sharp_graded_shape_is_a_partition(mesh, whole, case):
     blocks, labels = blocks_of(mesh, whole, tissue=tissue, terms=terms), ball(whole)
     walls, sweeps = Walls(WALL, OPEN, False), Sweeps.of(TABLES["pgse"], 0.2)
     graded = GradedModel(blocks, walls, 10_000).signals(labels.astype(float), sweeps)
-    sharp = PartitionModel(blocks, walls, None).signals(labels, sweeps)
+    sharp = PartitionModel(blocks, walls).signals(labels, sweeps)
     assert np.abs(graded - sharp).max() < 3e-3 * whole.volumes.sum()

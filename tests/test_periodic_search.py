@@ -141,7 +141,7 @@ def test_fast_models_of_a_periodic_box(comm, values):
             assert np.abs(blocks.square[0, place, mesh.input_cells[cell]] - here).max() < 1e-12
     expected = MatrixFormalism(problem, table(), problem.num_unknowns).signals()
     sweeps = DriftSweeps.of(table(), 0.5)
-    for model, shape in ((PartitionModel(blocks, tied, None), labels),
+    for model, shape in ((PartitionModel(blocks, tied), labels),
                          (GradedModel(blocks, tied), labels.astype(float))):
         error = np.abs(model.signals(shape, sweeps) - expected).max() / np.abs(expected[0])
         assert error < 1e-3
@@ -184,7 +184,7 @@ def test_an_unknown_density_in_a_periodic_box():
                                     density=np.array([1.0, 0.6])[labels]))
     expected = MatrixFormalism(problem, table(), problem.num_unknowns).signals()
     blocks = blocks_of_density(mesh, walls, 0.6)
-    for found in (PartitionModel(blocks, walls, None).signals(labels, sweeps),
+    for found in (PartitionModel(blocks, walls).signals(labels, sweeps),
                   GradedModel(blocks, walls).signals(labels.astype(float), sweeps)):
         assert np.abs(found - expected).max() < 1e-3 * np.abs(expected[0])
 

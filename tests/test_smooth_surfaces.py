@@ -90,7 +90,7 @@ def test_surfaces_along_facets_give_the_signals_of_labels(comm, boundary):
     shape, = model.shapes([5.0 - np.abs(model.grid.points).max(axis=1)])
     labels = (np.abs(models.whole.centroids - models.whole.centre).max(axis=1) < 5).astype(np.int8)
     blocks, walls = models._at(models.start)
-    expected = PartitionModel(blocks, walls, None).signals(labels, models.all.sweeps(0.25))
+    expected = PartitionModel(blocks, walls).signals(labels, models.all.sweeps(0.25))
     found = model.signals([shape], models.all.sweeps(0.25))
     assert np.abs(np.abs(found) - np.abs(expected)).max() < 5e-3 * np.abs(expected).max()
 

@@ -25,7 +25,7 @@ import scipy.sparse
 from ..basis.spectrum import decay_rates
 from .blocks import Blocks
 from .drift import DriftAdjoint, DriftSweeps, DriftSystem
-from .propagation import Basis, Run, Sweep, Sweeps, received, signals
+from .propagation import Basis, Run, Sweep, Sweeps, at_rest, received
 from .smooth import Smooth, nodes_of, scattered
 from .walls import Walls
 
@@ -164,7 +164,11 @@ class GradedModel:
         """``(N,)`` complex, for shares ``(Nt,)``."""
         if isinstance(sweeps, DriftSweeps):
             return self.system(c).signals(sweeps)
-        return signals(sweeps, self.basis(c)[0])
+        basis, _ = self.basis(c)
+        result = at_rest(sweeps, basis)
+        for sweep in sweeps.parts:  # as those of `jacobian`, to rounding: steps compare them
+            result[sweep.rows] = received(basis, sweep, forward(basis, sweep)[0])
+        return result
 
     def jacobian(self, c: np.ndarray, sweeps: Sweeps | DriftSweeps,
                  mine: Callable[[int], bool] = lambda k: True,
@@ -332,6 +336,33 @@ class Derivatives(Protocol):
         """As of `Shares`."""
 
 
+def forward(basis: Basis, sweep: Sweep) -> tuple[np.ndarray, list]:
+    """States ``(K, m)`` after all runs, and of each those in the middle of each step."""
+    z = np.repeat(basis.start[:, None], len(sweep.rows), axis=1).astype(complex)
+    kept = []
+    for run in sweep.runs:
+        z, middles = _through(basis, run, sweep.strength, z)
+        kept.append(middles)
+    return z, kept
+
+
+def _through(basis: Basis, run: Run, strength: np.ndarray,
+             z: np.ndarray) -> tuple[np.ndarray, list]:
+    h = run.steps
+    if not run.direction:
+        return basis.decay(h.sum()) * z, [z]
+    frame = basis.frame(run.direction)
+    y, middles = frame.Rt @ (basis.decay(h[0] / 2) * z), []
+    for k, (step, value) in enumerate(zip(h, run.values, strict=True)):
+        half = frame.phase(step * value / 2 * strength)
+        y = half * y
+        middles.append(y)
+        y = half * y
+        if k < len(h) - 1:
+            y = frame.between(np.ascontiguousarray(y), run.joints[k])
+    return basis.decay(h[-1] / 2) * (frame.R @ y), middles
+
+
 class Adjoint:
     """The measurements of one sweep, and the derivatives of their magnitudes."""
 
@@ -343,11 +374,7 @@ class Adjoint:
     def result(self) -> tuple[np.ndarray, np.ndarray]:
         basis, sweep, modes = self.basis, self.sweep, self.modes
         m = len(sweep.rows)
-        z = np.repeat(basis.start[:, None], m, axis=1).astype(complex)
-        kept = []
-        for run in sweep.runs:
-            z, middles = self._forward(run, z)
-            kept.append(middles)
+        z, kept = forward(basis, sweep)
         S = received(basis, sweep, z)
         size = np.abs(S)
         w = np.divide(S.conj(), size, out=np.zeros_like(S), where=size > 0)
@@ -370,22 +397,6 @@ class Adjoint:
             self.total = self.total + twice * self.model.mass_term(
                 modes @ p, np.repeat(rest[:, None], m, axis=1))
         return S, np.asarray(self.total)
-
-    def _forward(self, run: Run, z: np.ndarray) -> tuple[np.ndarray, list]:
-        """States after a run, and what the way back needs: states in the middle of each step."""
-        basis, h = self.basis, run.steps
-        if not run.direction:
-            return basis.decay(h.sum()) * z, [z]
-        frame = basis.frame(run.direction)
-        y, middles = frame.Rt @ (basis.decay(h[0] / 2) * z), []
-        for k, (step, value) in enumerate(zip(h, run.values, strict=True)):
-            half = frame.phase(step * value / 2 * self.sweep.strength)
-            y = half * y
-            middles.append(y)
-            y = half * y
-            if k < len(h) - 1:
-                y = frame.between(np.ascontiguousarray(y), run.joints[k])
-        return basis.decay(h[-1] / 2) * (frame.R @ y), middles
 
     def _backward(self, run: Run, p: np.ndarray, middles: list, twice: int) -> np.ndarray:
         """The adjoint before a run, of that after it; adds to the total."""

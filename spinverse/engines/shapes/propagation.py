@@ -4,11 +4,11 @@
 
 by a fixed splitting of second order: half decay, exact phases in the eigenbases of the positions
 along x, y and z, half decay. (Positions commute, but for what a basis lacks: the order of the axes,
-which alternates, changes signals by less than the basis does; an eigenbasis for each direction of
-gradients took half of all time.) Operators are symmetric and the start is uniform, so a waveform with f(TE - t) = -f(t) needs
-its first half only, S = sum_k exp(-lambda_k gap) |u_k|^2, and one with f(TE - t) = f(t) likewise
-with u_k^2 (`spinverse.engines.schedule.groups`). The matrix formalism propagates with control of
-its error; this does not, and is corrected by it.
+which alternates, changes signals by less than the basis does. An eigenbasis for each direction of
+gradients took half of all time.) Operators are symmetric and the start is uniform, so a waveform
+with f(TE - t) = -f(t) needs its first half only, S = sum_k exp(-lambda_k gap) |u_k|^2, and one with
+f(TE - t) = f(t) likewise with u_k^2 (`spinverse.engines.schedule.groups`). The matrix formalism
+propagates with control of its error; this does not, and is corrected by it.
 """
 
 from __future__ import annotations
@@ -228,14 +228,20 @@ class Frame:
 
 def signals(sweeps: Sweeps, basis: Basis) -> np.ndarray:
     """Signals ``(N,)`` complex, of the measurements of ``sweeps``."""
-    result = np.zeros(sweeps.number, dtype=complex)
-    result[sweeps.still] = np.exp(-np.outer(sweeps.echo_time, basis.rates)) @ basis.start**2
+    result = at_rest(sweeps, basis)
     for bundle in sweeps.bundles:
         z = np.repeat(basis.start.astype(basis.complex)[:, None], len(bundle.rows), axis=1)
         for run, turn in zip(bundle.runs, bundle.turns, strict=True):
             z = (basis.axes.moved(run, turn, z) if run.direction
                  else basis.decay(run.steps.sum()) * z)
         result[bundle.rows] = received(basis, bundle, z)
+    return result
+
+
+def at_rest(sweeps: Sweeps, basis: Basis) -> np.ndarray:
+    """Signals ``(N,)`` complex, of the measurements without gradient; 0 of others."""
+    result = np.zeros(sweeps.number, dtype=complex)
+    result[sweeps.still] = np.exp(-np.outer(sweeps.echo_time, basis.rates)) @ basis.start**2
     return result
 
 
