@@ -22,7 +22,7 @@ from .smooth import Smooth, scattered
 from .walls import Walls
 
 # modes of label 0, and of each other label, at most: what moves change to 0.05 % (60 and 50: 2.6 %)
-KEPT = 100, 80
+KEPT = 100, 50
 TOLD_APART = 1e-7  # of the largest mass: combinations of functions that a label still tells
 DENSE = 400  # nodes up to which matrices of a label are dense
 
