@@ -31,6 +31,7 @@ from ...extra_terms import has
 from ...mesh.whole import WholeMesh
 from .. import parameters
 from ..problem import InverseProblem
+from .cells import changed
 from .look import Look
 
 PARTITION_STEP = 0.5  # ms, longest: 1e-3 of the signals, which the full model corrects
@@ -172,8 +173,12 @@ class Models:
                 pairs: Sequence) -> tuple[np.ndarray, np.ndarray]:
         """What moves change of the residual, and pairs of neighbouring ones beside their sum.
 
-        ``(moves, N)`` and ``(pairs, N)``, to first order; of meshes that are `large`.
+        ``(moves, N)`` and ``(pairs, N)``; to first order on meshes that are `large`, solved on
+        others, single moves alone.
         """
+        if not self.large:
+            r = self.residuals([labels, *(changed(labels, [move]) for move in moves)], theta, look)
+            return r[1:] - r[0], np.zeros((0, r.shape[1]))
         model = RestrictedModel(*self._at(theta), self._smooth(FEWER))
         S, J = Effects(model, labels, moves, pairs).measure(
             look.sweeps(EFFECTS_STEP, model.kind),

@@ -23,11 +23,14 @@ from .strategies.walking import go_on
 #: places in the schedule (of those that follow a part: the parts before).
 Strategy = Callable[[Search, Sequence[Hypothesis], SearchLedger, int], list[Hypothesis]]
 
-#: The parts of a round: where one cell is likely, and where two are.
+#: The parts of a round.
+ROUND: tuple[Strategy, ...] = (smooth_shapes, graded_shapes, smooth_shapes, graded_shapes,
+                               smooth_shapes, two_cells)
+#: On large meshes (`Models.large`).
+FINE: tuple[Strategy, ...] = (smooth_shapes,) * len(ROUND)
+#: In periodic boxes: where one cell is likely, and where two are.
 ONE: tuple[Strategy, ...] = (one_cell, graded_shapes, one_cell, graded_shapes, one_cell, two_cells)
 TWO: tuple[Strategy, ...] = (one_cell, two_cells, two_cells, graded_shapes, two_cells, one_cell)
-#: The parts of a round on large meshes (`Models.large`).
-FINE: tuple[Strategy, ...] = (smooth_shapes,) * len(ONE)
 #: What follows each part where the data have noise.
 AFTER: tuple[Strategy, ...] = (polish,)
 #: What follows the first `EARLY` parts, in which data of the mesh are mostly explained, each round,
@@ -44,8 +47,8 @@ def run(search: Search, ledger: SearchLedger, state: Mapping[str, np.ndarray] | 
         search: what is searched.
         ledger: has the best hypothesis at the end.
         state: of a search that was interrupted (`SearchLedger.state`).
-        rounds: the schedule where one cell is likely, and where several are; `ONE` and `TWO`, or
-            `FINE` on a large mesh, if not given.
+        rounds: the schedule where one cell is likely, and where several are; `ROUND`, `FINE`, or
+            `ONE` and `TWO`, if not given.
 
     Returns:
         Why it ended.
@@ -55,7 +58,8 @@ def run(search: Search, ledger: SearchLedger, state: Mapping[str, np.ndarray] | 
     """
     usual = rounds is None
     if rounds is None:
-        rounds = (FINE, FINE) if search.models.large else (ONE, TWO)
+        models = search.models
+        rounds = (ONE, TWO) if models.whole.periodic else ((FINE if models.large else ROUND),) * 2
     hypotheses: list[Hypothesis] = []
     first = 0 if state is None else ledger.restore(state)
     if state is not None and state["within"]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ...engines.shapes import blocks, smooth
+from ...engines.shapes import blocks
 from ...errors import InputError
 from ..facets.memory import Memory
 from ..ledger import Ledger, State
@@ -21,9 +21,8 @@ from .settings import Settings
 # mesh cells: every rank holds the mesh and the functions that fields are expanded in; in periodic
 # boxes the fast models are dense
 LARGEST, LARGEST_PERIODIC = 100_000, 4000
-# cells: what the schedule has strategies for, on large meshes (`engines.shapes.smooth.suits`) and
-# on others
-MOST_CELLS, MOST_CELLS_COARSE = 9, 2
+# cells: what the schedule has strategies for
+MOST_CELLS, MOST_CELLS_PERIODIC = 9, 2
 
 
 @dataclass(frozen=True)
@@ -35,9 +34,8 @@ class Shapes:
 
     Attributes:
         name: for the history.
-        cells: at most so many cells, which may touch or contain each other: up to 2, on meshes of
-            more than 1000 mesh cells up to 9. One more is looked for where fewer do not explain
-            the data. None: the most.
+        cells: at most so many cells, which may touch or contain each other: up to 9, in periodic
+            boxes 2. One more is looked for where fewer do not explain the data. None: the most.
         ellipsoids: random ones to begin with in every round.
         candidates: of these, the best distinct ones are followed up.
         rounds: at most so many; a round has six parts that begin with new ellipsoids.
@@ -97,8 +95,7 @@ class Shapes:
         """Raise InputError if the search cannot run. Collective."""
         if (self.cells or 1) > _most_cells(problem):
             raise InputError(f"stage {self.name!r}: cells {self.cells}, expected at most "
-                             f"{_most_cells(problem)} on this mesh, which is periodic or has no "
-                             f"more than {smooth.LEAST} cells")
+                             f"{_most_cells(problem)} in a periodic box")
         why = self.unsuitable(problem)
         if why:
             raise InputError(f"stage {self.name!r}: {why}; use stages of facets")
@@ -160,5 +157,4 @@ class Shapes:
 
 def _most_cells(problem: InverseProblem) -> int:
     """How many cells can be looked for."""
-    large = smooth.suits(problem.mesh.num_cells, problem.periodic)
-    return MOST_CELLS if large else MOST_CELLS_COARSE
+    return MOST_CELLS_PERIODIC if problem.periodic else MOST_CELLS

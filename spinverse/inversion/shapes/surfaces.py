@@ -52,7 +52,7 @@ class Surfaces:
     """Level sets that follow a hypothesis, fitted to measurements.
 
     Args:
-        models: of the search, on a mesh that is large.
+        models: of the search, of a box that is not periodic.
         cells: adjacency.
         look: measurements that count.
     """
@@ -162,7 +162,7 @@ class Surfaces:
         labels, whole, n = here.labels, self.whole, a.shape[1]
         moves = self.cells.moves(labels)
         D, _ = self.models.effects(labels, here.theta, self.look, moves, [])
-        self.shapes += EFFECTS
+        self.shapes += EFFECTS if self.models.large else len(moves)
         place = {move: k for k, move in enumerate(moves)}
         walls = self._inner[np.not_equal(*labels[whole.sides[self._inner]].T)]
         first, second = whole.sides[walls].T

@@ -1,4 +1,4 @@
-"""Smooth shapes, for large meshes: ellipsoids made level sets of polynomials; then walks."""
+"""Smooth shapes: ellipsoids made level sets of polynomials, whose walls are sharp; then walks."""
 
 from __future__ import annotations
 
