@@ -33,7 +33,7 @@ from .look import Look
 from .models import Models
 
 COARSE = 2500  # mesh cells: on fewer, fields are linear in an eighth of each
-DEGREES = (2, 10), (3, 8), (4, 10), (5, 6), (6, 8)  # of the polynomials, steps at most
+DEGREES = (4, 10), (5, 6), (6, 8)  # of the polynomials, steps at most
 # ms, of steps in time: of signals, and of slopes, which are of second order in it with the rates
 # of fast modes (1 to 15 % off at 0.25)
 LONGEST, OF_SLOPES = 0.5, 0.25
@@ -177,7 +177,7 @@ class SmoothFit:
 
     def fit(self, start: Hypothesis, report: Callable[[str, float], None],
             limit: float = 0.0) -> SmoothCells | None:
-        """From ellipsoids with the moments of a start's cells. Collective.
+        """From what follows a start's cells. Collective.
 
         None if that is nothing, or the mesh is so coarse that surfaces explain anything.
 
@@ -186,35 +186,52 @@ class SmoothFit:
             report: called with a phase and its misfit.
             limit: misfit that noise explains.
         """
-        theta, a, levels, best, error = start.theta, None, None, np.inf, 0.0
         self._correction = 0.0
-        for degree, steps in DEGREES:
-            finer = Levels(self.users, degree)
-            if a is None:
-                a = np.array([finer.ellipsoid(start.labels == k)
-                              for k in range(1, self.cells + 1)])
-            else:
-                self._correction, error, _ = self.correction(levels, a, theta, self.look)
-                a = np.array([finer.scaled(finer.raised(one, levels.powers)) for one in a])
-            levels = finer
-            a, theta, best = self._degree(levels, a, theta, steps, AREA * error)
-            if not np.isfinite(best):
-                return None
-            report(f"smooth surface {degree}", best)
-            if degree == DEGREES[0][0]:
-                if self.cells == 1:
-                    a, best = self._placed(levels, a, theta, best)
-                    report("placed", best)
-                self._correction, error, _ = self.correction(levels, a, theta, self.look)
-                a, theta, best = self._degree(levels, a, theta, steps, AREA * error)
-                report("corrected", best)
+        tells, best, (first, steps) = max(TELLS, limit), np.inf, DEGREES[0]
+        levels = Levels(self.users, first)
+        for begun in self._begun(levels, start):
+            found = self._degree(levels, begun, start.theta, steps, 0.0)
+            report(f"smooth surface {first}", found[2])
+            if found[2] < best:
+                a, theta, best = found
+            if best < tells:
+                break
+        if not np.isfinite(best):
+            return None
+        if self.cells == 1:
+            a, best = self._placed(levels, a, theta, best)
+            report("placed", best)
+        self._correction, error, _ = self.correction(levels, a, theta, self.look)
+        a, theta, best = self._degree(levels, a, theta, steps, AREA * error)
+        report("corrected", best)
+        for degree, steps in DEGREES[1:]:
             if best <= limit + ENOUGH * error:
                 break
+            self._correction, error, _ = self.correction(levels, a, theta, self.look)
+            finer = Levels(self.users, degree)
+            a = np.array([finer.scaled(finer.raised(one, levels.powers)) for one in a])
+            levels = finer
+            a, theta, best = self._degree(levels, a, theta, steps, AREA * error)
+            report(f"smooth surface {degree}", best)
         found = self.result(a, theta)
-        if found.error > max(TELLS, limit):
+        if found.error > tells:
             report("mesh too coarse", found.misfit)
             return None
         return found
+
+    def _begun(self, levels: Levels, start: Hypothesis) -> list[np.ndarray]:
+        """Surfaces about a start's cells, and rings with their moments; what explains more first.
+
+        A ring's hole may be narrower than a mesh cell, and steps do not open one.
+        """
+        found = []
+        for made in (levels.around, levels.ring):
+            each = [made(start.labels == k) for k in range(1, self.cells + 1)]
+            if all(one is not None for one in each):
+                a = np.array(each)
+                r = self.residual(levels, a, start.theta)
+                found.append((np.inf if r is None else float(np.mean(r**2)), len(found), a))
+        return [a for *_, a in sorted(found, key=lambda one: one[:2])]
 
     def _degree(self, levels: Levels, a: np.ndarray, theta: np.ndarray, steps: int,
                 weight: float) -> tuple[np.ndarray, np.ndarray, float]:
