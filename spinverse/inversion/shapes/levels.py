@@ -77,45 +77,20 @@ class Levels:
 
     def ellipsoid(self, inside: np.ndarray) -> np.ndarray:
         """Coefficients of the ellipsoid with the moments of some mesh cells, ``(Nt,)`` bool."""
-        middle, spread = self._moments(inside)
+        x, w = self.centroids[inside], self.volumes[inside]
+        middle = np.average(x, axis=0, weights=w)
+        spread = np.cov((x - middle).T, aweights=w, bias=True)
+        spread = spread + (OWN * self.size) ** 2 * np.eye(3)
         away = self.centroids - middle
         # the variance along an axis of an ellipsoid is a fifth of its square
         q = np.einsum("ni,ij,nj->n", away, np.linalg.inv(5 * spread), away)
         return self.scaled(np.linalg.lstsq(self.values, 1 - q, rcond=None)[0])
 
-    def ring(self, inside: np.ndarray) -> np.ndarray | None:
-        """Coefficients, of degree 4, of the ring with the moments of some mesh cells.
-
-        A circle, or an ellipse, of radius R whose tube has radius r; None where R <= r. Inside is
-
-            4 R^2 (x^2 + y^2) > (x^2 + y^2 + z^2 + R^2 - r^2)^2
-
-        with variances of r^2 / 4 along z, R^2 / 2 + 3 r^2 / 8 along the other axes.
-        """
-        middle, spread = self._moments(inside)
-        variances, axes = np.linalg.eigh(spread)
-        x = (self.centroids - middle) @ axes
-        mean = variances[1:].mean()
-        square = mean * (x[:, 1:] ** 2 / variances[1:]).sum(axis=1)
-        tube = 4 * variances[0]
-        radius = 2 * mean - 0.75 * tube
-        if radius <= tube:
-            return None
-        q = 4 * radius * square - (square + x[:, 0] ** 2 + radius - tube) ** 2
-        return self.scaled(np.linalg.lstsq(self.values, q, rcond=None)[0])
-
-    def _moments(self, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Middle and variances of some mesh cells."""
-        x, w = self.centroids[inside], self.volumes[inside]
-        middle = np.average(x, axis=0, weights=w)
-        spread = np.cov((x - middle).T, aweights=w, bias=True)
-        return middle, spread + (OWN * self.size) ** 2 * np.eye(3)
-
     def around(self, inside: np.ndarray) -> np.ndarray:
         """Coefficients of the surface that tells some mesh cells, ``(Nt,)`` bool, from the others.
 
-        By logistic regression at their centroids, each as likely as it is large, with a ridge:
-        Newton's steps.
+        By logistic regression at their centroids, which count by volume, with a ridge: Newton's
+        steps. It is smaller than the ellipsoid with their moments where cells are ragged.
         """
         B, w, a = self.values, self.volumes / self.volumes.sum(), np.zeros(self.values.shape[1])
         for _ in range(NEWTON):

@@ -32,7 +32,7 @@ from .levels import Levels, damping
 from .look import Look
 from .models import Models
 
-COARSE = 2500  # mesh cells: on fewer, fields are linear in an eighth of each
+COARSE = 10_000  # mesh cells: on fewer, fields are linear in an eighth of each
 DEGREES = (4, 10), (5, 6), (6, 8)  # of the polynomials, steps at most
 # ms, of steps in time: of signals, and of slopes, which are of second order in it with the rates
 # of fast modes (1 to 15 % off at 0.25)
@@ -55,6 +55,10 @@ UNSURE = 1.5
 # explain the data equally well the smallest is wanted: thin sheets and spikes hardly change them
 # (with 1, a sphere in a reflecting box shrinks by 10 %)
 AREA = 0.01
+# um: levels are to be as negative where no cell is near, which counts by its mean square over the
+# box, in shares of the misfit that a degree begins with; pieces there, which are no part of a cell,
+# would join it
+MARGIN = 0.3
 ENOUGH = 0.05  # of the error of the mesh, and surfaces need no higher degree
 # of normalised magnitudes, mean square that the mesh may be wrong by: beyond, surfaces explain
 # signals of other walls and diffusivities, too (a ball on 96 mesh cells, 6e-4: a wall five times
@@ -136,6 +140,7 @@ class SmoothFit:
         self._active = np.flatnonzero(models.active(np.array([cells])))
         self._correction: np.ndarray | float = 0.0  # of the signals that the steps look at
         self._area = 0.0  # of the latest surfaces, um^2
+        self._latest: list[Shape] = []
         self.shapes = 0
 
     def _models(self, finer: bool) -> Models:
@@ -169,7 +174,7 @@ class SmoothFit:
         self.shapes += 1
         if shapes is None:
             return None
-        self._area = sum(shape.area for shape in shapes)
+        self._area, self._latest = sum(shape.area for shape in shapes), shapes
         found = model.signals(shapes, look.sweeps(LONGEST)) + self._correction
         return self.comm.bcast(look.predicted(found) - look.measured)
 
@@ -187,17 +192,15 @@ class SmoothFit:
             limit: misfit that noise explains.
         """
         self._correction = 0.0
-        tells, best, (first, steps) = max(TELLS, limit), np.inf, DEGREES[0]
-        levels = Levels(self.users, first)
-        for begun in self._begun(levels, start):
-            found = self._degree(levels, begun, start.theta, steps, 0.0)
-            report(f"smooth surface {first}", found[2])
-            if found[2] < best:
-                a, theta, best = found
-            if best < tells:
-                break
+        tells, theta, (degree, steps) = max(TELLS, limit), start.theta, DEGREES[0]
+        levels, cells = Levels(self.users, degree), range(1, self.cells + 1)
+        a = np.array([levels.around(start.labels == k) for k in cells])
+        if self.residual(levels, a, theta) is None:
+            a = np.array([levels.ellipsoid(start.labels == k) for k in cells])
+        a, theta, best = self._degree(levels, a, theta, steps, 0.0)
         if not np.isfinite(best):
             return None
+        report(f"smooth surface {degree}", best)
         if self.cells == 1:
             a, best = self._placed(levels, a, theta, best)
             report("placed", best)
@@ -219,20 +222,6 @@ class SmoothFit:
             return None
         return found
 
-    def _begun(self, levels: Levels, start: Hypothesis) -> list[np.ndarray]:
-        """Surfaces about a start's cells, and rings with their moments; what explains more first.
-
-        A ring's hole may be narrower than a mesh cell, and steps do not open one.
-        """
-        found = []
-        for made in (levels.around, levels.ring):
-            each = [made(start.labels == k) for k in range(1, self.cells + 1)]
-            if all(one is not None for one in each):
-                a = np.array(each)
-                r = self.residual(levels, a, start.theta)
-                found.append((np.inf if r is None else float(np.mean(r**2)), len(found), a))
-        return [a for *_, a in sorted(found, key=lambda one: one[:2])]
-
     def _degree(self, levels: Levels, a: np.ndarray, theta: np.ndarray, steps: int,
                 weight: float) -> tuple[np.ndarray, np.ndarray, float]:
         """Levenberg-Marquardt on the coefficients and the unknown numbers.
@@ -244,7 +233,8 @@ class SmoothFit:
             return a, theta, np.inf
         weight /= self._area
         area, best = self._area, float(np.mean(r**2))
-        values, mu, size = [best + weight * area], DAMPING, self.users.size
+        apart, (beyond, bend, push) = best, self._beyond(levels, a)
+        values, mu, size = [best + weight * area + apart * beyond], DAMPING, self.users.size
         for _ in range(steps):
             J, metric, by_area = self._slopes(levels, a, theta)
             slopes = self._theta_slopes(levels, a, theta)
@@ -253,7 +243,8 @@ class SmoothFit:
             H, g = both.T @ both / len(r), both.T @ r / len(r)
             # the square of the root of the area
             H[:n, :n] += weight / (4 * area) * np.outer(by_area, by_area)
-            g[:n] += weight / 2 * by_area
+            g[:n] += weight / 2 * by_area + apart * push
+            H[:n, :n] += apart * bend
             damped = damping(H, metric)
             # a step would be a long way to another place, of which signals tell next to nothing
             shifts, mean = metric @ self._shifts(levels, a), np.trace(H[:n, :n])
@@ -274,18 +265,21 @@ class SmoothFit:
                     there = np.clip(there, *self._fine.bounds) if len(theta) else theta
                     moved_a = a + step[:n].reshape(a.shape)
                     reached = self.residual(levels, moved_a, there)
-                    if reached is not None and (
-                            np.mean(reached**2) + weight * self._area < values[-1]):
-                        better = moved_a, there, reached, self._area
-                        break
+                    if reached is not None:
+                        away = self._beyond(levels, moved_a)
+                        value = np.mean(reached**2) + weight * self._area + apart * away[0]
+                        if value < values[-1]:
+                            better = moved_a, there, reached, self._area, away
+                            break
                 mu *= HARDER
             if better is None:
                 break
-            a, theta, r, area = better
+            a, theta, r, area, _ = better
             a = np.array([levels.scaled(one) for one in a])
+            beyond, bend, push = self._beyond(levels, a)
             mu = max(mu * EASIER, LEAST)
             best = float(np.mean(r**2))
-            values.append(best + weight * area)
+            values.append(best + weight * area + apart * beyond)
             if len(values) > 2 and values[-1] > (1 - GAIN) * values[-3]:
                 break
         return a, theta, best
@@ -313,6 +307,24 @@ class SmoothFit:
             moved = levels.basis(x) / np.maximum(steep, FLATTEST)[:, None]
             metric.append(moved.T @ (area[:, None] * moved) / total)
         return (look.change(S + self._correction, J), scipy.linalg.block_diag(*metric), by_area)
+
+    def _beyond(self, levels: Levels, a: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+        """Mean square of levels above minus `MARGIN` far from the latest cells, in margins.
+
+        And half its second derivatives, ``(cells n, cells n)``, and half its first.
+        """
+        grid, B = self._model[1].grid, self._at_points[len(levels.powers)]
+        value, bend, push = 0.0, [], []
+        for one, shape in zip(a, self._latest, strict=True):
+            far = np.ones(len(B), bool)
+            far[grid.parts[np.concatenate([shape.full, shape.cut])]] = False
+            above = B @ one + MARGIN
+            rows = np.flatnonzero(far & (above > 0))
+            D, h = B[rows] / MARGIN, above[rows] / MARGIN
+            value += float(h @ h) / len(B)
+            bend.append(D.T @ D / len(B))
+            push.append(D.T @ h / len(B))
+        return value, scipy.linalg.block_diag(*bend), np.concatenate(push)
 
     def _shifts(self, levels: Levels, a: np.ndarray) -> np.ndarray:
         """Changes of the coefficients that shift one cell by 1 um, ``(cells n, 3 cells)``."""
