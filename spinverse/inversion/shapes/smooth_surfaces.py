@@ -33,6 +33,7 @@ from .look import Look
 from .models import Models
 
 COARSE = 10_000  # mesh cells: on fewer, fields are linear in an eighth of each
+LOWER = (2, 10), (3, 8)  # degrees, steps at most, that ellipsoids begin with
 DEGREES = (4, 10), (5, 6), (6, 8)  # of the polynomials, steps at most
 # ms, of steps in time: of signals, and of slopes, which are of second order in it with the rates
 # of fast modes (1 to 15 % off at 0.25)
@@ -49,7 +50,7 @@ THETA_STEP = 0.1  # of a coordinate, for slopes by central differences
 MOST = 0.5  # of the box, that a cell may fill
 SLOPES = 10  # shapes that slopes by all coefficients cost as much as
 # of the correction for the mesh: how far it may be wrong. The meshes of data have errors, too, and
-# cut surfaces, and steps in time; data of the mesh itself leave three times as much (rms, axon-0)
+# cut surfaces, and steps in time; data of the mesh itself leave 1.8 times as much (rms, axon-0)
 UNSURE = 1.5
 # of the error of the mesh, as mean square: what doubling the area counts for; of surfaces that
 # explain the data equally well the smallest is wanted: thin sheets and spikes hardly change them
@@ -78,9 +79,8 @@ class SmoothCells:
         labels: ``(Nt,)`` int8, mesh cells of the user's whose greater part is inside.
         signals: ``(N,)`` complex, um^3 times density.
         misfit: mean square residual of all measurements.
-        error: what the mesh may be wrong by after its correction, mean square of normalised
-            magnitudes.
-        corrected: mean square of this correction.
+        correction: ``(N,)`` of normalised magnitudes for the mesh; it may be wrong by `UNSURE`
+            times as much.
         volumes, areas: of each cell, um^3 and um^2.
         surfaces: of each cell.
         refined: whether fields were linear in an eighth of each mesh cell.
@@ -92,12 +92,21 @@ class SmoothCells:
     labels: np.ndarray
     signals: np.ndarray
     misfit: float
-    error: float
-    corrected: float
+    correction: np.ndarray
     volumes: np.ndarray
     areas: np.ndarray
     surfaces: list[Surface]
     refined: bool
+
+    @property
+    def corrected(self) -> float:
+        """Mean square of the correction."""
+        return float(np.mean(self.correction**2))
+
+    @property
+    def error(self) -> float:
+        """What the mesh may be wrong by after it, mean square of normalised magnitudes."""
+        return UNSURE**2 * self.corrected
 
     def describe(self) -> str:
         """One line for people."""
@@ -182,7 +191,7 @@ class SmoothFit:
 
     def fit(self, start: Hypothesis, report: Callable[[str, float], None],
             limit: float = 0.0) -> SmoothCells | None:
-        """From what follows a start's cells. Collective.
+        """From what follows a start's cells, then from ellipsoids with their moments. Collective.
 
         None if that is nothing, or the mesh is so coarse that surfaces explain anything.
 
@@ -191,36 +200,49 @@ class SmoothFit:
             report: called with a phase and its misfit.
             limit: misfit that noise explains.
         """
-        self._correction = 0.0
-        tells, theta, (degree, steps) = max(TELLS, limit), start.theta, DEGREES[0]
-        levels, cells = Levels(self.users, degree), range(1, self.cells + 1)
-        a = np.array([levels.around(start.labels == k) for k in cells])
-        if self.residual(levels, a, theta) is None:
-            a = np.array([levels.ellipsoid(start.labels == k) for k in cells])
-        a, theta, best = self._degree(levels, a, theta, steps, 0.0)
-        if not np.isfinite(best):
-            return None
-        report(f"smooth surface {degree}", best)
-        if self.cells == 1:
-            a, best = self._placed(levels, a, theta, best)
-            report("placed", best)
-        self._correction, error, _ = self.correction(levels, a, theta, self.look)
-        a, theta, best = self._degree(levels, a, theta, steps, AREA * error)
-        report("corrected", best)
-        for degree, steps in DEGREES[1:]:
-            if best <= limit + ENOUGH * error:
+        best = None
+        for degrees, begun in ((DEGREES, Levels.around), (LOWER + DEGREES, Levels.ellipsoid)):
+            levels = Levels(self.users, degrees[0][0])
+            a = np.array([begun(levels, start.labels == k) for k in range(1, self.cells + 1)])
+            found = self._follow(levels, a, start.theta, degrees, report, limit)
+            if found is not None and (best is None or found.misfit < best.misfit):
+                best = found
+            if best is not None and best.misfit <= limit + best.error:
                 break
-            self._correction, error, _ = self.correction(levels, a, theta, self.look)
-            finer = Levels(self.users, degree)
+        if best is not None and best.error > max(TELLS, limit):
+            report("mesh too coarse", best.misfit)
+            return None
+        return best
+
+    def _follow(self, levels: Levels, a: np.ndarray, theta: np.ndarray, degrees: tuple,
+                report: Callable[[str, float], None], limit: float) -> SmoothCells | None:
+        """Ever higher degrees, until data are explained well. None where there is no cell."""
+        self._correction, error = 0.0, 0.0
+        for degree, steps in degrees:
+            first, finer = degree == degrees[0][0], Levels(self.users, degree)
             a = np.array([finer.scaled(finer.raised(one, levels.powers)) for one in a])
             levels = finer
+            if not first:
+                self._correction, error = self._doubt(levels, a, theta)
             a, theta, best = self._degree(levels, a, theta, steps, AREA * error)
+            if not np.isfinite(best):
+                return None
             report(f"smooth surface {degree}", best)
-        found = self.result(a, theta)
-        if found.error > tells:
-            report("mesh too coarse", found.misfit)
-            return None
-        return found
+            if first:
+                if self.cells == 1:
+                    a, best = self._placed(levels, a, theta, best)
+                    report("placed", best)
+                self._correction, error = self._doubt(levels, a, theta)
+                a, theta, best = self._degree(levels, a, theta, steps, AREA * error)
+                report("corrected", best)
+            if best <= limit + ENOUGH * error:
+                break
+        return self.result(a, theta)
+
+    def _doubt(self, levels: Levels, a: np.ndarray, theta: np.ndarray) -> tuple[np.ndarray, float]:
+        """The correction for the mesh, and the mean square of how far it may be wrong."""
+        added, change = self.correction(levels, a, theta, self.look)
+        return added, UNSURE**2 * float(np.mean(change**2))
 
     def _degree(self, levels: Levels, a: np.ndarray, theta: np.ndarray, steps: int,
                 weight: float) -> tuple[np.ndarray, np.ndarray, float]:
@@ -376,10 +398,10 @@ class SmoothFit:
     # ---- what it came to ------------------------------------------------------------------------
 
     def correction(self, levels: Levels, a: np.ndarray, theta: np.ndarray,
-                   look: Look) -> tuple[np.ndarray, float, float]:
-        """What finer meshes would add to signals, ``(N,)``. Collective.
+                   look: Look) -> tuple[np.ndarray, np.ndarray]:
+        """What finer meshes would add to signals, and to normalised magnitudes, ``(N,)``.
 
-        And mean squares of normalised magnitudes: how far it may be wrong, and of itself.
+        Collective.
         """
         found = []
         for models, parts in ((self._fine, 1 if self.refined else 2),
@@ -391,9 +413,7 @@ class SmoothFit:
         # of second order: what halving changes is three quarters of the error before
         added = self.comm.bcast((here - other) / 3 if self.refined else (other - here) * 4 / 3)
         self.shapes += 2
-        change = look.predicted(here + added) - look.predicted(here)
-        square = self.comm.bcast(float(np.mean(change**2)))
-        return added, UNSURE**2 * square, square
+        return added, self.comm.bcast(look.predicted(here + added) - look.predicted(here))
 
     @cached_property
     def _other(self) -> Models:
@@ -405,7 +425,7 @@ class SmoothFit:
         levels = Levels(self.users, degree)
         model, everything, whole = self.model(theta), self.users.all, self.users.whole
         shapes = self._shapes(model, levels, a)
-        added, error, corrected = self.correction(levels, a, theta, everything)
+        added, change = self.correction(levels, a, theta, everything)
         signals = self.comm.bcast(model.signals(shapes, everything.sweeps(LONGEST))) + added
         r = everything.predicted(signals) - everything.measured
         labels = np.zeros(len(whole.cells), np.int8)
@@ -420,6 +440,6 @@ class SmoothFit:
         areas = [shape.area + absorbing * shape.rim_area(model.grid) for shape in shapes]
         return SmoothCells(
             degree, a, theta, labels, signals, float(np.mean(r**2)),
-            error, corrected, np.array([shape.volume for shape in shapes]),
+            change, np.array([shape.volume for shape in shapes]),
             np.array(areas), [Surface(surface.points + whole.centre, surface.triangles,
                                       surface.name) for surface in surfaces], self.refined)
