@@ -18,6 +18,7 @@ DAMPING, TRIES = 1e-2, 7  # of what a step changes in the shares; dampings
 SURE = 1e-4  # shares this near 0 or 1 stay there: slopes by coefficients to 2e-4
 SINGULAR = 1e-6  # of the mean: keeps combinations apart that nothing tells
 OWN = 0.3  # deviation of points of a mesh cell from its centroid along an axis, in its size
+RIDGE, NEWTON = 1e-4, 15  # of the mean over mesh cells; steps
 GAIN, AT_LEAST = 2e-2, 4  # share of the misfit whose gain is enough, after so many iterations
 ALIKE = 0.6  # overlap of shares from which on two ellipsoids are one
 SMALL, LARGE = 0.045, 0.19  # volume of a random ellipsoid over that of the box
@@ -84,6 +85,19 @@ class Levels:
         # the variance along an axis of an ellipsoid is a fifth of its square
         q = np.einsum("ni,ij,nj->n", away, np.linalg.inv(5 * spread), away)
         return self.scaled(np.linalg.lstsq(self.values, 1 - q, rcond=None)[0])
+
+    def around(self, inside: np.ndarray) -> np.ndarray:
+        """Coefficients of the surface that tells some mesh cells, ``(Nt,)`` bool, from the others.
+
+        By logistic regression at their centroids, which count by volume, with a ridge: Newton's
+        steps. It is smaller than the ellipsoid with their moments where cells are ragged.
+        """
+        B, w, a = self.values, self.volumes / self.volumes.sum(), np.zeros(self.values.shape[1])
+        for _ in range(NEWTON):
+            p = 1 / (1 + np.exp(-np.clip(B @ a, -40, 40)))
+            H = B.T @ (B * (w * p * (1 - p))[:, None]) + RIDGE * np.eye(len(a))
+            a = a - np.linalg.solve(H, B.T @ (w * (p - inside)) + RIDGE * a)
+        return self.scaled(a)
 
     def shares(self, a: np.ndarray, width: float) -> tuple[np.ndarray, np.ndarray]:
         """Shares ``(Nt,)`` and their derivatives ``(Nt, n)``; ``width`` of the edge, um."""

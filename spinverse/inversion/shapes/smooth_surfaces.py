@@ -32,8 +32,9 @@ from .levels import Levels, damping
 from .look import Look
 from .models import Models
 
-COARSE = 2500  # mesh cells: on fewer, fields are linear in an eighth of each
-DEGREES = (2, 10), (3, 8), (4, 10), (5, 6), (6, 8)  # of the polynomials, steps at most
+COARSE = 10_000  # mesh cells: on fewer, fields are linear in an eighth of each
+LOWER = (2, 10), (3, 8)  # degrees, steps at most, that ellipsoids begin with
+DEGREES = (4, 10), (5, 6), (6, 8)  # of the polynomials, steps at most
 # ms, of steps in time: of signals, and of slopes, which are of second order in it with the rates
 # of fast modes (1 to 15 % off at 0.25)
 LONGEST, OF_SLOPES = 0.5, 0.25
@@ -49,12 +50,16 @@ THETA_STEP = 0.1  # of a coordinate, for slopes by central differences
 MOST = 0.5  # of the box, that a cell may fill
 SLOPES = 10  # shapes that slopes by all coefficients cost as much as
 # of the correction for the mesh: how far it may be wrong. The meshes of data have errors, too, and
-# cut surfaces, and steps in time; data of the mesh itself leave three times as much (rms, axon-0)
+# cut surfaces, and steps in time; data of the mesh itself leave 1.8 times as much (rms, axon-0)
 UNSURE = 1.5
 # of the error of the mesh, as mean square: what doubling the area counts for; of surfaces that
 # explain the data equally well the smallest is wanted: thin sheets and spikes hardly change them
 # (with 1, a sphere in a reflecting box shrinks by 10 %)
 AREA = 0.01
+# um: levels are to be as negative where no cell is near, which counts by its mean square over the
+# box, in shares of the misfit that a degree begins with; pieces there, which are no part of a cell,
+# would join it
+MARGIN = 0.3
 ENOUGH = 0.05  # of the error of the mesh, and surfaces need no higher degree
 # of normalised magnitudes, mean square that the mesh may be wrong by: beyond, surfaces explain
 # signals of other walls and diffusivities, too (a ball on 96 mesh cells, 6e-4: a wall five times
@@ -74,9 +79,8 @@ class SmoothCells:
         labels: ``(Nt,)`` int8, mesh cells of the user's whose greater part is inside.
         signals: ``(N,)`` complex, um^3 times density.
         misfit: mean square residual of all measurements.
-        error: what the mesh may be wrong by after its correction, mean square of normalised
-            magnitudes.
-        corrected: mean square of this correction.
+        correction: ``(N,)`` of normalised magnitudes for the mesh; it may be wrong by `UNSURE`
+            times as much.
         volumes, areas: of each cell, um^3 and um^2.
         surfaces: of each cell.
         refined: whether fields were linear in an eighth of each mesh cell.
@@ -88,12 +92,21 @@ class SmoothCells:
     labels: np.ndarray
     signals: np.ndarray
     misfit: float
-    error: float
-    corrected: float
+    correction: np.ndarray
     volumes: np.ndarray
     areas: np.ndarray
     surfaces: list[Surface]
     refined: bool
+
+    @property
+    def corrected(self) -> float:
+        """Mean square of the correction."""
+        return float(np.mean(self.correction**2))
+
+    @property
+    def error(self) -> float:
+        """What the mesh may be wrong by after it, mean square of normalised magnitudes."""
+        return UNSURE**2 * self.corrected
 
     def describe(self) -> str:
         """One line for people."""
@@ -136,6 +149,7 @@ class SmoothFit:
         self._active = np.flatnonzero(models.active(np.array([cells])))
         self._correction: np.ndarray | float = 0.0  # of the signals that the steps look at
         self._area = 0.0  # of the latest surfaces, um^2
+        self._latest: list[Shape] = []
         self.shapes = 0
 
     def _models(self, finer: bool) -> Models:
@@ -169,7 +183,7 @@ class SmoothFit:
         self.shapes += 1
         if shapes is None:
             return None
-        self._area = sum(shape.area for shape in shapes)
+        self._area, self._latest = sum(shape.area for shape in shapes), shapes
         found = model.signals(shapes, look.sweeps(LONGEST)) + self._correction
         return self.comm.bcast(look.predicted(found) - look.measured)
 
@@ -177,7 +191,7 @@ class SmoothFit:
 
     def fit(self, start: Hypothesis, report: Callable[[str, float], None],
             limit: float = 0.0) -> SmoothCells | None:
-        """From ellipsoids with the moments of a start's cells. Collective.
+        """From what follows a start's cells, then from ellipsoids with their moments. Collective.
 
         None if that is nothing, or the mesh is so coarse that surfaces explain anything.
 
@@ -186,35 +200,49 @@ class SmoothFit:
             report: called with a phase and its misfit.
             limit: misfit that noise explains.
         """
-        theta, a, levels, best, error = start.theta, None, None, np.inf, 0.0
-        self._correction = 0.0
-        for degree, steps in DEGREES:
-            finer = Levels(self.users, degree)
-            if a is None:
-                a = np.array([finer.ellipsoid(start.labels == k)
-                              for k in range(1, self.cells + 1)])
-            else:
-                self._correction, error, _ = self.correction(levels, a, theta, self.look)
-                a = np.array([finer.scaled(finer.raised(one, levels.powers)) for one in a])
+        best = None
+        for degrees, begun in ((DEGREES, Levels.around), (LOWER + DEGREES, Levels.ellipsoid)):
+            levels = Levels(self.users, degrees[0][0])
+            a = np.array([begun(levels, start.labels == k) for k in range(1, self.cells + 1)])
+            found = self._follow(levels, a, start.theta, degrees, report, limit)
+            if found is not None and (best is None or found.misfit < best.misfit):
+                best = found
+            if best is not None and best.misfit <= limit + best.error:
+                break
+        if best is not None and best.error > max(TELLS, limit):
+            report("mesh too coarse", best.misfit)
+            return None
+        return best
+
+    def _follow(self, levels: Levels, a: np.ndarray, theta: np.ndarray, degrees: tuple,
+                report: Callable[[str, float], None], limit: float) -> SmoothCells | None:
+        """Ever higher degrees, until data are explained well. None where there is no cell."""
+        self._correction, error = 0.0, 0.0
+        for degree, steps in degrees:
+            first, finer = degree == degrees[0][0], Levels(self.users, degree)
+            a = np.array([finer.scaled(finer.raised(one, levels.powers)) for one in a])
             levels = finer
+            if not first:
+                self._correction, error = self._doubt(levels, a, theta)
             a, theta, best = self._degree(levels, a, theta, steps, AREA * error)
             if not np.isfinite(best):
                 return None
             report(f"smooth surface {degree}", best)
-            if degree == DEGREES[0][0]:
+            if first:
                 if self.cells == 1:
                     a, best = self._placed(levels, a, theta, best)
                     report("placed", best)
-                self._correction, error, _ = self.correction(levels, a, theta, self.look)
+                self._correction, error = self._doubt(levels, a, theta)
                 a, theta, best = self._degree(levels, a, theta, steps, AREA * error)
                 report("corrected", best)
             if best <= limit + ENOUGH * error:
                 break
-        found = self.result(a, theta)
-        if found.error > max(TELLS, limit):
-            report("mesh too coarse", found.misfit)
-            return None
-        return found
+        return self.result(a, theta)
+
+    def _doubt(self, levels: Levels, a: np.ndarray, theta: np.ndarray) -> tuple[np.ndarray, float]:
+        """The correction for the mesh, and the mean square of how far it may be wrong."""
+        added, change = self.correction(levels, a, theta, self.look)
+        return added, UNSURE**2 * float(np.mean(change**2))
 
     def _degree(self, levels: Levels, a: np.ndarray, theta: np.ndarray, steps: int,
                 weight: float) -> tuple[np.ndarray, np.ndarray, float]:
@@ -227,7 +255,8 @@ class SmoothFit:
             return a, theta, np.inf
         weight /= self._area
         area, best = self._area, float(np.mean(r**2))
-        values, mu, size = [best + weight * area], DAMPING, self.users.size
+        apart, (beyond, bend, push) = best, self._beyond(levels, a)
+        values, mu, size = [best + weight * area + apart * beyond], DAMPING, self.users.size
         for _ in range(steps):
             J, metric, by_area = self._slopes(levels, a, theta)
             slopes = self._theta_slopes(levels, a, theta)
@@ -236,7 +265,8 @@ class SmoothFit:
             H, g = both.T @ both / len(r), both.T @ r / len(r)
             # the square of the root of the area
             H[:n, :n] += weight / (4 * area) * np.outer(by_area, by_area)
-            g[:n] += weight / 2 * by_area
+            g[:n] += weight / 2 * by_area + apart * push
+            H[:n, :n] += apart * bend
             damped = damping(H, metric)
             # a step would be a long way to another place, of which signals tell next to nothing
             shifts, mean = metric @ self._shifts(levels, a), np.trace(H[:n, :n])
@@ -257,18 +287,21 @@ class SmoothFit:
                     there = np.clip(there, *self._fine.bounds) if len(theta) else theta
                     moved_a = a + step[:n].reshape(a.shape)
                     reached = self.residual(levels, moved_a, there)
-                    if reached is not None and (
-                            np.mean(reached**2) + weight * self._area < values[-1]):
-                        better = moved_a, there, reached, self._area
-                        break
+                    if reached is not None:
+                        away = self._beyond(levels, moved_a)
+                        value = np.mean(reached**2) + weight * self._area + apart * away[0]
+                        if value < values[-1]:
+                            better = moved_a, there, reached, self._area, away
+                            break
                 mu *= HARDER
             if better is None:
                 break
-            a, theta, r, area = better
+            a, theta, r, area, _ = better
             a = np.array([levels.scaled(one) for one in a])
+            beyond, bend, push = self._beyond(levels, a)
             mu = max(mu * EASIER, LEAST)
             best = float(np.mean(r**2))
-            values.append(best + weight * area)
+            values.append(best + weight * area + apart * beyond)
             if len(values) > 2 and values[-1] > (1 - GAIN) * values[-3]:
                 break
         return a, theta, best
@@ -296,6 +329,24 @@ class SmoothFit:
             moved = levels.basis(x) / np.maximum(steep, FLATTEST)[:, None]
             metric.append(moved.T @ (area[:, None] * moved) / total)
         return (look.change(S + self._correction, J), scipy.linalg.block_diag(*metric), by_area)
+
+    def _beyond(self, levels: Levels, a: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+        """Mean square of levels above minus `MARGIN` far from the latest cells, in margins.
+
+        And half its second derivatives, ``(cells n, cells n)``, and half its first.
+        """
+        grid, B = self._model[1].grid, self._at_points[len(levels.powers)]
+        value, bend, push = 0.0, [], []
+        for one, shape in zip(a, self._latest, strict=True):
+            far = np.ones(len(B), bool)
+            far[grid.parts[np.concatenate([shape.full, shape.cut])]] = False
+            above = B @ one + MARGIN
+            rows = np.flatnonzero(far & (above > 0))
+            D, h = B[rows] / MARGIN, above[rows] / MARGIN
+            value += float(h @ h) / len(B)
+            bend.append(D.T @ D / len(B))
+            push.append(D.T @ h / len(B))
+        return value, scipy.linalg.block_diag(*bend), np.concatenate(push)
 
     def _shifts(self, levels: Levels, a: np.ndarray) -> np.ndarray:
         """Changes of the coefficients that shift one cell by 1 um, ``(cells n, 3 cells)``."""
@@ -347,10 +398,10 @@ class SmoothFit:
     # ---- what it came to ------------------------------------------------------------------------
 
     def correction(self, levels: Levels, a: np.ndarray, theta: np.ndarray,
-                   look: Look) -> tuple[np.ndarray, float, float]:
-        """What finer meshes would add to signals, ``(N,)``. Collective.
+                   look: Look) -> tuple[np.ndarray, np.ndarray]:
+        """What finer meshes would add to signals, and to normalised magnitudes, ``(N,)``.
 
-        And mean squares of normalised magnitudes: how far it may be wrong, and of itself.
+        Collective.
         """
         found = []
         for models, parts in ((self._fine, 1 if self.refined else 2),
@@ -362,9 +413,7 @@ class SmoothFit:
         # of second order: what halving changes is three quarters of the error before
         added = self.comm.bcast((here - other) / 3 if self.refined else (other - here) * 4 / 3)
         self.shapes += 2
-        change = look.predicted(here + added) - look.predicted(here)
-        square = self.comm.bcast(float(np.mean(change**2)))
-        return added, UNSURE**2 * square, square
+        return added, self.comm.bcast(look.predicted(here + added) - look.predicted(here))
 
     @cached_property
     def _other(self) -> Models:
@@ -376,7 +425,7 @@ class SmoothFit:
         levels = Levels(self.users, degree)
         model, everything, whole = self.model(theta), self.users.all, self.users.whole
         shapes = self._shapes(model, levels, a)
-        added, error, corrected = self.correction(levels, a, theta, everything)
+        added, change = self.correction(levels, a, theta, everything)
         signals = self.comm.bcast(model.signals(shapes, everything.sweeps(LONGEST))) + added
         r = everything.predicted(signals) - everything.measured
         labels = np.zeros(len(whole.cells), np.int8)
@@ -391,6 +440,6 @@ class SmoothFit:
         areas = [shape.area + absorbing * shape.rim_area(model.grid) for shape in shapes]
         return SmoothCells(
             degree, a, theta, labels, signals, float(np.mean(r**2)),
-            error, corrected, np.array([shape.volume for shape in shapes]),
+            change, np.array([shape.volume for shape in shapes]),
             np.array(areas), [Surface(surface.points + whole.centre, surface.triangles,
                                       surface.name) for surface in surfaces], self.refined)
