@@ -21,6 +21,7 @@ from spinverse.inversion.shapes.models import Models
 from spinverse.inversion.shapes.search import Search
 from spinverse.inversion.shapes.settings import Settings
 from spinverse.inversion.shapes.surfaces import Surfaces
+from spinverse.mesh.grids import kuhn
 from spinverse.mesh.whole import WholeMesh
 
 CUBES = 5  # 1200 mesh cells
@@ -254,12 +255,14 @@ def test_two_cells_are_fitted_at_once():
     assert inside == pytest.approx(true, rel=0.05)
 
 
-def test_many_cells_are_for_large_meshes(target):
-    mesh = spinverse.mesh.Mesh.from_data(target.data, MPI.COMM_SELF)
-    small = spinverse.mesh.Mesh.from_data(targets.own("sphere", 4).data, MPI.COMM_SELF)
+def test_many_cells_are_for_boxes_that_end():
     table = Acquisition.pgse(b=[0, 2000], directions=2, delta=10, Delta=20)
     ones = spinverse.Signals(table, np.ones(len(table), complex), "um^3")
-    Shapes(cells=3).check(InverseProblem(mesh, ones))
-    with pytest.raises(InputError, match="cells 3, expected at most 2 on this mesh, which is"):
-        Shapes(cells=3).check(InverseProblem(small, ones))
-    Shapes().check(InverseProblem(small, ones))
+    planes = np.linspace(0, 12.0, 4)
+    mesh = spinverse.mesh.Mesh.from_data(
+        spinverse.mesh.MeshData(*kuhn(planes, planes, planes)), MPI.COMM_SELF)
+    Shapes(cells=9).check(InverseProblem(mesh, ones))
+    periodic = InverseProblem(mesh, ones, boundary="periodic")
+    with pytest.raises(InputError, match="cells 3, expected at most 2 in a periodic box"):
+        Shapes(cells=3).check(periodic)
+    Shapes().check(periodic)

@@ -24,7 +24,7 @@ from spinverse.mesh.checks import cell_volumes, facets_of
 from spinverse.mesh.grids import kuhn
 from spinverse.mesh.refinement import refined
 
-SIDE, RADIUS = 16.0, 4.5  # um, of the box and the balls here
+SIDE, RADIUS = 16.0, 5.3  # um, of the box and the balls here, an edge of a mesh cell
 
 
 @pytest.fixture(scope="module")
