@@ -19,7 +19,7 @@ from .propagation import Basis, Sweeps, signals
 from .smooth import Smooth
 from .walls import Walls, is_wall, labels_beside
 
-# 1/ms, above the fastest growth, and iterations: then modes change moves as all modes do, to 2e-3
+# 1/ms, and iterations: then what moves change is that of all functions, to 2e-3
 SHIFT, INVERSE_ITERATIONS = 0.5, 2
 TOLD_APART = 1e-12  # of the largest mass: combinations that are told apart after these
 
@@ -187,7 +187,10 @@ class PartitionModel:
             return None
         V = np.empty((len(A), self.smooth.outside.shape[1]))
         V[where.ravel()] = self.smooth.outside[self.smooth.node[cells].ravel()]
-        factor = scipy.linalg.cho_factor(A + SHIFT * M, check_finite=False)
+        try:
+            factor = scipy.linalg.cho_factor(A + SHIFT * M, check_finite=False)
+        except scipy.linalg.LinAlgError:  # a term of the user's grows faster
+            return None
         for _ in range(INVERSE_ITERATIONS):
             V = scipy.linalg.cho_solve(factor, M @ V, check_finite=False)
         mass, Q = np.linalg.eigh(V.T @ M @ V)

@@ -39,7 +39,7 @@ class RestrictedModel(PartitionModel):
     def __init__(self, blocks: Blocks, walls: Walls, smooth: Smooth):
         super().__init__(blocks, walls, smooth)
         self.kept = KEPT if walls.absorbing else (None, None)
-        self.smooth, self._number = smooth, smooth.node.ravel()
+        self._number = smooth.node.ravel()
         self._coefficients: dict[int, np.ndarray] = {}  # of the functions, of the last basis
         B, nv = smooth.outside, len(smooth.outside)
         rho = blocks.density_of(0)
