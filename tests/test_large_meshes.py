@@ -171,7 +171,7 @@ def test_smooth_shapes_come_near_the_truth(target):
     start = ((x - [2.0, 1.0, 0.0]) / [9.0, 5.0, 4.0]) ** 2 @ np.ones(3) < 1
     surfaces = Surfaces(models, Cells(models.whole), models.all)
     begun = surfaces._hypothesis(start.astype(np.int8), models.start)
-    smooth = surfaces.fit(begun, ((2, 8), (4, 6)))
+    smooth = surfaces.fit(begun)
     truth = (target.data.cell_tags > 0).astype(np.int8)
     assert smooth.hypothesis.misfit < 0.02 * begun.misfit
     # wherever it is

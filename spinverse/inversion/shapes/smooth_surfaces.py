@@ -193,7 +193,10 @@ class SmoothFit:
 
     def fit(self, start: Hypothesis, report: Callable[[str, float], None],
             limit: float = 0.0) -> SmoothCells | None:
-        """From what follows a start's cells, then from ellipsoids with their moments. Collective.
+        """From ellipsoids with the moments of a start's cells, then from what follows these.
+
+        Collective. What follows ragged cells is rougher: of a ball of one mesh edge, as well
+        explained, S/V was 9 to 15 % off, and 2 to 3 % from the ellipsoid.
 
         None if that is nothing, or the mesh is so coarse that surfaces explain anything.
 
@@ -203,7 +206,7 @@ class SmoothFit:
             limit: misfit that noise explains.
         """
         best = None
-        for degrees, begun in ((DEGREES, Levels.around), (LOWER + DEGREES, Levels.ellipsoid)):
+        for degrees, begun in ((LOWER + DEGREES, Levels.ellipsoid), (DEGREES, Levels.around)):
             levels = Levels(self.users, degrees[0][0])
             a = np.array([begun(levels, start.labels == k) for k in range(1, self.cells + 1)])
             found = self._follow(levels, a, start.theta, degrees, report, limit)

@@ -9,14 +9,17 @@ import numpy as np
 from ..ellipsoids import cost, starts
 from ..hypothesis import Hypothesis
 from ..ledger import SearchLedger
+from ..score import Score
 from ..search import Search
-from ..surfaces import Smooth, Surfaces
+from ..surfaces import DEGREES, RAGGED, Smooth, Surfaces
 from .one_cell import PER_THETA, set_unit, thetas_of
 from .walking import follow, placed, run
 
 # whitened misfit, in units of `Walk.unit`: others are not looked at any more; walks find the rest
 GOOD, NEAR = 2e-3, 1e-2
-HOPELESS, TRIED = 0.1, 2  # likewise: of so many fits, where so many cells cannot explain the data
+LIKELY = 0.35  # of the misfit of ellipsoids: where one more leaves less, that is looked at first
+ELLIPSOID = 9  # parameters
+HOPELESS, TRIED = 0.1, 2  # whitened: of so many fits, where so many cells cannot explain the data
 FEWER = 0.3  # of the whitened misfit with one cell less, to believe in one more
 # how often several cells are placed anew and fitted there: what a fit starts from has their shapes
 # about right, and hardly knows where they are
@@ -25,16 +28,8 @@ PLACINGS = 2
 
 def smooth_shapes(search: Search, hypotheses: Sequence[Hypothesis], ledger: SearchLedger,
                   turn: int) -> list[Hypothesis]:
-    """New starts: of one cell, and of one more as long as that explains far more. Collective."""
-    found: list[Smooth] = []
-    for number in range(1, search.settings.cells + 1):
-        more = _fitted(search, ledger, turn, number)
-        least = min((smooth.white for smooth in found), default=np.inf)
-        if not more or found and min(smooth.white for smooth in more) > FEWER * least:
-            break
-        found = more
-        if min(smooth.white for smooth in found) < NEAR:
-            break
+    """New starts, of as many cells as explain the data. Collective."""
+    found = _fitted(search, ledger, turn)
     result: list[Hypothesis] = []
     found.sort(key=lambda smooth: smooth.white)
     for k, smooth in enumerate(found[: search.settings.walks]):
@@ -51,30 +46,75 @@ def smooth_shapes(search: Search, hypotheses: Sequence[Hypothesis], ledger: Sear
     return result
 
 
-def _fitted(search: Search, ledger: SearchLedger, turn: int, number: int) -> list[Smooth]:
-    """So many cells: the best ellipsoids, each fitted until one is good."""
-    s, models, thetas = search.settings, search.models, thetas_of(search, ledger)
-    tried = max(number * s.ellipsoids, PER_THETA * len(thetas) if len(thetas) > 1 else 0)
-    begun = starts(models, search.cells, search.first, number, tried, s.candidates,
-                   ledger.stream(turn), thetas)
-    ledger.spend(cost(models, number, tried, s.candidates, len(thetas)))
-    if not begun:
+class _Fits:
+    """Of so many cells: the best ellipsoids, of which the first ones are fitted."""
+
+    def __init__(self, search: Search, ledger: SearchLedger, turn: int, number: int):
+        s, models, thetas = search.settings, search.models, thetas_of(search, ledger)
+        tried = max(number * s.ellipsoids, PER_THETA * len(thetas) if len(thetas) > 1 else 0)
+        self._search, self._ledger, self.found = search, ledger, list[Smooth]()
+        self.starts = starts(models, search.cells, search.first, number, tried, s.candidates,
+                             ledger.stream(turn), thetas)
+        ledger.spend(cost(models, number, tried, s.candidates, len(thetas)))
+        if self.starts:
+            ledger.report(f"{number} ellipsoid{'s' * (number > 1)}", self.starts[0].misfit)
+            ledger.calibrate(self.starts[0])
+            if not turn and number == 1:
+                set_unit(search, self.starts[0], ledger)
+
+    @property
+    def least(self) -> float:
+        """Whitened misfit of the best fit."""
+        return min((smooth.white for smooth in self.found), default=np.inf)
+
+    def more(self, number: int | None = None) -> None:
+        """Fit so many of them in all, or all, until one is good."""
+        for start in self.starts[len(self.found) : number]:
+            if self.least < GOOD or len(self.found) == TRIED and not (
+                    NEAR < self.least < HOPELESS):
+                return
+            self.found.append(_fit(self._search, self._ledger, start))
+
+
+def _fitted(search: Search, ledger: SearchLedger, turn: int) -> list[Smooth]:
+    """Of one cell, and of one more as long as that explains far more."""
+    most, number = search.settings.cells, 1
+    fits = [_Fits(search, ledger, turn, 1)]
+    if not fits[0].starts:
         return []
-    ledger.report(f"{number} ellipsoid{'s' * (number > 1)}", begun[0].misfit)
-    ledger.calibrate(begun[0])
-    if not turn and number == 1:
-        set_unit(search, begun[0], ledger)
-    found = []
-    for start in begun:
-        found.append(_fit(search, ledger, start))
-        best = min(smooth.white for smooth in found)
-        if best < GOOD or len(found) == TRIED and best > HOPELESS:
+
+    def one_more() -> _Fits:
+        if len(fits) == number:
+            fits.append(_Fits(search, ledger, turn, number + 1))
+        return fits[number]
+
+    fits[0].more(1)
+    while number < most and fits[-1].least >= NEAR:  # what ellipsoids tell
+        few, many = fits[-1].starts[0].misfit, one_more()
+        if not many.starts or not _likely(ledger.score, few, many.starts[0].misfit):
             break
-    return found
+        many.more(1)
+        number += 1
+    fits[number - 1].more()
+    while number < most and fits[number - 1].least >= NEAR:  # what fits tell
+        many = one_more()
+        many.more()
+        if many.least > FEWER * fits[number - 1].least:
+            break
+        number += 1
+    return fits[number - 1].found
 
 
-def _fit(search: Search, ledger: SearchLedger, start: Hypothesis) -> Smooth:
-    smooth = Surfaces(search.models, search.cells, search.first).fit(start)
+def _likely(score: Score, few: float, many: float) -> bool:
+    """Whether the misfits of ellipsoids speak for one more: far less is left, and with noise the
+    gain is worth its parameters (Schwarz, Ann. Statist. 6, 1978)."""
+    return (many - score.floor < LIKELY * (few - score.floor)
+            and score.likelier(few, many) > ELLIPSOID / 2 * np.log(score.number))
+
+
+def _fit(search: Search, ledger: SearchLedger, start: Hypothesis,
+         degrees: Sequence[tuple[int, int]] = DEGREES) -> Smooth:
+    smooth = Surfaces(search.models, search.cells, search.first).fit(start, degrees)
     ledger.spend(smooth.shapes)
     ledger.report("smooth", smooth.hypothesis.misfit)
     return smooth
@@ -88,5 +128,5 @@ def _elsewhere(search: Search, ledger: SearchLedger, seed: tuple, smooth: Smooth
         there = placed(search, scout, ledger)
         if np.array_equal(there, here.labels):
             break
-        smooth = _fit(search, ledger, Hypothesis(there, scout.theta, origin=here.origin))
+        smooth = _fit(search, ledger, Hypothesis(there, scout.theta, origin=here.origin), RAGGED)
     return smooth
