@@ -142,6 +142,8 @@ def test_walls_move_as_the_slopes_of_smooth_shapes_say(comm, target):
     second = 1 - ((x[0] - 4) / 5) ** 2 - (x[1] / 6) ** 2 - (x[2] / 5) ** 2
     a = np.array([levels.scaled(np.linalg.lstsq(levels.values, psi, rcond=None)[0])
                   for psi in (first, second)])
+    surfaces._sums = surfaces._within(np.where(second > 0, 2, first > 0), 2)
+    assert np.array_equal(surfaces._sums, np.eye(2))  # beside each other
     here = surfaces._at(levels, a, models.start)
     J, metric, D, moved = surfaces._slopes(levels, a, here)
     assert J.shape == (len(models.all.measured), a.size) and metric.shape == (a.size,) * 2
@@ -156,6 +158,29 @@ def test_walls_move_as_the_slopes_of_smooth_shapes_say(comm, target):
         found, said = up - down, 2 * J @ step
         alike.append(found @ said / np.linalg.norm(found) / np.linalg.norm(said))
     assert np.min(alike) > 0.8 and np.mean(alike) > 0.9
+
+
+def test_a_cell_within_another_goes_with_it(target):
+    """Its level function adds to that of its host, whose coefficients move the outer wall alone."""
+    models = models_of(target, MPI.COMM_SELF, cells=2)
+    levels, surfaces = Levels(models, 2), Surfaces(models, Cells(models.whole), models.all)
+    x = (models.whole.centroids - models.whole.centre).T
+    host = 1 - ((x[0] - 1) / 8) ** 2 - (x[1] / 7) ** 2 - (x[2] / 7) ** 2
+    inner = 1 - ((x[0] + 1) / 4) ** 2 - (x[1] / 3) ** 2 - (x[2] / 3) ** 2
+    a = np.array([levels.scaled(np.linalg.lstsq(levels.values, psi, rcond=None)[0])
+                  for psi in (host, inner)])
+    surfaces._sums = surfaces._within(np.where(inner > 0, 2, host > 0), 2)
+    assert np.array_equal(surfaces._sums, [[1, 0], [1, 1]])
+    here = surfaces._at(levels, a, models.start)
+    assert np.array_equal(here.labels, np.where(inner > 0, 2, host > 0))
+    *_, moved = surfaces._slopes(levels, a, here)
+    n = a.shape[1]
+    first, second = models.whole.sides[surfaces._inner].T
+    p, q = here.labels[first], here.labels[second]
+    between = ((p > 0) & (q > 0))[p != q]
+    assert between.any() and not between.all()
+    assert np.abs(moved[between, :n]).max() < 1e-12 < np.abs(moved[between, n:]).max()
+    assert np.abs(moved[~between, n:]).max() < 1e-12 < np.abs(moved[~between, :n]).max()
 
 
 def test_smooth_shapes_come_near_the_truth(target):

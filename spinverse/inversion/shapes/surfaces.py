@@ -1,7 +1,8 @@
 """Smooth shapes with sharp walls: level sets of polynomials, moved by Gauss-Newton steps.
 
 Each cell k has a polynomial psi_k, the outside psi_0 = 0, and a mesh cell belongs to the label
-whose psi is the largest at its centroid. Where the wall from p to q moves by
+whose psi is the largest at its centroid. Of a cell within another psi is the sum
+of both. Where the wall from p to q moves by
 
     (d psi_p - d psi_q) / |grad (psi_p - psi_q)|
 
@@ -26,7 +27,7 @@ from .models import Models
 from .surrogate import unit_of, whitening
 from .walk import EFFECTS, FAR, FAR_NOISY, LONGEST
 
-DEGREES = (2, 6), (3, 6), (4, 12), (5, 6), (6, 12)  # of the polynomials, steps at most
+DEGREES = (2, 6), (3, 6), (4, 12), (5, 6), (6, 12)  # of the polynomials, steps at most for a cell
 RAGGED = DEGREES[2:]  # where mesh cells that are no ellipsoid are followed
 DAMPING, LEAST = 1e-2, 1e-6  # of the mean curvature, when a degree begins and at least
 TRIES, HARDER, EASIER = 8, 4.0, 0.25  # dampings of a step; their factors
@@ -75,16 +76,19 @@ class Surfaces:
         sign = np.where((area * across).sum(axis=1) < 0, -1.0, 1.0)
         self._area = sign[:, None] * area  # um^2, from the first side to the second
         self._of: tuple[Hypothesis, list, np.ndarray] | None = None  # effects of moves there
+        self._sums = np.eye(1)
         self.shapes = 0
 
     def fit(self, start: Hypothesis, degrees: Sequence[tuple[int, int]] = DEGREES) -> Smooth:
         """From polynomials near the walls of a start to ones of ever higher degree."""
         levels, a, here, best = None, None, None, np.inf
+        self._sums = self._within(start.labels, start.cells)
         for degree, steps in degrees:
             finer = Levels(self.models, degree)
             if here is None:
                 near = finer.ellipsoid if degrees[0] == DEGREES[0] else finer.around
-                a = np.array([near(start.labels == k) for k in range(1, start.cells + 1)])
+                a = np.array([near(np.isin(start.labels, 1 + np.flatnonzero(inside)))
+                              for inside in self._sums.T])
             else:
                 a = np.array([finer.scaled(finer.raised(one, levels.powers)) for one in a])
             levels = finer
@@ -93,12 +97,30 @@ class Surfaces:
             if here is None or not np.array_equal(there.labels, here.labels):
                 here = there
             if here is not None:
-                a, here, best = self._degree(levels, a, here, steps)
+                a, here, best = self._degree(levels, a, here, steps * len(a))
         return Smooth(here or start, best, self.shapes)
+
+    def _within(self, labels: np.ndarray, cells: int) -> np.ndarray:
+        """Of which level functions psi of each cell is the sum, ``(cells, cells)`` 0 or 1.
+
+        Its own, and that of a larger cell which has the greater part of its wall: it would have to
+        be higher than that otherwise, of which its own wall tells nothing.
+        """
+        sums, sizes = np.eye(cells), np.bincount(labels, minlength=cells + 1)
+        between = np.zeros((cells + 1, cells + 1))
+        walls = np.linalg.norm(self._area[self._inner], axis=1)
+        np.add.at(between, tuple(labels[self.whole.sides[self._inner]].T.astype(int)), walls)
+        between += between.T
+        np.fill_diagonal(between, 0.0)
+        for k in sorted(range(1, cells + 1), key=lambda k: -sizes[k]):
+            host = int(between[k].argmax())
+            if host and sizes[host] > sizes[k] and 2 * between[k, host] > between[k].sum():
+                sums[k - 1] += sums[host - 1]
+        return sums
 
     def _at(self, levels: Levels, a: np.ndarray, theta: np.ndarray) -> Hypothesis | None:
         """The partition of some coefficients ``(cells, n)``, if it is allowed."""
-        psi = np.vstack([np.zeros(len(self.whole.cells)), a @ levels.values.T])
+        psi = np.vstack([np.zeros(len(self.whole.cells)), self._sums @ a @ levels.values.T])
         labels = psi.argmax(axis=0).astype(np.int8)
         if len(np.unique(labels[labels > 0])) < len(a):
             return None
@@ -179,7 +201,7 @@ class Surfaces:
         per_volume = 0.5 * (D[gain] / whole.volumes[second, None]
                             - D[loss] / whole.volumes[first, None])
         x = self._middle[walls]
-        psi = np.vstack([np.zeros(n), a])
+        psi = np.vstack([np.zeros(n), self._sums @ a])
         slope = np.einsum("dfk,fk->fd", levels.gradients(x), psi[p] - psi[q])
         steep = np.sqrt((slope**2).sum(axis=1) + 1e-12)
         # the stairs' area, as far as it faces the way the wall moves
@@ -189,7 +211,7 @@ class Surfaces:
         for sign, labels_there in ((1.0, p), (-1.0, q)):
             inside = np.flatnonzero(labels_there > 0)
             moved[inside, labels_there[inside] - 1] += sign * basis[inside]
-        moved = moved.reshape(len(walls), -1)
+        moved = np.einsum("wkn,kj->wjn", moved, self._sums).reshape(len(walls), -1)
         J = per_volume.T @ (facing[:, None] * moved)
         metric = moved.T @ (facing[:, None] * moved) / facing.sum()
         share = HELD * whole.volumes / whole.volumes.sum()
