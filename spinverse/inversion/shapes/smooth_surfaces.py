@@ -196,7 +196,7 @@ class SmoothFit:
         """From ellipsoids with the moments of a start's cells, then from what follows these.
 
         Collective. What follows ragged cells is rougher: of a ball of one mesh edge, as well
-        explained, S/V was 9 to 15 % off, and 2 to 3 % from the ellipsoid.
+        explained, S/V was 9 to 15 % off, and 2 to 3 % from the ellipsoid in three searches of four.
 
         None if that is nothing, or the mesh is so coarse that surfaces explain anything.
 

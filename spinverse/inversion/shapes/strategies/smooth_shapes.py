@@ -19,7 +19,9 @@ from .walking import follow, placed, run
 GOOD, NEAR = 2e-3, 1e-2
 LIKELY = 0.35  # of the misfit of ellipsoids: where one more leaves less, that is looked at first
 ELLIPSOID = 9  # parameters
-HOPELESS, TRIED = 0.1, 2  # whitened: of so many fits, where so many cells cannot explain the data
+# whitened: so many fits are enough where the best is beyond, for so many cells cannot explain the
+# data, or below `NEAR`
+HOPELESS, TRIED = 0.1, 2
 FEWER = 0.3  # of the whitened misfit with one cell less, to believe in one more
 # how often several cells are placed anew and fitted there: what a fit starts from has their shapes
 # about right, and hardly knows where they are
