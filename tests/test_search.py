@@ -54,6 +54,7 @@ from spinverse.inversion.shapes.strategies.graded_shapes import graded_shapes
 from spinverse.inversion.shapes.strategies.one_cell import one_cell
 from spinverse.inversion.shapes.strategies.polish import polish
 from spinverse.inversion.shapes.strategies.two_cells import two_cells
+from spinverse.inversion.shapes.superposed import Pool
 from spinverse.inversion.shapes.surrogate import Surrogate
 from spinverse.inversion.shapes.walk import Walk
 from spinverse.mesh.whole import WholeMesh
@@ -595,7 +596,7 @@ def test_whitening_that_does_not_see_other_places(mesh, whole):
 
 # ---- strategies ---------------------------------------------------------------------------------
 
-SMALL = Settings(ellipsoids=30, candidates=2, pairs=1, likely=1, couples=1, walks=1, steps=1,
+SMALL = Settings(ellipsoids=30, candidates=2, couples=1, walks=1, steps=1,
                  walk=3, turns=1, settled=1, sharpened=1, examples=4)
 
 
@@ -607,15 +608,67 @@ def ledger_of(problem, settings=SMALL):
 
 
 @pytest.mark.mpi
-def test_starts_do_not_depend_on_the_ranks(mesh, whole):
+@pytest.mark.parametrize("number", [1, 2])
+def test_starts_do_not_depend_on_the_ranks(mesh, whole, number):
     problem, cells = problem_of(mesh, ball(whole)), Cells(whole)
     alone = spinverse.mesh.read(MESH, comm=MPI.COMM_SELF)
-    found, again = (
-        starts(models, cells, models.all, 2, 8, 1, (1,), [models.start])
-        for models in (Models(problem), Models(InverseProblem(
-            alone, problem.signals, boundary="absorbing", wall_permeability=WALL))))
-    assert len(found) == 1 and set(np.unique(found[0].labels)) == {0, 1, 2}
+
+    def starts_of(models):
+        if number == 1:
+            return starts(models, cells, models.all, 8, 1, (1,), [models.start])
+        return Pool(models, cells, models.all, 12, (1,), [models.start]).starts(2, 2)
+
+    found, again = map(starts_of, (Models(problem), Models(InverseProblem(
+        alone, problem.signals, boundary="absorbing", wall_permeability=WALL))))
+    assert len(found) >= 1 and set(np.unique(found[0].labels)) == set(range(number + 1))
     np.testing.assert_array_equal(found[0].labels, again[0].labels)
+
+
+def apart(whole):
+    """Two cells with a gap."""
+    return (ball(whole, 4.7, (-6.5, -6.0, -6.0)) + 2 * ball(whole, 6.5, (6.0, 5.5, 6.0))).astype(
+        np.int8)
+
+
+def test_what_cells_change_adds_up(mesh, whole):
+    labels = apart(whole)
+    assert Cells(whole).allowed(labels)
+    models = Models(problem_of(mesh, labels), 2)
+    model = models.partition(models.start)
+
+    def signals(labels):
+        return model.signals(labels.astype(np.int8), models.all.sweeps(0.5, model.kind))
+
+    empty, both = signals(0 * labels), signals(labels)
+    added = empty + sum(signals(labels == k) - empty for k in (1, 2))
+    off = models.all.predicted(added) - models.all.predicted(both)
+    alone = models.all.predicted(empty) - models.all.predicted(both)
+    assert np.mean(off**2) < 2e-6 < 1e-3 * np.mean(alone**2)
+
+
+def test_ellipsoids_tell_the_number_of_cells(mesh, whole):
+    cells = Cells(whole)
+    for labels, several in ((apart(whole), True), (ball(whole), False)):
+        models = Models(problem_of(mesh, labels, directions=10), 2)
+        pool = Pool(models, cells, models.all, 200, (0,), [models.start])
+        one = starts(models, cells, models.all, 60, 1, (0,), [models.start])[0].misfit
+        assert (pool.promise(2) < 0.35 * one) == several
+        if several:  # in places that do not overlap
+            two = pool.starts(2, 1)[0]
+            assert two.misfit < 0.2 * one and cells.allowed(two.labels)
+
+
+@pytest.mark.mpi
+def test_cells_of_a_pool_have_numbers_of_their_own(coarse):
+    labels = ball(WholeMesh.of(coarse), 7)
+    problem = problem_of(coarse, labels, unknown=["wall_permeability"])
+    models = Models(problem, 2)
+    pool = Pool(models, Cells(models.whole), models.all, 12, (0,), models.design)
+    assert len({member.theta.tobytes() for member in pool.members}) > 1
+    before = pool.shapes
+    found = pool.starts(2, 2)
+    assert pool.shapes > before
+    assert all(h.cells == 2 and models.bounds[0].min() <= h.theta.min() for h in found)
 
 
 @pytest.mark.mpi

@@ -31,7 +31,7 @@ from ...mesh.whole import WholeMesh
 from ..likelihood import Likelihood
 from ..problem import InverseProblem
 from ..shapes.cells import Cells
-from ..shapes.ellipsoids import ellipsoid_labels, random_ellipsoids
+from ..shapes.ellipsoids import ellipsoid_labels, random_ellipsoid
 from ..shapes.models import PARTITION_STEP, Models
 from .emulator import Emulator, Features
 from .moves import Moves
@@ -153,7 +153,7 @@ class Space:
         """An allowed hypothesis to begin with: an ellipsoid, or all; numbers from their ranges."""
         for _ in range(TRIES):
             labels = self.cells.repaired(ellipsoid_labels(
-                self.cells, random_ellipsoids(self.cells, 1, rng)))
+                self.cells, random_ellipsoid(rng, self.cells)))
             if self.cells.allowed(labels):
                 break
         else:

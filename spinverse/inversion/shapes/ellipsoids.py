@@ -13,22 +13,20 @@ from .look import Look
 from .models import Models
 
 LEAST, MOST = 0.04, 0.25  # volume of a random ellipsoid over that of the box
-APART = 1.4  # of several, each is smaller by this
 LONG, ROUND, FLAT = 4.0, 2.0, 0.2  # longest axis; that of nested ones; deviation of log ratios
-NESTED, HOSTS = 0.35, (0.1, 0.42)  # share of pairs one within the other; volume of the outer one
+HOSTS = 0.1, 0.42  # volume of one with another in it over that of the box
 INNER, SMALLEST = (0.12, 0.5), 0.008  # volume of an inner one over its host's; over the box's
 SPREAD = 0.65  # of the centre, in half boxes
 FULL = 0.45  # share of the cells that may be inside
 DISTINCT = 0.5  # overlap below which two starts are two
 TRIES, MANY = 50, 10**6  # drawings until one is allowed; where one must be
-GENERATIONS = 45  # of the evolution, for each ellipsoid
+GENERATIONS = 45  # of the evolution
 # of a mutation: centre (um), log of the axes, rotation (rad)
 MUTATION = np.repeat([2.0, 0.2, 0.4], 3)
 # size of mutations at first, its factors after a success and a failure, and its bounds
 SIZE, LARGER, SMALLER, SIZES = 0.5, 1.5, 0.93, (0.1, 1.5)
 # how often an evolution stops for unknown numbers; Gauss-Newton steps then; the longest
 PAUSES, STEPS, LONGEST = 3, 2, 1.5
-MUTATED = 0.6  # share of several ellipsoids that a mutation changes
 
 
 def ellipsoid_labels(cells: Cells, ellipsoids: np.ndarray) -> np.ndarray:
@@ -47,41 +45,43 @@ def ellipsoid_labels(cells: Cells, ellipsoids: np.ndarray) -> np.ndarray:
     return np.where(distance[nearest, np.arange(len(x))] < 1, nearest + 1, 0).astype(np.int8)
 
 
-def random_ellipsoids(cells: Cells, number: int, rng: np.random.Generator) -> np.ndarray:
-    """``(number, 9)``: centre, log of the axes, rotation; apart, touching, or one in the first."""
+def random_ellipsoid(rng: np.random.Generator, cells: Cells, share: tuple[float, float] = (
+        LEAST, MOST), long: float = LONG) -> np.ndarray:
+    """Centre, log of the axes, rotation, ``(1, 9)``; ``share``: of the box, of its volume."""
     whole = cells.whole
-    half = 0.5 * np.ptp(whole.points, axis=0)
-    box = whole.volumes.sum()
-    result: list[np.ndarray] = []
-    nested = number > 1 and rng.random() < NESTED
-    for k in range(number):
-        share = np.exp(rng.uniform(np.log(LEAST), np.log(MOST))) / (1.0 if number == 1 else APART)
-        long, flat = np.exp(rng.uniform(0, np.log(LONG))), np.exp(FLAT * rng.normal())
-        centre = rng.uniform(-SPREAD, SPREAD, 3) * half
-        if nested and k == 0:
-            share = np.exp(rng.uniform(*np.log(HOSTS)))
-            long = np.exp(rng.uniform(0, np.log(ROUND)))
-        if nested and k == 1:
-            host = float(np.exp(result[0][3:6].sum())) * 4.19 / box
-            share = max(SMALLEST, rng.uniform(*INNER) * host)
-            long = np.exp(rng.uniform(0, np.log(ROUND)))
-            centre = result[0][:3] + 0.2 * np.exp(result[0][3:6]).min() * rng.normal(size=3)
-        axes = np.array([flat, 1 / flat, long])
-        radius = (3 * share * box / (4 * np.pi * axes.prod())) ** (1 / 3)
-        turn = Rotation.random(random_state=rng).as_rotvec()
-        result.append(np.concatenate([centre, np.log(radius * axes), turn]))
-    return np.array(result)
+    volume = np.exp(rng.uniform(*np.log(share))) * whole.volumes.sum()
+    longest, flat = np.exp(rng.uniform(0, np.log(long))), np.exp(FLAT * rng.normal())
+    centre = rng.uniform(-SPREAD, SPREAD, 3) * 0.5 * np.ptp(whole.points, axis=0)
+    return _ellipsoid(rng, centre, volume, np.array([flat, 1 / flat, longest]))[None]
 
 
-def starts(models: Models, cells: Cells, look: Look, number: int, tried: int, keep: int,
-           seed: tuple, thetas: list[np.ndarray]) -> list[Hypothesis]:
-    """The best distinct partitions into ``number`` ellipsoids and the outside. Collective.
+def nested_ellipsoids(rng: np.random.Generator, cells: Cells) -> np.ndarray:
+    """A cell, and one in it, ``(2, 9)``."""
+    outer = random_ellipsoid(rng, cells, HOSTS, ROUND)
+    host, box = np.exp(outer[0, 3:6]), cells.whole.volumes.sum()
+    volume = max(SMALLEST * box, rng.uniform(*INNER) * 4 * np.pi / 3 * host.prod())
+    centre = outer[0, :3] + 0.2 * host.min() * rng.normal(size=3)
+    flat = np.exp(FLAT * rng.normal())
+    inner = _ellipsoid(rng, centre, volume, np.array(
+        [flat, 1 / flat, np.exp(rng.uniform(0, np.log(ROUND)))]))
+    return np.array([outer[0], inner])
+
+
+def _ellipsoid(rng: np.random.Generator, centre: np.ndarray, volume: float,
+               axes: np.ndarray) -> np.ndarray:
+    radius = (3 * volume / (4 * np.pi * axes.prod())) ** (1 / 3)
+    turn = Rotation.random(random_state=rng).as_rotvec()
+    return np.concatenate([centre, np.log(radius * axes), turn])
+
+
+def starts(models: Models, cells: Cells, look: Look, tried: int, keep: int, seed: tuple,
+           thetas: list[np.ndarray]) -> list[Hypothesis]:
+    """The best distinct partitions into an ellipsoid and the outside. Collective.
 
     Args:
         models: of the search.
         cells: adjacency.
         look: measurements that count.
-        number: of ellipsoids.
         tried: random ones.
         keep: so many of them go through an evolution of (1 + 1) and are returned.
         seed: of all that is random.
@@ -90,8 +90,7 @@ def starts(models: Models, cells: Cells, look: Look, number: int, tried: int, ke
     Shapes are compared after the unknown numbers have answered.
     """
     fast = [models.partition(theta) for theta in thetas]
-    slopes = [_first_slopes(models, cells, number, theta, look, (*seed, number))
-              for theta in thetas]
+    slopes = [_first_slopes(models, cells, theta, look, seed) for theta in thetas]
 
     def misfit(labels, model, slopes):
         """After the best change of unknown numbers."""
@@ -99,13 +98,13 @@ def starts(models: Models, cells: Cells, look: Look, number: int, tried: int, ke
         return float(np.mean(models.answered(r, slopes) ** 2))
 
     def one(k):
-        drawn = _drawn(cells, number, np.random.default_rng((*seed, number, k)))
+        drawn = _drawn(cells, np.random.default_rng((*seed, 1, k)))
         if drawn is None:
             return None
-        labels, ellipsoids = drawn
+        labels, ellipsoid = drawn
         which = k % len(thetas)
         return Hypothesis(labels, thetas[which], misfit(
-            labels, fast[which], slopes[which]), seed), ellipsoids
+            labels, fast[which], slopes[which]), seed), ellipsoid
 
     found = [s for s in models.shared(one, range(tried)) if s is not None]
     chosen: list[tuple] = []
@@ -117,50 +116,48 @@ def starts(models: Models, cells: Cells, look: Look, number: int, tried: int, ke
     pauses = PAUSES if models.names else 1
 
     def evolved(item):
-        seed_of, (best, ellipsoids, size), model, slopes = item
+        seed_of, (best, ellipsoid, size), model, slopes = item
         best = replace(best, misfit=misfit(best.labels, model, slopes))
-        rng = np.random.default_rng((*seed, number, seed_of))
-        for _ in range(GENERATIONS * number // pauses):
-            step = size * MUTATION * rng.normal(size=ellipsoids.shape)
-            if number > 1:  # now one, now the other, now both
-                step *= (rng.random(number) < MUTATED)[:, None]
-            labels = _allowed(cells, ellipsoids + step)
+        rng = np.random.default_rng((*seed, 1, seed_of))
+        for _ in range(GENERATIONS // pauses):
+            step = size * MUTATION * rng.normal(size=ellipsoid.shape)
+            labels = allowed_labels(cells, ellipsoid + step)
             if labels is None:
                 continue
             new = replace(best, labels=labels, misfit=misfit(labels, model, slopes))
             if new.misfit < best.misfit:
-                best, ellipsoids = new, ellipsoids + step
+                best, ellipsoid = new, ellipsoid + step
                 size = min(LARGER * size, SIZES[1])
             else:
                 size = max(SMALLER * size, SIZES[0])
-        return best, ellipsoids, size
+        return best, ellipsoid, size
 
     for pause in range(pauses):
-        chosen = [(_tuned(models, best, look), *rest) for best, *rest in chosen]
+        chosen = [(tuned(models, best, look), *rest) for best, *rest in chosen]
         streams = range(tried + pause * keep, tried + (pause + 1) * keep)
         chosen = models.shared(evolved, [
             (stream, start, models.partition(start[0].theta),
              models.slopes(start[0].labels, start[0].theta, look))
             for stream, start in zip(streams, chosen, strict=False)])
-    return sorted((_tuned(models, best, look) for best, *_ in chosen), key=lambda h: h.misfit)
+    return sorted((tuned(models, best, look) for best, *_ in chosen), key=lambda h: h.misfit)
 
 
-def _first_slopes(models: Models, cells: Cells, number: int, theta: np.ndarray, look: Look,
+def _first_slopes(models: Models, cells: Cells, theta: np.ndarray, look: Look,
                   seed: tuple) -> np.ndarray:
-    """By the unknown numbers at some ellipsoids."""
-    labels, _ = _drawn(cells, number, np.random.default_rng(seed), MANY)
+    """By the unknown numbers at some ellipsoid."""
+    labels, _ = _drawn(cells, np.random.default_rng((*seed, 1)), MANY)
     return models.slopes(labels, theta, look)
 
 
-def cost(models: Models, number: int, tried: int, keep: int, thetas: int = 1) -> int:
+def cost(models: Models, tried: int, keep: int, thetas: int = 1) -> int:
     """Shapes that `starts` looks at, with so many ``thetas``."""
-    each, slopes = GENERATIONS * number, 2 * int(models.active(np.array([number])).sum())
+    each, slopes = GENERATIONS, 2 * int(models.active(np.array([1])).sum())
     if slopes:
         each += (PAUSES + 1) * STEPS * (slopes + 1) + PAUSES * slopes
     return tried + thetas * slopes + keep * each
 
 
-def _tuned(models: Models, start: Hypothesis, look: Look) -> Hypothesis:
+def tuned(models: Models, start: Hypothesis, look: Look) -> Hypothesis:
     """After Gauss-Newton steps of the unknown numbers. Collective."""
     if not models.names:
         return start
@@ -182,23 +179,24 @@ def examples(models: Models, cells: Cells, number: int, seed: tuple) -> np.ndarr
     look, model = models.all, models.partition(models.start)
 
     def one(k):
-        labels, _ = _drawn(cells, 1, np.random.default_rng((*seed, k)), MANY)
+        labels, _ = _drawn(cells, np.random.default_rng((*seed, k)), MANY)
         return models.residual(model, labels, look) + look.measured
 
     return np.array(models.shared(one, range(number)))
 
 
-def _drawn(cells: Cells, number: int, rng: np.random.Generator, tries: int = TRIES):
-    """Allowed labels and random ellipsoids, or None."""
+def _drawn(cells: Cells, rng: np.random.Generator, tries: int = TRIES):
+    """Allowed labels and a random ellipsoid, or None."""
     for _ in range(tries):
-        ellipsoids = random_ellipsoids(cells, number, rng)
-        labels = _allowed(cells, ellipsoids)
+        ellipsoid = random_ellipsoid(rng, cells)
+        labels = allowed_labels(cells, ellipsoid)
         if labels is not None:
-            return labels, ellipsoids
+            return labels, ellipsoid
     return None
 
 
-def _allowed(cells: Cells, ellipsoids: np.ndarray) -> np.ndarray | None:
+def allowed_labels(cells: Cells, ellipsoids: np.ndarray) -> np.ndarray | None:
+    """Labels of ellipsoids ``(n, 9)``, repaired, if such a partition is allowed."""
     labels = ellipsoid_labels(cells, ellipsoids)
     if (len(np.unique(labels)) != len(ellipsoids) + 1
             or np.count_nonzero(labels) > FULL * len(labels)):

@@ -17,7 +17,7 @@ from ...errors import InputError
 from .. import parameters
 from ..problem import BOUNDARIES, InverseProblem
 from .cells import Cells
-from .ellipsoids import ellipsoid_labels, random_ellipsoids
+from .ellipsoids import ellipsoid_labels, random_ellipsoid
 from .hypothesis import whole_labels
 from .models import Models
 
@@ -102,7 +102,7 @@ def _further_cell(problem: InverseProblem, labels: np.ndarray, theta: parameters
     cells, x = Cells(models.whole), models.coordinates(theta)
     rng, shapes = np.random.default_rng(0), []
     for _ in range(FURTHER):
-        inside = ellipsoid_labels(cells, random_ellipsoids(cells, 1, rng)) == 1
+        inside = ellipsoid_labels(cells, random_ellipsoid(rng, cells)) == 1
         host = np.bincount(labels[inside]).argmax() if inside.any() else 0
         shape = cells.repaired(np.where(inside & (labels == host), new, labels).astype(np.int8))
         if shape.max() == new and cells.allowed(shape):

@@ -26,7 +26,7 @@ Strategy = Callable[[Search, Sequence[Hypothesis], SearchLedger, int], list[Hypo
 #: The parts of a round.
 ROUND: tuple[Strategy, ...] = (smooth_shapes, graded_shapes, smooth_shapes, graded_shapes,
                                smooth_shapes, two_cells)
-#: On large meshes (`Models.large`).
+#: On large meshes (`Models.large`), and of several cells.
 FINE: tuple[Strategy, ...] = (smooth_shapes,) * len(ROUND)
 #: In periodic boxes: where one cell is likely, and where two are.
 ONE: tuple[Strategy, ...] = (one_cell, graded_shapes, one_cell, graded_shapes, one_cell, two_cells)
@@ -59,7 +59,7 @@ def run(search: Search, ledger: SearchLedger, state: Mapping[str, np.ndarray] | 
     usual = rounds is None
     if rounds is None:
         models = search.models
-        rounds = (ONE, TWO) if models.whole.periodic else ((FINE if models.large else ROUND),) * 2
+        rounds = (ONE, TWO) if models.whole.periodic else ((FINE if models.large else ROUND), FINE)
     hypotheses: list[Hypothesis] = []
     first = 0 if state is None else ledger.restore(state)
     if state is not None and state["within"]:

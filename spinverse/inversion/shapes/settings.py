@@ -13,8 +13,6 @@ class Settings:
         cells: at most so many cells.
         ellipsoids: random ones that are tried in each part, sharp and graded.
         candidates: the best distinct ones of each kind, which are improved.
-        pairs: candidates of two cells that walk.
-        likely: candidates that tell whether there are two cells.
         rounds: at most so many rounds of the schedule.
         budget: shapes whose signals may be computed, about; the search ends after the walk that
             passes it.
@@ -42,8 +40,6 @@ class Settings:
     cells: int = 2
     ellipsoids: int = 400
     candidates: int = 6
-    pairs: int = 6
-    likely: int = 4
     rounds: int = 3
     budget: int = 40_000
     cpu_seconds: float = float("inf")

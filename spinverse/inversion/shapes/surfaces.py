@@ -14,7 +14,7 @@ finer than the polynomials is taken for noise.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,8 +79,12 @@ class Surfaces:
         self._sums = np.eye(1)
         self.shapes = 0
 
-    def fit(self, start: Hypothesis, degrees: Sequence[tuple[int, int]] = DEGREES) -> Smooth:
-        """From polynomials near the walls of a start to ones of ever higher degree."""
+    def fit(self, start: Hypothesis, degrees: Sequence[tuple[int, int]] = DEGREES,
+            enough: Callable[[float], bool] = lambda white: False) -> Smooth:
+        """From polynomials near the walls of a start to ones of ever higher degree.
+
+        Until it is ``enough``, of the whitened misfit after a degree.
+        """
         levels, a, here, best = None, None, None, np.inf
         self._sums = self._within(start.labels, start.cells)
         for degree, steps in degrees:
@@ -98,6 +102,8 @@ class Surfaces:
                 here = there
             if here is not None:
                 a, here, best = self._degree(levels, a, here, steps * len(a))
+                if enough(best):
+                    break
         return Smooth(here or start, best, self.shapes)
 
     def _within(self, labels: np.ndarray, cells: int) -> np.ndarray:

@@ -182,9 +182,10 @@ class Walk:
         return True
 
     def stalled(self) -> bool:
-        """Whether the last iterations did not lower the best misfit by a good deal.
+        """Whether the last iterations lowered no misfit by a good deal.
 
-        On large meshes neither the whitened one, of which the plain one tells little far away.
+        Without noise neither the whitened one, of which the plain one tells little: a walk to a
+        torus had none lower for six steps, while its overlap with the truth went from 0.63 to 0.98.
         """
         floor = self.models.floor
         patience = PATIENCE_NOISY if floor else PATIENCE
@@ -194,7 +195,7 @@ class Walk:
         if before - now >= GAIN * max(before - floor, GAIN_NOISY * floor):
             return False
         whites = self._whites
-        return not self.models.large or bool(floor) or len(whites) <= patience or (
+        return bool(floor) or len(whites) <= patience or (
             min(whites[-patience:]) > (1 - GAIN) * min(whites[:-patience]))
 
     def run(self, iterations: int, target: float, report: Callable | None = None,

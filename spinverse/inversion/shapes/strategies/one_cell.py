@@ -13,7 +13,7 @@ from ..hypothesis import Hypothesis
 from ..ledger import SearchLedger
 from ..models import UNIT
 from ..search import Search
-from .two_cells import pairs
+from .two_cells import pool_of
 from .walking import walk_from
 
 LIKELY = 0.35  # of the misfit of one ellipsoid: where two leave less, they are followed up first
@@ -25,9 +25,9 @@ def one_cell(search: Search, hypotheses: Sequence[Hypothesis], ledger: SearchLed
     """New starts for a single cell. Collective."""
     s, thetas = search.settings, thetas_of(search, ledger)
     tried = max(s.ellipsoids, PER_THETA * len(thetas) if len(thetas) > 1 else 0)
-    found = starts(search.models, search.cells, search.first, 1, tried, s.candidates,
+    found = starts(search.models, search.cells, search.first, tried, s.candidates,
                    ledger.stream(turn), thetas)
-    ledger.spend(cost(search.models, 1, tried, s.candidates, len(thetas)))
+    ledger.spend(cost(search.models, tried, s.candidates, len(thetas)))
     if not found:
         return []
     ledger.report("1 ellipsoid", found[0].misfit)
@@ -60,8 +60,8 @@ def set_unit(search: Search, start: Hypothesis, ledger: SearchLedger) -> None:
 
 def _two_are_likely(search: Search, one: Hypothesis, ledger: SearchLedger) -> bool:
     """Whether two ellipsoids leave far less than one did."""
-    s, floor = search.settings, search.models.floor
-    if s.cells < 2:
+    floor = search.models.floor
+    if search.settings.cells < 2:
         return False
-    found = pairs(search, one.theta, ledger, 0, s.ellipsoids, s.likely)
-    return bool(found) and found[0].misfit - floor < LIKELY * (one.misfit - floor)
+    two = pool_of(search, ledger, ledger.stream(0, 6)).promise(2)
+    return two - floor < LIKELY * (one.misfit - floor)

@@ -1,4 +1,4 @@
-"""Two cells: random pairs of ellipsoids, put in their places, then walks of the best."""
+"""Two cells: the best pairs of ellipsoids, put in their places, then walks of the best."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..ellipsoids import cost, starts
 from ..hypothesis import Hypothesis
 from ..ledger import SearchLedger
 from ..search import Search
+from ..superposed import Pool
 from .walking import walk_from
+
+POOL = 2  # cells that several are chosen from, times the ellipsoids of one
 
 
 def two_cells(search: Search, hypotheses: Sequence[Hypothesis], ledger: SearchLedger,
               turn: int) -> list[Hypothesis]:
     """Two cells of about the right shapes in all places that they can have. Collective."""
     s, result = search.settings, []
-    theta = search.models.start if ledger.best is None else ledger.best.theta
     # others than the first ones
-    found = pairs(search, theta, ledger, turn + 1, 2 * s.ellipsoids, s.pairs)
+    found = several(search, ledger, pool_of(search, ledger, ledger.stream(turn + 1)), 2)
     if found:
+        ledger.report("2 ellipsoids", found[0].misfit)
         ledger.calibrate(found[0])
         # the best of a few is followed before the others are looked at
         for few in np.array_split(np.arange(len(found)), s.couples):
@@ -31,12 +33,18 @@ def two_cells(search: Search, hypotheses: Sequence[Hypothesis], ledger: SearchLe
     return result
 
 
-def pairs(search: Search, theta: np.ndarray, ledger: SearchLedger, number: int, tried: int,
-          keep: int) -> list[Hypothesis]:
-    """The best distinct pairs of ellipsoids. Collective."""
-    found = starts(search.models, search.cells, search.first, 2, tried, keep,
-                   ledger.stream(number), [theta])
-    ledger.spend(cost(search.models, 2, tried, keep))
-    if found:
-        ledger.report("2 ellipsoids", found[0].misfit)
+def pool_of(search: Search, ledger: SearchLedger, stream: tuple) -> Pool:
+    """Cells that several are chosen from."""
+    thetas = search.models.design if ledger.best is None else [ledger.best.theta]
+    pool = Pool(search.models, search.cells, search.first, POOL * search.settings.ellipsoids,
+                stream, thetas)
+    ledger.spend(pool.shapes)
+    return pool
+
+
+def several(search: Search, ledger: SearchLedger, pool: Pool, number: int) -> list[Hypothesis]:
+    """Starts of so many cells."""
+    before = pool.shapes
+    found = pool.starts(number, search.settings.candidates)
+    ledger.spend(pool.shapes - before)
     return found
