@@ -93,9 +93,10 @@ def _fitted(search: Search, ledger: SearchLedger, turn: int) -> list[Smooth]:
         fits = _one(search, ledger, turn)
         if not fits.starts:
             return []
-        number_of = cache(lambda: _likeliest(search, ledger, pool(), fits.starts[0].misfit))
-        fits.more(1, lambda white: white >= NEAR and number_of() > 1)
-        number = number_of() if fits.least >= GOOD else 1
+        one = fits.starts[0].misfit
+        number_of = cache(lambda far: _likeliest(search, ledger, pool, one, far))
+        fits.more(1, lambda white: white >= NEAR and number_of(True) > 1)
+        number = number_of(fits.least >= NEAR) if fits.least >= GOOD else 1
         if number > 1:
             fits = of(number)
     fits.more()
@@ -114,13 +115,18 @@ def _pool(search: Search, ledger: SearchLedger, turn: int) -> Callable[[], Pool]
     return cache(lambda: pool_of(search, ledger, ledger.stream(turn, 6)))
 
 
-def _likeliest(search: Search, ledger: SearchLedger, pool: Pool, one: float) -> int:
-    """The number of cells that ellipsoids speak for; ``one`` leaves so much."""
+def _likeliest(search: Search, ledger: SearchLedger, pool: Callable[[], Pool], one: float,
+               far: bool) -> int:
+    """The number of cells that ellipsoids speak for; ``one`` leaves so much.
+
+    Where one cell is ``far`` off, what two leave is known after their evolution alone: of cells
+    within others the pool has few.
+    """
     few, number = one, 1
     while number < search.settings.cells:
-        many = pool.promise(number + 1)
-        if number == 1 and not _likely(ledger.score, few, many):  # one in the other, perhaps
-            found = several(search, ledger, pool, 2)
+        many = pool().promise(number + 1)
+        if far and number == 1 and not _likely(ledger.score, few, many):
+            found = several(search, ledger, pool(), 2)
             many = found[0].misfit if found else np.inf
         if not _likely(ledger.score, few, many):
             break
