@@ -12,6 +12,7 @@ from .blocks import Blocks
 from .walls import Walls
 
 SHIFT = 1e-2  # 1/ms below the spectrum: of the factor for modes of the box
+ALIKE, SAME = 8, 1e-6  # modes of one rate at most; relative difference of rates below which two are
 LEAST = 1000  # mesh cells: fewer have little more nodes than functions
 
 
@@ -26,11 +27,11 @@ class Smooth:
     Args:
         blocks: matrices of the cells and facets.
         walls: permeabilities.
-        number: of functions for each kind.
+        number: of functions for each kind, and some more where the last has others of its rate.
 
     Attributes:
         node: ``(Nt, n)`` number of the node of each value of a cell.
-        outside, inside: ``(nodes, number)`` for label 0 and for the others.
+        outside, inside: ``(nodes, functions)`` for label 0 and for the others.
     """
 
     def __init__(self, blocks: Blocks, walls: Walls, number: int):
@@ -62,8 +63,19 @@ def scattered(where: np.ndarray, values: np.ndarray, size: int) -> csr_matrix:
 
 
 def _modes(A: csr_matrix, M: csr_matrix, number: int) -> np.ndarray:
-    if number > A.shape[0] // 3:
-        return scipy.linalg.eigh(A.toarray(), M.toarray(),
-                                 subset_by_index=[0, min(number, A.shape[0]) - 1])[1]
-    start = np.ones(A.shape[0])  # the same on all ranks
-    return scipy.sparse.linalg.eigsh(A.tocsc(), number, M.tocsc(), sigma=-SHIFT, v0=start)[1]
+    """The lowest ones, and those of the same rate as the last of them.
+
+    A part of these, which rounding chose, would be another one with another number of ranks.
+    """
+    size, more = A.shape[0], min(number + ALIKE, A.shape[0])
+    if number > size // 3:
+        values, vectors = scipy.linalg.eigh(A.toarray(), M.toarray(),
+                                            subset_by_index=[0, more - 1])
+    else:
+        start = np.ones(size)  # the same on all ranks
+        values, vectors = scipy.sparse.linalg.eigsh(A.tocsc(), more, M.tocsc(), sigma=-SHIFT,
+                                                    v0=start)
+        order = values.argsort()
+        values, vectors = values[order], vectors[:, order]
+    gaps = np.flatnonzero(np.diff(values) > SAME * values[1:]) + 1
+    return vectors[:, : next((int(gap) for gap in gaps if gap >= number), more)]

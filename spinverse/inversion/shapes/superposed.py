@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...engines.shapes.partition import PartitionModel
 from .cells import Cells
 from .ellipsoids import (
     MUTATION,
@@ -34,6 +35,7 @@ SETS, RUNNERS = 40, 6
 GENERATIONS, OFFSPRING = 12, 6  # of an evolution; of each member in each of them
 LARGER, SMALLER = 1.2, 0.7  # factors of the size of mutations
 WALL = 0.3  # of a mutation: of the coordinate of a cell's own numbers
+AT_ONCE = 16  # models of different numbers that are held
 PLACES, TRIES = 10, 300  # random places of a set that are solved; drawings for them
 
 
@@ -74,7 +76,7 @@ class Pool:
     def __init__(self, models: Models, cells: Cells, look: Look, number: int, seed: tuple,
                  thetas: Sequence[np.ndarray]):
         self.models, self.cells, self.look, self.seed = models, cells, look, seed
-        self._shared = models.cell_of == 0
+        self._names, self._shared = np.array(models.names), models.cell_of == 0
         self._empty: dict[bytes, np.ndarray] = {}
         self.shapes = 0
         rng, drawn = np.random.default_rng(seed), []
@@ -83,7 +85,7 @@ class Pool:
             ellipsoids = (nested_ellipsoids(rng, cells) if nested
                           else random_ellipsoid(rng, cells, SHARE, LONG))
             drawn.append((ellipsoids, thetas[k % len(thetas)]))
-        self.members = self._solved(drawn)
+        self.members = [member for member in self._solved(drawn) if member is not None]
 
     def promise(self, number: int) -> float:
         """Misfit of the best set of ``number`` cells in all; inf if there is none."""
@@ -102,11 +104,10 @@ class Pool:
             drawn, of = [], []
             for which, members in enumerate(sets):
                 for place, member in enumerate(members):
-                    for _ in range(OFFSPRING):
-                        drawn.append(self._mutated(member, sizes[which], rng))
-                        of.append((which, place))
+                    drawn += self._mutated(member, sizes[which], rng)
+                    of += [(which, place)] * OFFSPRING
             young: dict[tuple, list[Member]] = {}
-            for key, member in zip(of, self._solved(drawn, whole=True), strict=True):
+            for key, member in zip(of, self._solved(drawn), strict=True):
                 if member is not None:
                     young.setdefault(key, []).append(member)
             for which, members in enumerate(sets):
@@ -189,7 +190,7 @@ class Pool:
         kind = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
         first = np.flatnonzero(np.r_[True, np.diff(kind) > 0])
         chosen = self._exchanged(self._alone(members[0].theta),
-                                    np.array([member.change for member in members]), first, kind)
+                                 np.array([member.change for member in members]), first, kind)
         return [members[k] for k in chosen]
 
     def _misfit(self, members: Sequence[Member]) -> float:
@@ -201,38 +202,50 @@ class Pool:
 
     # ---- members --------------------------------------------------------------------------------
 
-    def _mutated(self, member: Member, size: float, rng: np.random.Generator) -> tuple:
-        ellipsoids = member.ellipsoids + size * MUTATION * rng.normal(size=member.ellipsoids.shape)
-        own = (~self._shared).astype(float)  # alike in all cells
-        step = np.zeros(len(own))
-        for name in dict.fromkeys(np.array(self.models.names)[~self._shared].tolist()):
-            step[(np.array(self.models.names) == name)] = rng.normal()
-        theta = member.theta + size * WALL * step * own
-        return ellipsoids, np.clip(theta, *self.models.bounds) if len(theta) else theta
+    def _mutated(self, member: Member, size: float, rng: np.random.Generator) -> list[tuple]:
+        """Other ellipsoids; every second one has other numbers of its own, too."""
+        theta = member.theta.copy()
+        for name in dict.fromkeys(self._names[~self._shared].tolist()):  # alike in all cells
+            theta[self._names == name] += size * WALL * rng.normal()
+        if len(theta):
+            theta = np.clip(theta, *self.models.bounds)
+        return [(member.ellipsoids + size * MUTATION * rng.normal(size=member.ellipsoids.shape),
+                 theta if k % 2 else member.theta) for k in range(OFFSPRING)]
 
-    def _solved(self, drawn: Sequence[tuple], whole: bool = False) -> list:
-        """Members of ellipsoids and coordinates; those that are not allowed are left out, or None.
-        """
-        def one(item):
-            ellipsoids, theta = item
-            labels = allowed_labels(self.cells, ellipsoids)
-            return None if labels is None else Member(
-                ellipsoids, labels, theta, self._signals(labels, theta) - self._alone(theta))
+    def _solved(self, drawn: Sequence[tuple]) -> list[Member | None]:
+        """Members of ellipsoids and coordinates; None where they are not allowed."""
+        by_theta: dict[bytes, list[int]] = {}
+        for k, (_, theta) in enumerate(drawn):
+            by_theta.setdefault(theta.tobytes(), []).append(k)
+        members: list[Member | None] = [None] * len(drawn)
+        groups = list(by_theta.values())
+        for first in range(0, len(groups), AT_ONCE):
+            # assembled on all ranks: what is dealt out to them is not collective
+            known: dict[int, tuple[PartitionModel, np.ndarray]] = {}
+            for group in groups[first: first + AT_ONCE]:
+                theta = drawn[group[0]][1]
+                known |= dict.fromkeys(group, (self.models.partition(theta), self._alone(theta)))
 
-        found = self.models.shared(one, drawn)
-        self.shapes += sum(member is not None for member in found)
-        return found if whole else [member for member in found if member is not None]
+            def one(k, known=known):
+                (ellipsoids, theta), (model, empty) = drawn[k], known[k]
+                labels = allowed_labels(self.cells, ellipsoids)
+                return None if labels is None else Member(
+                    ellipsoids, labels, theta, self._signals(model, labels) - empty)
 
-    def _signals(self, labels: np.ndarray, theta: np.ndarray) -> np.ndarray:
-        model = self.models.partition(theta)
+            for k, member in zip(known, self.models.shared(one, list(known)), strict=True):
+                members[k] = member
+        self.shapes += sum(member is not None for member in members)
+        return members
+
+    def _signals(self, model: PartitionModel, labels: np.ndarray) -> np.ndarray:
         return model.signals(labels, self.look.sweeps(PARTITION_STEP, model.kind))
 
     def _alone(self, theta: np.ndarray) -> np.ndarray:
         """Signals of the empty box."""
         key = theta[self._shared].tobytes()
         if key not in self._empty:
-            nothing = np.zeros(len(self.cells.at_rim), np.int8)
-            self._empty[key] = self._signals(nothing, theta)
+            nothing = np.zeros(len(self.models.whole.cells), np.int8)
+            self._empty[key] = self._signals(self.models.partition(theta), nothing)
         return self._empty[key]
 
     # ---- places ---------------------------------------------------------------------------------
@@ -240,13 +253,10 @@ class Pool:
     def _put(self, members: Sequence[Member], rng: np.random.Generator) -> Hypothesis | None:
         """A set in the best of some random places where nothing overlaps."""
         ordered = sorted(members, key=lambda member: -np.count_nonzero(member.labels))
-        theta = ordered[0].theta.copy()
-        label = 1
-        for member in ordered:
-            for inner in range(member.cells):
-                theta[self.models.cell_of == label] = member.theta[
-                    self.models.cell_of == 1 + inner]
-                label += 1
+        theta, of = ordered[0].theta.copy(), self.models.cell_of
+        each = [member for member in ordered for _ in range(member.cells)]
+        for label, member in enumerate(each, 1):
+            theta[of == label] = member.theta[of == 1]
         found: dict[bytes, np.ndarray] = {}
         for _ in range(TRIES):
             labels = self._somewhere(ordered, rng)
@@ -264,7 +274,7 @@ class Pool:
 
     def _somewhere(self, members: Sequence[Member],
                    rng: np.random.Generator) -> np.ndarray | None:
-        result, label = np.zeros(len(self.cells.at_rim), np.int8), 0
+        result, label = np.zeros(len(self.models.whole.cells), np.int8), 0
         for member in members:
             for place in rng.permutation(len(self.cells.maps)):
                 _, _, source = self.cells.maps[place]

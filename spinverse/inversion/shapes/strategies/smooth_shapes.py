@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
 
 import numpy as np
 
-from ..ellipsoids import cost, starts
 from ..hypothesis import Hypothesis
 from ..ledger import SearchLedger
-from ..score import Score
 from ..search import Search
-from ..superposed import Pool
 from ..surfaces import DEGREES, RAGGED, Smooth, Surfaces
-from .one_cell import PER_THETA, set_unit, thetas_of
-from .two_cells import pool_of, several
+from .starting import Several, one_ellipsoid
 from .walking import follow, placed, run
 
 # whitened misfit, in units of `Walk.unit`: others are not looked at any more; walks find the rest
 GOOD, NEAR = 2e-3, 1e-2
-# of the misfit of ellipsoids: where one more leaves less, that is believed in. Where there are two,
-# they leave 0.01 to 0.13 of what one does; where there is one, 1.4 to 3.6
-LIKELY = 0.35
-ELLIPSOID = 9  # parameters
 # whitened: so many fits are enough where the best is beyond, for so many cells cannot explain the
 # data, or below `NEAR`
 HOPELESS, TRIED = 0.1, 2
@@ -57,12 +48,8 @@ class _Fits:
     """Of so many cells: the best ellipsoids, of which the first ones are fitted."""
 
     def __init__(self, search: Search, ledger: SearchLedger, starts: list[Hypothesis]):
-        self._search, self._ledger, self.found = search, ledger, list[Smooth]()
-        self.starts = starts
-        if starts:
-            number = starts[0].cells
-            ledger.report(f"{number} ellipsoid{'s' * (number > 1)}", starts[0].misfit)
-            ledger.calibrate(starts[0])
+        self._search, self._ledger, self.starts = search, ledger, starts
+        self.found: list[Smooth] = []
 
     @property
     def least(self) -> float:
@@ -81,26 +68,27 @@ class _Fits:
 
 def _fitted(search: Search, ledger: SearchLedger, turn: int) -> list[Smooth]:
     """Of one cell where that comes near, or of as many as explain far more."""
-    most, pool = search.settings.cells, _pool(search, ledger, turn)
+    several, number = Several(search, ledger, ledger.stream(turn, 6)), 0
 
     def of(number: int) -> _Fits:
-        return _Fits(search, ledger, several(search, ledger, pool(), number))
+        return _Fits(search, ledger, several.starts(number))
+
+    def more_than_one(white: float) -> bool:
+        nonlocal number
+        number = number or several.likeliest(fits.starts[0].misfit, white >= NEAR)
+        return number > 1
 
     if ledger.several:
         number = max(2, ledger.best.cells)
         fits = of(number)
     else:
-        fits = _one(search, ledger, turn)
-        if not fits.starts:
-            return []
-        one = fits.starts[0].misfit
-        number_of = cache(lambda far: _likeliest(search, ledger, pool, one, far))
-        fits.more(1, lambda white: white >= NEAR and number_of(True) > 1)
-        number = number_of(fits.least >= NEAR) if fits.least >= GOOD else 1
-        if number > 1:
+        fits = _Fits(search, ledger, one_ellipsoid(search, ledger, turn))
+        fits.more(1, lambda white: white >= NEAR and more_than_one(white))
+        if fits.starts and fits.least >= GOOD and more_than_one(fits.least):
             fits = of(number)
+    number = max(number, 1)
     fits.more()
-    while fits.found and fits.least >= NEAR and number < most:  # what fits tell
+    while fits.found and fits.least >= NEAR and number < search.settings.cells:  # what fits tell
         further = of(number + 1)
         further.more()
         if further.least > FEWER * fits.least:
@@ -108,49 +96,6 @@ def _fitted(search: Search, ledger: SearchLedger, turn: int) -> list[Smooth]:
         fits, number = further, number + 1
     ledger.several = number > 1
     return fits.found
-
-
-def _pool(search: Search, ledger: SearchLedger, turn: int) -> Callable[[], Pool]:
-    """Cells that several are chosen from, solved when they are asked for."""
-    return cache(lambda: pool_of(search, ledger, ledger.stream(turn, 6)))
-
-
-def _likeliest(search: Search, ledger: SearchLedger, pool: Callable[[], Pool], one: float,
-               far: bool) -> int:
-    """The number of cells that ellipsoids speak for; ``one`` leaves so much.
-
-    Where one cell is ``far`` off, what two leave is known after their evolution alone: of cells
-    within others the pool has few.
-    """
-    few, number = one, 1
-    while number < search.settings.cells:
-        many = pool().promise(number + 1)
-        if far and number == 1 and not _likely(ledger.score, few, many):
-            found = several(search, ledger, pool(), 2)
-            many = found[0].misfit if found else np.inf
-        if not _likely(ledger.score, few, many):
-            break
-        few, number = many, number + 1
-    return number
-
-
-def _one(search: Search, ledger: SearchLedger, turn: int) -> _Fits:
-    s, models, thetas = search.settings, search.models, thetas_of(search, ledger)
-    tried = max(s.ellipsoids, PER_THETA * len(thetas) if len(thetas) > 1 else 0)
-    found = starts(models, search.cells, search.first, tried, s.candidates, ledger.stream(turn),
-                   thetas)
-    ledger.spend(cost(models, tried, s.candidates, len(thetas)))
-    fits = _Fits(search, ledger, found)
-    if found and not turn:
-        set_unit(search, found[0], ledger)
-    return fits
-
-
-def _likely(score: Score, few: float, many: float) -> bool:
-    """Whether the misfits of ellipsoids speak for one more: far less is left, and with noise the
-    gain is worth its parameters (Schwarz, Ann. Statist. 6, 1978)."""
-    return (many - score.floor < LIKELY * (few - score.floor)
-            and score.likelier(few, many) > ELLIPSOID / 2 * np.log(score.number))
 
 
 def _fit(search: Search, ledger: SearchLedger, start: Hypothesis,
