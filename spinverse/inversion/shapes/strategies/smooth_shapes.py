@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -113,6 +114,8 @@ def _elsewhere(search: Search, ledger: SearchLedger, seed: tuple, smooth: Smooth
         here, scout = smooth.hypothesis, search.scout((*seed, turn))
         scout.begin(here.labels, here.theta)
         there = placed(search, scout, ledger)
+        if ledger.score.explains(scout.here.misfit):
+            return replace(smooth, hypothesis=scout.here)
         if np.array_equal(there, here.labels):
             break
         smooth = _fit(search, ledger, Hypothesis(there, scout.theta, origin=here.origin), RAGGED)
