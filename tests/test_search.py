@@ -469,9 +469,12 @@ def test_a_search_lowers_noise_that_it_does_not_find(coarse):
 
 
 @pytest.mark.mpi
-def test_the_assumption_that_is_wrong_is_named(coarse):
+@pytest.mark.parametrize("cells", [1, 2])
+def test_the_assumption_that_is_wrong_is_named(coarse, cells):
     """Signals of D 1.2 that are taken for those of 2.0."""
-    labels = ball(WholeMesh.of(coarse), 7)
+    whole = WholeMesh.of(coarse)
+    labels = ball(whole, 7) if cells == 1 else halved(whole)
+    assert labels.max() == cells
     made = problem_of(coarse, labels, directions=6)
     truth = replace(made, diffusivity=1.2)
     values = truth.final_engine(truth.forward(Models(truth).permeability(

@@ -60,7 +60,8 @@ def freedoms(problem: InverseProblem, labels: np.ndarray,
     """
     labels = whole_labels(problem.mesh, labels)
     theta = {**problem.start_of_unknown, **theta}
-    here = Models(problem, int(labels.max(initial=1)))
+    number = int(labels.max(initial=1))
+    here = Models(problem, number)
     there = here.coordinates(theta)
     full = here.exact(labels, there, here.all)
     bias = full - here.residual(here.partition(there), labels, here.all)
@@ -76,7 +77,8 @@ def freedoms(problem: InverseProblem, labels: np.ndarray,
         unknown = parameters.KINDS[name].usual
         known = {"wall_permeability": None} if name == "wall_permeability" else {}
         try:
-            models = Models(replace(problem, unknown={**problem.unknown, name: unknown}, **known))
+            models = Models(replace(problem, unknown={**problem.unknown, name: unknown}, **known),
+                            number)
         except InputError:  # what is known of it is no single number
             continue
         values = [unknown.value(x) for x in np.linspace(*unknown.range, POINTS)]
@@ -86,7 +88,7 @@ def freedoms(problem: InverseProblem, labels: np.ndarray,
     # labels of a periodic box say nothing of one that is not, and the other way round
     for other in BOUNDARIES[:2] if problem.boundary in BOUNDARIES[:2] else ():
         if other != problem.boundary:
-            models = Models(replace(problem, boundary=other))
+            models = Models(replace(problem, boundary=other), number)
             found.append(Freedom("boundary", other, float(left(models, there)[0])))
     found.append(_further_cell(problem, labels, theta, left))
     before = float(np.mean(full**2))
