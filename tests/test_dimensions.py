@@ -49,8 +49,9 @@ def stack_problem(dim: int, per_um: int, degree: int, comm=MPI.COMM_SELF) -> Blo
                               Permeability.on(mesh, membrane=STACK.permeabilities[0])), degree)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("degree, per_um, bound", [(1, 4, 4e-4), (2, 2, 4e-5)])
+@pytest.mark.parametrize("engine, degree, per_um, bound", [
+    *((engine, 1, 4, 4e-4) for engine in ENGINES), ("matrix_formalism", 2, 2, 4e-5),
+    pytest.param("time_stepping", 2, 2, 4e-5, marks=pytest.mark.slow)])
 def test_a_stack_in_any_dimension(engine, degree, per_um, bound):
     """Simplices in a plane are no product of intervals: equal up to the error of the mesh."""
     acquisition = Acquisition.product([PGSE(4, 15), DoublePGSE(4, 12, 4, False)],

@@ -272,7 +272,7 @@ def made_up(space):
     return space
 
 
-@pytest.mark.parametrize(("sigma", "temperatures"), [(0.07, 5), (0.07, 2), (1e3, 5)])
+@pytest.mark.parametrize(("sigma", "temperatures"), [(0.07, 5), (0.07, 2), (1e3, 2)])
 def test_sampler_against_enumeration(comm, sigma, temperatures):
     """Shapes, and the permeability of the walls in tenths of its range: of a posterior with
     emulator, temperatures and reservoir, and of the prior, where data say nothing."""
@@ -282,7 +282,7 @@ def test_sampler_against_enumeration(comm, sigma, temperatures):
     shapes, (low, high) = allowed(space), space.models.bounds[:, 0]
     measured = space.exact(shapes[5], np.array([0.3 * low + 0.7 * high]))
     space = made_up(space.measured(replace(space.likelihood, measured=measured)))
-    sampling = Sampling(samples=1200, chains=2, temperatures=temperatures, steps=1, learning=30,
+    sampling = Sampling(samples=500, chains=2, temperatures=temperatures, steps=1, learning=30,
                         examples=60)
     found, bias = sampled(space, sampling, comm)
     assert np.allclose(bias, 0.01)

@@ -46,6 +46,7 @@ from spinverse.inversion.shapes.levels import Levels
 from spinverse.inversion.shapes.look import Lifted, Look
 from spinverse.inversion.shapes.models import Models
 from spinverse.inversion.shapes.placements import Placements
+from spinverse.inversion.shapes.schedule import FINE, ROUND
 from spinverse.inversion.shapes.score import Score
 from spinverse.inversion.shapes.search import Search
 from spinverse.inversion.shapes.settings import Settings
@@ -745,7 +746,7 @@ def test_one_cell_walks_from_the_right_place(mesh, whole):
 
 def test_walks_of_many_moves_are_told_more(mesh, whole):
     """The first steps look at few directions, and where one small cell is followed the rest."""
-    search, _ = ledger_of(problem_of(mesh, ball(whole)), Settings(few=1))
+    search, _ = ledger_of(problem_of(mesh, ball(whole), directions=2), Settings(few=1, examples=4))
     assert len(search.few.measured) < len(search.all.measured)
 
     def told(labels, search=search, part=0):
@@ -756,7 +757,7 @@ def test_walks_of_many_moves_are_told_more(mesh, whole):
 
     assert told(ball(whole)).look is search.few and told(halved(whole)).look is search.all
     assert told(ball(whole), part=search.settings.early).look is search.all
-    many, _ = ledger_of(problem_of(mesh, ball(whole)), Settings(few=1, moves=3))
+    many, _ = ledger_of(search.models.problem, Settings(few=1, moves=3, examples=4))
     walk = told(ball(whole), many)
     assert walk.look is many.all and many.told(walk, 0) is walk
 
@@ -868,7 +869,8 @@ def test_a_search_goes_on_from_its_state(coarse):
 def test_a_search_that_may_look_at_few_shapes_ends_with_the_best(coarse):
     problem = problem_of(coarse, ball(WholeMesh.of(coarse), 7), directions=2)
     for budget in ({"budget": 1}, {"budget_cpu_s": 1}):
-        stage = Shapes(cells=1, ellipsoids=6, candidates=1, stop_at=0.0, **budget)
+        stage = Shapes(cells=1, ellipsoids=6, candidates=1, stop_at=0.0, **budget,
+                       schedule=(ROUND, FINE))  # without the surface beside it
         result = solve(problem, [stage], problem.state(1.0))
         assert result.endings["shapes"].startswith("as many shapes as it may look at, or CPU sec")
         assert coarse.comm.allreduce(int(result.labels.any())) and np.isfinite(result.data_misfit)
