@@ -56,6 +56,7 @@ from spinverse.inversion.shapes.strategies.one_cell import one_cell
 from spinverse.inversion.shapes.strategies.polish import polish
 from spinverse.inversion.shapes.strategies.two_cells import two_cells
 from spinverse.inversion.shapes.superposed import Pool
+from spinverse.inversion.shapes.surfaces import Surfaces
 from spinverse.inversion.shapes.surrogate import Surrogate
 from spinverse.inversion.shapes.walk import Walk
 from spinverse.mesh.whole import WholeMesh
@@ -567,6 +568,21 @@ def test_a_walk_finds_the_cells_that_were_flipped(mesh, whole):
     assert len(set(mesh.comm.allgather((walk.best.labels.tobytes(), walk.shapes)))) == 1
 
 
+@pytest.mark.mpi
+def test_smooth_fits_near_the_data_are_of_the_full_model(coarse):
+    """What the fast model is wrong by in a reflecting box does not keep them from the truth."""
+    whole = WholeMesh.of(coarse)
+    truth, cells = ball(whole, 7), Cells(whole)
+    models = Models(problem_of(coarse, truth, "reflecting", directions=6))
+    own = np.mean(models.residuals([truth], models.start, models.all) ** 2)
+    smooth = Surfaces(models, cells, models.all).fit(Hypothesis(ball(whole, 8), models.start))
+    found = smooth.hypothesis
+    exact = models.exact(found.labels, found.theta, models.all)
+    assert found.misfit == pytest.approx(np.mean(exact**2), rel=1e-6)
+    assert found.misfit < 1e-3 * own and smooth.white < 1e-2
+    assert len(set(coarse.comm.allgather(found.labels.tobytes()))) == 1
+
+
 def test_a_walk_finds_unknown_numbers_on_its_way(coarse):
     whole = WholeMesh.of(coarse)
     truth, cells = ball(whole, 7), Cells(whole)
@@ -874,6 +890,21 @@ def test_a_search_that_may_look_at_few_shapes_ends_with_the_best(coarse):
         result = solve(problem, [stage], problem.state(1.0))
         assert result.endings["shapes"].startswith("as many shapes as it may look at, or CPU sec")
         assert coarse.comm.allreduce(int(result.labels.any())) and np.isfinite(result.data_misfit)
+
+
+def test_a_mesh_cell_that_hardly_changes_signals_is_put_right(coarse):
+    """Data that count as explained, with one mesh cell wrong."""
+    whole = WholeMesh.of(coarse)
+    truth = ball(whole, 7)
+    search, ledger = ledger_of(problem_of(coarse, truth))
+    wrong = flipped(search.cells, truth, 1)
+    residual = search.models.exact(wrong, search.models.start, search.models.all)
+    ledger.best = Hypothesis(wrong, search.models.start, float(np.mean(residual**2)))
+    ledger.score = replace(ledger.score, limit=2 * ledger.best.misfit)
+    ledger.tune()
+    np.testing.assert_array_equal(ledger.best.labels, truth)
+    ledger.tune()  # nothing is done twice
+    np.testing.assert_array_equal(ledger.best.labels, truth)
 
 
 def test_a_schedule_of_ones_own(coarse):

@@ -21,6 +21,10 @@ REFLECTING, STEP = 2.5, 30
 # parts that a search of noisy data has at least, if no second start confirms its find; parts
 # without a likelier shape (by LIKELIER units of log-likelihood) that end it
 SURE, FRUITLESS, LIKELIER = 3, 2, 1.0
+# without noise: share of what counts as explained, beyond which a mesh cell may still be wrong
+# where moves change little, and steps of a walk that see to it (a wall of 0.5 um/ms, unknown: one
+# cell left 6e-8)
+SURELY, LAST = 1e-2, 3
 LOWER = 0.5  # of its variance, below which noise that is unknown is less than was thought
 
 Report = Callable[[str, float], None]
@@ -209,13 +213,21 @@ class SearchLedger:
         return Hypothesis(there.labels, there.theta, float(np.mean(residual**2)), walk.seed[:4])
 
     def tune(self) -> None:
-        """Gauss-Newton steps of the unknown numbers at the best shape, by all measurements."""
-        search, best = self.search, self.best
-        if not search.models.names:
+        """Gauss-Newton steps of the unknown numbers at the best shape, by all measurements.
+
+        And last steps of a walk where data without noise are explained, but not surely.
+        """
+        search, best, score = self.search, self.best, self.score
+        sure = SURELY * score.limit
+        doubtful = not score.floor and sure < best.misfit <= score.limit
+        if not search.models.names and not doubtful:
             return
         walk = Walk(search.models, search.cells, search.models.all, best.origin)
         walk.begin(best.labels, best.theta)
         walk.tune()
+        if doubtful:
+            walk.run(LAST, sure, self.step)
+            self.count(walk)
         self.best = walk.best
 
     def calibrate(self, hypothesis: Hypothesis) -> None:

@@ -47,7 +47,8 @@ class Smooth:
     """What a fit came to.
 
     Attributes:
-        hypothesis: labels, theta, and the plain misfit: of the full model where that is `NEAR`.
+        hypothesis: labels, theta, and the plain misfit; by the full model below `NEAR`, on meshes
+            that are not large.
         white: whitened misfit, in units of `Surrogate.unit`, likewise.
         shapes: partitions that it looked at; the effects of all moves count as `EFFECTS`.
     """
@@ -106,16 +107,20 @@ class Surfaces:
             if here is None or not np.array_equal(there.labels, here.labels):
                 here = there
             if here is not None:
-                if best < NEAR:
+                if self._near(best):
                     self._corrected(here)
                 a, here, best = self._degree(levels, a, here, steps * len(a))
                 if enough(best):
                     break
-        if best < NEAR:
+        if self._near(best):
             r = self._corrected(here)
             here = replace(here, misfit=float(np.mean(r**2)))
             best = float(np.mean((self._whitening @ r) ** 2)) / self._unit
         return Smooth(here or start, best, self.shapes)
+
+    def _near(self, white: float) -> bool:
+        """Whether the full model is asked; on large meshes, where it costs most, never."""
+        return white < NEAR and not self.models.large
 
     def _corrected(self, here: Hypothesis) -> np.ndarray:
         """Let the full model correct the fast one at a shape; its residual there, ``(N,)``."""
