@@ -226,7 +226,7 @@ class SearchLedger:
         walk.begin(best.labels, best.theta)
         walk.tune()
         if doubtful:
-            walk.run(LAST, sure, self.step)
+            walk.run(LAST, sure, self.step, lambda: self.left(walk) <= 0)
             self.count(walk)
         self.best = walk.best
 

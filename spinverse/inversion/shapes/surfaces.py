@@ -81,7 +81,8 @@ class Surfaces:
         self._area = sign[:, None] * area  # um^2, from the first side to the second
         self._of: tuple[Hypothesis, list, np.ndarray] | None = None  # effects of moves there
         self._sums = np.eye(1)
-        self._bias = np.zeros(len(look.measured))  # of the fast model
+        self._bias = np.zeros(len(look.measured))  # of the fast model, corrected there:
+        self._exact: tuple[Hypothesis, np.ndarray] | None = None
         self._whitening, self._unit = np.eye(len(look.measured)), 1.0  # of the last step
         self.shapes = 0
 
@@ -124,9 +125,11 @@ class Surfaces:
 
     def _corrected(self, here: Hypothesis) -> np.ndarray:
         """Let the full model correct the fast one at a shape; its residual there, ``(N,)``."""
-        exact = self.models.exact(here.labels, here.theta, self.look)
-        self._bias = self.models.residuals([here.labels], here.theta, self.look)[0] - exact
-        return exact
+        if self._exact is None or self._exact[0] is not here:
+            exact = self.models.exact(here.labels, here.theta, self.look)
+            self._bias = self.models.residuals([here.labels], here.theta, self.look)[0] - exact
+            self._exact = here, exact
+        return self._exact[1]
 
     def _within(self, labels: np.ndarray, cells: int) -> np.ndarray:
         """Of which level functions psi of each cell is the sum, ``(cells, cells)`` 0 or 1.
