@@ -246,7 +246,7 @@ def test_a_walk_over_the_faces(comm):
     sign, _, source = cells.maps[11]
     r = models.exact(truth[source], models.start, models.all)
     assert np.mean(r**2) < 1e-12, sign
-    models.fit_resistance(truth, models.start, models.all)
+    models.calibrate(truth, models.start, models.all)
     start, rng = truth.copy(), np.random.default_rng(3)
     moves = cells.moves(truth)
     for k in rng.choice(len(moves), 4, replace=False):

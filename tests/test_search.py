@@ -558,7 +558,7 @@ def test_a_walk_finds_the_cells_that_were_flipped(mesh, whole):
     truth, cells = ball(whole, 6.5), Cells(whole)
     models = Models(problem_of(mesh, truth, directions=2))
     labels = flipped(cells, truth, 5)
-    models.fit_resistance(labels, models.start, models.all)
+    models.calibrate(labels, models.start, models.all)
     walk = Walk(models, cells, models.all, (0,))
     walk.begin(labels)
     start = walk.here.misfit

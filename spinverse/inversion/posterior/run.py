@@ -205,7 +205,7 @@ class _Run:
               known: Arrays | None) -> None:
         s, space = self.sampling, self.space
         if start is not None:  # on every rank for itself: no rank waits for another
-            space.models.fit_resistance(*start, space.models.all)
+            space.models.calibrate(*start, space.models.all)
         parts = [known] if known is not None else self._shared(
             lambda c: examples(space, (s.seed, c, 0), s.examples // s.chains, start))
         every = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

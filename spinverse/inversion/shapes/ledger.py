@@ -234,7 +234,7 @@ class SearchLedger:
         """Fit what the models cannot know, once there is a shape that is about right."""
         if not self._fitted:
             search = self.search
-            search.models.fit_resistance(hypothesis.labels, hypothesis.theta, search.more)
+            search.models.calibrate(hypothesis.labels, hypothesis.theta, search.more)
             self._fitted = True
 
     # ---- going on -------------------------------------------------------------------------------
@@ -274,6 +274,7 @@ class SearchLedger:
             "within": np.array(False), "part": np.array(part),
             "shapes": np.array([self._shapes, self._steps]),
             "fitted": np.array(self._fitted), "resistance": np.array(models.resistance),
+            "leaky": np.array(models.leaky),
             "unit": np.array(models.unit), "several": np.array(self.several),
             "bests": np.array(self._bests), "fits": np.array(self.fits), **(
                 {"surface": surface.coefficients, "surface_theta": surface.theta}
@@ -292,6 +293,7 @@ class SearchLedger:
         self._shapes, self._steps = np.asarray(state["shapes"]).astype(int).tolist()
         self._fitted, self.several = bool(state["fitted"]), bool(state["several"])
         models.resistance, models.unit = float(state["resistance"]), float(state["unit"])
+        models.leaky = bool(state.get("leaky", False))
         self._bests = np.atleast_1d(state["bests"]).tolist()
         polished = np.asarray(state["polished"], np.int8).reshape(-1, len(labels))
         self.polished = {each.tobytes() for each in polished}

@@ -22,6 +22,7 @@ from ...engines.shapes.cut_cells import Grid
 from ...engines.shapes.directions import DirectionBases
 from ...engines.shapes.effects import Effects
 from ...engines.shapes.graded import FLOOR, GradedModel
+from ...engines.shapes.broken import BrokenModel, Pattern
 from ...engines.shapes.partition import PartitionModel
 from ...engines.shapes.restricted import RestrictedModel
 from ...engines.shapes.smooth import Smooth, suits
@@ -46,6 +47,8 @@ FEWEST_MODES, MOST_MODES = 96, 300  # signals to 1e-5 on finer ones, too
 # them fields go astray beyond their labels
 FUNCTIONS, FEWER = 200, 60
 EFFECTS_STEP = 1.0  # ms, longest
+LEAKY = 2e-4  # permeability of walls over that of open facets from which on these count
+FEW_BROKEN = 1 / 4  # as `PARTITION_FUNCTIONS`, of `BrokenModel`
 RESISTANCE, TRIALS, MOST = 2.0, (1.0, 3.0), 4.0  # of open facets; values that fit it; bound
 UNIT = 1.6e-4  # mean square change of signals by a share at the edge, where `Models.unit` is 1
 DESIGN = 7, 28  # points to begin with, for each unknown number, and at most
@@ -73,7 +76,8 @@ class Models:
         cells: at most so many.
         floor: mean variance of the noise of normalised magnitudes.
         unit: of misfits of graded shapes, see `measure_unit`.
-        resistance: see `fit_resistance`.
+        resistance: see `calibrate`.
+        leaky: whether open facets count in the model of sharp hypotheses, likewise.
     """
 
     def __init__(self, problem: InverseProblem, cells: int = 1,
@@ -88,7 +92,7 @@ class Models:
         self.coordinates = numbers.coordinates
         self.all = Look(problem.likelihood)
         self.floor = problem.likelihood.floor
-        self.unit, self.resistance = 1.0, RESISTANCE
+        self.unit, self.resistance, self.leaky = 1.0, RESISTANCE, False
         self._walls = replace(problem.walls, factor=factor)
         self.size = float(np.mean(self.whole.volumes) ** (1 / 3))
         outside = problem.walls.permeability(np.zeros(len(self.whole.cells), int),
@@ -96,6 +100,7 @@ class Models:
         self._forward = problem.forward(self.whole.facet_values(outside))
         self._assembly = Assembly(self._forward, self.whole)
         self._known: dict[tuple, Blocks] = {}
+        self._sharp: dict[bytes, BrokenModel] = {}
         self._engines: dict[int, tuple] = {}
         self._functions: dict[int, Smooth] = {}
         self._grids: dict[int, Grid] = {}
@@ -120,18 +125,20 @@ class Models:
         return parameters.apply(self.values(theta), self._forward, self._walls,
                                 labels[self.whole.owned_cells])
 
-    def _at(self, theta: np.ndarray) -> tuple[Blocks, Walls]:
+    def _at(self, theta: np.ndarray,
+            resistance: float | None = None) -> tuple[Blocks, Walls]:
+        resistance = self.resistance if resistance is None else resistance
         # blocks depend on the permeability of walls where terms of the user's do
         matter = np.array([name != "wall_permeability" or self._terms_at_walls
                            for name in self.names], bool)
-        key = (self.resistance, theta[matter].tobytes())
+        key = (resistance, theta[matter].tobytes())
         values, known = self.values(theta), self._walls
         walls = parameters.apply(values, self._forward, known)
         if key not in self._known:
             if len(self._known) > 8:  # slopes, and the way back
                 self._known.clear()
             labels = range(self.cells + 1 if parameters.labelled(values) else 1)
-            self._known[key] = self._assembly.blocks(walls, self.resistance, [
+            self._known[key] = self._assembly.blocks(walls, resistance, [
                 partial(parameters.apply, values, self._forward, known, label)
                 for label in labels])
         return self._known[key], walls
@@ -152,11 +159,28 @@ class Models:
 
     def partition(self, theta: np.ndarray) -> PartitionModel:
         """The model of sharp hypotheses."""
+        if self.leaky:
+            return self._broken(theta)
         blocks, walls = self._at(theta)
         if self.large:
             return RestrictedModel(blocks, walls, self._smooth(FUNCTIONS))
         number = round(PARTITION_FUNCTIONS * len(self.whole.points))
         return PartitionModel(blocks, walls, self._smooth(number) if walls.absorbing else None)
+
+    def _broken(self, theta: np.ndarray) -> BrokenModel:
+        key = theta.tobytes()
+        if key not in self._sharp:
+            if len(self._sharp) > 8:
+                self._sharp.clear()
+            blocks, walls = self._at(theta, 0.0)
+            number = round(FEW_BROKEN * len(self.whole.points))
+            self._sharp[key] = BrokenModel(
+                blocks, walls, self._smooth(number) if walls.absorbing else None, self._pattern)
+        return self._sharp[key]
+
+    @cached_property
+    def _pattern(self) -> Pattern:
+        return Pattern(self._at(self.start, 0.0)[0])
 
     @property
     def large(self) -> bool:
@@ -298,17 +322,21 @@ class Models:
                 self._forward, look.likelihood.acquisition, number)
         return self._engines[id(look)][1].signals(kappa)
 
-    def fit_resistance(self, labels: np.ndarray, theta: np.ndarray, look: Look) -> None:
+    def calibrate(self, labels: np.ndarray, theta: np.ndarray, look: Look) -> None:
         """Fit how much of open facets' resistance cells take over, to the full model at a shape.
 
-        No formula gives it; see `engines.shapes.blocks.Assembly`.
+        No formula gives it; see `engines.shapes.blocks.Assembly`. Where its walls are leaky, open
+        facets count in the model of sharp hypotheses from now on.
         """
-        full, trial = self.exact(labels, theta, look), []
+        self.leaky, full, trial = False, self.exact(labels, theta, look), []
         for self.resistance in TRIALS:
             trial.append(self.residual(self.partition(theta), labels, look) - full)
         slope = (trial[1] - trial[0]) / (TRIALS[1] - TRIALS[0])
         best = TRIALS[0] - (trial[0] @ slope) / max(slope @ slope, 1e-300)
         self.resistance = float(np.clip(best, 0.0, MOST))
+        walls = self._at(theta)[1]
+        self.leaky = (not self.large and not self.whole.periodic
+                      and float(np.max(walls.wall)) > LEAKY * walls.open)
 
 
 def _check_storage(problem: InverseProblem) -> None:

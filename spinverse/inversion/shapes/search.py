@@ -47,7 +47,7 @@ class Search:
         if self.models.whole.periodic:
             # a box without cells tells it, before ellipsoids make up for what it does to signals
             nothing = np.zeros(len(self.models.whole.cells), np.int8)
-            self.models.fit_resistance(nothing, self.models.start, self.first)
+            self.models.calibrate(nothing, self.models.start, self.first)
 
     @property
     def noisy(self) -> bool:
