@@ -11,6 +11,7 @@ from mpi4py import MPI
 import spinverse
 from spinverse import Acquisition, BlochTorrey, InputError, Permeability, Tissue
 from spinverse.engines.shapes.blocks import Assembly
+from spinverse.engines.shapes.broken import BrokenModel, Pattern
 from spinverse.engines.shapes.graded import GradedModel
 from spinverse.engines.shapes.partition import PartitionModel
 from spinverse.engines.shapes.propagation import Sweeps, steps
@@ -306,6 +307,19 @@ def test_few_functions_outside_tell_moves_as_all_do(mesh, whole):
                        for model in (few, full))
     change = expected[1:] - expected[0]
     assert np.linalg.norm(found[1:] - found[0] - change) < 0.01 * np.linalg.norm(change)
+
+
+@pytest.mark.parametrize("boundary", ["absorbing", "reflecting"])
+@pytest.mark.parametrize("case", ["tensor", "T2", "densities", "one density", "terms"])
+def test_broken_functions_of_any_tissue_are_tied_ones_where_facets_are_open(mesh, whole, boundary,
+                                                                           case):
+    tissue, terms, _ = CASES[case]
+    walls = Walls(0.5, 1e5, boundary == "absorbing")
+    blocks = blocks_of(mesh, whole, 1e5, tissue, terms)
+    sweeps, labels = Sweeps.of(TABLES["pgse"], 0.1), ball(whole)
+    found, wanted = (model.signals(labels, sweeps) for model in (
+        BrokenModel(blocks, walls, None, Pattern(blocks)), PartitionModel(blocks, walls)))
+    assert np.abs(found - wanted).max() < 5e-4 * np.abs(wanted).max()
 
 
 def test_the_splitting_is_of_second_order(mesh, whole):

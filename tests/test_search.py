@@ -568,6 +568,22 @@ def test_a_walk_finds_the_cells_that_were_flipped(mesh, whole):
     assert len(set(mesh.comm.allgather((walk.best.labels.tobytes(), walk.shapes)))) == 1
 
 
+@pytest.mark.parametrize("boundary", ["absorbing", "reflecting"])
+def test_open_facets_count_where_walls_leak(mesh, whole, boundary):
+    """What moves change is then that of the full model."""
+    truth, cells = ball(whole, 6.5), Cells(whole)
+    models = Models(problem_of(mesh, truth, boundary, directions=2, wall=0.5))
+    shapes = [truth, *(changed(truth, [move]) for move in cells.moves(truth)[::16])]
+    exact = np.array([models.exact(shape, models.start, models.all) for shape in shapes])
+    models.calibrate(truth, models.start, models.all)
+    assert models.leaky
+    off = []
+    for models.leaky in (True, False):
+        wrong = models.residuals(shapes, models.start, models.all) - exact
+        off.append(np.linalg.norm(wrong[1:] - wrong[0]) / np.linalg.norm(exact[1:] - exact[0]))
+    assert off[0] < 0.08 and off[0] < 0.2 * off[1]
+
+
 @pytest.mark.mpi
 def test_smooth_fits_near_the_data_are_of_the_full_model(coarse):
     """What the fast model is wrong by in a reflecting box does not keep them from the truth."""

@@ -17,12 +17,12 @@ from scipy.stats import qmc
 
 from ...engines.modal.matrix_formalism import MatrixFormalism
 from ...engines.shapes.blocks import Assembly, Blocks
+from ...engines.shapes.broken import BrokenModel, Pattern
 from ...engines.shapes.cut import CutModel
 from ...engines.shapes.cut_cells import Grid
 from ...engines.shapes.directions import DirectionBases
 from ...engines.shapes.effects import Effects
 from ...engines.shapes.graded import FLOOR, GradedModel
-from ...engines.shapes.broken import BrokenModel, Pattern
 from ...engines.shapes.partition import PartitionModel
 from ...engines.shapes.restricted import RestrictedModel
 from ...engines.shapes.smooth import Smooth, suits
@@ -47,13 +47,14 @@ FEWEST_MODES, MOST_MODES = 96, 300  # signals to 1e-5 on finer ones, too
 # them fields go astray beyond their labels
 FUNCTIONS, FEWER = 200, 60
 EFFECTS_STEP = 1.0  # ms, longest
-LEAKY = 2e-4  # permeability of walls over that of open facets from which on these count
+LEAKY = 4e-4  # permeability of walls over that of open facets from which on these count
 FEW_BROKEN = 1 / 4  # as `PARTITION_FUNCTIONS`, of `BrokenModel`
 RESISTANCE, TRIALS, MOST = 2.0, (1.0, 3.0), 4.0  # of open facets; values that fit it; bound
 UNIT = 1.6e-4  # mean square change of signals by a share at the edge, where `Models.unit` is 1
 DESIGN = 7, 28  # points to begin with, for each unknown number, and at most
 THETA_STEP = 0.1  # of a coordinate, for slopes by central differences
 FLAT = 1e-3  # of the curvature by an unknown number: keeps unknown ones apart
+LEAST_INSIDE = 1e-3  # of its range: a number nearer to the end is there
 ANSWER = 0.4  # of the coordinate: how far unknown numbers answer to another shape or assumption
 
 
@@ -120,6 +121,13 @@ class Models:
         points = qmc.Halton(len(unknown), scramble=False).random(number + 1)[1:]
         points = points[:, [unknown.index(name) for name in self.names]]
         return [self.start, *(low + points * (high - low))]
+
+    def at_an_end(self, labels: np.ndarray, theta: np.ndarray) -> bool:
+        """Whether an unknown number beside the wall is at the end of its range."""
+        low, high = self.bounds
+        near = LEAST_INSIDE * (high - low)
+        active = self.active(labels) & (np.array(self.names) != "wall_permeability")
+        return bool(np.any(active & ((theta < low + near) | (theta > high - near))))
 
     def _apply(self, theta: np.ndarray, labels: np.ndarray) -> Walls:
         return parameters.apply(self.values(theta), self._forward, self._walls,
@@ -238,7 +246,8 @@ class Models:
         return np.array(found).reshape(len(found), len(look.measured))
 
     def theta_step(self, labels: np.ndarray, theta: np.ndarray, slopes: np.ndarray,
-                   r: np.ndarray, longest: float, flat: float = FLAT) -> np.ndarray:
+                   r: np.ndarray, longest: float, flat: float = FLAT,
+                   noise: float | None = None) -> np.ndarray:
         """Coordinates after a Gauss-Newton step, kept in their ranges, ``(P,)``.
 
         Args:
@@ -248,8 +257,10 @@ class Models:
             r: residual, ``(N,)``.
             longest: of all changes.
             flat: damping, of the curvature by each.
+            noise: variance of the residuals; `floor` if None.
         """
-        active, precision = self.active(labels), self.floor * self.precision
+        noise = self.floor if noise is None else noise
+        active, precision = self.active(labels), noise * self.precision
         H, pull = slopes @ slopes.T, precision * (theta - self.start)
         # what the misfit, taken for noise, tells less of than the range does stays: damping that
         # vanishes with the misfit (Yamashita and Fukushima, Computing Suppl. 15, 239, 2001)

@@ -23,14 +23,20 @@ FEWER = 0.3  # of the whitened misfit with one cell less, to believe in one more
 # how often several cells are placed anew and fitted there: what a fit starts from has their shapes
 # about right, and hardly knows where they are
 PLACINGS = 2
+MOVED = 3  # other places of one cell where it is fitted again
 
 
 def smooth_shapes(search: Search, hypotheses: Sequence[Hypothesis], ledger: SearchLedger,
                   turn: int) -> list[Hypothesis]:
     """New starts, of as many cells as explain the data. Collective."""
     found = _fitted(search, ledger, turn)
+    if set(search.models.names) - {"wall_permeability"}:  # others make up for places
+        found = [smooth if smooth.hypothesis.cells > 1 else _moved(search, ledger, smooth)
+                 for smooth in found]
     result: list[Hypothesis] = []
-    found.sort(key=lambda smooth: smooth.white)
+    # what needs a number at the end of its range comes last
+    found.sort(key=lambda smooth: (search.models.at_an_end(
+        smooth.hypothesis.labels, smooth.hypothesis.theta), smooth.white))
     for k, smooth in enumerate(found[: search.settings.walks]):
         if smooth.hypothesis.cells > 1:
             smooth = _elsewhere(search, ledger, ledger.stream(turn, 5, k), smooth)
@@ -120,3 +126,14 @@ def _elsewhere(search: Search, ledger: SearchLedger, seed: tuple, smooth: Smooth
             break
         smooth = _fit(search, ledger, Hypothesis(there, scout.theta, origin=here.origin), RAGGED)
     return smooth
+
+
+def _moved(search: Search, ledger: SearchLedger, smooth: Smooth) -> Smooth:
+    """One cell, fitted again in places that explain more once unknown numbers have answered."""
+    here, surfaces = smooth.hypothesis, Surfaces(search.models, search.cells, search.first)
+    better = surfaces.elsewhere(here, search.placements.together(here.labels))[:MOVED]
+    ledger.spend(surfaces.shapes)
+    if better:
+        ledger.report("moved", here.misfit)
+    return min([smooth, *(_fit(search, ledger, there, RAGGED) for there in better)],
+               key=lambda each: each.white)
