@@ -175,7 +175,8 @@ class BrokenModel(PartitionModel):
         energy, Z = np.linalg.eigh(phi.T @ load)
         told = energy > TOLD_APART * energy[-1]
         Z = Z[:, told] / np.sqrt(energy[told])
-        slow, Q = np.linalg.eigh(-Z.T @ (phi.T @ (mass @ phi)) @ Z)  # -1 / (rate + s), slowest first
+        # of -1 / (rate + s): the slowest come first
+        slow, Q = np.linalg.eigh(-Z.T @ (phi.T @ (mass @ phi)) @ Z)
         modes = phi @ (Z @ (Q / np.sqrt(-slow)))
         positions = np.stack([modes.T @ (rho * (x[kept][:, kept] @ modes))
                               for x in self._positions])
