@@ -54,7 +54,7 @@ UNIT = 1.6e-4  # mean square change of signals by a share at the edge, where `Mo
 DESIGN = 7, 28  # points to begin with, for each unknown number, and at most
 THETA_STEP = 0.1  # of a coordinate, for slopes by central differences
 FLAT = 1e-3  # of the curvature by an unknown number: keeps unknown ones apart
-LEAST_INSIDE = 1e-3  # of its range: a number nearer to the end is there
+LEAST_INSIDE = 2e-2  # of its range: a number nearer to the end is there
 ANSWER = 0.4  # of the coordinate: how far unknown numbers answer to another shape or assumption
 
 
