@@ -126,8 +126,8 @@ class Surfaces:
 
         Compared once unknown numbers have answered, whitened by the effects of moves where it is.
 
-        In wrong places numbers of the outside make up for the place: a bent axon ended a fit with
-        one of 14 mesh cells wrong, all of it elsewhere, and water outside at 3.5 um^2/ms for 2.4.
+        In wrong places numbers of the outside make up for the place: a bent axon had all but 16
+        mesh cells after a fit, all of it elsewhere, and 3.5 um^2/ms outside for 2.4.
         """
         models = self.models
         W, _ = self._weights(self._effects(here)[1])

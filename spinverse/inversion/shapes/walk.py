@@ -234,7 +234,8 @@ class Walk:
                                       self.residuals([labels])[0] @ W, LONGEST, self._flat, noise)
             if np.abs(theta - self.theta).max() < SHORTEST:
                 return
-            most = loss(self.here)
+            # without moves the best is what a prior makes it, too
+            follows, most = self._surrogate is None and self.here is self.best, loss(self.here)
             known = self.theta, self._known, self._exact
             self._at(theta)
             self.here = self._centred(labels)
@@ -242,10 +243,11 @@ class Walk:
             if left > most:  # too far: the slopes are those of before
                 self.theta, self._known, self._exact = known
                 self.here = self._centred(labels)
+                self.best = self.here if follows else self.best
                 self._flat = min(LOOSER * self._flat, FLAT)
                 return
             self._flat /= LOOSER
-            if self.here.misfit < self.best.misfit:
+            if follows or self.here.misfit < self.best.misfit:
                 self.best = self.here
             if turn >= TUNINGS and left > most / 2:
                 break
