@@ -322,6 +322,17 @@ def test_broken_functions_of_any_tissue_are_tied_ones_where_facets_are_open(mesh
     assert np.abs(found - wanted).max() < 5e-4 * np.abs(wanted).max()
 
 
+def test_broken_functions_of_a_closed_box_decay_never(mesh, whole):
+    """Nothing leaves it; what is answered at rest makes rates of 0 negative where walls leak."""
+    blocks = blocks_of(mesh, whole)
+    pattern, cells, rng = Pattern(blocks), Cells(whole), np.random.default_rng(0)
+    model = BrokenModel(blocks, Walls(1.0, OPEN, False), None, pattern)
+    for _ in range(10):
+        labels = cells.repaired((rng.random(len(whole.cells)) < 0.5).astype(np.int8))
+        start = model.signals(labels, Sweeps.of(TABLES["pgse"], 0.5))[0]
+        assert start == pytest.approx(whole.volumes.sum(), rel=5e-4)
+
+
 def test_the_splitting_is_of_second_order(mesh, whole):
     model = PartitionModel(blocks_of(mesh, whole), Walls(WALL, OPEN, True))
     coarse, fine, exact = (model.signals(ball(whole), Sweeps.of(TABLES["pgse"], h))
