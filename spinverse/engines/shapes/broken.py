@@ -13,9 +13,9 @@ modes of other labels send through walls, F, is answered at rest beyond these fu
 
     - F^T ((A + s M)^-1 - phi (phi^T A phi + s)^-1 phi^T) F
 
-(static condensation; Guyan, AIAA J. 3, 380, 1965). What is so answered of one label does not act on
-that of another, for which a rate of 0 may come out negative: by up to 4e-5 of the answer (walls up to
-1 um/ms, closed box).
+(static condensation; Guyan, AIAA J. 3, 380, 1965). What is so answered of one label does not act
+on that of another, for which a rate of 0 may come out negative: by up to 4e-5 of the answer (walls
+up to 1 um/ms, closed box).
 """
 
 from __future__ import annotations
