@@ -28,11 +28,13 @@ from spinverse import (
 from spinverse.acquisition import TrapezoidPGSE
 from spinverse.acquisition.io import write_signals
 from spinverse.inversion.likelihood import Likelihood
-from spinverse.inversion.posterior import calibration, design, diagnostics, run
+from spinverse.inversion.posterior import calibration, design, diagnostics, nearby, run
 from spinverse.inversion.posterior.emulator import Emulator
+from spinverse.inversion.posterior.nearby import Nearby
 from spinverse.inversion.posterior.result import align, largest_expected_f1
 from spinverse.inversion.posterior.run import KEEPING, LEARNING, _Run, sample
-from spinverse.inversion.posterior.sampler import Place, Space, alone
+from spinverse.inversion.posterior.sampler import Place, Space, Tuned, alone
+from spinverse.inversion.shapes.cells import changed
 
 FEW = Sampling(samples=8, limit=8, chains=2, steps=1, learning=6, examples=40)
 
@@ -65,10 +67,10 @@ def cube():
 def once(model):
     known = {}
 
-    def ask(labels, theta):
-        key = labels.tobytes()
+    def ask(labels, theta, *step):
+        key = labels.tobytes(), step
         if key not in known:
-            known[key] = model(labels, theta)
+            known[key] = model(labels, theta, *step)
         return known[key]
     return ask
 
@@ -96,6 +98,17 @@ def test_density_is_that_of_rice():
     gauss = replace(made, rician=False)
     more, less = gauss.log_density(measured), gauss.log_density(measured + sigma)
     assert np.isclose(more - less, 3 / 2)
+
+
+@pytest.mark.parametrize("rician", [True, False])
+def test_slopes_of_the_density(rician):
+    measured, predicted, step = np.array([0.9, 0.1, 0.02]), np.array([1.0, 0.05, 0.01]), 1e-4
+    made = Likelihood(measured, np.ones(3), sigma=0.05, rician=rician)
+    first, second = made.slopes_of_log_density(predicted)
+    for k, unit in enumerate(step * np.eye(3)):
+        up, here, down = (made.log_density(predicted + sign * unit) for sign in (1, 0, -1))
+        assert np.isclose(first[k], (up - down) / (2 * step), rtol=1e-5, atol=1e-4)
+        assert np.isclose(second[k], -(up - 2 * here + down) / step**2, rtol=1e-3)
 
 
 def test_own_normalisation_does_not_know_the_unit():
@@ -263,7 +276,7 @@ def made_up(space):
     first, slope = rng.uniform(0.2, 1.0, size=(2, len(space.models.whole.cells), N))
     low, high = space.models.bounds[:, 0]
 
-    def predicted(labels, theta):
+    def predicted(labels, theta, *_):
         inside, x = (labels > 0) / len(labels), (theta[0] - low) / (high - low)
         return inside @ first + np.cos(5 * x) * (inside @ slope) ** 2
 
@@ -272,20 +285,19 @@ def made_up(space):
     return space
 
 
-@pytest.mark.parametrize(("sigma", "temperatures"), [(0.07, 5), (0.07, 2), (1e3, 5)])
-def test_sampler_against_enumeration(comm, sigma, temperatures):
-    """Shapes, and the permeability of the walls in tenths of its range: of a posterior with
-    emulator, temperatures and reservoir, and of the prior, where data say nothing."""
+def invented(sigma):
+    """A space with a model of no sense, and with measurements that it explains."""
     unknown = {"wall_permeability": Unknown(0.02, 0.001, 1.0)}
     space = Space(alone(problem_on([1, 1, 1], unknown=unknown)), ShapePrior())
     space = made_up(space.measured(replace(space.likelihood, sigma=sigma)))
+    low, high = space.models.bounds[:, 0]
+    measured = space.exact(allowed(space)[5], np.array([0.3 * low + 0.7 * high]))
+    return made_up(space.measured(replace(space.likelihood, measured=measured)))
+
+
+def as_enumerated(space, bias, found):
+    """Shapes, and the permeability of the walls in tenths of its range."""
     shapes, (low, high) = allowed(space), space.models.bounds[:, 0]
-    measured = space.exact(shapes[5], np.array([0.3 * low + 0.7 * high]))
-    space = made_up(space.measured(replace(space.likelihood, measured=measured)))
-    sampling = Sampling(samples=500, chains=2, temperatures=temperatures, steps=1, learning=30,
-                        examples=60)
-    found, bias = sampled(space, sampling, comm)
-    assert np.allclose(bias, 0.01)
     grid = low + (np.arange(400) + 0.5) / 400 * (high - low)
     log_p = np.array([[space.prior.log_density(s, np.array([x])) + space.likelihood.log_density(
         np.maximum(space.predicted(s, np.array([x])) + bias, 0.0)) for x in grid] for s in shapes])
@@ -300,6 +312,135 @@ def test_sampler_against_enumeration(comm, sigma, temperatures):
     drawn = [distance(shares(rng.choice(every, len(keys), p=list(exact.values())).tolist()),
                       dict(zip(every.tolist(), exact.values(), strict=True))) for _ in range(10)]
     assert distance(shares(keys), exact) < 2.5 * np.mean(drawn)
+
+
+@pytest.mark.parametrize(("sigma", "temperatures", "rare"), [
+    (0.07, 5, 0.1), (0.07, 2, 0.1), (0.07, 2, np.inf), (1e3, 5, 0.1)])
+def test_sampler_against_enumeration(comm, monkeypatch, sigma, temperatures, rare):
+    """Of a posterior with emulator, temperatures and reservoir, also with sets of moves, and of
+    the prior, where data say nothing."""
+    monkeypatch.setattr(run, "RARE", rare)
+    space = invented(sigma)
+    sampling = Sampling(samples=500, chains=2, temperatures=temperatures, steps=1, learning=30,
+                        examples=60)
+    found, bias = sampled(space, sampling, comm)
+    assert np.allclose(bias, 0.01)
+    as_enumerated(space, bias, found)
+
+
+def near_of(space):
+    """Its sets of moves, by numbers that are not those of a chain."""
+    emulator = Emulator(space.features, space.likelihood, np.zeros((space.features.ends[-1], 1)),
+                        np.ones(1))
+    return Nearby(space, Tuned(emulator, np.ones(1), np.ones(1), np.full(
+        len(space.likelihood), 0.01), space.models.start, True))
+
+
+class Chosen:
+    """In place of a generator: draws a set of a picture."""
+
+    def __init__(self, picture, k):
+        until = np.cumsum(picture.weights)
+        self.value = (until[k] - 0.5 * picture.weights[k]) / until[-1]
+
+    def random(self):
+        return self.value
+
+    def normal(self, size):
+        return np.zeros(size)
+
+
+def test_sets_of_moves_go_back_as_often():
+    """Detailed balance of all pairs of some shapes, of a model that is far from linear."""
+    space = Space(alone(problem_on([2, 1, 1], wall_permeability=0.01)), ShapePrior())
+    rng, N = np.random.default_rng(1), len(space.likelihood)
+    first, second = rng.uniform(0.2, 1.0, size=(2, 12, N))
+
+    def predicted(labels, *_):
+        return (labels > 0) @ first / 12 + 0.3 * ((labels > 0) @ second / 12) ** 2
+
+    shapes, none, flow = [shape for shape in allowed(space) if shape[0]], np.zeros(0), {}
+    space = space.measured(replace(space.likelihood, sigma=0.1, measured=predicted(shapes[9])))
+    space.__dict__["predicted"] = predicted
+    near = near_of(space)
+    for x in shapes:
+        here = x, none, space.predicted(x)
+        L = float(near.tuned.log_likelihood(here[2]))
+        picture = near.picture(*here)
+        for k in range(len(picture.weights)):
+            y, _, chance = near.step(Chosen(picture, k), here, L, False)
+            if chance:
+                flow[x.tobytes(), y[0].tobytes()] = (
+                    L + space.prior.log_density(x, none) + np.log(chance)
+                    + np.log(picture.weights[k] / picture.weights.sum()))
+    both = [(value, flow[b, a]) for (a, b), value in flow.items() if (b, a) in flow]
+    assert len(both) > 1000
+    np.testing.assert_allclose(*np.transpose(both), rtol=1e-9)
+    ends = {shape.tobytes() for shape in shapes}
+    assert all((b, a) in flow for a, b in flow if b in ends)
+
+
+def test_sets_of_moves_leave_numbers_as_they_are():
+    """Of one shape, which is all but certain, and a model that is far from linear in them."""
+    space = invented(0.07)
+    near, rng, chain = near_of(space), np.random.default_rng(0), []
+    labels, theta = allowed(space)[5], space.models.start
+    z = labels, theta, space.predicted(labels, theta)
+    L = float(near.tuned.log_likelihood(z[2]))
+    for _ in range(3000):
+        y, there, chance = near.step(rng, z, L, False)
+        if y is not None and rng.random() < chance:
+            z, L = y, there
+        chain.append(z)
+    assert near.solved < 40 * len(allowed(space))  # effects of a shape are computed once
+    as_enumerated(space, near.tuned.bias, {"labels": np.array([each[0] for each in chain[::6]]),
+                                           "theta": np.array([each[1] for each in chain[::6]])})
+
+
+def test_sets_of_up_to_four_are_all_that_are_likely():
+    """Against all sets, with two moves that exclude each other."""
+    rng, n = np.random.default_rng(0), 9
+    single, Q = rng.normal(-6, 5, n), rng.normal(0, 6, (n, n))
+    Q += Q.T
+    Q[2, 5] = Q[5, 2] = -1e6
+    sets, values = nearby.likely(single, Q, True)
+    wanted = {}
+    for size in range(5):
+        for chosen in itertools.combinations(range(n), size):
+            v = single[list(chosen)].sum() + sum(Q[i, j] for i, j in itertools.combinations(
+                chosen, 2))
+            wanted[chosen + (n,) * (4 - size)] = v
+    best = max(wanted.values())
+    wanted = {key: v for key, v in wanted.items() if v > max(best, 0.0) - nearby.NEAR}
+    assert {tuple(row) for row in sets.tolist()} == set(wanted)
+    for row, value in zip(sets.tolist(), values, strict=True):
+        assert np.isclose(value, wanted[tuple(row)], atol=1e-4)
+
+
+def test_what_moves_change_of_the_prior(two):
+    """Against the prior itself: its area exactly, its volume to second order."""
+    labels = two_cells(two)
+    moves = [move for move in two.cells.moves(labels)]
+    wide = Space(two.problem, replace(two.shapes, volume_spread=np.inf), 2).prior
+    single, Q = wide.changes(labels, moves)
+    np.testing.assert_allclose(Q, Q.T)
+    for i, j in itertools.combinations(range(len(moves)), 2):
+        if moves[i][0] == moves[j][0]:
+            continue
+        there = changed(labels, [moves[i], moves[j]])
+        if there.max() < 2:
+            continue
+        made = wide.log_density(there, two.models.start) - wide.log_density(
+            labels, two.models.start)
+        assert np.isclose(made, single[i] + single[j] + Q[i, j])
+    loose = Space(two.problem, replace(two.shapes, volume_spread=50.0), 2).prior
+    with_volume, pairs = loose.changes(labels, moves)
+    for i, move in enumerate(moves):
+        there = changed(labels, [move])
+        made = [prior.log_density(there, two.models.start) - prior.log_density(
+            labels, two.models.start) for prior in (loose, wide)]
+        found = with_volume[i] + 0.5 * pairs[i, i] - single[i]
+        assert abs(made[0] - made[1] - found) < 0.3 * abs(made[0] - made[1]) + 1e-9
 
 
 @pytest.mark.slow

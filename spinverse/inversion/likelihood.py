@@ -215,16 +215,34 @@ class Likelihood:
             predicted: `normalised` magnitudes, ``(..., N)``.
             variance: of errors of the prediction, ``(N,)``, on top of that of the noise.
         """
-        variance = self.sigma**2 + variance
-        if self.references is not None:
-            predicted = predicted * ((predicted * self._unlifted) @ self._together) / np.maximum(
-                predicted**2 @ self._together, 1e-300)
+        variance, predicted = self.sigma**2 + variance, self.matched(predicted)
         left = -0.5 * (self.measured - predicted) ** 2 / variance
         if self.rician:  # I0 is exp of its argument times i0e
             left += np.log(i0e(self.measured * predicted / variance) / variance)
         else:
             left -= 0.5 * np.log(variance)
         return left.sum(axis=-1)
+
+    def matched(self, predicted: np.ndarray) -> np.ndarray:
+        """`normalised` magnitudes ``(..., N)`` times the factors that `log_density` gives them."""
+        if self.references is None:
+            return predicted
+        return predicted * ((predicted * self._unlifted) @ self._together) / np.maximum(
+            predicted**2 @ self._together, 1e-300)
+
+    def slopes_of_log_density(self, matched: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """First derivatives by each of `matched` magnitudes, and minus the second ones, ``(N,)``.
+
+        Their factors are held.
+        """
+        variance = self.sigma**2
+        if not self.rician:
+            return (self.measured - matched) / variance, np.full(len(self), 1 / variance)
+        z = self.measured * matched / variance
+        ratio = i1e(z) / i0e(z)
+        over = np.divide(ratio, z, out=np.full_like(z, 0.5), where=z > 1e-6)
+        return ((self.measured * ratio - matched) / variance,
+                1 / variance - (self.measured / variance) ** 2 * (1 - over - ratio**2))
 
     def drawn(self, predicted: np.ndarray, rng: np.random.Generator) -> Likelihood:
         """Of measurements drawn from `log_density`, at `normalised` magnitudes ``(N,)``."""

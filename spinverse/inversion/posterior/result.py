@@ -89,6 +89,11 @@ class Posterior:
         """Labels of the likeliest sample, ``(Nt,)``."""
         return self.labels[int(self.log_likelihood.argmax())]
 
+    @cached_property
+    def shapes(self) -> int:
+        """How many are different; the same elsewhere or reflected counts once."""
+        return len(np.unique(self.aligned, axis=0))
+
     @property
     def of_cells(self) -> dict[str, np.ndarray]:
         """What there is of each mesh cell, ``(Nt,)`` by name: for ``posterior.vtu``."""
@@ -119,6 +124,7 @@ class Posterior:
             for name, values in {**self.quantities, **self.theta}.items()
             if np.isfinite(values).any()}
         return {"samples": len(self.labels), "chains": len(np.unique(self.chain)),
+                "different_shapes": self.shapes,
                 "quantities": rows, "r_hat": self.r_hat, "effective_samples": self.effective,
                 "expected_f1": self.expected_f1, "acceptance": self.acceptance,
                 "correction": self.correction, "solves": self.solves,
@@ -152,8 +158,8 @@ class Posterior:
     def describe(self) -> list[str]:
         """Lines for people."""
         lines = [f"posterior: {len(self.labels)} samples of {len(np.unique(self.chain))} chains, "
-                 f"{self.solves} partitions computed; expected F1 {self.expected_f1:.2f} of the "
-                 "shape that has most of it"]
+                 f"{self.shapes} different shapes, {self.solves} partitions computed; expected F1 "
+                 f"{self.expected_f1:.2f} of the shape that has most of it"]
         for name, unit in (("volume", "um^3"), ("surface_to_volume", "1/um"),
                            ("permeability", "um/ms"), ("exchange_time", "ms")):
             low, high = self.interval(name)

@@ -36,7 +36,9 @@ LEARNING, KEEPING = 6, 4  # rounds before samples are kept, and of samples, at t
 BLOCKS = 4  # of so many rounds of samples at most, unless a limit is given
 FIRST_LENGTH = 20  # moves that the emulator alone decides, to begin with
 LEARNT = 1500  # likeliest examples, that the emulator first learns from
-STATE = ("round", "betas", "lengths", "bias", "decided", "rejected", "moves", "solves")
+STATE = ("round", "betas", "lengths", "bias", "reference", "few", "decided", "rejected", "moves",
+         "sets", "solves")
+RARE = 0.1  # other shapes a step: where chains come to fewer, sets of moves are tried
 CHECKED = 12  # samples whose log-likelihood the full model computes
 
 
@@ -174,6 +176,8 @@ class _Run:
         self.samples: list[Arrays] = []
         self.decided = np.zeros((2, sampling.temperatures))
         self.moves = np.zeros((len(space.moves.kinds), 2))
+        self.sets, self.few = np.zeros(2), 0
+        self.reference = space.models.start
         self.solves = 0
 
     @property
@@ -231,7 +235,7 @@ class _Run:
         self._features = np.vstack([known, *new]) if len(known) else np.array(new)
         self.tuned = Tuned(Emulator.learnt(space.features, space.likelihood, self._features,
                                            self.examples["predicted"]),
-                           self.betas, self.lengths, self.bias)
+                           self.betas, self.lengths, self.bias, self.reference, bool(self.few))
 
     def advance(self) -> None:
         """One round of all chains, and what is adapted after it."""
@@ -241,7 +245,7 @@ class _Run:
 
         def one(c):
             state, samples, met = advance(space, self.tuned, self.chains[c],
-                                          (s.seed, c, number + 2), steps, s.steps)
+                                          (s.seed, c, number + 2), steps, s.steps, learning)
             x = state["labels"][0], state["theta"][0]
             bias = space.exact(*x) - state["predicted"][0] if learning and number % 2 else None
             return state, samples, met, bias
@@ -249,7 +253,7 @@ class _Run:
         found = self._shared(one)
         self.chains = [each[0] for each in found]
         met = [each[2] for each in found]
-        self.solves += sum(len(each["predicted"]) for each in met)
+        self.solves += sum(len(each["predicted"]) + each["solved"] for each in met)
         self.round += 1
         if not learning:
             for c, (_, samples, _, _) in enumerate(found):
@@ -257,6 +261,7 @@ class _Run:
             self.decided += sum(each["decided"] for each in met)
             self.rejected += sum(each["rejected"] for each in met)
             self.moves += sum(each["moves"] for each in met)
+            self.sets += sum(each["sets"] for each in met)
             return
         met = [{**each, "prior": np.zeros(len(each["theta"]), bool)} for each in met]
         self.examples = {name: np.concatenate([self.examples[name], *(e[name] for e in met)])
@@ -265,6 +270,8 @@ class _Run:
         self.betas = spaced(self.betas, rejected[0] / np.maximum(rejected[1], 1))
         self.lengths = longer(self.lengths, np.where(
             decided[1], decided[0] / np.maximum(decided[1], 1), WANTED))
+        self.few = int(sum(each["shapes"] for each in met) < RARE * steps * s.chains)
+        self.reference = np.mean([state["theta"][0] for state in self.chains], axis=0)
         if found[0][3] is not None:
             self.bias = np.mean([each[3] for each in found], axis=0)
         self._learn()
@@ -314,6 +321,8 @@ class _Run:
                       "exchanges between temperatures": 1 - float(rejected[:-1].max())}
         acceptance |= {f"{kind} by the emulator": float(a / max(n, 1)) for kind, (n, a) in zip(
             self.space.moves.kinds, self.moves, strict=True)}
+        if self.sets[0]:
+            acceptance["sets of moves"] = float(self.sets[1] / self.sets[0])
         return made(self.space, samples, facets, acceptance, self._correction(samples),
                     self.solves)
 

@@ -30,11 +30,12 @@ from ...mesh.distributed import Mesh
 from ...mesh.whole import WholeMesh
 from ..likelihood import Likelihood
 from ..problem import InverseProblem
-from ..shapes.cells import Cells
+from ..shapes.cells import EXACT, Cells
 from ..shapes.ellipsoids import ellipsoid_labels, random_ellipsoid
 from ..shapes.models import PARTITION_STEP, Models
 from .emulator import Emulator, Features
-from .moves import Moves
+from .moves import Moves, moved
+from .nearby import Nearby
 from .prior import Prior, ShapePrior
 
 HOTTEST = 0.05  # smallest beta to begin with
@@ -109,6 +110,11 @@ class Space:
         return self.models.whole.areas.tolist()
 
     @cached_property
+    def effects(self) -> dict[bytes, tuple]:
+        """What single moves do, see `nearby`."""
+        return {}
+
+    @cached_property
     def features(self) -> Features:
         return Features(self.prior, self.moves, self.models)
 
@@ -125,11 +131,12 @@ class Space:
         other.__dict__.update({name: getattr(self, name) for name in made})
         return other
 
-    def predicted(self, labels: np.ndarray, theta: np.ndarray) -> np.ndarray:
-        """Normalised magnitudes by the fast model, ``(N,)``."""
+    def predicted(self, labels: np.ndarray, theta: np.ndarray,
+                  step: float = PARTITION_STEP) -> np.ndarray:
+        """Normalised magnitudes by the fast model with steps of ``step`` ms at most, ``(N,)``."""
         model = self.models.partition(theta)
         return self.likelihood.normalised(model.signals(
-            labels, self.models.all.sweeps(PARTITION_STEP, model.kind)))
+            labels, self.models.all.sweeps(step, model.kind)))
 
     def exact(self, labels: np.ndarray, theta: np.ndarray) -> np.ndarray:
         """Normalised magnitudes by the full model, ``(N,)``."""
@@ -261,12 +268,16 @@ class Tuned:
         betas: of the levels, from 1 on.
         lengths: moves that the emulator alone decides, of each level.
         bias: ``(N,)`` full model minus fast model, normalised magnitudes.
+        reference: ``(P,)`` numbers that effects of single moves are computed at.
+        sets: whether sets of moves are tried, see `nearby`.
     """
 
     emulator: Emulator
     betas: np.ndarray
     lengths: np.ndarray
     bias: np.ndarray
+    reference: np.ndarray
+    sets: bool
 
     def log_likelihood(self, predicted: np.ndarray) -> np.ndarray:
         """Of predictions of the fast model ``(..., N)``, ``(...)``."""
@@ -334,7 +345,7 @@ def begin(space: Space, known: Arrays, seed: tuple, start: tuple[np.ndarray, np.
 
 
 def advance(space: Space, tuned: Tuned, state: Arrays, seed: tuple, steps: int, keep: int,
-            ) -> tuple[Arrays, Arrays, Arrays]:
+            climbing: bool = False) -> tuple[Arrays, Arrays, Arrays]:
     """Some steps of a chain.
 
     Args:
@@ -342,12 +353,14 @@ def advance(space: Space, tuned: Tuned, state: Arrays, seed: tuple, steps: int, 
         state: of `begin`, or of before.
         seed: of this part of the chain.
         steps: each takes one or no partition.
-        keep: every so many steps a sample is kept.
+        keep: every so many steps a sample is kept, and a set of moves tried, if they are.
+        climbing: sets that are likelier are taken, whatever the way back: not for samples.
 
     Returns:
         The state after them; samples (labels, theta, log-likelihood); and what was met:
         partitions that were computed, decisions of each level, rejections between levels, tried and
-        accepted moves of the first.
+        accepted moves of the first; how many shapes the first came to without sets, and tried and
+        accepted sets; how many partitions effects of single moves took.
     """
     rng, emulator, prior = np.random.default_rng(seed), tuned.emulator, space.prior
     n, betas = len(tuned.betas), tuned.betas
@@ -359,6 +372,7 @@ def advance(space: Space, tuned: Tuned, state: Arrays, seed: tuple, steps: int, 
     tally = np.zeros((len(space.moves.kinds), 2))
     kept: list[tuple] = []
     met: list[tuple] = []
+    near, shapes, sets = Nearby(space, tuned), 0.0, np.zeros(2)
 
     def error(labels, theta, value):
         return value - emulator.log_likelihood(labels, theta, prior.walls(labels))
@@ -385,8 +399,17 @@ def advance(space: Space, tuned: Tuned, state: Arrays, seed: tuple, steps: int, 
             there = float(tuned.log_likelihood(met[-1][2]))
             gain = betas[j] * (error(*y, there) - error(labels, theta, L[j]))
             decided[:, j] += min(1.0, np.exp(min(0.0, gain))), 1
+            if not j and _another(space, labels, y[0]):
+                shapes += min(1.0, np.exp(min(0.0, gain)))
             if np.log(1.0 - rng.random()) < gain:
                 z[j], L[j] = met[-1], there
+        if tuned.sets and (step + 1) % keep == 0:
+            y, there, chance = near.step(rng, z[0], L[0], climbing)
+            sets += 1, chance
+            if y is not None:
+                met.append(y)
+                if rng.random() < chance:
+                    z[0], L[0] = y, there
         for j in range(step % 2, n - 1, 2):
             gain = (betas[j] - betas[j + 1]) * (L[j + 1] - L[j])
             rejected[:, j] += 1 - min(1.0, np.exp(min(0.0, gain))), 1
@@ -399,7 +422,17 @@ def advance(space: Space, tuned: Tuned, state: Arrays, seed: tuple, steps: int, 
     samples = _columns(kept, ("labels", "theta"), state) | {
         "log_likelihood": np.array([row[2] for row in kept])}
     found = _columns(met, ("labels", "theta", "predicted"), state)
-    return after, samples, found | {"decided": decided, "rejected": rejected, "moves": tally}
+    return after, samples, found | {
+        "decided": decided, "rejected": rejected, "moves": tally, "shapes": shapes, "sets": sets,
+        "solved": near.solved}
+
+
+def _another(space: Space, labels: np.ndarray, new: np.ndarray) -> bool:
+    """Whether a shape is another one, not the same elsewhere or reflected."""
+    if not np.allclose(space.prior.sizes(labels), space.prior.sizes(new), rtol=EXACT):
+        return True
+    return not np.array_equal(labels, new) and not any(
+        np.array_equal(new, moved(labels, source)) for _, _, source in space.cells.maps)
 
 
 def _columns(rows: list[tuple], names: tuple[str, ...], like: Arrays) -> Arrays:
