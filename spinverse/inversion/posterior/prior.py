@@ -107,7 +107,8 @@ class Prior:
             is exact for moves of different cells.
         """
         V, n = self.sizes(labels)[0], len(moves)
-        sides, areas, turned = self.whole.sides.tolist(), self.whole.areas.tolist(), {}
+        sides, areas = self.whole.sides.tolist(), self.whole.areas.tolist()
+        turned: dict[int, list[int]] = {}
         single, Q = np.zeros(n), np.zeros((n, n))
         for k, (cell, _) in enumerate(moves):
             turned.setdefault(cell, []).append(k)

@@ -253,7 +253,7 @@ class _Run:
         found = self._shared(one)
         self.chains = [each[0] for each in found]
         met = [each[2] for each in found]
-        self.solves += sum(len(each["predicted"]) + each["solved"] for each in met)
+        self.solves += sum(len(each["predicted"]) + int(each["solved"]) for each in met)
         self.round += 1
         if not learning:
             for c, (_, samples, _, _) in enumerate(found):

@@ -423,8 +423,8 @@ def advance(space: Space, tuned: Tuned, state: Arrays, seed: tuple, steps: int, 
         "log_likelihood": np.array([row[2] for row in kept])}
     found = _columns(met, ("labels", "theta", "predicted"), state)
     return after, samples, found | {
-        "decided": decided, "rejected": rejected, "moves": tally, "shapes": shapes, "sets": sets,
-        "solved": near.solved}
+        "decided": decided, "rejected": rejected, "moves": tally, "sets": sets,
+        "shapes": np.array(shapes), "solved": np.array(near.solved)}
 
 
 def _another(space: Space, labels: np.ndarray, new: np.ndarray) -> bool:
