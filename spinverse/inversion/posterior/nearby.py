@@ -179,7 +179,7 @@ class Nearby:
         Of normalised magnitudes, at the reference's numbers.
         """
         space, theta = self.space, self.tuned.reference
-        key, known = labels.tobytes() + theta.tobytes(), space.effects
+        key, known = labels.tobytes(), self.tuned.effects
         if key in known:
             return known[key]
         if len(known) >= KEPT:

@@ -17,7 +17,7 @@ samples are kept.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf, log
 
@@ -43,6 +43,7 @@ LENGTHS = 5, 2000  # moves of x that the emulator alone decides: fewest, most
 WANTED = 0.4  # of such moves that the fast model should accept
 APART = 500  # moves of the prior between two that are kept: volumes are half forgotten
 CHOICE = 10.0  # effective number of examples that is a choice
+RARER = 2  # times as many steps between sets of moves while climbing: some tens of sets are enough
 TRIES = 100  # drawings of a first shape
 
 Arrays = dict[str, np.ndarray]
@@ -108,11 +109,6 @@ class Space:
     def areas(self) -> list[float]:
         """Of facets, um^2."""
         return self.models.whole.areas.tolist()
-
-    @cached_property
-    def effects(self) -> dict[bytes, tuple]:
-        """What single moves do, see `nearby`."""
-        return {}
 
     @cached_property
     def features(self) -> Features:
@@ -270,6 +266,7 @@ class Tuned:
         bias: ``(N,)`` full model minus fast model, normalised magnitudes.
         reference: ``(P,)`` numbers that effects of single moves are computed at.
         sets: whether sets of moves are tried, see `nearby`.
+        effects: of single moves, by shape: what has been computed.
     """
 
     emulator: Emulator
@@ -278,6 +275,7 @@ class Tuned:
     bias: np.ndarray
     reference: np.ndarray
     sets: bool
+    effects: dict[bytes, tuple] = field(default_factory=dict)
 
     def log_likelihood(self, predicted: np.ndarray) -> np.ndarray:
         """Of predictions of the fast model ``(..., N)``, ``(...)``."""
@@ -353,7 +351,8 @@ def advance(space: Space, tuned: Tuned, state: Arrays, seed: tuple, steps: int, 
         state: of `begin`, or of before.
         seed: of this part of the chain.
         steps: each takes one or no partition.
-        keep: every so many steps a sample is kept, and a set of moves tried, if they are.
+        keep: every so many steps a sample is kept, and a set of moves tried, if they are (`RARER`
+            while climbing).
         climbing: sets that are likelier are taken, whatever the way back: not for samples.
 
     Returns:
@@ -403,7 +402,7 @@ def advance(space: Space, tuned: Tuned, state: Arrays, seed: tuple, steps: int, 
                 shapes += min(1.0, np.exp(min(0.0, gain)))
             if np.log(1.0 - rng.random()) < gain:
                 z[j], L[j] = met[-1], there
-        if tuned.sets and (step + 1) % keep == 0:
+        if tuned.sets and (step + 1) % (RARER * keep if climbing else keep) == 0:
             y, there, chance = near.step(rng, z[0], L[0], climbing)
             sets += 1, chance
             if y is not None:
