@@ -518,6 +518,8 @@ import sys; sys.path.insert(0, {tests!r})
 from dataclasses import replace
 from test_posterior import FEW, problem_on, digest
 import spinverse
+from spinverse.inversion.posterior import run
+run.RARE = {rare}
 found = spinverse.posterior(problem_on([1, 1, 1], wall_permeability=0.01),
                             replace(FEW, limit=24))
 if found.chain.size and spinverse.mesh.build(spinverse.mesh.box, [1, 1, 1], cells=[1, 1, 1]
@@ -531,19 +533,25 @@ def digest(found):
         found.log_likelihood, 6).tobytes()).hexdigest()
 
 
-def test_two_ranks_draw_the_same(request):
-    program = PROGRAM.format(tests=str(request.path.parent))
+@pytest.mark.parametrize("rare", ["0", "float('inf')"])
+def test_two_ranks_draw_the_same(request, rare):
+    """Without sets of moves and with them."""
+    program = PROGRAM.format(tests=str(request.path.parent), rare=rare)
     lines = [[line for line in run_mpi(n, "-c", program).splitlines() if "digest" in line]
              for n in (1, 2)]
     assert len(lines[0]) == 1 and lines[0] == lines[1]
 
 
-def test_going_on_gives_the_same(cube, comm):
+@pytest.mark.parametrize("rare", [0.0, np.inf])
+def test_going_on_gives_the_same(cube, comm, monkeypatch, rare):
+    """Without sets of moves and with them."""
+    monkeypatch.setattr(run, "RARE", rare)
     kept, facets = [], np.zeros((len(cube.models.whole.facets), 3), int)
     whole = sample(cube, FEW, comm, facets, keep=kept.append)
     for state in (kept[2], kept[-2]):
         again = sample(cube, FEW, comm, facets, saved=state)
         assert digest(again) == digest(whole)
+    assert ("sets of moves" in whole.acceptance) == bool(rare)
     with pytest.raises(InputError, match="state to go on from has no"):
         sample(cube, replace(FEW, chains=3), comm, facets, saved=kept[0])
 
