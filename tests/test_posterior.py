@@ -380,6 +380,23 @@ def test_sets_of_moves_go_back_as_often():
     assert all((b, a) in flow for a, b in flow if b in ends)
 
 
+def test_sets_of_moves_where_nothing_else_is_likely():
+    """A shape that data leave no doubt of, and one of which every mesh cell is."""
+    space = Space(alone(problem_on([2, 1, 1], wall_permeability=0.01)), ShapePrior())
+    first = np.random.default_rng(1).uniform(0.2, 1.0, (12, len(space.likelihood)))
+    shape = allowed(space)[100]
+    space = space.measured(replace(space.likelihood, sigma=1e-4, measured=shape @ first / 12))
+    space.__dict__["predicted"] = lambda labels, *_: labels @ first / 12
+    near, none = near_of(space), np.zeros(0)
+    near.tuned.bias[:] = 0.0
+    for labels in (shape, np.ones(12, np.int8)):
+        here = labels, none, space.predicted(labels)
+        L = float(near.tuned.log_likelihood(here[2]))
+        y, _, chance = near.step(np.random.default_rng(0), here, L, False)
+        assert chance < 1e-4 and (y is None or len(near.picture(*here).sets))
+    assert not len(near.picture(shape, none, space.predicted(shape)).sets)
+
+
 def test_sets_of_moves_leave_numbers_as_they_are():
     """Of one shape, which is all but certain, and a model that is far from linear in them."""
     space = invented(0.07)

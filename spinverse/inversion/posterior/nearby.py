@@ -117,6 +117,8 @@ class Nearby:
         """
         space, labels, theta = self.space, here[0], here[1]
         picture = self.picture(labels, theta, here[2])
+        if not len(picture.sets):  # nothing near is as likely by far
+            return None, 0.0, 0.0
         k = picture.drawn(rng)
         moves, theta_there = picture.moves(k), theta.copy()
         active = space.models.active(labels)
@@ -166,7 +168,7 @@ class Nearby:
         inverse = np.linalg.inv(H)
         single, Q = single - C.T @ inverse @ b, Q + C.T @ inverse @ C
         single = single + 0.5 * np.diag(Q)
-        cells = np.array([cell for cell, _ in moves])
+        cells = np.array([cell for cell, _ in moves], int)
         Q[cells[:, None] == cells] = APART
         sets, v = likely(single, Q, bool(len(H)))
         return Picture({move: k for k, move in enumerate(moves)}, sets, 1 / (1 + np.exp(-v)),
@@ -197,7 +199,7 @@ class Nearby:
         T = np.array([(seen(labels, theta + THETA_STEP * unit)
                        - seen(labels, theta - THETA_STEP * unit)) / (2 * THETA_STEP)
                       for unit in np.eye(len(theta))[space.models.active(labels)]])
-        known[key] = moves, E, T.reshape(-1, len(middle))
+        known[key] = moves, E.reshape(-1, len(middle)), T.reshape(-1, len(middle))
         return known[key]
 
 
@@ -241,6 +243,6 @@ def likely(single: np.ndarray, Q: np.ndarray, none: bool) -> tuple[np.ndarray, n
     sets = np.concatenate([np.column_stack([np.sort(each, axis=1), np.full(
         (len(each), 4 - each.shape[1]), n)]) for each, _ in found])
     v = np.concatenate([value for _, value in found]).astype(float)
-    near = v > max(limit, v.max() - NEAR)
+    near = v > max(limit, v.max(initial=0.0) - NEAR)
     sets, first = np.unique(sets[near], axis=0, return_index=True)
     return sets, v[near][first]
