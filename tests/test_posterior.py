@@ -31,7 +31,12 @@ from spinverse.inversion.likelihood import Likelihood
 from spinverse.inversion.posterior import calibration, design, diagnostics, nearby, run
 from spinverse.inversion.posterior.emulator import Emulator
 from spinverse.inversion.posterior.nearby import Nearby
-from spinverse.inversion.posterior.result import align, largest_expected_f1
+from spinverse.inversion.posterior.result import (
+    JUDGED,
+    align,
+    diagnosed,
+    largest_expected_f1,
+)
 from spinverse.inversion.posterior.run import KEEPING, LEARNING, _Run, sample
 from spinverse.inversion.posterior.sampler import Place, Space, Tuned, alone
 from spinverse.inversion.shapes.cells import changed
@@ -514,6 +519,17 @@ def test_alignment_undoes_a_reflection(two):
     labels[1] = labels[0][two.moves.mirror]
     assert not np.array_equal(labels[0], labels[1])
     assert np.array_equal(align(two, labels, labels[0])[1], labels[0])
+
+
+def test_chains_of_one_shape_and_its_reflection_agree():
+    """Whose volumes differ by the rounding of the mesh."""
+    rng, chain = np.random.default_rng(0), np.repeat([0, 1], 50)
+    volume = 1827.16 + 8e-5 * (rng.random(100) < np.where(chain, 0.9, 0.1))
+    found = {name: volume for name in JUDGED}
+    r_hat, effective = diagnosed(found, chain)
+    assert set(r_hat.values()) == {1.0} and np.isnan(list(effective.values())).all()
+    r_hat, _ = diagnosed({name: volume + 30 * chain for name in JUDGED}, chain)
+    assert min(r_hat.values()) > 1.05
 
 
 def test_diagnostics():

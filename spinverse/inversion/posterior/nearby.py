@@ -147,7 +147,7 @@ class Nearby:
         key = labels.tobytes() + theta.tobytes()
         if key not in self._pictures:
             if len(self._pictures) >= KEPT:
-                self._pictures.clear()
+                self._pictures.pop(next(iter(self._pictures)))
             self._pictures[key] = self._picture(labels, theta, predicted)
         return self._pictures[key]
 
@@ -187,8 +187,7 @@ class Nearby:
         if len(known) >= KEPT:
             known.pop(next(iter(known)))
         match = self.tuned.emulator.likelihood.matched
-        moves = [move for move in space.cells.moves(labels)
-                 if space.cells.allowed(changed(labels, [move]))]
+        moves = space.cells.allowed_moves(labels)
 
         def seen(labels, theta):
             self.solved += 1

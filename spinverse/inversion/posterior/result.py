@@ -23,6 +23,7 @@ from .sampler import Space
 LEVELS = 0.5, 0.9  # of the intervals
 CANDIDATES = 200  # samples among which is the shape of the largest expected F1
 CUTS = np.linspace(0.05, 0.95, 19)  # of probabilities, that give further ones
+DIGITS = 6  # of quantities that chains are judged by: points of meshes may have seven
 TYPICAL = 6  # samples that are shown
 #: Of which R-hat and the effective sample size count.
 JUDGED = ("volume", "surface_to_volume", "permeability", "log_likelihood")
@@ -283,9 +284,16 @@ def diagnosed(quantities: Mapping[str, np.ndarray],
               chain: np.ndarray) -> tuple[dict[str, float], dict[str, float]]:
     """R-hat and effective sample sizes of `JUDGED` quantities ``(n,)``, chains of equal length."""
     members = [chain == c for c in np.unique(chain)]
-    values = {name: np.array([quantities[name][mine] for mine in members]) for name in JUDGED}
+    values = {name: _rounded(np.array([quantities[name][mine] for mine in members]))
+              for name in JUDGED}
     return ({name: diagnostics.r_hat(each) for name, each in values.items()},
             {name: diagnostics.effective(each) for name, each in values.items()})
+
+
+def _rounded(values: np.ndarray) -> np.ndarray:
+    """To `DIGITS`: ranks would tell a shape from its reflection by the last digits of the mesh."""
+    size = np.max(np.abs(values), initial=0.0, where=np.isfinite(values))
+    return np.round(values / size, DIGITS) if size else values
 
 
 def doubtful(r_hat: Mapping[str, float], effective: Mapping[str, float]) -> list[str]:

@@ -165,6 +165,10 @@ class Cells:
         found |= {(cell, 0) for cell in np.flatnonzero(self.at_rim & (labels > 0)).tolist()}
         return sorted(found)
 
+    def allowed_moves(self, labels: np.ndarray) -> list[tuple[int, int]]:
+        """`moves` after which a partition is allowed."""
+        return [move for move in self.moves(labels) if self.allowed(changed(labels, [move]))]
+
     @cached_property
     def maps(self) -> list[tuple[int, np.ndarray, np.ndarray]]:
         """Steps from the middle vertex to another, alone and after a point reflection.

@@ -6,7 +6,6 @@ from functools import cached_property
 
 import numpy as np
 
-from ..cells import changed
 from ..ellipsoids import cost, starts
 from ..graded import blurred
 from ..hypothesis import Hypothesis
@@ -102,7 +101,7 @@ def _set_unit(search: Search, start: Hypothesis, ledger: SearchLedger) -> None:
     """Of misfits, from what moves change at a first start."""
     models, cells, labels = search.models, search.cells, start.labels
     if models.large:  # from the moves themselves, which cost less there
-        moves = [move for move in cells.moves(labels) if cells.allowed(changed(labels, [move]))]
+        moves = cells.allowed_moves(labels)
         D, _ = models.effects(labels, start.theta, search.first, moves, [])
         models.unit = float(np.mean(D**2)) / UNIT
     else:
